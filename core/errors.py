@@ -1,0 +1,41 @@
+"""Errors that are meant for the user: one sentence that names the value, the rule and the remedy.
+
+`jobs` print such an error without a traceback and exit with status 2; any other exception is a bug of
+ours and keeps its traceback. `assert` guards what only we can break.
+"""
+
+
+class TroupeError(Exception):
+    """Base of everything the user can cause and can mend."""
+
+
+class ConfigError(TroupeError):
+    """A recipe or an override is wrong: unknown key, bad value, numbers that do not fit."""
+
+
+class DataError(TroupeError):
+    """A data set is missing, empty, lacks a field, or a prompt does not fit the model."""
+
+
+class RewardError(TroupeError):
+    """A reward raised, or returned something that is not a finite number."""
+
+
+class CheckpointError(TroupeError):
+    """A checkpoint is incomplete, of another model, or cannot be written."""
+
+
+class SyncError(TroupeError):
+    """Weights did not reach a generator in time."""
+
+
+class ConsistencyError(TroupeError):
+    """Trainer and generator disagree about the log-probabilities of the same tokens."""
+
+
+class WorkerError(TroupeError):
+    """A worker process failed to start or died."""
+
+
+class NumericalError(TroupeError):
+    """A loss or a gradient is NaN or infinite."""

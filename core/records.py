@@ -1,0 +1,108 @@
+"""The records that travel between the stages: samples, branches, groups, scores.
+
+They are frozen: a stage returns a new record. Ragged data are lists here; `algorithms.packing.Batch` turns
+groups into flat tensors. Letters used for shapes everywhere: G groups, B branches, N branch tokens of a batch,
+S tokens of a packed row, V vocabulary, H hidden size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+
+class Message(TypedDict):
+    """One turn of a conversation, as chat templates expect it."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One task: a prompt and what is known about its answer. Its identity is `sample_id`, never its text.
+
+    Example: `Sample(sample_id="word_problems/17", prompt="Tom has 3 pens ...", gold="8",
+    fields={"demonstration": "3+5=8\\n#### 8"})`.
+    """
+
+    sample_id: str
+    prompt: str | Sequence[Message]
+    """Raw text (encoded as it is), or messages (encoded through the tokenizer's chat template)."""
+    gold: str | None = None
+    """The reference answer that rewards and metrics compare with; never part of the prompt."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else the data set knows; `demonstration` is the text that supervised training imitates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightSpan:
+    """The tokens [start, end) of a branch were sampled with the weights of `version` (the trainer's step)."""
+
+    version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """One continuation of a prompt, T tokens long, its end-of-turn token included."""
+
+    token_ids: Sequence[int]
+    """[T]."""
+    text: str = ""
+    """`token_ids` decoded without special tokens."""
+    loss_mask: Sequence[bool] | None = None
+    """[T]; True where the model is trained. None: on every token."""
+    logprobs: Sequence[float] | None = None
+    """[T]; log-probabilities under the policy that sampled, at the sampling temperature."""
+    finish_reason: str = "stop"
+    """`stop`: it ended by itself; `length`: it hit the limit and is truncated."""
+    weight_versions: Sequence[WeightSpan] = ()
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason == "length"
+
+    @property
+    def oldest_version(self) -> int | None:
+        """The oldest weights that sampled any of its tokens; None when it was not sampled."""
+        return min((span.version for span in self.weight_versions), default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What a reward says of one branch: the weighted sum, and the unweighted parts for the logs.
+
+    `value` is None when the judgement is missing (a judge that did not answer); missing is counted, never 0.
+    """
+
+    value: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"a score must be finite, got {self.value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The unit of everything: one prompt and the branches that continue it, with a score per branch once scored."""
+
+    sample: Sample
+    prompt_ids: Sequence[int]
+    branches: Sequence[Branch]
+    scores: Sequence[Score] = ()
+
+    def with_scores(self, scores: Sequence[Score]) -> Group:
+        if len(scores) != len(self.branches):
+            raise ValueError(f"{self.sample.sample_id}: {len(scores)} scores for {len(self.branches)} branches")
+        return dataclasses.replace(self, scores=tuple(scores))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the packed group: the prompt once, then every branch."""
+        return len(self.prompt_ids) + sum(len(branch.token_ids) for branch in self.branches)
