@@ -1,0 +1,94 @@
+"""From a causal language model and a packed row to log-probabilities and entropies of the branch tokens.
+
+Logits are computed only at the positions that are read, in chunks when they would be large, so no [S, V]
+tensor ever exists. The module is what DeepSpeed wraps; its only submodule is the Hugging Face model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from algorithms.attention import layout_of
+from algorithms.packing import Row
+
+
+@dataclass(frozen=True, slots=True)
+class TokenValues:
+    """What the model says of the n tokens that a row reads."""
+
+    logprobs: torch.Tensor
+    """[n] fp32: log pi(token | what it sees), at the sampling temperature."""
+    entropy: torch.Tensor
+    """[n] fp32: entropy of the distribution the token was drawn from."""
+
+
+class PackedModel(torch.nn.Module):
+    """A causal language model whose forward pass takes a packed row."""
+
+    def __init__(self, model: PreTrainedModel, *, logits_chunk: int = 2**26) -> None:
+        super().__init__()
+        self.model = model
+        self.logits_chunk = logits_chunk
+
+    def forward(self, row: Row, *, temperature: float = 1.0, entropy_grad: bool = False) -> TokenValues:
+        """Log-probabilities and entropies [n] of the row's tokens.
+
+        The entropy carries a gradient only with `entropy_grad`, which doubles the memory of a chunk.
+        """
+        causal = _causal_model(self.model)
+        backbone, head = getattr(causal, causal.base_model_prefix), causal.get_output_embeddings()
+        device = next(self.model.parameters()).device
+        arguments = {"packed_layout": layout} if (layout := layout_of(row, device)) is not None else {}
+        mask = None if row.attention_mask is None else row.attention_mask.to(device)
+        hidden = backbone(
+            input_ids=row.input_ids.to(device),
+            position_ids=row.position_ids.to(device),
+            attention_mask=mask,
+            use_cache=False,
+            **arguments,
+        ).last_hidden_state.flatten(0, 1)  # [R, S, H] -> [R * S, H]
+        hidden = hidden.index_select(0, row.read_positions.to(device))  # [n, H]
+        targets = row.target_ids.to(device)  # [n]
+
+        softcap = getattr(causal.config, "final_logit_softcapping", None)
+        scale = _logit_scale(causal.config) / temperature
+
+        def read(states: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = head(states).float()  # [chunk, H] -> [chunk, V]
+            if softcap is not None:
+                logits = softcap * torch.tanh(logits / softcap)
+            return _read_logits(logits * scale, tokens, entropy_grad)
+
+        tokens_per_chunk = max(1, self.logits_chunk // causal.config.vocab_size)
+        if len(targets) <= tokens_per_chunk:
+            return TokenValues(*read(hidden, targets))
+        pieces = [
+            checkpoint(read, states, tokens, use_reentrant=False)
+            for states, tokens in zip(hidden.split(tokens_per_chunk), targets.split(tokens_per_chunk), strict=True)
+        ]
+        return TokenValues(torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces]))
+
+
+def _read_logits(logits: torch.Tensor, tokens: torch.Tensor, entropy_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probability [n] of the tokens, entropy [n]) from logits [n, V]: H = logsumexp(z) - sum softmax(z) z."""
+    normaliser = torch.logsumexp(logits, dim=-1)
+    logprobs = logits.gather(-1, tokens[:, None])[:, 0] - normaliser
+    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+        probabilities = torch.exp(logits - normaliser[:, None])
+        entropy = normaliser - (probabilities * logits).sum(-1)
+    return logprobs, entropy
+
+
+def _causal_model(model: torch.nn.Module) -> PreTrainedModel:
+    """The causal model itself, from inside a peft wrapper if there is one (its layers stay adapted)."""
+    base = getattr(model, "get_base_model", None)
+    return base() if base is not None else model
+
+
+def _logit_scale(config: object) -> float:
+    """Granite divides, Cohere multiplies its logits by a constant."""
+    return getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)

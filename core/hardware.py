@@ -1,0 +1,98 @@
+"""Which machine is this: device, transports, precision, threads. Asked here and nowhere else.
+
+A role calls `set_up_process` first thing in its process and then uses what `Hardware` says; nothing outside
+this file looks at CUDA, instruction sets or core counts.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What the machine offers to the roles."""
+
+    device: Device
+    num_gpus: int
+    num_cores: int
+    fast_bf16: bool
+    """Whether the processor multiplies bf16 matrices in hardware; in software bf16 is slower than fp32."""
+
+    @property
+    def collective_backend(self) -> str:
+        """torch.distributed's backend among the ranks of one role."""
+        return "nccl" if self.device == "cuda" else "gloo"
+
+    def precision(self, wanted: str) -> Literal["bf16", "fp32"]:
+        """`auto` resolved: bf16 where it is fast."""
+        if wanted == "auto":
+            return "bf16" if self.fast_bf16 else "fp32"
+        return "bf16" if wanted == "bf16" else "fp32"
+
+    def weight_transport(self, *, colocated: bool) -> Literal["gloo", "nccl", "ipc"]:
+        """How weights reach the generators: CUDA IPC on shared GPUs, NCCL between GPUs, gloo on CPUs."""
+        if self.device == "cpu":
+            return "gloo"
+        return "ipc" if colocated else "nccl"
+
+
+@functools.cache
+def hardware() -> Hardware:
+    """This machine, measured once per process; does not import torch (a driver needs no 2 s for it)."""
+    num_gpus = _num_gpus()
+    return Hardware(
+        device="cuda" if num_gpus else "cpu",
+        num_gpus=num_gpus,
+        num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        fast_bf16=bool(num_gpus) or bool(cpu_features() & {"avx512_bf16", "amx_bf16", "bf16"}),
+    )
+
+
+def cpu_features() -> set[str]:
+    """The instruction-set flags that the kernel reports; empty where it reports none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    for line in lines:
+        if line.startswith(("flags", "Features")):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def _num_gpus() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() and part.strip() != "-1"])
+    devices = Path("/dev")
+    return len([path for path in devices.glob("nvidia[0-9]*") if path.name[6:].isdigit()])
+
+
+def set_up_process(*, rank: int = 0, world_size: int = 1, master_address: str = "127.0.0.1", master_port: int = 0) -> None:
+    """Environment and thread counts of a worker process, before torch or deepspeed start their own.
+
+    On a CPU each rank gets its share of the cores: more threads than cores make the ranks wait for each other.
+    """
+    machine = hardware()
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK="0" if machine.device == "cuda" else str(rank),
+        LOCAL_SIZE="1" if machine.device == "cuda" else str(world_size),
+        MASTER_ADDR=master_address,
+        MASTER_PORT=str(master_port),
+        TOKENIZERS_PARALLELISM="false",
+    )
+    if machine.device == "cpu":
+        # DeepSpeed asks its accelerator, not torch; without this it looks for CUDA first and warns.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        import torch
+
+        torch.set_num_threads(max(1, machine.num_cores // world_size))
