@@ -1,0 +1,266 @@
+"""Checkpoints that can be trusted: written aside, named by a manifest that comes last, then moved into place.
+
+`step-000010/` exists only whole: its `manifest.json` lists every file with size and SHA-256, and a reader trusts
+nothing else. What is inside (weights, optimizer, `state.json`) is the business of the actors and the job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from core.errors import CheckpointError
+from core.files import now, read_json, to_json, write_atomically
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+INDEX = "index.json"
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+HASHING_THREADS = 4
+"""hashlib releases the interpreter while it works, so large files are hashed side by side."""
+
+ARCHITECTURE = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "tie_word_embeddings",
+    "num_experts",
+    "num_local_experts",
+    "moe_intermediate_size",
+)
+"""Keys of config.json that decide which tensors there are; the others differ between library versions."""
+
+
+def model_identity(config_json: Mapping[str, Any], tokenizer_len: int) -> str:
+    """What must agree between a checkpoint and the run that loads it.
+
+    Example: `qwen2-h128-l4-v512-t512-3fa9c1d2e0b4` (width, layers, vocabulary, tokenizer, hash of the architecture).
+    """
+    inner = config_json.get("text_config") or config_json
+    facts = {key: inner[key] for key in ARCHITECTURE if inner.get(key) is not None}
+    digest = hashlib.sha256(json.dumps([facts, tokenizer_len], sort_keys=True).encode()).hexdigest()[:12]
+    size = f"h{facts.get('hidden_size')}-l{facts.get('num_hidden_layers')}-v{facts.get('vocab_size')}"
+    return f"{facts.get('model_type', 'model')}-{size}-t{tokenizer_len}-{digest}"
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the job's own state (step, data position, ...) into a checkpoint that is being written."""
+    (path / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+
+
+class CheckpointStore:
+    """The checkpoints of one run. Only the process that holds the run's lock writes."""
+
+    def __init__(
+        self, directory: Path, *, keep_last: int = 2, on_event: Callable[..., None] = lambda kind, **fields: None
+    ) -> None:
+        self.directory = Path(directory)
+        self._keep_last = keep_last
+        self._on_event = on_event
+        self._reported: set[Path] = set()
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def path(self, step: int) -> Path:
+        return self.directory / f"step-{step:06d}"
+
+    def steps(self) -> list[int]:
+        """The steps with a complete checkpoint, oldest first; an incomplete directory is reported once."""
+        found = []
+        for path in self.directory.glob("step-*"):
+            suffix = path.name.removeprefix("step-")
+            if not path.is_dir() or not suffix.isdigit():
+                continue
+            problem = self._problem(path)
+            if problem is None:
+                found.append(int(suffix))
+            elif path not in self._reported:
+                self._reported.add(path)
+                self._on_event("checkpoint_ignored", path=path.name, reason=problem)
+        return sorted(found)
+
+    def complete(self, step: int) -> bool:
+        return self._problem(self.path(step)) is None
+
+    def latest(self) -> int | None:
+        """The newest complete step."""
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The complete step with the best recorded metric; the earliest of equals, None when none was measured."""
+        index = self._index()
+        sign = 1 if index["higher_is_better"] else -1
+        measured = [step for step in self.steps() if str(step) in index["metrics"]]
+        return max(measured, key=lambda step: (sign * index["metrics"][str(step)], -step), default=None)
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """step, at, metadata and files of a complete checkpoint."""
+        self.verify(step)
+        return dict(read_json(self.path(step) / MANIFEST))
+
+    def load_state(self, step: int) -> dict[str, Any]:
+        """What `save_state` wrote."""
+        self.verify(step)
+        state = read_json(self.path(step) / STATE)
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{self.path(step)} has no {STATE}; it cannot be resumed, only loaded as a model")
+        return state
+
+    def verify(self, step: int, *, hashes: bool = False, model: str | None = None) -> None:
+        """Raise CheckpointError unless the checkpoint is whole and, where given, of the `model` of that identity.
+
+        Sizes are always compared; `hashes` reads every byte.
+        """
+        path = self.path(step)
+        problem = self._problem(path) or (_wrong_hash(path) if hashes else None)
+        if problem is not None:
+            raise CheckpointError(f"{path} cannot be used: {problem}; remove it, and an older checkpoint is taken")
+        saved = read_json(path / MANIFEST)["metadata"].get("model")
+        if model is not None and saved is not None and saved != model:
+            raise CheckpointError(
+                f"{path} holds the model {saved}, this run trains {model}; give the recipe that it was begun with, "
+                "or another run.name"
+            )
+
+    def _problem(self, path: Path) -> str | None:
+        """Why `path` is not a complete checkpoint, or None."""
+        manifest = read_json(path / MANIFEST)
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+            return f"it has no readable {MANIFEST}, so it was not written to its end"
+        if path.name != f"step-{manifest.get('step', -1):06d}":
+            return f"its {MANIFEST} is of step {manifest.get('step')}"
+        for name, entry in manifest["files"].items():
+            try:
+                size = (path / name).stat().st_size
+            except OSError:
+                return f"{name} is missing"
+            if size != entry["bytes"]:
+                return f"{name} has {size} bytes, the manifest says {entry['bytes']}"
+        return None
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writing(self, step: int, metadata: Mapping[str, Any] | None = None) -> Iterator[Path]:
+        """A directory to fill; at the end of the block it becomes the checkpoint of `step`, or nothing at all.
+
+        `metadata` goes into the manifest; its `model` is what `verify(model=...)` compares.
+        """
+        self._clear_leftovers()
+        temporary = self.directory / f".writing-{self.path(step).name}"
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            _write_manifest(temporary, step, metadata or {})
+            self._move_into_place(temporary, self.path(step))
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise CheckpointError(f"the checkpoint of step {step} cannot be written: {error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._retire()
+
+    def record_metric(self, step: int, value: float, higher_is_better: bool = True) -> None:
+        """Remember what was measured at `step`, before or after its checkpoint; it decides which one is best."""
+        if value != value:
+            return
+        metrics = {**self._index()["metrics"], str(step): float(value)}
+        self.directory.mkdir(parents=True, exist_ok=True)
+        index = {"higher_is_better": higher_is_better, "metrics": metrics}
+        write_atomically(self.directory / INDEX, to_json(index, indent=2) + "\n")
+        self._retire()
+
+    def _index(self) -> dict[str, Any]:
+        return read_json(self.directory / INDEX) or {"higher_is_better": True, "metrics": {}}
+
+    def _clear_leftovers(self) -> None:
+        """Remove what a killed writer left; nobody ever trusted it."""
+        for pattern in (".writing-*", ".retired-*"):
+            for path in self.directory.glob(pattern):
+                if pattern == ".writing-*":
+                    self._on_event("checkpoint_leftover_removed", path=path.name)
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _move_into_place(self, temporary: Path, path: Path) -> None:
+        if path.exists():
+            self._remove(path)
+        os.rename(temporary, path)
+        _sync(self.directory)
+
+    def _retire(self) -> None:
+        """Keep the newest `keep_last` and the best; point `latest` and `best` at them for people."""
+        steps, best = self.steps(), self.best()
+        for step in steps[: -self._keep_last]:
+            if step != best:
+                self._remove(self.path(step))
+        for name, kept in (("latest", max(steps, default=None)), ("best", best)):
+            if kept is not None:
+                _point(self.directory / name, self.path(kept).name)
+
+    def _remove(self, path: Path) -> None:
+        # Renamed first: a kill in the middle must not leave half of a checkpoint under its name.
+        retired = path.with_name(f".retired-{path.name}")
+        os.rename(path, retired)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def _write_manifest(path: Path, step: int, metadata: Mapping[str, Any]) -> None:
+    """List every file of `path` in its manifest, once all of them are on the disk."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        hashes = list(pool.map(_sync_and_hash, files))
+    entries = {
+        file.relative_to(path).as_posix(): {"bytes": file.stat().st_size, "sha256": digest}
+        for file, digest in zip(files, hashes, strict=True)
+    }
+    manifest = {"step": step, "at": now(), "metadata": dict(metadata), "files": entries}
+    write_atomically(path / MANIFEST, to_json(manifest, indent=2) + "\n")
+    _sync(path)
+
+
+def _sync_and_hash(file: Path) -> str:
+    _sync(file)
+    return _hash(file)
+
+
+def _hash(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _wrong_hash(path: Path) -> str | None:
+    for name, entry in read_json(path / MANIFEST)["files"].items():
+        if _hash(path / name) != entry["sha256"]:
+            return f"{name} has another SHA-256 than the manifest says"
+    return None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _point(link: Path, target: str) -> None:
+    """A relative symbolic link, for people only; a file system without links does without."""
+    temporary = link.with_name(f".{link.name}.link")
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        os.replace(temporary, link)

@@ -1,0 +1,98 @@
+"""How the run directory's files are written and read: whole files atomically, JSON Lines by appending.
+
+A reader sees the old file or the new one, never half of either; of a JSON Lines file whose writer was killed it
+sees every whole line. What the lines mean is the business of `core.run` and `core.report`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601 with milliseconds, as every file of a run directory writes it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text`; survives a crash of the process and of the machine."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON text; numbers that JSON cannot write (NaN, infinities) become null, unknown objects their `str`."""
+    return json.dumps(_finite(value), ensure_ascii=False, indent=indent, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or None when there is no such file or it is not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON Lines file in order; a line that a killed writer left unfinished is passed over."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the records that are not `wanted`, atomically."""
+    if path.is_file():
+        write_atomically(path, "".join(to_json(record) + "\n" for record in read_lines(path) if wanted(record)))
+
+
+class JsonLines:
+    """An append-only JSON Lines file; each record reaches the file whole, from whatever thread it comes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+
+    def append(self, *records: Mapping[str, Any]) -> None:
+        text = "".join(to_json(record) + "\n" for record in records)
+        with self._lock, open(self.path, "ab+") as file:
+            if _unfinished(file):
+                file.write(b"\n")
+            file.write(text.encode("utf-8"))
+
+
+def _unfinished(file: Any) -> bool:
+    """Whether the file's last line lacks its end, because its writer was killed."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"

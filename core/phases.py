@@ -1,0 +1,41 @@
+"""Where the seconds of a step go: `with clock.timed("rollout")`, phases that add up to the step."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+
+class PhaseClock:
+    """Seconds per phase since the last `end_step`; for one thread, the one that runs the loop."""
+
+    def __init__(self) -> None:
+        self._phases: dict[str, float] = {}
+        self._inner_s: list[float] = []
+        """For each phase that is open now: the seconds that phases inside it took."""
+        self._begun = time.perf_counter()
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the block's seconds, less those of phases inside it, also when it raises."""
+        begun = time.perf_counter()
+        self._inner_s.append(0.0)
+        try:
+            yield
+        finally:
+            elapsed_s = time.perf_counter() - begun
+            own_s = elapsed_s - self._inner_s.pop()
+            self._phases[phase] = self._phases.get(phase, 0.0) + own_s
+            if self._inner_s:
+                self._inner_s[-1] += elapsed_s
+
+    def end_step(self) -> dict[str, float]:
+        """`time/<phase>_s` of every phase, `time/step_s`, and `time/other_s`: the rest of the step."""
+        moment = time.perf_counter()
+        step_s = moment - self._begun
+        times = {f"time/{phase}_s": seconds for phase, seconds in self._phases.items()}
+        times["time/other_s"] = max(step_s - sum(self._phases.values()), 0.0)
+        times["time/step_s"] = step_s
+        self._phases, self._begun = {}, moment
+        return times

@@ -1,0 +1,63 @@
+"""How a job is started: `run_program(train, GRPOConfig, "jobs/train_grpo.py")` at the end of its file.
+
+It reads the command line, calls the job with its config and says what the user did wrong in one sentence.
+Exit status: 0 done, 2 a TroupeError, 130 interrupted; any other exception is our bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import rich
+from rich.logging import RichHandler
+
+from core.config import Section, dump_config, parse_command_line
+from core.errors import TroupeError
+
+C = TypeVar("C", bound=Section)
+
+PACKAGES = ("core", "algorithms", "data", "rewards", "actors", "serving", "jobs")
+
+
+def run_program(main: Callable[[C], Any], config_cls: type[C], program_name: str) -> None:
+    """Run `main(config)` with the config that the command line describes; see the module for exit statuses."""
+    show_log()
+    try:
+        config, dry_run = parse_command_line(config_cls, program_name)
+        if dry_run:
+            describe(config)
+        else:
+            main(config)
+    except TroupeError as error:
+        print(f"error: {user_error(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def user_error(error: BaseException) -> BaseException:
+    """The error behind a worker's: ray hands its text over with a remote traceback, and the original as `cause`."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, TroupeError) else error
+
+
+def describe(config: Section) -> None:
+    """Print the derived numbers, where the recipe has some, and the resolved recipe: what `--dry-run` is for."""
+    arithmetic = getattr(config, "arithmetic", None)
+    if arithmetic is not None:
+        print(f"# {arithmetic()}")
+    print(dump_config(config), end="")
+
+
+def show_log() -> None:
+    """Our packages log from INFO on, libraries from WARNING on; beside a live bar without tearing it."""
+    on_terminal = rich.get_console().is_terminal
+    handler = RichHandler(show_path=False, markup=False) if on_terminal else logging.StreamHandler()
+    plain = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(format="%(message)s" if on_terminal else plain, handlers=[handler])
+    for package in PACKAGES:
+        logging.getLogger(package).setLevel(logging.INFO)

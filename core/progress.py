@@ -1,0 +1,93 @@
+"""The face of a running job: a live bar on a terminal, a plain line now and then elsewhere.
+
+It shows the step, the reward, the held-out metric, tokens per second and the time that is left.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+def headline(metrics: Mapping[str, float]) -> dict[str, str]:
+    """The few numbers worth a glance, as label and text."""
+    shown = {}
+    if "reward/mean" in metrics:
+        shown["reward"] = f"{metrics['reward/mean']:.3f}"
+    held_out = next((name for name in metrics if name.startswith("eval/")), None)
+    if held_out is not None:
+        shown[held_out.rpartition("/")[2]] = f"{metrics[held_out]:.3f}"
+    if "loss" in metrics:
+        shown["loss"] = f"{metrics['loss']:.3f}"
+    if "tokens_per_second" in metrics:
+        shown["tokens/s"] = f"{metrics['tokens_per_second']:,.0f}"
+    return shown
+
+
+def duration(seconds: float) -> str:
+    """`42s`, `3m05s`, `2h07m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class ProgressBar:
+    """A live bar over the steps `first..last`."""
+
+    def __init__(self, name: str, first: int, last: int, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+        )
+        self._task = self._progress.add_task(name, total=last, completed=first - 1, numbers="")
+        self._progress.start()
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        numbers = "  ".join(f"[dim]{label}[/dim] {text}" for label, text in headline(metrics).items())
+        self._progress.update(self._task, completed=step, numbers=numbers)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class ProgressLines:
+    """Lines for a log file: at most one every few seconds, and one for the last step."""
+
+    def __init__(self, name: str, first: int, last: int, stream: Any = None) -> None:
+        self._name, self._first, self._last = name, first, last
+        self._stream = stream or sys.stdout
+        self._begun = time.monotonic()
+        self._next_line = self._begun
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        moment = time.monotonic()
+        if moment < self._next_line and step != self._last:
+            return
+        self._next_line = moment + SECONDS_BETWEEN_LINES
+        step_s = (moment - self._begun) / max(step - self._first + 1, 1)
+        numbers = "".join(f"  {label} {text}" for label, text in headline(metrics).items())
+        left = duration(step_s * (self._last - step))
+        line = f"{self._name}  step {step}/{self._last}{numbers}  {step_s:.2f} s/step  {left} left"
+        print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+def build_progress(name: str, first: int, last: int, console: Console) -> ProgressBar | ProgressLines:
+    """The bar when somebody watches, lines otherwise."""
+    return ProgressBar(name, first, last, console) if console.is_terminal else ProgressLines(name, first, last)

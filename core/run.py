@@ -1,0 +1,314 @@
+"""A run and its directory: what every job opens first, logs to, and leaves readable whatever happens.
+
+`with Run.open(config) as run:` locks `runs/<name>`, saves the recipe, seeds, starts the trackers and the progress
+display, and at the end, also after an exception, writes the state and the report. The files are described in
+docs/run_directory.md. What is computed, and when a checkpoint is due, is the job's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import random
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import rich
+
+from core.checkpoint import CheckpointStore
+from core.config import Section
+from core.errors import TroupeError
+from core.files import JsonLines, keep_lines, now, read_lines, to_json, write_atomically
+from core.phases import PhaseClock
+from core.program import user_error
+from core.progress import build_progress
+from core.records import Group, Score
+from core.report import build_report
+from core.run_directory import locked, open_directory, public_text, public_values
+from core.stopping import StopSignals
+from core.tracking import Tracker, build_trackers, check_trackers
+
+log = logging.getLogger(__name__)
+
+STEP_FILES = ("metrics.jsonl", "rollouts.jsonl", "answers.jsonl")
+
+
+class Run:
+    """One run; built by `Run.open`."""
+
+    def __init__(self, config: Section, *, continued: bool) -> None:
+        self.config = config
+        self.directory: Path = config.run.path  # type: ignore[attr-defined]
+        self.continued = continued
+        """Whether the directory existed; whether there is a checkpoint to resume from is `checkpoints.latest()`."""
+        self.checkpoints = build_store(config, on_event=self.event)
+        self.step = 0
+        self._steps: int = getattr(config, "steps", 0)
+        self._events = JsonLines(self.directory / "events.jsonl")
+        self._metrics: dict[str, float] = {}
+        self._shown: dict[str, float] = {}
+        self._clock = PhaseClock()
+        self._wall_s = 0.0
+        self._past_is_cut = False
+        self._signals = StopSignals()
+        self._final: tuple[int, bool] | None = None
+        self._progress: Any = None
+        self._trackers: list[Tracker] = []
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, config: Section) -> Iterator[Run]:
+        """The run of `config`, which has at least `run` and `seed`, and `steps` where there are training steps.
+
+        Raises ConfigError when another process writes it, or when it was begun with another recipe.
+        """
+        settings = config.run  # type: ignore[attr-defined]
+        check_trackers(settings.trackers)
+        with locked(settings.path):
+            continued = open_directory(config, has_checkpoint=build_store(config).latest() is not None)
+            run = cls(config, continued=continued)
+            try:
+                run._start()
+                yield run
+            except BaseException as error:
+                run._close(error)
+                raise
+            run._close(None)
+
+    def _start(self) -> None:
+        seed_everything(self.config.seed)  # type: ignore[attr-defined]
+        self._status("running")
+        self.event("opened", continued=self.continued)
+        names = self.config.run.trackers  # type: ignore[attr-defined]
+        self._trackers = build_trackers(names, directory=self.directory, values=public_values(self.config))
+        self._signals.install()
+
+    # -- the steps -------------------------------------------------------------------------------------------
+
+    def resume_from(self, step: int) -> None:
+        """Continue after `step`, the checkpoint's: what an earlier process wrote of later steps is dropped."""
+        self._forget_from(step + 1)
+        self.step = step
+        self.event("resumed", step=step)
+        log.info("%s continues after step %d", self.directory, step)
+
+    def steps(self, first: int, last: int) -> Iterator[int]:
+        """The numbers of the training steps (step 0 is the state before them), until the last or a requested stop.
+
+        The current step is always finished; `is_last` says whether it is the final one.
+        """
+        # ray.init takes SIGTERM for itself; from here on it is ours again.
+        self._signals.install()
+        self._progress = build_progress(self.directory.name, first, last, rich.get_console())
+        self._steps = last
+        # What came before (starting actors, loading a checkpoint) is wall time, but not the first step's.
+        self._wall_s += self._clock.end_step()["time/step_s"]
+        try:
+            for step in range(first, last + 1):
+                if self._stops_before(step):
+                    break
+                self.step = step
+                yield step
+        finally:
+            self._progress.close()
+            self._progress = None
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether Ctrl-C or SIGTERM asked to end after the current step."""
+        return self._signals.received is not None
+
+    def is_last(self, step: int) -> bool:
+        """Whether `step` is the final one, so that the job evaluates and saves.
+
+        The answer is a promise: a stop that is requested after a False ends the run one step later.
+        """
+        if self._final is None or self._final[0] != step:
+            self._final = (step, step >= self._steps or self.stop_requested)
+        return self._final[1]
+
+    def _stops_before(self, step: int) -> bool:
+        promised_more = self._final == (step - 1, False)
+        return self.stop_requested and not promised_more
+
+    def timed(self, phase: str) -> contextlib.AbstractContextManager[None]:
+        """Count the block's seconds as `time/<phase>_s` of the current step.
+
+        A phase inside another takes its seconds from the outer one, so the phases of a step add up.
+        """
+        return self._clock.timed(phase)
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Add metrics to the current step; of a name that is given twice the later value counts."""
+        self._metrics.update({name: float(value) for name, value in metrics.items()})
+
+    def end_step(self, step: int) -> dict[str, float]:
+        """Write the step's one line to metrics.jsonl, forward it, and begin the next; returns the metrics."""
+        self._forget_from(step)
+        phases = self._clock.end_step()
+        self._wall_s += phases["time/step_s"]
+        metrics = {**self._metrics, **phases}
+        self._metrics = {}
+        line = {"step": step, "at": now(), "wall_s": round(self._wall_s, 3), **metrics}
+        JsonLines(self.directory / "metrics.jsonl").append(line)
+        self.step = step
+        self._forward(step, metrics)
+        self._shown |= metrics
+        if self._progress is not None:
+            self._progress.update(step, self._shown)
+        self._status("running")
+        return metrics
+
+    def _forward(self, step: int, metrics: Mapping[str, float]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                tracker.log(step, metrics)
+            except Exception as error:
+                self._drop(tracker, error)
+
+    def _drop(self, tracker: Tracker, error: Exception) -> None:
+        """A tracker's trouble is not the run's: metrics.jsonl has everything."""
+        self._trackers.remove(tracker)
+        log.warning("%s failed and gets nothing more: %s", tracker.name, error)
+        self.event("tracker_failed", tracker=tracker.name, error=_first_line(error))
+
+    # -- what is kept beside the metrics ---------------------------------------------------------------------
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append something that happened (restart, retry, deadline) to events.jsonl; callable from any thread."""
+        safe = {name: public_text(value) if isinstance(value, str) else value for name, value in fields.items()}
+        self._events.append({"at": now(), "step": self.step, "kind": kind, **safe})
+
+    def log_rollouts(self, step: int, groups: Sequence[Group], limit: int) -> None:
+        """Append up to `limit` of the step's groups, drawn by seed, with texts, scores and parts to rollouts.jsonl."""
+        self._forget_from(step)
+        drawn = random.Random(f"rollouts/{step}").sample(range(len(groups)), min(limit, len(groups)))
+        lines = [{"step": step, **_group_record(groups[index])} for index in sorted(drawn)]
+        JsonLines(self.directory / "rollouts.jsonl").append(*lines)
+
+    def log_answers(self, step: int, set_name: str, rows: Sequence[Mapping[str, Any]], *, limit: int = 24) -> None:
+        """Append up to `limit` held-out answers to answers.jsonl: the same samples at every step, whatever their order.
+
+        A row has sample_id, prompt, gold, text and metrics (name -> value), as `answer_row` makes it.
+        """
+        self._forget_from(step)
+        chosen = sorted(rows, key=lambda row: hashlib.sha256(row["sample_id"].encode()).digest())[:limit]
+        lines = [{"step": step, "set": set_name, **row} for row in chosen]
+        JsonLines(self.directory / "answers.jsonl").append(*lines)
+
+    def write_placement(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the table of which role has which devices in placement.json, for the report."""
+        write_atomically(self.directory / "placement.json", to_json([dict(row) for row in rows], indent=2) + "\n")
+
+    def _forget_from(self, step: int) -> None:
+        """Where this process begins, the past of the directory ends: later lines were another attempt's."""
+        if self._past_is_cut:
+            return
+        self._past_is_cut = True
+        for name in STEP_FILES:
+            keep_lines(self.directory / name, lambda record: record.get("step", -1) < step)
+        past = read_lines(self.directory / "metrics.jsonl")
+        if past:
+            self._wall_s += past[-1].get("wall_s") or 0.0
+            for line in past:
+                self._shown |= {name: value for name, value in line.items() if isinstance(value, int | float)}
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def _status(self, state: str) -> None:
+        status = {"state": state, "step": self.step, "steps": self._steps, "updated": now()}
+        write_atomically(self.directory / "status.json", to_json(status) + "\n")
+
+    def _close(self, error: BaseException | None) -> None:
+        self._signals.restore()
+        state = self._end_state(error)
+        self.event(state, **_told(error))
+        self._status(state)
+        for tracker in list(self._trackers):
+            try:
+                tracker.finish(failed=state == "failed")
+            except Exception as trouble:
+                self._drop(tracker, trouble)
+        try:
+            report = build_report(self.directory)
+            log.info("%s at step %d; report: %s", state, self.step, report)
+        except Exception:
+            log.exception("the report of %s could not be built; jobs/report.py rebuilds it", self.directory)
+
+    def _end_state(self, error: BaseException | None) -> str:
+        if error is None:
+            return "stopped" if self.stop_requested and self.step < self._steps else "finished"
+        return "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+
+
+def build_store(config: Section, *, on_event: Any = lambda kind, **fields: None) -> CheckpointStore:
+    """The checkpoints of the run that `config` names."""
+    settings = getattr(config, "checkpoint", None)
+    directory = config.run.path / "checkpoints"  # type: ignore[attr-defined]
+    return CheckpointStore(directory, keep_last=getattr(settings, "keep_last", 2), on_event=on_event)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of this process; what is sampled elsewhere derives its own seeds from names."""
+    random.seed(seed)
+    with contextlib.suppress(ImportError):
+        import numpy
+
+        numpy.random.seed(seed % 2**32)
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.manual_seed(seed)
+
+
+def answer_row(group: Group) -> dict[str, Any]:
+    """The row of `Run.log_answers` for an evaluated group: its first branch and that branch's parts."""
+    score = group.scores[0] if group.scores else None
+    return {
+        "sample_id": group.sample.sample_id,
+        "prompt": _prompt_text(group),
+        "gold": group.sample.gold,
+        "text": group.branches[0].text,
+        "metrics": dict(score.parts) if score is not None else {},
+    }
+
+
+def _group_record(group: Group) -> dict[str, Any]:
+    scores = group.scores or [Score(value=None)] * len(group.branches)
+    branches = [
+        {
+            "text": branch.text,
+            "score": score.value,
+            "parts": dict(score.parts),
+            "finish_reason": branch.finish_reason,
+            "num_tokens": len(branch.token_ids),
+        }
+        for branch, score in zip(group.branches, scores, strict=True)
+    ]
+    sample = group.sample
+    return {"sample_id": sample.sample_id, "prompt": _prompt_text(group), "gold": sample.gold, "branches": branches}
+
+
+def _prompt_text(group: Group) -> str:
+    prompt = group.sample.prompt
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _told(error: BaseException | None) -> dict[str, str]:
+    """What events.jsonl says of an error; a traceback only where the user cannot have caused it."""
+    if error is None:
+        return {}
+    cause = user_error(error)
+    told = {"error": _first_line(cause)}
+    if not isinstance(cause, TroupeError | KeyboardInterrupt):
+        told["traceback"] = "".join(traceback.format_exception(error))
+    return told
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
