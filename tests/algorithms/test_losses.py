@@ -50,6 +50,7 @@ def make_tokens(*, on_policy: bool = False, outside: float = math.nan) -> Tokens
     branch_ids = torch.arange(6).repeat_interleave(lengths)
     loss_mask = torch.rand(21, generator=generator) > 0.2
     loss_mask[branch_ids == 4] = False
+    scores = torch.tensor([1.2, -0.7, 0.4, -1.5, 0.9, 2.0], dtype=torch.float64)
 
     def column(mean: float, deviation: float) -> Tensor:
         values = mean + deviation * torch.randn(21, generator=generator, dtype=torch.float64)
@@ -63,7 +64,7 @@ def make_tokens(*, on_policy: bool = False, outside: float = math.nan) -> Tokens
         old_logprobs=old,
         ref_logprobs=old + column(0, 0.4),
         importance_weights=column(1, 0.3),
-        advantages=advantages.to_tokens(torch.tensor([1.2, -0.7, 0.4, -1.5, math.nan, 2.0]).double(), branch_ids),
+        advantages=torch.where(loss_mask, advantages.to_tokens(scores, branch_ids), outside),
     )
 
 
@@ -296,6 +297,15 @@ def test_what_stands_outside_the_mask_does_not_matter(ratio: losses.Ratio, outsi
     assert_same(gradient(loss, strange), gradient(expected, usual))
     for name, value in metrics.items():
         assert_same(value, expected_metrics[name])
+
+
+def test_metrics_are_about_trained_tokens_whatever_their_weights_say() -> None:
+    tokens = make_tokens()
+    everywhere = torch.full((21,), 1 / tokens.loss_mask.sum().item())
+    _, metrics = surrogate(tokens, tokens.weights("constant"), metric_weights=everywhere)
+    _, expected = surrogate(tokens, tokens.weights("token_mean"))
+    for name, value in metrics.items():
+        assert_same(value, expected[name])
 
 
 def test_an_empty_row_has_a_loss_of_zero_that_can_be_differentiated() -> None:
