@@ -243,11 +243,12 @@ def total(tokens: Tokens, weights: Tensor, chosen: Tensor, ratio: losses.Ratio) 
         importance_weights=tokens.importance_weights[chosen],
         metric_weights=tokens.weights("token_mean")[chosen],
     )
+    squared, _ = losses.kl_loss(new, ref, part, "k2")
     divergence, divergence_metrics = losses.kl_loss(new, ref, part, "k3")
     entropy, entropy_metrics = losses.entropy_loss(new, part)
     nll, nll_metrics = losses.sft_loss(new, part)
     metrics = policy_metrics | divergence_metrics | entropy_metrics | nll_metrics
-    return policy + 0.1 * divergence + 0.01 * entropy + 0.2 * nll, metrics
+    return policy + 0.1 * (squared + divergence) + 0.01 * entropy + 0.2 * nll, metrics
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
