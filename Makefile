@@ -1,0 +1,44 @@
+# Everything that a person or CI does here. Each target first makes the environment, once: `install.py` compares it
+# with the lock and ends at once where they match.
+.DEFAULT_GOAL := help
+.PHONY: help install environment need-python demo test check doctor lock clean
+
+STACK ?= auto
+PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$python && break; done)
+# Without activating: the tools of the environment, and ninja, which torch looks for on PATH.
+RUN := PATH="$(CURDIR)/.venv/bin:$$PATH"
+
+help:  ## List what can be made.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: need-python  ## Make .venv for this machine; STACK=cpu or STACK=gpu instead of what is found, PYTHON=path for another Python.
+	@$(PYTHON) install.py --stack=$(STACK)
+
+environment: need-python
+	@$(PYTHON) install.py --stack=$(STACK) --quiet
+
+need-python:
+	@test -n "$(PYTHON)" || { echo "Troupe needs Python 3.11 or 3.12 and found neither: install one (Debian, Ubuntu: apt install python3.11-dev python3.11-venv), or name yours: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
+
+demo: environment  ## Train a small model with GRPO from nothing, in minutes, on this machine.
+	@$(RUN) python jobs/train_grpo.py
+
+test: environment  ## Run the tests.
+	@$(RUN) python -m pytest
+
+check: environment  ## Check style, types and layering; under a minute.
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) mypy
+	@$(RUN) python -m pytest -q tests/test_layering.py
+
+doctor: environment  ## Say what on this machine would stop or slow a run, and the remedy.
+	@$(RUN) python jobs/doctor.py
+
+lock: environment  ## Resolve pyproject.toml into requirements/cpu.txt and requirements/gpu.txt anew.
+	@$(PYTHON) install.py --lock
+
+clean:  ## Remove the environment and all caches; runs/ stays.
+	@rm -rf .venv .cache .ruff_cache .mypy_cache .pytest_cache *.egg-info
+	@find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
