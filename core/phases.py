@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class PhaseClock:
     """Seconds per phase since the last `end_step`; for one thread, the one that runs the loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self._phases: dict[str, float] = {}
         self._inner_s: list[float] = []
         """For each phase that is open now: the seconds that phases inside it took."""
-        self._begun = time.perf_counter()
+        self._begun = self._clock()
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Count the block's seconds, less those of phases inside it, also when it raises."""
-        begun = time.perf_counter()
+        begun = self._clock()
         self._inner_s.append(0.0)
         try:
             yield
         finally:
-            elapsed_s = time.perf_counter() - begun
+            elapsed_s = self._clock() - begun
             own_s = elapsed_s - self._inner_s.pop()
             self._phases[phase] = self._phases.get(phase, 0.0) + own_s
             if self._inner_s:
@@ -32,7 +33,7 @@ class PhaseClock:
 
     def end_step(self) -> dict[str, float]:
         """`time/<phase>_s` of every phase, `time/step_s`, and `time/other_s`: the rest of the step."""
-        moment = time.perf_counter()
+        moment = self._clock()
         step_s = moment - self._begun
         times = {f"time/{phase}_s": seconds for phase, seconds in self._phases.items()}
         times["time/other_s"] = max(step_s - sum(self._phases.values()), 0.0)

@@ -149,7 +149,7 @@ def _refuse_another_recipe(config: Section, path: Path) -> None:
             f"{path} was written by another job or version, its recipe is not one of this job "
             f"({str(error).splitlines()[0]}); {remedy}"
         ) from None
-    before, after = _flat(saved.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+    before, after = flat_values(saved.model_dump(mode="json")), flat_values(config.model_dump(mode="json"))
     differing = [
         f"  {key}: {_shown(before, key)} in the run, {_shown(after, key)} now"
         for key in sorted({*before, *after})
@@ -167,13 +167,13 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
     return to_json(values[key]) if key in values else "absent"
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+def flat_values(values: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one mapping with dotted keys; lists are compared whole."""
     if not isinstance(values, Mapping) or not values:
         return {prefix: values}
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        flat |= flat_values(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
 
 

@@ -1,0 +1,34 @@
+"""Build the report of a run, or of several over each other, from their directories alone.
+
+usage: python jobs/report.py runs/a [runs/b ...] [--output compare.html]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from core.errors import TroupeError
+from core.report import build_comparison, build_report
+
+
+def main(arguments: list[str]) -> Path:
+    """Write the page that the command line asks for; returns where it is."""
+    parser = argparse.ArgumentParser(prog="python jobs/report.py", description="Build the report of one or more runs.")
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories; several are laid over each other")
+    parser.add_argument("--output", type=Path, help="the page; <run>/report.html, or compare.html for several runs")
+    given = parser.parse_args(arguments)
+    if len(given.runs) == 1:
+        return build_report(given.runs[0], given.output)
+    return build_comparison(given.runs, given.output or Path("compare.html"))
+
+
+if __name__ == "__main__":
+    try:
+        print(main(sys.argv[1:]))
+    except TroupeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
