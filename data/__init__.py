@@ -1,0 +1,62 @@
+"""Where samples come from: one file per data set, and `load_data`, which checks what every data set must hold.
+
+`data.stream` puts training samples in their order. Rewards and metrics join what they know by `sample_id`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from core.chat import prompt_text
+from core.errors import DataError
+from core.recipes import DataConfig
+from data.dataset import DataSet
+from data.docstrings import load_docstrings
+from data.gsm8k import load_gsm8k
+from data.jsonl import load_jsonl
+from data.stream import PromptStream
+from data.word_problems import load_word_problems
+
+__all__ = ["DataSet", "PromptStream", "load_data"]
+
+log = logging.getLogger(__name__)
+
+LOADERS: dict[str, Callable[[Any], DataSet]] = {
+    "word_problems": load_word_problems,
+    "gsm8k": load_gsm8k,
+    "docstrings": load_docstrings,
+    "jsonl": load_jsonl,
+}
+
+
+def load_data(config: DataConfig) -> DataSet:
+    """The data set of a config; the same config (and files) gives the same samples in every process.
+
+    Raises DataError, in one sentence, for whatever is missing, malformed, or not identified by its id.
+    """
+    data = LOADERS[config.type](config)
+    for side, samples in (("training", data.train), ("held-out", data.heldout)):
+        if not samples:
+            raise DataError(f"{data.name}: there are no {side} samples")
+    _refuse_shared_ids(data)
+    _warn_of_overlap(data)
+    return data
+
+
+def _refuse_shared_ids(data: DataSet) -> None:
+    counts = Counter(sample.sample_id for sample in (*data.train, *data.heldout))
+    sample_id, count = counts.most_common(1)[0]
+    if count > 1:
+        raise DataError(
+            f"{data.name}: {count} samples have the id {sample_id!r}; an id names one sample, in training and held out together"
+        )
+
+
+def _warn_of_overlap(data: DataSet) -> None:
+    trained = {prompt_text(sample) for sample in data.train}
+    overlap = sum(prompt_text(sample) in trained for sample in data.heldout)
+    if overlap:
+        log.warning("%s: %d of %d held-out prompts also occur in training", data.name, overlap, len(data.heldout))

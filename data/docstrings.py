@@ -1,0 +1,85 @@
+"""Real language without a download: the docstrings of the installed Python packages, text to one-line summary.
+
+The prompt is what a docstring explains below its summary, the gold answer is the summary. Packages are split, not
+pairs: whoever wrote a held-out text wrote nothing that was trained on. `data.harvest` finds the pairs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from pathlib import Path
+
+from core.errors import DataError
+from core.recipes import DocstringsConfig
+from core.records import Sample
+from data.dataset import DataSet, conversation
+from data.harvest import Pair, harvest
+
+CACHE = Path(".cache/data")
+MIN_HELDOUT_PACKAGES = 8
+"""A package that would fill more than an eighth of the held-out set stays in training, as long as smaller ones suffice."""
+
+
+def load_docstrings(config: DocstringsConfig, cache: Path = CACHE) -> DataSet:
+    pairs = [pair for pair in harvest(config.roots, cache) if len(pair.summary) <= config.max_summary_chars]
+    heldout_packages = _heldout_packages(pairs, config)
+    train = [pair for pair in pairs if pair.package not in heldout_packages]
+    heldout = [pair for pair in pairs if pair.package in heldout_packages]
+    random.Random(f"docstrings/heldout/{config.seed}").shuffle(heldout)
+    return DataSet(
+        name="docstrings",
+        train=[_sample(pair, config) for pair in train],
+        heldout=[_sample(pair, config) for pair in heldout[: config.num_heldout]],
+    )
+
+
+def _heldout_packages(pairs: list[Pair], config: DocstringsConfig) -> set[str]:
+    """Packages in seeded order, until they have enough pairs: small ones first, so that the held-out set is broad."""
+    sizes: dict[str, int] = defaultdict(int)
+    for pair in pairs:
+        sizes[pair.package] += 1
+    order = sorted(sizes)
+    random.Random(f"docstrings/packages/{config.seed}").shuffle(order)
+    small = max(1, config.num_heldout // MIN_HELDOUT_PACKAGES)
+    order.sort(key=lambda package: max(small, sizes[package]))
+    chosen: set[str] = set()
+    num_chosen = 0
+    for package in order[:-1]:
+        if num_chosen >= config.num_heldout:
+            break
+        chosen.add(package)
+        num_chosen += sizes[package]
+    if num_chosen < config.num_heldout:
+        raise DataError(
+            f"docstrings: {len(pairs)} pairs of {len(sizes)} packages are too few to hold out {config.num_heldout} and "
+            "keep a package for training; lower data.num_heldout or add data.roots"
+        )
+    return chosen
+
+
+def _sample(pair: Pair, config: DocstringsConfig) -> Sample:
+    return Sample(
+        sample_id=f"docstrings/{pair.place}",
+        prompt=conversation(shorten(pair.text, config.max_prompt_chars)),
+        gold=pair.summary,
+        fields={"demonstration": pair.summary, "package": pair.package},
+    )
+
+
+def shorten(text: str, max_chars: int) -> str:
+    """The beginning of `text`, cut at a line's end, or between words where that would lose more than half of it.
+
+    >>> shorten("one two\\nthree four", 12)
+    'one two'
+    >>> shorten("one two three", 8)
+    'one two'
+    """
+    if len(text) <= max_chars:
+        return text
+    head = text[: max_chars + 1]
+    for separator in ("\n", " "):
+        cut = head.rfind(separator)
+        if 2 * cut >= max_chars:
+            return head[:cut].rstrip()
+    return text[:max_chars].rstrip()
