@@ -110,7 +110,9 @@ def line_chart(
             f'<line class="bound" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(bound)}" y2="{y(bound)}"/>'
             f'<text class="bound" x="{WIDTH - RIGHT}" y="{y(bound) - 4}" text-anchor="end">bound {short(bound)}</text>'
         )
-    parts += [_curve(one, x, y) for one in drawn]
+    longest = max(len(one.points) for one in drawn)
+    reach = max(2, longest // 30) if longest >= SMOOTH_FROM else 0
+    parts += [_curve(one, x, y, reach) for one in drawn]
     return _figure(
         "".join(parts), [_hover_points(one, x, y) for one in drawn], drawn, x, title=title, name=name, hint=hint
     )
@@ -197,15 +199,17 @@ def _tick_label(mark: float, marks: Sequence[float]) -> str:
     return f"{mark:.{digits}f}"
 
 
-def _curve(one: Series, x: Axis, y: Axis) -> str:
+def _curve(one: Series, x: Axis, y: Axis, reach: int) -> str:
+    """The curve; with a `reach`, its running mean over the raw one."""
     known = [(step, value) for step, value in one.points if value is not None]
-    style = f'style="stroke:{one.color};color:{one.color}"'
-    if len(known) < SMOOTH_FROM:
-        dots = "".join(f'<circle cx="{x(step)}" cy="{y(value)}" r="2"/>' for step, value in known)
-        few = len(known) <= 30
-        return f'<g class="curve" {style}>{_path(one.points, x, y)}{dots if few else ""}</g>'
-    smooth = _path(_running_mean(known), x, y)
-    return f'<g class="curve" {style}><g class="raw">{_path(one.points, x, y)}</g>{smooth}</g>'
+    raw = _path(one.points, x, y)
+    if reach:
+        drawn = f'<g class="raw">{raw}</g>{_path(_running_mean(known, reach), x, y)}'
+    elif len(known) <= 30:
+        drawn = raw + "".join(f'<circle cx="{x(step)}" cy="{y(value)}" r="2"/>' for step, value in known)
+    else:
+        drawn = raw
+    return f'<g class="curve" style="stroke:{one.color};color:{one.color}">{drawn}</g>'
 
 
 def _path(points: Sequence[Point], x: Axis, y: Axis) -> str:
@@ -217,9 +221,8 @@ def _path(points: Sequence[Point], x: Axis, y: Axis) -> str:
     return f'<path d="{"".join(commands)}"/>'
 
 
-def _running_mean(points: Sequence[tuple[float, float]]) -> list[Point]:
-    """Mean over a centred window of about a fifteenth of the curve, cut off at its ends."""
-    reach = max(2, len(points) // 30)
+def _running_mean(points: Sequence[tuple[float, float]], reach: int) -> list[Point]:
+    """Mean over `reach` neighbours on either side, as far as there are."""
     smooth: list[Point] = []
     for index, (step, _) in enumerate(points):
         window = [value for _, value in points[max(index - reach, 0) : index + reach + 1]]
@@ -257,9 +260,8 @@ def _figure(
     crowd = " crowd" if len(series) > 1 else ""
     return (
         f"<figure class=\"chart{crowd}\" data-chart='{html.escape(json.dumps(data, separators=(',', ':')))}'>"
-        f"<figcaption><div><h3{tooltip}>{html.escape(title)}</h3>"
-        f'<p class="keys"><em>{"mean" if mean else "last"}</em>{keys}</p></div>'
-        f'<p class="hint">{html.escape(hint)}</p></figcaption>'
+        f'<figcaption><h3{tooltip}>{html.escape(title)}</h3><em>{"mean" if mean else "last"}</em>'
+        f'<p class="keys">{keys}</p><p class="hint">{html.escape(hint)}</p></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">{drawing}'
         f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>{dots}</svg></figure>'
     )

@@ -128,7 +128,7 @@ def _mean(run: RunRecord, name: str) -> str:
 def _times(run: RunRecord) -> str:
     if not run.phases:
         return ""
-    means = {phase: sum(run.values(f"time/{phase}_s")) / len(run.training) for phase in run.phases}
+    means = {phase: run.seconds(phase) for phase in run.phases}
     total = sum(means.values()) or 1.0
     speeds = {phase: run.tokens_per_second(phase) for phase in means}
     rows = [
@@ -185,7 +185,10 @@ def _overview(runs: Sequence[RunRecord]) -> str:
 
 def _phases_side_by_side(runs: Sequence[RunRecord]) -> str:
     phases = list(dict.fromkeys(phase for run in runs for phase in run.phases))
-    rows = [[escape(phase), *(_mean(run, f"time/{phase}_s") or "–" for run in runs)] for phase in [*phases, "step"]]
+    rows = [
+        [escape(phase), *(short(run.seconds(phase)) if run.values(f"time/{phase}_s") else "–" for run in runs)]
+        for phase in [*phases, "step"]
+    ]
     return table(["Phase", *(run.name for run in runs)], rows, numbers=range(1, len(runs) + 1)) if phases else ""
 
 

@@ -100,6 +100,10 @@ class RunRecord:
         )
         return [phase for phase in found if phase != "other"] + (["other"] if "other" in found else [])
 
+    def seconds(self, phase: str) -> float:
+        """Mean over all training steps, also over those without the phase."""
+        return sum(self.values(f"time/{phase}_s")) / max(len(self.training), 1)
+
     def tokens_per_second(self, phase: str) -> float | None:
         """Mean speed of a phase: logged as `<phase>/tokens_per_second`, or `<phase>/tokens` over its seconds."""
         logged = self.mean(f"{phase}/tokens_per_second")

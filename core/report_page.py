@@ -52,12 +52,11 @@ nav { margin-top: 18px; display: flex; flex-wrap: wrap; gap: 4px 18px; color: va
 .chart { margin: 0; padding: 14px 14px 6px; display: flex; flex-direction: column; justify-content: space-between; }
 .chart svg { display: block; width: 100%; height: auto; touch-action: pan-y; cursor: crosshair; }
 .chart svg text { font-size: 10.5px; fill: var(--soft); stroke: none; }
-.chart figcaption div { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 12px; }
-.chart .hint { color: var(--soft); font-size: 12.5px; line-height: 1.4; margin-bottom: 6px; }
+.chart figcaption { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 7px; }
+.chart h3 { flex: 1; } .chart em { font-style: normal; font-size: 13px; color: var(--soft); }
+.chart .hint { width: 100%; color: var(--soft); font-size: 12.5px; line-height: 1.4; margin-bottom: 6px; }
 .chart .keys { display: flex; flex-wrap: wrap; gap: 0 12px; font-size: 13px; line-height: 1.65; }
-.chart .keys em { font-style: normal; color: var(--soft); }
-.chart.crowd .keys { width: 100%; margin: 3px 0; } .chart.crowd .keys em { min-width: 4.6em; }
-.chart:not(.crowd) .keys { gap: 0 6px; }
+.chart.crowd .keys { width: 100%; margin: 2px 0; } .chart.crowd .raw { opacity: 0.15; }
 .key { white-space: nowrap; } .key b { font-weight: 600; }
 .key i { display: inline-block; width: 9px; height: 9px; border-radius: 3px; margin-right: 5px; }
 .grid line { stroke: var(--grid); }
@@ -112,7 +111,7 @@ const short = v => {
 };
 const charts = [...document.querySelectorAll('[data-chart]')].map(el => ({
   data: JSON.parse(el.dataset.chart), svg: el.querySelector('svg'), cursor: el.querySelector('.cursor'),
-  dots: [...el.querySelectorAll('.dot')], values: [...el.querySelectorAll('.keys b')], when: el.querySelector('.keys em'),
+  dots: [...el.querySelectorAll('.dot')], values: [...el.querySelectorAll('.keys b')], when: el.querySelector('em'),
 }));
 for (const c of charts) { c.rest = c.values.map(b => b.textContent); c.restWhen = c.when.textContent; }
 const nearest = (points, step) => points.reduce(

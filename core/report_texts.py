@@ -138,7 +138,7 @@ def events_table(run: RunRecord) -> str:
     """What happened beside the steps, the newest last."""
     rows = [
         (
-            escape(day_and_time(event.get("at", ""))),
+            f'<span class="key">{escape(day_and_time(event.get("at", "")))}</span>',
             escape(event.get("step", "")),
             f'<span class="{escape(event.get("kind"))}">{escape(str(event.get("kind", "")).replace("_", " "))}</span>',
             f'<span class="soft">{escape(_details(event))}</span>',
