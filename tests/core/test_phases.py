@@ -1,0 +1,37 @@
+"""The phases of a step add up to the step."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.phases import PhaseClock
+from tests.core.fake_run import BorrowedClock
+
+
+def test_phases_other_and_step_add_up_also_when_phases_nest_and_repeat() -> None:
+    now = BorrowedClock()
+    clock = PhaseClock(now)
+    now.pass_by(1)  # outside of any phase
+    with clock.timed("update"):
+        now.pass_by(2)
+        with clock.timed("sync"):
+            now.pass_by(4)
+    with clock.timed("sync"):
+        now.pass_by(8)
+    # By hand: update 2 of its own, sync 4 + 8, other 1, together 15.
+    assert clock.end_step() == {"time/update_s": 2, "time/sync_s": 12, "time/other_s": 1, "time/step_s": 15}
+
+
+def test_a_phase_that_raises_is_counted_and_the_next_step_begins_at_zero() -> None:
+    now = BorrowedClock()
+    clock = PhaseClock(now)
+
+    def rollout() -> None:
+        with clock.timed("rollout"):
+            now.pass_by(3)
+            raise ValueError("bad")
+
+    with pytest.raises(ValueError, match="bad"):
+        rollout()
+    assert clock.end_step()["time/rollout_s"] == 3
+    assert clock.end_step() == {"time/other_s": 0, "time/step_s": 0}

@@ -1,0 +1,85 @@
+"""What a job's command line does before, instead of and after the job."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.config import load_config
+from core.errors import DataError
+from core.program import run_program
+from core.recipes import GRPOConfig
+
+
+def start(monkeypatch: pytest.MonkeyPatch, job, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    run_program(job, GRPOConfig, "jobs/train.py")
+
+
+def refuse(config: GRPOConfig) -> None:
+    raise AssertionError("the job must not start")
+
+
+def test_the_job_gets_the_config_that_the_command_line_describes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    start(monkeypatch, seen.append, "steps=3")
+    assert [config.steps for config in seen] == [3]
+
+
+def test_a_dry_run_prints_arithmetic_and_a_recipe_and_starts_nothing(monkeypatch, capsys, tmp_path: Path) -> None:
+    start(monkeypatch, refuse, "steps=3", "--dry-run")
+    printed = capsys.readouterr().out
+    assert printed.startswith("# 64 prompts x 8 branches = 512 sequences a step")
+    recipe = tmp_path / "printed.yaml"
+    recipe.write_text(printed)
+    assert load_config(GRPOConfig, [str(recipe)]).steps == 3
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_a_wrong_recipe_is_one_sentence_and_status_2(monkeypatch, capsys, flags: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        start(monkeypatch, refuse, "stepz=3", *flags)
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: stepz: unknown key; did you mean 'steps'?\n"
+
+
+def test_help_exits_with_status_0(monkeypatch, capsys) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        start(monkeypatch, refuse, "--help")
+    assert exit_.value.code == 0
+    assert "usage: python jobs/train.py" in capsys.readouterr().out
+
+
+class RemoteError(DataError):
+    """As ray raises it: of the cause's class, its text a remote traceback, the original as `cause`."""
+
+    cause = DataError("data.jsonl has no field 'prompt'")
+
+
+def test_an_error_from_a_worker_is_told_by_its_own_sentence(monkeypatch, capsys) -> None:
+    def job(config: GRPOConfig) -> None:
+        raise RemoteError("ray::Worker() (pid=7)\nTraceback ...")
+
+    with pytest.raises(SystemExit) as exit_:
+        start(monkeypatch, job)
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: data.jsonl has no field 'prompt'\n"
+
+
+def test_ctrl_c_is_status_130(monkeypatch) -> None:
+    def job(config: GRPOConfig) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as exit_:
+        start(monkeypatch, job)
+    assert exit_.value.code == 130
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch) -> None:
+    def job(config: GRPOConfig) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        start(monkeypatch, job)
