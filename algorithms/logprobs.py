@@ -6,24 +6,12 @@ tensor ever exists. The module is what DeepSpeed wraps; its only submodule is th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from algorithms.attention import layout_of
 from algorithms.packing import Row
-
-
-@dataclass(frozen=True, slots=True)
-class TokenValues:
-    """What the model says of the n tokens that a row reads."""
-
-    logprobs: torch.Tensor
-    """[n] fp32: log pi(token | what it sees), at the sampling temperature."""
-    entropy: torch.Tensor
-    """[n] fp32: entropy of the distribution the token was drawn from."""
 
 
 class PackedModel(torch.nn.Module):
@@ -34,8 +22,10 @@ class PackedModel(torch.nn.Module):
         self.model = model
         self.logits_chunk = logits_chunk
 
-    def forward(self, row: Row, *, temperature: float = 1.0, entropy_grad: bool = False) -> TokenValues:
-        """Log-probabilities and entropies [n] of the row's tokens.
+    def forward(
+        self, row: Row, *, temperature: float = 1.0, entropy_grad: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(log pi(token | what it sees) [n], entropy of the distribution it was drawn from [n]), both fp32.
 
         The entropy carries a gradient only with `entropy_grad`, which doubles the memory of a chunk.
         """
@@ -65,12 +55,12 @@ class PackedModel(torch.nn.Module):
 
         tokens_per_chunk = max(1, self.logits_chunk // causal.config.vocab_size)
         if len(targets) <= tokens_per_chunk:
-            return TokenValues(*read(hidden, targets))
+            return read(hidden, targets)
         pieces = [
             checkpoint(read, states, tokens, use_reentrant=False)
             for states, tokens in zip(hidden.split(tokens_per_chunk), targets.split(tokens_per_chunk), strict=True)
         ]
-        return TokenValues(torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces]))
+        return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
 
 
 def _read_logits(logits: torch.Tensor, tokens: torch.Tensor, entropy_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -75,7 +75,9 @@ def _num_gpus() -> int:
     return len([path for path in devices.glob("nvidia[0-9]*") if path.name[6:].isdigit()])
 
 
-def set_up_process(*, rank: int = 0, world_size: int = 1, master_address: str = "127.0.0.1", master_port: int = 0) -> None:
+def set_up_process(
+    *, rank: int = 0, world_size: int = 1, master_address: str = "127.0.0.1", master_port: int = 0
+) -> None:
     """Environment and thread counts of a worker process, before torch or deepspeed start their own.
 
     On a CPU each rank gets its share of the cores: more threads than cores make the ranks wait for each other.
@@ -96,3 +98,22 @@ def set_up_process(*, rank: int = 0, world_size: int = 1, master_address: str = 
         import torch
 
         torch.set_num_threads(max(1, machine.num_cores // world_size))
+
+
+def generator_environment(index: int, num_engines: int) -> dict[str, str]:
+    """Environment of engine `index`, set before vLLM is imported in its process.
+
+    On a CPU vLLM binds its threads to cores; engines on one machine get cores of their own where there are enough.
+    """
+    machine = hardware()
+    env = {
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if machine.device == "cuda":
+        return {**env, "VLLM_BATCH_INVARIANT": os.environ.get("VLLM_BATCH_INVARIANT", "0")}
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(machine.num_cores))
+    share = len(cores) // num_engines
+    mine = cores[index * share : (index + 1) * share] if share else [cores[index % len(cores)]]
+    return {**env, "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, mine)), "OMP_NUM_THREADS": str(len(mine))}

@@ -1,0 +1,375 @@
+"""The training engine: DeepSpeed ZeRO around a packed model. The only door to deepspeed.
+
+One `Engine` lives in each rank of a trained role. It turns a shard of a batch into rows, keeps the ranks'
+collectives in step, and knows how to gather, save and load sharded weights. What is minimised is handed in
+as a function of flat vectors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from algorithms.attention import PACKED_ATTENTION, supports_branches
+from algorithms.logprobs import PackedModel
+from algorithms.packing import Batch, Row, pack
+from core.errors import CheckpointError, NumericalError
+from core.extension import extension_state, remove_stale_lock
+from core.hardware import hardware
+from core.recipes import LoraConfig, PolicyConfig
+
+LossFn = Callable[
+    [torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], tuple[torch.Tensor, dict[str, torch.Tensor]]
+]
+"""(logprobs [n], entropy [n], the batch's columns at these tokens with their `branch_ids`) -> (loss, metrics);
+both are sums that already contain the division by the global count."""
+
+TRAINER_STATE = "trainer_state"
+
+
+class Engine:
+    """A causal language model under ZeRO, with its optimizer and schedule."""
+
+    def __init__(
+        self, model_path: str, config: PolicyConfig, *, total_steps: int, trust_remote_code: bool = False, seed: int = 0
+    ) -> None:
+        """Load the model at `model_path` on every rank; `total_steps` optimizer steps end the schedule."""
+        import deepspeed
+
+        self.config = config
+        self.precision = hardware().precision(config.precision)
+        settings = _deepspeed_settings(config, self.precision)
+        if not dist.is_initialized():
+            deepspeed.init_distributed(dist_backend=hardware().collective_backend, verbose=False)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        torch.manual_seed(seed)
+        model = load_model(model_path, self.precision, trust_remote_code=trust_remote_code)
+        self.branches = model.config._attn_implementation == PACKED_ATTENTION
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        if config.lora is not None:
+            model = _with_adapter(model, config.lora)
+        self.packed = PackedModel(model, logits_chunk=config.logits_chunk).train()
+        trainable = [parameter for parameter in self.packed.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trainable,
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=hardware().device == "cuda" and config.offload == "none",
+        )
+        self.engine, self.optimizer, _, self.schedule = deepspeed.initialize(
+            model=self.packed,
+            optimizer=optimizer,
+            lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, _schedule(config, total_steps)),
+            config=settings,
+        )
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The Hugging Face model (inside its adapter wrapper, if it has one); under ZeRO-3 its parameters are shards."""
+        return self.packed.model
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> torch.Tensor:
+        """[N] fp32 on the CPU: log-probabilities of this rank's tokens. A collective under ZeRO-3."""
+        values = torch.zeros(batch.num_tokens)
+        for row in self._rows(batch):
+            logprobs, _ = self.engine(row, temperature=temperature)
+            if row.token_index.numel():
+                values[row.token_index] = logprobs[: row.token_index.numel()].float().cpu()
+        return values
+
+    def step(
+        self, batch: Batch, loss: LossFn, *, temperature: float = 1.0, entropy_grad: bool = False
+    ) -> dict[str, float]:
+        """One optimizer step on this rank's shard; metrics are summed over the ranks.
+
+        Raises NumericalError, before any weight has changed, when a loss is not finite.
+        """
+        totals: dict[str, torch.Tensor] = {}
+        branch_ids = batch.branch_ids
+        rows = self._rows(batch)
+        for index, row in enumerate(rows):
+            self.engine.set_gradient_accumulation_boundary(index == len(rows) - 1)
+            logprobs, entropy = self.engine(row, temperature=temperature, entropy_grad=entropy_grad)
+            columns = {name: column[row.token_index].to(logprobs.device) for name, column in batch.columns.items()}
+            columns["branch_ids"] = branch_ids[row.token_index].to(logprobs.device)
+            if row.token_index.numel() == 0:  # a row that only keeps the collectives in step
+                value, metrics = logprobs.sum() * 0.0, {}
+            else:
+                value, metrics = loss(logprobs, entropy, columns)
+            metrics = {**metrics, "loss": value.detach()}
+            # ZeRO averages over the ranks; the loss is already a share of the global sum.
+            self.engine.backward(value * self.world_size)
+            for name, metric in metrics.items():
+                totals[name] = totals.get(name, torch.zeros((), device=metric.device)) + metric
+        summed = self._sum_over_ranks(totals)
+        if not math.isfinite(summed["loss"]):
+            raise NumericalError(
+                f"the loss is {summed['loss']}; the weights were not updated. Look at policy/grad_norm and the learning rate "
+                f"({self.learning_rate:g}) before this step, and at the rewards of this step"
+            )
+        summed["learning_rate"] = self.learning_rate
+        grad_norm = self._grad_norm_without_zero()
+        self.engine.step()
+        if grad_norm is None:
+            grad_norm = float(self.engine.get_global_grad_norm())
+        if not math.isfinite(grad_norm):
+            raise NumericalError(
+                f"the gradient norm is {grad_norm} after a finite loss; lower the learning rate ({self.learning_rate:g})"
+            )
+        return {**summed, "grad_norm": grad_norm}
+
+    def _grad_norm_without_zero(self) -> float | None:
+        """The norm that DeepSpeed keeps to itself when no ZeRO optimizer is at work; None when it will report one."""
+        if self.config.zero_stage > 0 or self.precision == "bf16":
+            return None
+        gradients = [parameter.grad for parameter in self.packed.parameters() if parameter.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.schedule.get_last_lr()[0])
+
+    @contextlib.contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """Inside, the model is the one it started from."""
+        with self.model.disable_adapter():  # type: ignore[operator]
+            yield
+
+    def _rows(self, batch: Batch) -> list[Row]:
+        """This rank's rows, as many as the rank with the most: a shorter rank adds rows that read nothing."""
+        rows = pack(batch, self.config.row_tokens, branches=self.branches) if batch.num_groups else []
+        if self.world_size == 1:
+            return rows
+        most = torch.tensor(len(rows), device=self.engine.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        return rows + [_idle_row(self.branches)] * (int(most) - len(rows))
+
+    def _sum_over_ranks(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:
+        # A rank with idle rows alone knows only its loss; every rank must reduce the same names.
+        names = sorted(totals)
+        if self.world_size > 1:
+            known: list[list[str] | None] = [None] * self.world_size
+            dist.all_gather_object(known, names)
+            names = sorted({name for rank in known for name in rank or []})
+        values = torch.stack([totals.get(name, torch.zeros(())).double().to(self.engine.device) for name in names])
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return dict(zip(names, values.tolist(), strict=True))
+
+    # -- weights ------------------------------------------------------------------------------------------
+
+    def weight_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        """(name in the Hugging Face model, dtype, full shape) of what `weights` yields, without gathering."""
+        return [
+            (name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
+            for name, parameter in self._published()
+        ]
+
+    def weights(self, group_names: list[list[str]]) -> Iterator[list[torch.Tensor]]:
+        """Full weights, one list per group of names: a collective that every rank iterates in the same order.
+
+        Adapters are merged while their group is gathered and taken out again afterwards.
+        """
+        import deepspeed
+
+        parameters = dict(self._published())
+        for names in group_names:
+            group = [parameters[name] for name in names]
+            needed = [*group, *(extra for name in names for extra in self._adapter_of(name))]
+            if self.config.zero_stage < 3:
+                yield [self._merged(name, parameters[name]) for name in names]
+                continue
+            with deepspeed.zero.GatheredParameters(needed):
+                full = [self._merged(name, parameters[name]) for name in names]
+            yield full
+
+    def _published(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """The base model's parameters under their Hugging Face names; adapters are not among them.
+
+        `named_parameters` names a tied head once, under the embedding, as checkpoints and vLLM's loaders do.
+        """
+        if self.config.lora is None:
+            return list(self.model.named_parameters())
+        base = self.model.get_base_model()
+        return [
+            (name.replace(".base_layer.", "."), parameter)
+            for name, parameter in base.named_parameters()
+            if ".lora_" not in name
+        ]
+
+    def _adapter_of(self, name: str) -> list[torch.nn.Parameter]:
+        layer = self._adapted_layers().get(name)
+        return [] if layer is None else [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+
+    def _adapted_layers(self) -> dict[str, Any]:
+        """Weight name -> its LoRA layer."""
+        if self.config.lora is None:
+            return {}
+        modules = self.model.get_base_model().named_modules()
+        return {
+            f"{name}.weight": module for name, module in modules if hasattr(module, "lora_A") and len(module.lora_A)
+        }
+
+    def _merged(self, name: str, parameter: torch.nn.Parameter) -> torch.Tensor:
+        weight = parameter.detach().clone()
+        layer = self._adapted_layers().get(name)
+        if layer is not None:
+            # W + (alpha / r) B A, in fp32: a small update would vanish in bf16's product before the sum.
+            update = layer.lora_B["default"].weight.detach().float() @ layer.lora_A["default"].weight.detach().float()
+            weight = (weight.float() + layer.scaling["default"] * update).to(weight.dtype)
+        return weight
+
+    # -- checkpoints --------------------------------------------------------------------------------------
+
+    def save(
+        self, directory: str, tokenizer: PreTrainedTokenizerBase | None = None, *, trainer_state: bool = True
+    ) -> None:
+        """Write Hugging Face format (adapters merged) and, unless told otherwise, what resuming needs. A collective."""
+        state: dict[str, torch.Tensor] = {}
+        names = [name for name, _, _ in self.weight_shapes()]
+        for name, tensors in zip(names, self.weights([[name] for name in names]), strict=True):
+            if self.rank == 0:
+                state[name] = tensors[0].cpu().contiguous()
+        if self.rank == 0:
+            base = self.model.get_base_model() if self.config.lora is not None else self.model
+            base.save_pretrained(directory, state_dict=state)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(directory)
+        if trainer_state:
+            self.engine.save_checkpoint(str(Path(directory) / TRAINER_STATE), tag="state", save_latest=False)
+            if self.rank == 0:
+                (Path(directory) / TRAINER_STATE / "layout.json").write_text(json.dumps(self._layout()))
+        dist.barrier()
+
+    def load(self, directory: str) -> None:
+        """Continue from what `save` wrote: weights, optimizer, schedule. A collective."""
+        source = Path(directory) / TRAINER_STATE
+        layout_file = source / "layout.json"
+        if not layout_file.is_file():
+            raise CheckpointError(
+                f"{directory} holds no trainer state to resume from; start a new run with model.path={directory}"
+            )
+        layout = json.loads(layout_file.read_text())
+        if layout != self._layout():
+            raise CheckpointError(
+                f"{directory} was written with {layout}, this run has {self._layout()}; resume with the same policy.num_ranks, "
+                "zero_stage and precision, or start a new run with model.type=pretrained model.path=" + directory
+            )
+        path, _ = self.engine.load_checkpoint(str(source), tag="state")
+        if path is None:
+            raise CheckpointError(f"DeepSpeed could not load the trainer state in {source}")
+
+    def _layout(self) -> dict[str, Any]:
+        """What must be the same for ZeRO's shards to fit."""
+        return {"num_ranks": self.world_size, "zero_stage": self.config.zero_stage, "precision": self.precision}
+
+    # -- sharing a device ---------------------------------------------------------------------------------
+
+    def offload(self) -> None:
+        """Move weights, gradients and optimizer to host memory, so that a generator can use the device."""
+        if hardware().device == "cuda" and self.config.zero_stage == 3 and self.config.offload == "none":
+            self.engine.offload_states()
+            torch.cuda.empty_cache()
+
+    def reload(self) -> None:
+        """Bring back what `offload` moved."""
+        if hardware().device == "cuda" and self.config.zero_stage == 3 and self.config.offload == "none":
+            self.engine.reload_states()
+
+    def close(self) -> None:
+        """Leave the process group, so that the process can make another."""
+        self.engine.destroy()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def load_model(path: str, precision: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A causal language model with packed attention where its architecture allows, its own attention otherwise."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    options = {"attn_implementation": PACKED_ATTENTION} if supports_branches(config) else {}
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return AutoModelForCausalLM.from_pretrained(
+        path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, **options
+    )
+
+
+def _with_adapter(model: PreTrainedModel, lora: LoraConfig) -> PreTrainedModel:
+    import peft
+
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, settings)
+
+
+def _idle_row(branches: bool) -> Row:
+    """A forward pass over two tokens that belong to no batch."""
+    prompt, answer = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    one = torch.ones(1, dtype=torch.int64)
+    batch = Batch(prompt_ids=prompt, prompt_lengths=one, branch_counts=one, branch_lengths=one, token_ids=answer)
+    (row,) = pack(batch, 2, branches=branches)
+    return Row(
+        **{**{name: getattr(row, name) for name in Row.__slots__}, "token_index": torch.zeros(0, dtype=torch.int64)}
+    )
+
+
+def _schedule(config: PolicyConfig, total_steps: int) -> Callable[[int], float]:
+    """The learning rate as a share of its peak at an optimizer step."""
+
+    def share(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / (config.warmup_steps + 1)
+        progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+        shape = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[
+            config.schedule
+        ]
+        return 1.0 if config.schedule == "constant" else config.min_lr_ratio + (1 - config.min_lr_ratio) * shape
+
+    return share
+
+
+def _deepspeed_settings(config: PolicyConfig, precision: str) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": hardware().device == "cuda"}
+    if config.offload == "optimizer_and_parameters":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": hardware().device == "cuda"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": precision == "bf16"},
+        "gradient_clipping": config.max_grad_norm,
+        "steps_per_print": 2**31,
+    }
+
+
+def prepare_extension() -> None:
+    """Compile DeepSpeed's CPU extension in this process, before several workers would race for it."""
+    if hardware().device != "cpu":
+        return
+    remove_stale_lock()
+    if extension_state() != "built":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+        ShareMemCommBuilder().load(verbose=False)

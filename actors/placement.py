@@ -1,0 +1,204 @@
+"""Placement: which role gets which devices, as a table that is printed at the start and kept in the report.
+
+A role's rank runs in a bundle of one placement group. `colocated` gives policy and generators the same bundles,
+used in turn; `separate` gives each role its own. On CPUs bundles only say where a process runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from actors.group import Group, InlineGroup, Slot, WorkerGroup
+from core.errors import ConfigError, WorkerError
+from core.hardware import Hardware, hardware
+from core.recipes import GRPOConfig, PlacementConfig
+
+W = TypeVar("W")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """One rank of a role: its bundle, and how many GPUs the bundle holds and the rank takes."""
+
+    role: str
+    rank: int
+    bundle: int
+    bundle_gpus: int
+    num_gpus: float
+
+
+def seats(config: GRPOConfig, *, device: str) -> list[Seat]:
+    """The table: every rank of every role and its bundle. Raises ConfigError when the roles cannot share."""
+    ranks, engines, width = config.policy.num_ranks, config.generator.num_engines, config.generator.tensor_parallel_size
+    gpu = 1 if device == "cuda" else 0
+    colocated = config.placement.mode == "colocated"
+    references = (
+        config.reference.num_ranks if config.kl_needs_reference and config.reference.source == "own_weights" else 0
+    )
+    if colocated and gpu and engines * width > ranks:
+        raise ConfigError(
+            f"placement.mode colocated puts generator.num_engines x tensor_parallel_size ({engines} x {width}) on the policy's GPUs, "
+            f"of which there are {ranks} (policy.num_ranks); lower the engines, raise the ranks, or set placement.mode: separate"
+        )
+    if colocated and gpu and config.rollout.max_lag > 0:
+        raise ConfigError(
+            f"rollout.max_lag ({config.rollout.max_lag}) lets generation and training overlap, which on shared GPUs they cannot; "
+            "set placement.mode: separate, or max_lag: 0"
+        )
+    # A policy rank of a shared GPU leaves room in Ray's books for a reference; generators there take nothing of
+    # their own, because vLLM sleeps while the policy works.
+    table = [
+        Seat(role="policy", rank=rank, bundle=rank, bundle_gpus=gpu, num_gpus=gpu * (0.5 if colocated else 1))
+        for rank in range(ranks)
+    ]
+    next_bundle = ranks
+    for engine in range(engines):
+        bundle = (engine * width) % ranks if colocated else next_bundle + engine
+        table.append(
+            Seat(
+                role="generator",
+                rank=engine,
+                bundle=bundle,
+                bundle_gpus=gpu * (1 if colocated else width),
+                num_gpus=0 if colocated else gpu * width,
+            )
+        )
+    next_bundle += 0 if colocated else engines
+    for rank in range(references):
+        bundle = rank % ranks if colocated else next_bundle + rank
+        table.append(
+            Seat(role="reference", rank=rank, bundle=bundle, bundle_gpus=gpu, num_gpus=gpu * (0.2 if colocated else 1))
+        )
+    table += [
+        Seat(role="rewarder", rank=rank, bundle=rank % ranks, bundle_gpus=gpu, num_gpus=0)
+        for rank in range(config.rewarder.num_workers)
+    ]
+    return table
+
+
+class Stage:
+    """Where the troupe plays: a Ray cluster with reserved bundles, or this process."""
+
+    def __init__(self, config: PlacementConfig) -> None:
+        self._config = config
+        self.inline = config.backend == "inline"
+        self._started_ray = False
+        self._reservation: Any = None
+        self._seats: list[Seat] = []
+        if not self.inline:
+            self._started_ray = _connect(config.address)
+        self.machine: Hardware = hardware() if self.inline else _cluster_hardware()
+
+    def reserve(self, table: Sequence[Seat], timeout_s: float) -> None:
+        """Reserve the bundles of `table`; a WorkerError says what the cluster lacks."""
+        self._seats = list(table)
+        if self.inline:
+            return
+        import ray
+        from ray.util.placement_group import placement_group
+
+        gpus = {seat.bundle: seat.bundle_gpus for seat in sorted(table, key=lambda seat: seat.bundle)}
+        bundles = [{"CPU": 1.0, **({"GPU": float(count)} if count else {})} for count in gpus.values()]
+        wanted = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for kind in ("CPU", "GPU")}
+        offered = ray.cluster_resources()
+        short = {kind: amount for kind, amount in wanted.items() if amount > offered.get(kind, 0.0)}
+        if short:
+            needs = ", ".join(
+                f"{amount:g} {kind} (the cluster has {offered.get(kind, 0.0):g})" for kind, amount in short.items()
+            )
+            raise ConfigError(
+                f"the placement needs {needs}; lower policy.num_ranks or generator.num_engines, set placement.mode: colocated, or add machines"
+            )
+        self._reservation = placement_group(bundles, strategy="PACK")
+        try:
+            ray.get(self._reservation.ready(), timeout=timeout_s)
+        except ray.exceptions.GetTimeoutError:
+            raise WorkerError(
+                f"the cluster did not free {wanted} within {timeout_s:.0f} s; `ray status` shows who holds what"
+            ) from None
+
+    def group(
+        self, worker_cls: Callable[..., W], arguments: Sequence[dict[str, Any]], *, role: str, max_concurrency: int = 1
+    ) -> Group[W]:
+        """Workers of a role at their seats; roles without seats (a warm start) run anywhere."""
+        if self.inline:
+            return InlineGroup(worker_cls, arguments, role=role)
+        places = {seat.rank: seat for seat in self._seats if seat.role == role}
+        slots = [
+            Slot(placement_group=self._reservation, bundle=places[rank].bundle, num_gpus=places[rank].num_gpus)
+            if rank in places
+            else Slot(num_gpus=1.0 if self.machine.device == "cuda" else 0.0)
+            for rank in range(len(arguments))
+        ]
+        return WorkerGroup(worker_cls, arguments, role=role, slots=slots, max_concurrency=max_concurrency)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The table for people and the report."""
+        where = "this process" if self.inline else "bundle"
+        return [
+            {
+                "role": seat.role,
+                "rank": seat.rank,
+                "place": where if self.inline else f"{where} {seat.bundle}",
+                "device": f"{seat.bundle_gpus} GPU, {'shared' if seat.num_gpus < seat.bundle_gpus else 'own'}"
+                if seat.bundle_gpus
+                else "CPU",
+            }
+            for seat in self._seats
+        ]
+
+    def close(self) -> None:
+        """Give the bundles back, and end Ray if it was started here."""
+        if self.inline:
+            return
+        import ray
+
+        if self._reservation is not None:
+            ray.util.remove_placement_group(self._reservation)
+            self._reservation = None
+        if self._started_ray:
+            ray.shutdown()
+
+
+def _connect(address: str | None) -> bool:
+    """Join the cluster at `address` or RAY_ADDRESS, or start one on loopback; whether it was started here."""
+    import ray
+
+    if ray.is_initialized():
+        return False
+    address = address or os.environ.get("RAY_ADDRESS")
+    root = str(Path(__file__).resolve().parents[1])
+    paths = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": {"env_vars": {"PYTHONPATH": paths}}}
+    try:
+        if address is not None:
+            # A job's working directory is on its path already, on every machine.
+            ray.init(
+                address=address,
+                **{**quiet, "runtime_env": {}} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else quiet,
+            )
+            return False
+        # More workers than cores is fine: roles take turns. Nothing listens beyond loopback.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init(num_cpus=max(16, hardware().num_cores), include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
+        raise WorkerError(
+            f"cannot reach {where}: {str(error).splitlines()[0]}; `ray status` shows clusters, `python jobs/doctor.py` checks ports and "
+            "the authentication token (RAY_AUTH_MODE=token)"
+        ) from None
+    return address is None
+
+
+def _cluster_hardware() -> Hardware:
+    """What the workers run on; the driver itself may sit on a head node without GPUs."""
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if not gpus:
+        return hardware()
+    return Hardware(device="cuda", num_gpus=gpus, num_cores=hardware().num_cores, fast_bf16=True)

@@ -1,0 +1,166 @@
+"""The model a run starts from: a given one, or a small one made here and warmed up on the data's demonstrations.
+
+What is made is cached under a hash of everything that determines it, written once, atomically.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.objective import SupervisedObjective, with_loss_weights
+from actors.placement import Stage
+from actors.policy import Policy, PolicyWorker
+from algorithms.packing import Batch
+from core.chat import encode_prompt, prompt_text
+from core.errors import DataError
+from core.recipes import ModelConfig, PolicyConfig, ScratchModelConfig
+from core.records import Branch, Group, Sample
+from core.scratch import write_scratch_model
+from data import DataSet
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""(step, steps, metrics) after each supervised step."""
+
+STEPS_PER_CALL = 5
+"""Supervised steps in one call to the worker, so that calls cost nothing beside them."""
+
+
+def starting_model(
+    config: ModelConfig, data: DataSet, stage: Stage, *, precision: str, seed: int, identity: str, progress: Progress
+) -> str:
+    """The directory (or hub name) of the model to start from. `identity` describes the data for the cache's key."""
+    if not isinstance(config, ScratchModelConfig):
+        return config.path
+    demonstrations = [sample for sample in data.train if sample.fields.get("demonstration")]
+    if not demonstrations:
+        raise DataError(
+            f"{data.name} has no demonstrations to warm a new model up with; set model.type: pretrained, or data.demonstration_field"
+        )
+    key = hashlib.sha256(
+        json.dumps([config.model_dump(exclude={"cache"}), identity, precision, seed]).encode()
+    ).hexdigest()[:16]
+    target = Path(config.cache) / key
+    if (target / "config.json").is_file():
+        return str(target)
+    building = target.with_name(f".{key}.{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        texts = [
+            text for sample in demonstrations[:5000] for text in (prompt_text(sample), sample.fields["demonstration"])
+        ]
+        write_scratch_model(config, texts, str(building), seed)
+        if config.warm_start.steps:
+            _supervise(config, demonstrations, str(building), stage, precision=precision, seed=seed, progress=progress)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return str(target)
+
+
+def _supervise(
+    config: ScratchModelConfig,
+    samples: Sequence[Sample],
+    directory: str,
+    stage: Stage,
+    *,
+    precision: str,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Train the model in `directory` on demonstrations and write it back."""
+    from transformers import AutoTokenizer
+
+    warm = config.warm_start
+    engine = PolicyConfig(
+        zero_stage=1,
+        precision="bf16" if precision == "bf16" else "fp32",
+        learning_rate=warm.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=0.01,
+        schedule="linear",
+        warmup_steps=min(50, warm.steps // 4),
+        min_lr_ratio=0.05,
+        row_tokens=2048,
+    )
+    policy = Policy(stage.group(PolicyWorker, [{"rank": 0, "world_size": 1}], role="warm start"), engine)
+    try:
+        policy.start(directory, total_steps=warm.steps, seed=seed)
+        batches = _demonstration_batches(
+            samples,
+            AutoTokenizer.from_pretrained(directory),
+            config,
+            prompt_weight=warm.prompt_weight,
+            size=warm.demonstrations_per_step,
+            seed=seed,
+        )
+        policy.ready()
+        for done in range(0, warm.steps, STEPS_PER_CALL):
+            count = min(STEPS_PER_CALL, warm.steps - done)
+            metrics = policy.step([next(batches) for _ in range(count)], SupervisedObjective())
+            progress(done + count, warm.steps, metrics)
+        policy.save(directory, trainer_state=False)
+    finally:
+        policy.shutdown()
+
+
+def _demonstration_batches(
+    samples: Sequence[Sample], tokenizer: Any, config: ScratchModelConfig, *, prompt_weight: float, size: int, seed: int
+) -> Iterator[Batch]:
+    """Endless batches of demonstrations in seeded order, with loss weights; pairs longer than the model are left out."""
+    encoded: dict[int, Group] = {}
+    rng = random.Random(f"warm start/{seed}")
+    order: list[int] = []
+    while True:
+        groups: list[Group] = []
+        misses = 0
+        while len(groups) < size:
+            if not order:
+                order = list(range(len(samples)))
+                rng.shuffle(order)
+            index = order.pop()
+            if index not in encoded:
+                encoded[index] = _demonstration(samples[index], tokenizer, whole=prompt_weight > 0)
+            if encoded[index].num_tokens <= config.max_length:
+                groups.append(encoded[index])
+                continue
+            misses += 1
+            if misses >= len(samples):
+                raise DataError(
+                    f"every demonstration is longer than model.max_length ({config.max_length}) tokens; raise it"
+                )
+        batch = with_loss_weights(Batch.from_groups(groups), "token_mean")
+        yield _weigh_prompts(batch, groups, prompt_weight) if prompt_weight > 0 else batch
+
+
+def _demonstration(sample: Sample, tokenizer: Any, *, whole: bool) -> Group:
+    """The demonstration as a group of one branch, which with `whole` also holds the prompt behind its first token."""
+    prompt = encode_prompt(tokenizer, sample)
+    answer = [*tokenizer(sample.fields["demonstration"])["input_ids"], tokenizer.eos_token_id]
+    start = 1 if whole else len(prompt)
+    return Group(
+        sample=sample,
+        prompt_ids=prompt[:start],
+        branches=[Branch(token_ids=[*prompt[start:], *answer], text=str(len(answer)))],
+    )
+
+
+def _weigh_prompts(batch: Batch, groups: Sequence[Group], prompt_weight: float) -> Batch:
+    """Prompt tokens count `prompt_weight`, answer tokens 1; the weights sum to 1."""
+    import torch
+
+    pieces = []
+    for group in groups:
+        (branch,) = group.branches
+        answer = int(branch.text)
+        pieces += [torch.full((len(branch.token_ids) - answer,), prompt_weight), torch.ones(answer)]
+    weights = torch.cat(pieces)
+    answers = (weights == 1).float()
+    return batch.with_columns(loss_weights=weights / weights.sum(), metric_weights=answers / answers.sum())

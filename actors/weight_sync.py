@@ -1,0 +1,310 @@
+"""Weights from the trainer's shards to running generators, by vLLM's own transfer protocol.
+
+vLLM brings NCCL (separate GPUs) and CUDA IPC (shared GPUs); the gloo pair for CPUs is here. `ZeroSource`
+feeds any of them from ZeRO shards, one layer at a time, and `WeightSender` is the one owner of a sync on the
+trainer's side: every phase has a deadline, and an error names the phase and the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any, ClassVar
+
+import torch
+from vllm.distributed.utils import stateless_init_torch_distributed_process_group
+from vllm.distributed.weight_transfer import (
+    ParamMeta,
+    TrainerWeightTransferEngine,
+    WeightSource,
+    WeightTransferEngine,
+    WeightTransferEngineFactory,
+    WeightTransferTrainerFactory,
+)
+from vllm.distributed.weight_transfer.base import (
+    TrainerInitInfo,
+    WeightTransferInitInfo,
+    WeightTransferInitRequest,
+    WeightTransferUpdateInfo,
+    WeightTransferUpdateRequest,
+    layerwise_groups,
+)
+
+from actors.engine import Engine
+from actors.generator import GeneratorWorker
+from actors.group import Group
+from core.errors import SyncError, TroupeError
+
+
+class ZeroSource(WeightSource):
+    """The trainer's weights as vLLM's protocol wants them: gathered layer by layer, in the same order on every rank."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._shapes = engine.weight_shapes()
+
+    def metadata(self) -> list[ParamMeta]:
+        return [ParamMeta(name, dtype, shape) for name, dtype, shape in self._shapes]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for names, tensors in self.iter_groups():
+            yield from zip(names, tensors, strict=True)
+
+    def iter_groups(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
+        groups = self.groups()
+        yield from zip(groups, self._engine.weights(groups), strict=True)
+
+    def groups(self) -> list[list[str]]:
+        return layerwise_groups([name for name, _, _ in self._shapes])
+
+
+@dataclass
+class GlooInitInfo(WeightTransferInitInfo):
+    """What a generator's worker needs to join the group: the trainer's rank 0 is rank 0 of it."""
+
+    host: str
+    port: int
+    first_rank: int
+    """Rank of this engine's first worker."""
+    world_size: int
+    timeout_s: float
+
+
+@dataclass
+class GlooUpdateInfo(WeightTransferUpdateInfo):
+    """The parameters of one update, in layer groups: each group arrives as one flat buffer."""
+
+    groups: list[list[tuple[str, str, list[int]]]]
+    """(name, dtype, shape) of each parameter."""
+
+
+class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
+    """vLLM's side on a CPU."""
+
+    init_info_cls = GlooInitInfo
+    update_info_cls = GlooUpdateInfo
+    _group: Any = None
+
+    def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
+        rank = init_info.first_rank + self.parallel_config.rank
+        self._timeout = timedelta(seconds=init_info.timeout_s)
+        self._group = _gloo_group(init_info.host, init_info.port, rank, init_info.world_size, self._timeout)
+
+    def start_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        # The base class synchronises an accelerator afterwards, which a CPU build does not have.
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: GlooUpdateInfo) -> None:
+        for group in update_info.groups:
+            for dtype, members in _by_dtype(group).items():
+                sizes = [int(torch.Size(shape).numel()) for _, shape in members]
+                flat = torch.empty(sum(sizes), dtype=getattr(torch, dtype))
+                self._group.broadcast(flat, 0).wait(self._timeout)
+                pieces = zip(members, flat.split(sizes), strict=True)
+                self.model.load_weights([(name, piece.view(shape)) for (name, shape), piece in pieces])
+
+    def finish_weight_update(self) -> None:
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+        # vLLM packs the head's weight for the CPU's kernels when it loads a model. A head tied to the embedding is
+        # not reloaded, so its packed copy would silently stay the old one.
+        for module in self.model.modules():
+            if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
+                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+
+    def shutdown(self) -> None:
+        self._group = None
+
+
+@dataclass
+class GlooTrainerInitInfo(TrainerInitInfo):
+    """The trainer's side of the same group."""
+
+    backend: ClassVar[str] = "gloo"
+
+    host: str
+    port: int
+    world_size: int
+    timeout_s: float
+
+
+class GlooSender(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
+    """The trainer's side on a CPU: rank 0 broadcasts each layer's flat buffer, the others join the gathers."""
+
+    init_info_cls = GlooTrainerInitInfo
+    _group: Any = None
+
+    @classmethod
+    def trainer_init(
+        cls, init_info: GlooTrainerInitInfo, *, client: Any, source: WeightSource | None = None
+    ) -> GlooSender:
+        sender = cls(client=client, source=source, is_sender=init_info.is_sender)
+        sender._timeout = timedelta(seconds=init_info.timeout_s)
+        if sender.is_sender:
+            settings = GlooInitInfo(
+                host=init_info.host,
+                port=init_info.port,
+                first_rank=1,
+                world_size=init_info.world_size,
+                timeout_s=init_info.timeout_s,
+            )
+            # Both sides wait for each other in the rendezvous, so the call to the engines runs beside ours.
+            with _beside(client.init_weight_transfer_engine, asdict(settings)):
+                sender._group = _gloo_group(init_info.host, init_info.port, 0, init_info.world_size, sender._timeout)
+        return sender
+
+    def send_weights(self) -> None:
+        assert isinstance(self.source, ZeroSource)
+        if not self.is_sender:
+            for _ in self.source.iter_groups():
+                pass
+            return
+        meta = {info.name: info for info in self.source.metadata()}
+        described = [
+            [(name, str(meta[name].dtype).removeprefix("torch."), list(meta[name].shape)) for name in names]
+            for names in self.source.groups()
+        ]
+        self.client.start_weight_update()
+        with _beside(self.client.update_weights, asdict(GlooUpdateInfo(groups=described))):
+            for group, (_, tensors) in zip(described, self.source.iter_groups(), strict=True):
+                by_name = {name: tensor for (name, _, _), tensor in zip(group, tensors, strict=True)}
+                for members in _by_dtype(group).values():
+                    flat = torch.cat([by_name[name].flatten() for name, _ in members]).cpu()
+                    self._group.broadcast(flat, 0).wait(self._timeout)
+        self.client.finish_weight_update()
+
+
+def _by_dtype(group: list[tuple[str, str, list[int]]]) -> dict[str, list[tuple[str, list[int]]]]:
+    """Members of a layer by dtype, in order: one flat buffer holds one dtype."""
+    members: dict[str, list[tuple[str, list[int]]]] = {}
+    for name, dtype, shape in group:
+        members.setdefault(dtype, []).append((name, shape))
+    return members
+
+
+def _gloo_group(host: str, port: int, rank: int, world_size: int, timeout: timedelta) -> Any:
+    return stateless_init_torch_distributed_process_group(host, port, rank, world_size, backend="gloo", timeout=timeout)
+
+
+class _beside:
+    """Run a call in a thread while the body runs. Its error is the one that is raised: when an engine refuses, our
+    own side only sees a peer that went away. Never waits for the call after the body failed, it may wait for us."""
+
+    def __init__(self, call: Callable[..., Any], *args: Any) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._future = self._pool.submit(call, *args)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            if error is None or self._future.done():
+                self._future.result()
+        finally:
+            self._pool.shutdown(wait=False)
+
+
+class EngineClient:
+    """vLLM's control calls to every engine of a generator group, each phase with its deadline."""
+
+    def __init__(self, generators: Group[GeneratorWorker], timeout_s: float) -> None:
+        self._generators = generators
+        self._timeout_s = timeout_s
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Each engine joins at its own rank: vLLM's dict describes the first engine, the others follow it."""
+        workers = (init_info.get("world_size", self._generators.size + 1) - 1) // self._generators.size
+        rank_key = next((key for key in ("first_rank", "rank_offset") if key in init_info), None)
+        futures = []
+        for index in range(self._generators.size):
+            info = dict(init_info)
+            if rank_key is not None:
+                info[rank_key] = init_info[rank_key] + index * workers
+            request = WeightTransferInitRequest(init_info=info)
+            futures.append(self._generators.submit(index, GeneratorWorker.init_weight_transfer_engine, request))
+        self._wait(futures, "connect")
+
+    def start_weight_update(self) -> None:
+        self._wait(self._generators.start(GeneratorWorker.start_weight_update), "start")
+
+    def update_weights(self, update_info: Any) -> None:
+        request = WeightTransferUpdateRequest(update_info=update_info)
+        self._wait(self._generators.start(GeneratorWorker.update_weights, request), "transfer")
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._wait(self._generators.start(GeneratorWorker.finish_weight_update), "finish")
+
+    def _wait(self, futures: list[Any], phase: str) -> None:
+        try:
+            self._generators.gather(futures, self._timeout_s, phase)
+        except TroupeError as error:
+            raise SyncError(f"weight sync failed in phase {phase!r}: {error}") from None
+
+
+class WeightSender:
+    """Owner of the sync in a trainer rank; `send` is a collective of all ranks."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        generators: Group[GeneratorWorker],
+        *,
+        transport: str,
+        host: str,
+        port: int,
+        num_receivers: int,
+        timeout_s: float,
+    ) -> None:
+        """`num_receivers` counts the workers of all engines (engines x tensor-parallel size)."""
+        register()
+        info = _trainer_init_info(transport, engine.rank, host, port, num_receivers + 1, timeout_s)
+        client = EngineClient(generators, timeout_s)
+        self._sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=ZeroSource(engine))
+
+    def send(self) -> None:
+        """Push the current weights to every engine. Raises SyncError, never waits for ever."""
+        try:
+            self._sender.send_weights()
+        except RuntimeError as error:  # gloo's and NCCL's own timeouts and broken connections
+            raise SyncError(f"weight sync failed in phase 'transfer': {str(error).splitlines()[0]}") from error
+
+
+def _trainer_init_info(
+    transport: str, rank: int, host: str, port: int, world_size: int, timeout_s: float
+) -> TrainerInitInfo:
+    if transport == "gloo":
+        return GlooTrainerInitInfo(rank=rank, host=host, port=port, world_size=world_size, timeout_s=timeout_s)
+    if transport == "nccl":
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        return NCCLTrainerInitInfo(rank=rank, master_address=host, master_port=port, world_size=world_size)
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+    return IPCTrainerInitInfo(rank=rank, packed=True)
+
+
+def register() -> None:
+    """Make vLLM know the gloo transport, in this process; idempotent. Also vLLM's plugin entry point."""
+    if "gloo" not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine("gloo", GlooReceiver)
+    if "gloo" not in WeightTransferTrainerFactory._registry:
+        WeightTransferTrainerFactory.register_engine("gloo", GlooSender)
+
+
+class WeightSyncExtension:
+    """Named to vLLM as its worker extension: importing it registers the transport in vLLM's worker process, also
+    where this code came with Ray's working directory and is not installed."""
+
+
+register()

@@ -1,0 +1,87 @@
+"""What a job shows a person at its start and at its end: placement, arithmetic, the warm start's bar, before and after."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import rich
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from actors.placement import Stage
+from core.files import read_lines
+from core.recipes import GRPOConfig
+
+SHOWN_ANSWERS = 3
+MAX_TEXT = 200
+
+
+def print_opening(config: GRPOConfig, stage: Stage, precision: str) -> None:
+    """The placement table and the derived numbers."""
+    table = Table(title=f"{config.run.name} on {stage.machine.device} in {precision}", title_justify="left")
+    for column in ("role", "rank", "place", "device"):
+        table.add_column(column)
+    for row in stage.rows():
+        table.add_row(*(str(row[name]) for name in ("role", "rank", "place", "device")))
+    rich.print(table)
+    rich.print(config.arithmetic())
+
+
+@contextlib.contextmanager
+def warm_start_progress() -> Iterator[Callable[[int, int, dict[str, float]], None]]:
+    """A bar for the warm start; it appears with the first report, so a cached model shows none."""
+    with contextlib.ExitStack() as stack:
+        bar: list[tuple[Progress, Any]] = []
+
+        def report(step: int, steps: int, metrics: dict[str, float]) -> None:
+            if not bar:
+                columns = (
+                    TextColumn("warm start (SFT)"),
+                    BarColumn(),
+                    MofNCompleteColumn(),
+                    TextColumn("loss {task.fields[loss]:.3f}"),
+                )
+                progress = stack.enter_context(Progress(*columns, TimeRemainingColumn(compact=True)))
+                bar.append((progress, progress.add_task("", total=steps, loss=0.0)))
+            progress, task = bar[0]
+            progress.update(task, completed=step, loss=metrics["sft/nll"])
+
+        yield report
+
+
+def print_summary(directory: Path) -> None:
+    """Held-out metrics before and after, the same samples' answers before and after, and where everything lies."""
+    lines = read_lines(directory / "metrics.jsonl")
+    evaluated = [line for line in lines if any(name.startswith("eval/") for name in line)]
+    if evaluated:
+        rich.print(_metrics_table(evaluated[0], evaluated[-1]))
+    answers = read_lines(directory / "answers.jsonl")
+    if answers:
+        rich.print(_answers_table(answers))
+    rich.print(f"report      {directory / 'report.html'}\ncheckpoint  {directory / 'checkpoints' / 'latest'}")
+
+
+def _metrics_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
+    table = Table(title="held out", title_justify="left")
+    for column in ("metric", f"before (step {before['step']})", f"after (step {after['step']})"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name in sorted(name for name in after if name.startswith("eval/")):
+        table.add_row(name.removeprefix("eval/"), f"{before.get(name, float('nan')):.3f}", f"{after[name]:.3f}")
+    return table
+
+
+def _answers_table(answers: list[dict[str, Any]]) -> Table:
+    first, last = answers[0]["step"], answers[-1]["step"]
+    before = {row["sample_id"]: row for row in answers if row["step"] == first}
+    after = [row for row in answers if row["step"] == last and row["sample_id"] in before][:SHOWN_ANSWERS]
+    table = Table(title="answers", title_justify="left", show_lines=True)
+    for column in ("prompt", "gold", "before", "after"):
+        table.add_column(column, overflow="fold")
+    for row in after:
+        texts = (row["prompt"], row["gold"] or "", before[row["sample_id"]]["text"], row["text"])
+        table.add_row(*(escape(text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + " ...") for text in texts))
+    return table
