@@ -6,14 +6,15 @@ sees every whole line. What the lines mean is the business of `core.run` and `co
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 def now() -> str:
@@ -23,12 +24,22 @@ def now() -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text`; survives a crash of the process and of the machine."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with _replacing(path) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[TextIO]:
+    """A file that takes the place of `path` at the end of the block, or nothing when the block raises."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -54,25 +65,30 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def iter_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a JSON Lines file in order; a line that a killed writer left unfinished is passed over."""
     if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+        return
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All records of a JSON Lines file; those of a file that is not there are none."""
+    return list(iter_lines(path))
 
 
 def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     """Drop the records that are not `wanted`, atomically."""
     if path.is_file():
-        write_atomically(path, "".join(to_json(record) + "\n" for record in read_lines(path) if wanted(record)))
+        with _replacing(path) as file:
+            file.writelines(to_json(record) + "\n" for record in iter_lines(path) if wanted(record))
 
 
 class JsonLines:

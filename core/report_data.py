@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,8 +13,10 @@ from omegaconf import OmegaConf
 
 from core.charts import Point
 from core.errors import DataError
-from core.files import read_json, read_lines
+from core.files import iter_lines, read_json, read_lines
 
+MOST_ROLLOUTS = 64
+"""Groups of the end of rollouts.jsonl that are read; the file of a long run may not fit into memory."""
 NOT_METRICS = ("step", "at", "wall_s")
 DEFAULT_BOUNDS = {"fp32": 1e-3, "bf16": 0.05}
 
@@ -30,6 +33,7 @@ class RunRecord:
     """The lines of metrics.jsonl, by step."""
     events: list[dict[str, Any]]
     rollouts: list[dict[str, Any]]
+    """The last groups of rollouts.jsonl."""
     answers: list[dict[str, Any]]
     environment: Mapping[str, Any]
     placement: list[dict[str, Any]]
@@ -137,7 +141,7 @@ def read_run(directory: Path) -> RunRecord:
         status=read_json(directory / "status.json") or {},
         metrics=sorted(lines, key=lambda line: line["step"]),
         events=read_lines(directory / "events.jsonl"),
-        rollouts=read_lines(directory / "rollouts.jsonl"),
+        rollouts=list(deque(iter_lines(directory / "rollouts.jsonl"), maxlen=MOST_ROLLOUTS)),
         answers=read_lines(directory / "answers.jsonl"),
         environment=read_json(directory / "environment.json") or {},
         placement=read_json(directory / "placement.json") or [],
