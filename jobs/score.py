@@ -114,14 +114,17 @@ def summary(scores: Sequence[Score], labels: Sequence[str]) -> Table:
     table = Table("reward", *("count", "mean", "std", "min", "max", "missing"))
     for label in labels:
         table.add_row(
-            label, *_statistics([score.parts[label] for score in scores if label in score.parts], len(scores))
+            label,
+            *statistics_of([score.parts[label] for score in scores if label in score.parts], num_answers=len(scores)),
         )
     table.add_section()
-    table.add_row("score", *_statistics([score.value for score in scores if score.value is not None], len(scores)))
+    table.add_row(
+        "score", *statistics_of([score.value for score in scores if score.value is not None], num_answers=len(scores))
+    )
     return table
 
 
-def _statistics(values: Sequence[float], num_answers: int) -> list[str]:
+def statistics_of(values: Sequence[float], *, num_answers: int) -> list[str]:
     """count, mean, sample standard deviation, min, max, missing."""
     missing = str(num_answers - len(values))
     if not values:

@@ -1,0 +1,70 @@
+"""What a good answer is: plain functions and their weighted sum.
+
+A reward function takes `(sample, branch)` and returns a number or a Score, or takes `(sample, branches)` and returns
+one per branch; it may be async. Built in are math_answer, regex_format, length and rouge; any importable function
+is written `package.module:function`. Where rewards run, in how many processes, is the rewarder's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+
+from core.errors import ConfigError
+from core.recipes import RewardConfig
+from core.records import Group, Score
+from rewards.calls import judge
+from rewards.resolve import Reward, resolve
+
+__all__ = ["Rewards", "build_rewards"]
+
+
+def build_rewards(configs: Sequence[RewardConfig]) -> Rewards:
+    """The weighted sum of the configured rewards; ConfigError for names, imports and arguments that are wrong."""
+    if not configs:
+        raise ConfigError("rewards: name at least one function, such as {fn: math_answer}")
+    label, count = Counter(config.label for config in configs).most_common(1)[0]
+    if count > 1:
+        raise ConfigError(f"rewards: {count} rewards are called {label!r} in the logs; give each a name of its own")
+    return Rewards([resolve(config) for config in configs])
+
+
+class Rewards:
+    """The weighted sum: `value` of a score is the sum, `parts` the unweighted value of each reward by its label.
+
+    Example: with `{fn: math_answer}` and `{fn: length, weight: 0.1, args: {limit: 40}}` a right answer of 50 tokens
+    scores `Score(value=1.0, parts={"math_answer": 1.0, "length": 0.0})`. A part that is missing is not in `parts`, and
+    makes the whole score missing.
+    """
+
+    def __init__(self, rewards: Sequence[Reward]) -> None:
+        self._rewards = list(rewards)
+        self.missing: Counter[str] = Counter()
+        """Judgements that were missing so far, by label."""
+
+    @property
+    def labels(self) -> list[str]:
+        return [reward.label for reward in self._rewards]
+
+    async def score(self, group: Group) -> list[Score]:
+        """One score per branch; rewards that wait (async, or with a time limit) wait at the same time."""
+        columns = await asyncio.gather(*(judge(reward, group.sample, group.branches) for reward in self._rewards))
+        return [self._sum(scores) for scores in zip(*columns, strict=True)]
+
+    def score_now(self, group: Group) -> list[Score]:
+        """The same for callers without an event loop."""
+        return asyncio.run(self.score(group))
+
+    def _sum(self, scores: Sequence[Score]) -> Score:
+        total: float | None = 0.0
+        parts: dict[str, float] = {}
+        for reward, score in zip(self._rewards, scores, strict=True):
+            parts |= {f"{reward.label}/{name}": value for name, value in score.parts.items()}
+            if score.value is None:
+                self.missing[reward.label] += 1
+                total = None
+            else:
+                parts[reward.label] = float(score.value)
+                total = None if total is None else total + reward.config.weight * score.value
+        return Score(value=total, parts=parts)

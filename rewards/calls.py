@@ -1,0 +1,121 @@
+"""One reward called on the branches of a group: awaited or run aside, timed, tried again, its result checked.
+
+A call that runs out of time is a missing judgement, and the log says so. An exception, or a number that is none, is
+a bug of the reward: it stops the run and names the sample and the answer it happened on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import math
+import numbers
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from core.errors import RewardError
+from core.records import Branch, Sample, Score
+from rewards.resolve import Reward
+
+log = logging.getLogger(__name__)
+
+MISSING = Score(value=None)
+
+
+async def judge(reward: Reward, sample: Sample, branches: Sequence[Branch]) -> list[Score]:
+    """One score per branch; where the reward did not answer in time, its value is None."""
+    if reward.per_group:
+        results = await _result(reward, sample, branches)
+        if results is MISSING:
+            return [MISSING] * len(branches)
+        if not isinstance(results, Sequence) or len(results) != len(branches):
+            got = len(results) if isinstance(results, Sequence) else f"a {type(results).__name__}"
+            raise _error(reward, sample, branches, f"must return a list of {len(branches)} scores, got {got}")
+    else:
+        results = await asyncio.gather(*(_result(reward, sample, branch) for branch in branches))
+    return [_score(reward, sample, branch, result) for branch, result in zip(branches, results, strict=True)]
+
+
+async def _result(reward: Reward, sample: Sample, judged: Branch | Sequence[Branch]) -> Any:
+    """What the function returned, or MISSING once every attempt ran out of time."""
+    attempts = 1 + reward.config.retries
+    for attempt in range(1, attempts + 1):
+        try:
+            async with asyncio.timeout(reward.config.timeout_s):
+                return await _call(reward, sample, judged)
+        except TimeoutError:  # ours, or that of a judge's own client
+            log.warning(
+                "reward %s: no answer on %s in time (attempt %d of %d)",
+                reward.label,
+                sample.sample_id,
+                attempt,
+                attempts,
+            )
+        except Exception as error:
+            raised = f"raised {type(error).__name__}: {error} ({_place(error)})"
+            raise _error(reward, sample, judged, raised) from error
+    return MISSING
+
+
+async def _call(reward: Reward, sample: Sample, judged: Branch | Sequence[Branch]) -> Any:
+    """Plain functions run right here, which is cheapest; one with a time limit runs aside, or the limit could not fire."""
+    if reward.is_async or reward.config.timeout_s is None:
+        result = reward.call(sample, judged)
+    else:
+        result = await _aside(partial(reward.call, sample, judged))
+    return await result if inspect.isawaitable(result) else result
+
+
+async def _aside(call: Callable[[], Any]) -> Any:
+    """Run `call` in a daemon thread: unlike an executor's, one that never returns keeps no process from ending."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[tuple[Any, Exception | None]] = loop.create_future()
+
+    def deliver(result: Any, error: Exception | None) -> None:
+        if not outcome.done():  # it is done when the time is up
+            outcome.set_result((result, error))
+
+    def run() -> None:
+        try:
+            result, error = call(), None
+        except Exception as raised:
+            result, error = None, raised
+        with contextlib.suppress(RuntimeError):  # the loop ended before us
+            loop.call_soon_threadsafe(deliver, result, error)
+
+    threading.Thread(target=run, name="reward", daemon=True).start()
+    result, error = await outcome
+    if error is not None:
+        raise error
+    return result
+
+
+def _score(reward: Reward, sample: Sample, branch: Branch, result: Any) -> Score:
+    score = result if isinstance(result, Score) else None
+    values = [result] if score is None else [*score.parts.values(), *([] if score.value is None else [score.value])]
+    for value in values:
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise _error(
+                reward, sample, branch, f"returned {value!r:.40} ({type(value).__name__}), not a finite number"
+            )
+    return Score(value=float(result)) if score is None else score
+
+
+def _error(reward: Reward, sample: Sample, judged: Branch | Sequence[Branch], what: str) -> RewardError:
+    first = judged if isinstance(judged, Branch) else next(iter(judged), None)
+    begins = repr(first.text[:80]) if first else "nowhere"
+    return RewardError(
+        f"reward {reward.label} ({reward.config.fn}) {what} on sample {sample.sample_id}; the answer begins {begins}"
+    )
+
+
+def _place(error: Exception) -> str:
+    """Where it was raised, for example `rewards.py line 12`; the sentence is all that a user sees."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name} line {frame.lineno}"

@@ -1,0 +1,90 @@
+"""Rewards as a user would write them; the tests name them as `tests.rewards.example_rewards:<name>`."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from core.records import Branch, Sample, Score
+
+NOT_A_FUNCTION = 3
+
+
+def constant(sample: Sample, branch: Branch, *, value: Any = 1.0) -> Any:
+    return value
+
+
+def words(sample: Sample, branch: Branch) -> int:
+    return len(branch.text.split())
+
+
+async def words_async(sample: Sample, branch: Branch) -> float:
+    await asyncio.sleep(0)
+    return float(len(branch.text.split()))
+
+
+def rank(sample: Sample, branches: Sequence[Branch]) -> list[float]:
+    """How many of the other answers are shorter."""
+    return [sum(len(other.text) < len(branch.text) for other in branches) for branch in branches]
+
+
+async def rank_async(sample: Sample, branches: Sequence[Branch]) -> list[Score]:
+    return [Score(value=float(value), parts={"raw": value + 10.0}) for value in rank(sample, branches)]
+
+
+def one_too_few(sample: Sample, branches: Sequence[Branch]) -> list[float]:
+    return [0.0] * (len(branches) - 1)
+
+
+def one_number(sample: Sample, branches: Sequence[Branch]) -> float:
+    return 1.0
+
+
+def missing_on_silence(sample: Sample, branch: Branch) -> Score:
+    return Score(value=None) if not branch.text else Score(value=1.0, parts={"confidence": 0.5})
+
+
+def buggy(sample: Sample, branch: Branch) -> float:
+    return 1 / len(branch.text.replace("silence", ""))
+
+
+def exhausted(sample: Sample, branch: Branch) -> float:
+    return next(iter(()))
+
+
+def hangs(sample: Sample, branch: Branch) -> float:
+    time.sleep(30)
+    return 1.0
+
+
+async def hangs_async(sample: Sample, branch: Branch) -> float:
+    await asyncio.sleep(30)
+    return 1.0
+
+
+class SlowAtFirst:
+    """Hangs on its first calls, then answers."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, sample: Sample, branch: Branch, *, slow_calls: int) -> float:
+        self.calls += 1
+        if self.calls <= slow_calls:
+            time.sleep(30)
+        return 1.0
+
+
+slow_at_first = SlowAtFirst()
+
+
+def gives_up(sample: Sample, branch: Branch) -> float:
+    raise TimeoutError("the judge's own client gave up")
+
+
+def misnamed(sample: Sample, answer: Branch) -> float:
+    return 0.0
+
+
+def lonely(sample: Sample) -> float:
+    return 0.0
