@@ -288,9 +288,8 @@ def build_extension(python: str) -> None:
     load = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load()"
     try:
         step("DeepSpeed's extension", [python, "-c", load], environment=environment, deadline_s=BUILD_DEADLINE_S)
-    except InstallError:
-        remove_stale_lock()
-        raise
+    finally:
+        remove_stale_lock()  # of our own build, if it was stopped
 
 
 # --- running and telling -------------------------------------------------------------------------------------------
@@ -307,15 +306,22 @@ def step(
         try:
             seconds = watch(process, title, deadline_s)
         except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # compilers are grandchildren
-            process.wait()
+            end(process)
             raise
     if process.returncode != 0:
         output = LOG.read_text(errors="replace")
         print("\n".join(output.splitlines()[-15:]), file=sys.stderr)
         raise InstallError(remedy(title, output))
     print(f"{clear_line()}  {title}: {seconds:.0f} s", flush=True)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Stop the process and what it started; asked first, because ninja then stops its compilers too."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
 
 
 def watch(process: subprocess.Popen[bytes], title: str, deadline_s: float) -> float:
@@ -372,10 +378,13 @@ def main() -> int:
         if arguments.lock:
             write_locks(str(VENV / "bin" / "python"))
             return 0
-        said = install(wanted=arguments.stack or "auto", force=arguments.force)
+        said = install(wanted=arguments.stack, force=arguments.force)
     except InstallError as error:
         print(f"{clear_line()}Not installed.\n  {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{clear_line()}Interrupted: run make install again, it continues.", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"{clear_line()}Not installed: {error}; see that this folder is writable and has space.", file=sys.stderr)
         return 1
