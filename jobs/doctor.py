@@ -48,6 +48,12 @@ def checks(run_directory: Path) -> dict[str, Callable[[], Finding]]:
         "port 8265": functools.partial(
             doctor.check_port, 8265, "Ray's dashboard", "stop it, or use the address that ray start prints"
         ),
+        "port 52365": functools.partial(
+            doctor.check_port,
+            52365,
+            "Ray's agent, which starts submitted jobs",
+            "stop it, or ray start --head --dashboard-agent-listen-port=52400",
+        ),
         "port 8000": functools.partial(doctor.check_port, 8000, "Ray Serve", "stop it, or serve on another port"),
         "cluster": doctor.check_cluster,
         "hub": doctor.check_hub,
