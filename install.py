@@ -96,8 +96,12 @@ def has_nvidia_gpu() -> bool:
 
 def digest(stack: str) -> str:
     """Changes when an install would do something else: with the lock, or with what pyproject says of this project."""
-    content = (REQUIREMENTS / f"{stack}.txt").read_bytes() + (ROOT / "pyproject.toml").read_bytes()
-    return hashlib.sha256(content).hexdigest()[:16]
+    import tomllib  # not in the Pythons that are refused below
+
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    about = [pyproject.get("project"), pyproject.get("build-system"), pyproject.get("tool", {}).get("setuptools")]
+    content = (REQUIREMENTS / f"{stack}.txt").read_text() + json.dumps(about, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def read_stamp() -> dict[str, str]:

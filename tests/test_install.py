@@ -51,14 +51,20 @@ def test_an_installed_environment_is_not_installed_again(checkout):
     assert install.install(wanted="cpu") == "The environment is ready (cpu stack)."
 
 
-def test_a_changed_lock_or_pyproject_or_another_stack_is_something_to_do(checkout):
+def test_a_changed_lock_project_or_stack_is_something_to_do(checkout):
     record_install("cpu")
     assert not install.is_ready("gpu")
-    for file in ("requirements/cpu.txt", "pyproject.toml"):
+    for file, more in {"requirements/cpu.txt": "rich==15.0.0\n", "pyproject.toml": "name = 'troupe'\n"}.items():
         record_install("cpu")
         assert install.is_ready("cpu")
-        (checkout / file).write_text((checkout / file).read_text() + "# more\n")
+        (checkout / file).write_text((checkout / file).read_text() + more)
         assert not install.is_ready("cpu")
+
+
+def test_another_rule_for_ruff_is_nothing_to_install(checkout):
+    record_install("cpu")
+    (checkout / "pyproject.toml").write_text("[project]\n[tool.ruff]\nline-length = 120\n")
+    assert install.is_ready("cpu")
 
 
 def test_a_moved_checkout_is_installed_again(checkout, monkeypatch):
