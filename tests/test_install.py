@@ -5,18 +5,21 @@ The install itself runs before these tests can (`make test` begins with it), so 
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import install
 from install import InstallError
+from tests.test_layering import imported_names
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -216,19 +219,43 @@ def has_ended(pid: int) -> bool:
 
 @pytest.mark.parametrize("stack", ["cpu", "gpu"])
 def test_the_lock_pins_every_dependency_that_pyproject_names(stack):
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [
         *project["dependencies"],
         *project["optional-dependencies"][stack],
         *project["optional-dependencies"]["dev"],
     ]
-    names = {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in wanted}
+    names = {name_of(requirement) for requirement in wanted}
     lock = (ROOT / "requirements" / f"{stack}.txt").read_text()
     locked = set(re.findall(r"^([\w.-]+)==", lock, flags=re.MULTILINE))
     assert names <= locked
     assert re.findall(r"^(?!#|[\w.-]+==\S+$).+", lock, flags=re.MULTILINE) == []  # no folder, index or marker
+
+
+def test_pyproject_names_every_package_that_the_source_imports():
+    """What arrives only because something else needs it goes when that something changes its mind."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    named = {name_of(requirement) for requirement in [*project["dependencies"], *extras["cpu"], *extras["gpu"]]}
+    owners = importlib.metadata.packages_distributions()
+    packages = ("core", "algorithms", "data", "rewards", "actors", "serving", "jobs")
+    imported = {
+        name.split(".")[0]
+        for package in packages
+        for file in (ROOT / package).rglob("*.py")
+        for _, name in imported_names(file.read_text())
+    }
+    unnamed = {
+        library
+        for library in imported - set(packages) - set(sys.stdlib_module_names)
+        if not named & {name_of(owner) for owner in owners.get(library, [library])}
+    }
+    assert unnamed == set()
+
+
+def name_of(requirement: str) -> str:
+    """`ray[default]==2.60.0` -> `ray`, normalised as package indexes do."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
 
 
 def test_the_two_locks_hold_the_same_torch_and_vllm():
