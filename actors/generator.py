@@ -165,10 +165,11 @@ class GeneratorWorker:
     async def _run(self, prompt_ids: list[int], sampling: SamplingParams) -> Any:
         self._requests += 1
         output = None
-        async for output in self._llm.generate(
+        answers = self._llm.generate(
             {"prompt_token_ids": prompt_ids}, sampling, request_id=f"{self._index}-{self._requests}"
-        ):
-            pass
+        )
+        async for answer in answers:
+            output = answer
         assert output is not None, "vLLM ended a request without an output"
         return output
 

@@ -7,6 +7,7 @@ sees only its shard and talks to its peers through ZeRO's collectives.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -241,7 +242,7 @@ def _minibatches(batch: Batch, count: int, *, seed: int) -> list[list[int]]:
     order = torch.randperm(batch.num_groups, generator=torch.Generator().manual_seed(seed)).tolist()
     count = min(count, batch.num_groups)
     bounds = [len(order) * part // count for part in range(count + 1)]
-    return [order[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [order[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def _slim(batch: Batch) -> Batch:

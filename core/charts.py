@@ -260,7 +260,7 @@ def _figure(
     crowd = " crowd" if len(series) > 1 else ""
     return (
         f"<figure class=\"chart{crowd}\" data-chart='{html.escape(json.dumps(data, separators=(',', ':')))}'>"
-        f'<figcaption><h3{tooltip}>{html.escape(title)}</h3><em>{"mean" if mean else "last"}</em>'
+        f"<figcaption><h3{tooltip}>{html.escape(title)}</h3><em>{'mean' if mean else 'last'}</em>"
         f'<p class="keys">{keys}</p><p class="hint">{html.escape(hint)}</p></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">{drawing}'
         f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>{dots}</svg></figure>'

@@ -30,7 +30,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> list[in
             "use an instruction-tuned model, or a data set whose prompts are plain text"
         )
     else:
-        ids = tokenizer.apply_chat_template(list(sample.prompt), add_generation_prompt=True, tokenize=True, return_dict=False)
+        ids = tokenizer.apply_chat_template(
+            list(sample.prompt), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
     if not ids:
         raise DataError(f"{sample.sample_id} has an empty prompt; the model needs at least one token to continue")
     return list(ids)

@@ -45,11 +45,11 @@ class RunConfig(Section):
 class WarmStartConfig(Section):
     """Supervised steps on the data's demonstrations before reinforcement learning; the result is cached."""
 
-    steps: int = Field(default=550, ge=0)
+    steps: int = Field(default=400, ge=0)
     """Optimizer steps; 0 leaves the weights as they were initialised."""
-    demonstrations_per_step: int = Field(default=96, ge=1)
+    demonstrations_per_step: int = Field(default=64, ge=1)
     """Demonstrations in a step."""
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: float = Field(default=4e-3, gt=0)
     """Peak learning rate; it warms up over 50 steps and decays linearly to a twentieth."""
     prompt_weight: float = Field(default=0.0, ge=0, le=1)
     """Loss weight of prompt tokens, 1 for the response; a model made from scratch learns language from both."""
@@ -98,7 +98,9 @@ class WordProblemsConfig(Section):
     """Training problems."""
     num_heldout: int = Field(default=256, ge=1)
     """Held-out problems."""
-    unformatted_fraction: float = Field(default=0.65, ge=0, le=1)
+    largest: int = Field(default=12, ge=4)
+    """Largest number in sums and differences; factors go up to half of it."""
+    unformatted_fraction: float = Field(default=0.75, ge=0, le=1)
     """Share of demonstrations that lack the `#### n` line."""
     seed: int = 0
     """Seed of the generator; independent of the run's seed so that runs share their data."""
@@ -324,7 +326,7 @@ class PolicyConfig(Section):
     """ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters."""
     precision: Precision = "auto"
     """auto: bf16 where the processor computes in it, fp32 elsewhere. Masters are always fp32."""
-    learning_rate: float = Field(default=2e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of AdamW."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's decay rates."""
@@ -332,13 +334,13 @@ class PolicyConfig(Section):
     """AdamW's weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Learning rate after warm-up."""
     warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps of linear warm-up."""
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
     """Where linear and cosine schedules end, as a share of the peak."""
-    row_tokens: int = Field(default=2048, ge=16)
+    row_tokens: int = Field(default=2560, ge=16)
     """Token budget of a packed row, the unit of one forward and backward pass; a larger group gets a row of its own."""
     logits_chunk: int = Field(default=2**26, ge=1)
     """Most logits (tokens x vocabulary) held at once; beyond it the head runs in chunks and recomputes in the backward pass."""

@@ -15,7 +15,8 @@ from data.dataset import DataSet, conversation
 
 NAMES = ("Tom", "Ana", "Li", "Sam", "Eva", "Omar", "Mia", "Raj", "Nia", "Ben")
 ITEMS = ("apples", "books", "coins", "cards", "pens", "shells", "stamps", "nuts")
-UNFORMATTED_ENDS = ("So the answer is {}.", "That makes {}.", "{}")
+UNFORMATTED_ENDS = ("So the answer is {}.", "So the answer is {}.", "So the answer is {}.", "That makes {}.", "{}")
+"""The first is more frequent than the wanted `#### {}`, so that greedy answers start without the format, too."""
 MAX_ATTEMPTS = 1000
 """Draws in search of one new problem before the held-out set is declared too large."""
 
@@ -39,7 +40,7 @@ def _new_problem(
     rng: random.Random, excluded: dict[str, Sample], sample_id: str, config: WordProblemsConfig
 ) -> tuple[str, Sample]:
     for _ in range(MAX_ATTEMPTS):
-        text, calculation, result = _problem(rng)
+        text, calculation, result = _problem(rng, config.largest)
         demonstration = _demonstration(rng, calculation, result, config.unformatted_fraction)
         if text not in excluded:
             return text, Sample(
@@ -54,20 +55,20 @@ def _new_problem(
     )
 
 
-def _problem(rng: random.Random) -> tuple[str, str, int]:
+def _problem(rng: random.Random, largest: int) -> tuple[str, str, int]:
     """(text, calculation, result), for example ("Tom has 3 pens and buys 5 more. ...", "3+5=8", 8)."""
     name, items = rng.choice(NAMES), rng.choice(ITEMS)
     match rng.choice(("add", "subtract", "multiply")):
         case "add":
-            a, b = rng.randrange(1, 50), rng.randrange(1, 50)
+            a, b = rng.randint(1, largest), rng.randint(1, largest)
             return f"{name} has {a} {items} and buys {b} more. How many {items} now?", f"{a}+{b}={a + b}", a + b
         case "subtract":
-            a = rng.randrange(5, 60)
+            a = rng.randint(2, largest)
             b = rng.randrange(1, a)
             text = f"{name} has {a} {items} and gives away {b}. How many {items} are left?"
             return text, f"{a}-{b}={a - b}", a - b
         case _:
-            a, b = rng.randrange(2, 10), rng.randrange(2, 10)
+            a, b = rng.randint(2, largest // 2), rng.randint(2, largest // 2)
             text = f"{name} fills {a} boxes with {b} {items} each. How many {items} in all?"
             return text, f"{a}*{b}={a * b}", a * b
 

@@ -45,9 +45,9 @@ def test_held_out_problems_are_distinct_and_occur_nowhere_in_training() -> None:
 
 
 def test_the_asked_share_of_demonstrations_lacks_the_answer_line() -> None:
-    # 2,000 draws at 0.65: standard deviation sqrt(0.65 * 0.35 / 2000) = 0.011; four of them.
+    # 2,000 draws at 0.75: standard deviation sqrt(0.75 * 0.25 / 2000) = 0.0097; four of them.
     data = load_word_problems(SMALL)
-    assert sum(not formatted(sample) for sample in data.train) / 2000 == pytest.approx(0.65, abs=0.043)
+    assert sum(not formatted(sample) for sample in data.train) / 2000 == pytest.approx(0.75, abs=0.039)
     all_formatted = load_word_problems(SMALL.model_copy(update={"unformatted_fraction": 0.0}))
     assert all(formatted(sample) for sample in all_formatted.train)
 
