@@ -11,6 +11,7 @@ from actors.consistency import ConsistencyGate
 from actors.evaluator import Evaluator
 from actors.frozen import AdapterOff, Frozen, FrozenWorker, Reference
 from actors.generator import Generators, GeneratorWorker, generator_arguments, start_generators
+from actors.group import Group
 from actors.placement import Stage
 from actors.policy import Policy, PolicyWorker
 from actors.rewarder import Rewarder, RewarderWorker
@@ -147,7 +148,7 @@ def _reference(
     return frozen
 
 
-def _reward_workers(config: GRPOConfig, stage: Stage) -> object:
+def _reward_workers(config: GRPOConfig, stage: Stage) -> Group[RewarderWorker] | None:
     if config.rewarder.num_workers == 0:
         return None
     arguments = [{"configs": config.rewards}] * config.rewarder.num_workers

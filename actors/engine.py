@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ class Engine:
             columns = {name: column[row.token_index].to(logprobs.device) for name, column in batch.columns.items()}
             columns["branch_ids"] = branch_ids[row.token_index].to(logprobs.device)
             if row.token_index.numel() == 0:  # a row that only keeps the collectives in step
-                value, metrics = logprobs.sum() * 0.0, {}
+                value, metrics = logprobs.sum() * 0.0, dict[str, torch.Tensor]()
             else:
                 value, metrics = loss(logprobs, entropy, columns)
             metrics = {**metrics, "loss": value.detach()}
@@ -145,7 +146,7 @@ class Engine:
     @contextlib.contextmanager
     def adapter_off(self) -> Iterator[None]:
         """Inside, the model is the one it started from."""
-        with self.model.disable_adapter():  # type: ignore[operator]
+        with self.model.disable_adapter():
             yield
 
     def _rows(self, batch: Batch) -> list[Row]:
@@ -370,6 +371,8 @@ def prepare_extension() -> None:
     remove_stale_lock()
     if extension_state() != "built":
         os.environ["DS_ACCELERATOR"] = "cpu"
+        # torch looks for ninja on PATH; the environment's own tools are beside its Python.
+        os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
         from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
         ShareMemCommBuilder().load(verbose=False)

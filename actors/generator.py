@@ -6,6 +6,7 @@ each request to the least loaded engine and answers with futures, so groups stre
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 import time
@@ -300,10 +301,10 @@ class Generators:
                 request, answer = self._queue.popleft()
                 engine.load += request.num_branches
             running = self.group.submit(engine.index, GeneratorWorker.generate, request)
-            running.add_done_callback(lambda done, e=engine, r=request, a=answer: self._finished(done, e, r, a))
+            running.add_done_callback(functools.partial(self._finished, engine, request, answer))
 
     def _finished(
-        self, done: Future[list[Branch]], engine: _Engine, request: Request, answer: Future[list[Branch]]
+        self, engine: _Engine, request: Request, answer: Future[list[Branch]], done: Future[list[Branch]]
     ) -> None:
         with self._lock:
             engine.load -= request.num_branches

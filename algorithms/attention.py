@@ -140,8 +140,8 @@ def packed_attention(
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return output.transpose(1, 2).contiguous(), None
-    heads = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [1, h, S, D] -> [S, h, D]
-    outputs = [piece for tile in packed_layout.tiles for piece in _attend_tile(tile, *heads, scaling)]
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [1, h, S, D] -> [S, h, D]
+    outputs = [piece for tile in packed_layout.tiles for piece in _attend_tile(tile, query, key, value, scaling)]
     return torch.cat(outputs).index_select(0, packed_layout.gather)[None], None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,7 +23,8 @@ from actors.warm_start import starting_model
 from algorithms.packing import Batch
 from core.checkpoint import save_state
 from core.program import run_program
-from core.recipes import GRPOConfig
+from core.recipes import EvaluationConfig, GRPOConfig
+from core.records import Group, Sample
 from core.run import Run
 from data import PromptStream, load_data
 from jobs.closing import print_opening, print_summary, warm_start_progress
@@ -55,7 +57,7 @@ def train(config: GRPOConfig) -> None:
     print_summary(run.directory)
 
 
-def run_loop(config: GRPOConfig, run: Run, troupe: Cast, prompts: list) -> None:
+def run_loop(config: GRPOConfig, run: Run, troupe: Cast, prompts: Sequence[Sample]) -> None:
     """The training loop: every step from the last checkpoint, or from the beginning, to the end."""
     first, position = resume(run, troupe)
     rollouts = Rollouts(
@@ -71,7 +73,7 @@ def run_loop(config: GRPOConfig, run: Run, troupe: Cast, prompts: list) -> None:
     with run.timed("publish"):
         run.log({"consistency/logprob_gap": troupe.publish(first)})
     if first == 0:
-        evaluate(run, troupe, step=0)
+        evaluate(config.evaluation, run, troupe, step=0)
         run.end_step(0)
     for step in run.steps(first + 1, config.steps):
         started = time.perf_counter()
@@ -88,7 +90,7 @@ def run_loop(config: GRPOConfig, run: Run, troupe: Cast, prompts: list) -> None:
             rollouts.ahead(step)
         last = run.is_last(step)
         if last or (config.evaluation.every and step % config.evaluation.every == 0):
-            score = evaluate(run, troupe, step)
+            score = evaluate(config.evaluation, run, troupe, step)
             run.checkpoints.record_metric(step, score, config.evaluation.higher_is_better)
         if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
             save(run, troupe, step, rollouts)
@@ -96,7 +98,7 @@ def run_loop(config: GRPOConfig, run: Run, troupe: Cast, prompts: list) -> None:
         run.end_step(step)
 
 
-def learn(config: GRPOConfig, run: Run, troupe: Cast, groups: list, step: int) -> None:
+def learn(config: GRPOConfig, run: Run, troupe: Cast, groups: Sequence[Group], step: int) -> None:
     """One step of learning from scored groups."""
     settings, temperature = config.algorithm, config.rollout.temperature
     limit = config.rollout.max_response_tokens
@@ -121,13 +123,13 @@ def learn(config: GRPOConfig, run: Run, troupe: Cast, groups: list, step: int) -
         )
 
 
-def evaluate(run: Run, troupe: Cast, step: int) -> float:
+def evaluate(config: EvaluationConfig, run: Run, troupe: Cast, step: int) -> float:
     """Answer the held-out set; the value of the metric that chooses the best checkpoint."""
     with run.timed("evaluate"):
         evaluation = troupe.evaluator.evaluate()
         run.log(evaluation.metrics)
         run.log_answers(step, troupe.evaluator.name, evaluation.rows())
-    return evaluation.metrics[f"eval/{troupe.evaluator.name}/{run.config.evaluation.best}"]
+    return evaluation.metrics[f"eval/{troupe.evaluator.name}/{config.best}"]
 
 
 def save(run: Run, troupe: Cast, step: int, rollouts: Rollouts) -> None:

@@ -47,7 +47,7 @@ def logprobs_packed(
     packed = PackedModel(model, logits_chunk=chunk)
     values = torch.zeros(batch.num_tokens)
     for row in pack(batch, row_tokens, branches=branches):
-        values = values.index_put((row.token_index,), packed(row).logprobs)
+        values = values.index_put((row.token_index,), packed(row)[0])
     return values
 
 
@@ -95,11 +95,11 @@ def test_entropy_and_temperature_follow_their_definitions() -> None:
         logits = (
             model(input_ids=torch.tensor([[*group.prompt_ids, *group.branches[0].token_ids]])).logits[0, 4:7].float()
         )
-        values = PackedModel(build_model(CONFIGS["llama"]))(row, temperature=0.7)
+        packed_logprobs, entropy = PackedModel(build_model(CONFIGS["llama"]))(row, temperature=0.7)
     probabilities = (logits / 0.7).softmax(-1)
-    torch.testing.assert_close(values.entropy, -(probabilities * probabilities.log()).sum(-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy, -(probabilities * probabilities.log()).sum(-1), atol=1e-5, rtol=0)
     picked = probabilities.gather(-1, torch.tensor(group.branches[0].token_ids)[:, None])[:, 0]
-    torch.testing.assert_close(values.logprobs, picked.log(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(packed_logprobs, picked.log(), atol=1e-5, rtol=0)
 
 
 def test_models_with_sliding_windows_or_unknown_attention_are_packed_one_sequence_per_row(
