@@ -92,13 +92,14 @@ class Rollouts:
         started = time.monotonic()
         deadline = started + self._config.timeout_s
         groups = [self._complete(group) for group in self._await(self._in_flight[step].groups, deadline)]
-        extra_used = 0
+        judged = groups  # all that the rewards saw, also what dynamic sampling replaces
         if self._config.dynamic_sampling.enabled:
-            groups, extra_used = self._replace(step, groups, deadline)
+            groups, replacements = self._replace(step, groups, deadline)
+            judged = [*judged, *replacements]
         del self._in_flight[step]
         kept = [group for group in groups if len(group.branches) >= self._fewest]
-        metrics = self._measure(step, groups, kept)
-        metrics["rollout/replaced_prompts"] = extra_used
+        metrics = self._measure(step, judged, kept)
+        metrics["rollout/replaced_prompts"] = len(judged) - self._config.prompts_per_step
         if metrics["reward/missing_fraction"] > MAX_MISSING:
             raise RewardError(
                 f"{metrics['reward/missing_fraction']:.0%} of the judgements of step {step} are missing (at most {MAX_MISSING:.0%} may be); "
@@ -174,20 +175,21 @@ class Rollouts:
             return group
         return replace(group, branches=[group.branches[i] for i in kept], scores=[group.scores[i] for i in kept])
 
-    def _replace(self, step: int, groups: list[Group], deadline: float) -> tuple[list[Group], int]:
-        """Groups with signal; the others are replaced by new prompts until the step is full or the bound is met.
+    def _replace(self, step: int, groups: list[Group], deadline: float) -> tuple[list[Group], list[Group]]:
+        """(groups with signal, all replacements): new prompts are drawn until the step is full or the bound is met.
 
         Rounds, not a race: which prompts are drawn does not depend on which group finishes first.
         """
-        bound, used = self._config.dynamic_sampling.max_extra_prompts, 0
+        bound = self._config.dynamic_sampling.max_extra_prompts
         wanted = self._config.prompts_per_step
         useful = [group for group in groups if self._signals(group)]
-        while len(useful) < wanted and used < bound:
-            count = min(wanted - len(useful), bound - used)
-            used += count
+        replacements: list[Group] = []
+        while len(useful) < wanted and len(replacements) < bound:
+            count = min(wanted - len(useful), bound - len(replacements))
             fresh = [self._complete(group) for group in self._await(self._start(step, count), deadline)]
+            replacements += fresh
             useful += [group for group in fresh if self._signals(group)]
-        return useful, used
+        return useful, replacements
 
     def _signals(self, group: Group) -> bool:
         if len(group.branches) < self._fewest:
@@ -195,16 +197,16 @@ class Rollouts:
         scores = torch.tensor([score.value for score in group.scores])
         return bool(has_signal(scores, torch.zeros(len(scores), dtype=torch.int64))[0])
 
-    def _measure(self, step: int, groups: Sequence[Group], kept: Sequence[Group]) -> dict[str, float]:
+    def _measure(self, step: int, judged: Sequence[Group], kept: Sequence[Group]) -> dict[str, float]:
         branches = [branch for group in kept for branch in group.branches]
         scores = [score for group in kept for score in group.scores]
         values = [score.value for score in scores if score.value is not None]
-        sampled = len(groups) * self._config.group_size
+        sampled = len(judged) * self._config.group_size
         lags = [step - 1 - version for branch in branches if (version := branch.oldest_version) is not None]
         metrics = {
             "reward/mean": _mean(values),
             "reward/std": _mean([statistics.pstdev(_values(group)) for group in kept]),
-            "reward/missing_fraction": 1 - sum(len(group.branches) for group in groups) / sampled if sampled else 0.0,
+            "reward/missing_fraction": 1 - sum(len(group.branches) for group in judged) / sampled,
             "rollout/groups": len(kept),
             "rollout/no_signal_fraction": _mean([not self._signals(group) for group in kept]),
             "rollout/response_tokens": _mean([len(branch.token_ids) for branch in branches]),

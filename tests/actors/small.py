@@ -86,3 +86,8 @@ def with_targets(groups: Sequence[Group]) -> Batch:
     return batch.with_columns(
         advantages=4 * marks - 2, old_logprobs=-7 + marks, loss_weights=weights, metric_weights=weights
     )
+
+
+def variety(sample: Sample, branch: Branch) -> float:
+    """A reward that random answers differ in: the share of their tokens that are not repetitions."""
+    return len(set(branch.token_ids)) / len(branch.token_ids)
