@@ -368,11 +368,12 @@ def prepare_extension() -> None:
     """Compile DeepSpeed's CPU extension in this process, before several workers would race for it."""
     if hardware().device != "cpu":
         return
+    # torch runs ninja at every start. Another version than the one that built finds every command changed and builds
+    # anew, for a minute each time, so it is always the one beside this Python, whatever is on PATH.
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     remove_stale_lock()
     if extension_state() != "built":
         os.environ["DS_ACCELERATOR"] = "cpu"
-        # torch looks for ninja on PATH; the environment's own tools are beside its Python.
-        os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
         from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
         ShareMemCommBuilder().load(verbose=False)
