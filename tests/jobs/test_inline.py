@@ -1,0 +1,53 @@
+"""The same job in one process: no Ray, for debugging; and a run's checkpoint is evaluated the same way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from core.files import read_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TRAIN = """
+import sys
+from core.config import load_config
+from core.recipes import GRPOConfig
+from jobs.train_grpo import train
+
+if __name__ == "__main__":
+    train(load_config(GRPOConfig, sys.argv[1:]))
+    import ray
+    assert not ray.is_initialized()
+    print("without ray")
+"""
+
+
+def test_a_model_is_made_warmed_up_and_trained_in_one_process_without_ray(tmp_path: Path) -> None:
+    overrides = [
+        "placement.backend=inline",
+        "steps=1",
+        f"run.directory={tmp_path}",
+        "run.name=inline",
+        f"model={{type: scratch, hidden_size: 64, num_layers: 2, vocab_size: 320, cache: {tmp_path / 'cache'}}}",
+        "model.warm_start.steps=2",
+        "data={type: word_problems, num_train: 100, num_heldout: 8}",
+        "rewards=[{fn: 'tests.actors.small:variety'}]",
+        "rollout={prompts_per_step: 4, group_size: 4, max_prompt_tokens: 100, max_response_tokens: 12}",
+        "algorithm.minibatches=2",
+        "generator.cpu_cache_gib=0.1",
+        "policy.precision=fp32",
+    ]
+    command = [sys.executable, "-c", TRAIN, *overrides]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.endswith("without ray\n")
+    run = tmp_path / "inline"
+    lines = read_lines(run / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 1]
+    assert all(line["consistency/logprob_gap"] < 1e-4 for line in lines)
+    assert lines[1]["policy/grad_norm"] > 0
+    assert {row["place"] for row in json.loads((run / "placement.json").read_text())} == {"this process"}
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # the warmed-up model, and no half-made one
