@@ -36,8 +36,9 @@ class Cast:
 
     def publish(self, version: int) -> float:
         """Give the policy's weights to the generators as `version`; the gap that the gate measured, in nats."""
+        expected = self.gate.expect(self.policy)
         self.policy.publish(self.generators, version)
-        return self.gate.measure(self.policy, self.generators)
+        return self.gate.measure(expected, self.generators)
 
 
 @contextlib.contextmanager
@@ -72,6 +73,7 @@ def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, pr
             transport=transport,
             sleep=colocated and on_gpu,
             seed=config.seed,
+            trust_remote_code=trust,
         )
         if colocated and on_gpu:
             policy.ready()  # its ranks know which GPUs the engines share
@@ -121,9 +123,7 @@ def _share_devices(arguments: list[dict[str, object]], policy: Policy, width: in
     """Engine i sees the GPUs of policy ranks i x width and following, which Ray gave to those."""
     devices = [gpus[0] for _, gpus in policy.group.call(PolicyWorker.devices)]
     for index, engine in enumerate(arguments):
-        env = dict(engine["env"])  # type: ignore[call-overload]
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(devices[index * width : (index + 1) * width])
-        engine["env"] = env
+        engine["visible_devices"] = ",".join(devices[index * width : (index + 1) * width])
 
 
 def _reference(

@@ -37,10 +37,13 @@ class ConsistencyGate:
         ]
         self._batch = Batch.from_groups(groups)
 
-    def measure(self, policy: Policy, generators: Generators) -> float:
-        """The largest of the engines' mean |differences|, in nats. Raises ConsistencyError above the bound."""
+    def expect(self, policy: Policy) -> list[float]:
+        """The trainer's log-probabilities of the probe tokens; asked while the policy has its device."""
+        return policy.logprobs(self._batch).tolist()
+
+    def measure(self, trainer: Sequence[float], generators: Generators) -> float:
+        """The largest of the engines' mean |differences| from `trainer`, in nats. Raises ConsistencyError above the bound."""
         asked = [[generators.logprobs(engine, ids) for ids in self._probes] for engine in range(generators.group.size)]
-        trainer = policy.logprobs(self._batch).tolist()
         gaps = []
         for futures in asked:
             sampled = [value for future in futures for value in future.result(generators.config.sync_timeout_s)]

@@ -85,10 +85,12 @@ class Engine:
     def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> torch.Tensor:
         """[N] fp32 on the CPU: log-probabilities of this rank's tokens. A collective under ZeRO-3."""
         values = torch.zeros(batch.num_tokens)
+        self.packed.eval()  # no dropout
         for row in self._rows(batch):
             logprobs, _ = self.engine(row, temperature=temperature)
             if row.token_index.numel():
-                values[row.token_index] = logprobs[: row.token_index.numel()].float().cpu()
+                values[row.token_index] = logprobs.cpu()
+        self.packed.train()
         return values
 
     def step(

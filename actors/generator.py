@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.group import Group
 from core.errors import SyncError, TroupeError, WorkerError
-from core.hardware import generator_environment, hardware
+from core.hardware import hardware, set_up_generator
 from core.recipes import GeneratorConfig
 from core.records import Branch, WeightSpan
 
@@ -63,11 +63,11 @@ class GeneratorWorker:
         transport: str,
         sleep: bool,
         seed: int,
-        env: dict[str, str],
+        num_engines: int,
+        visible_devices: str | None,
+        trust_remote_code: bool,
     ) -> None:
-        import os
-
-        os.environ.update(env)
+        set_up_generator(index, num_engines, visible_devices)
         from vllm import AsyncEngineArgs
 
         on_cpu = hardware().device == "cpu"
@@ -90,6 +90,7 @@ class GeneratorWorker:
             max_model_len=max_length,
             max_num_seqs=config.max_running,
             tensor_parallel_size=config.tensor_parallel_size,
+            trust_remote_code=trust_remote_code,
             seed=seed,
             # Log-probabilities of the distribution that was sampled, temperature included.
             logprobs_mode="processed_logprobs",
@@ -108,7 +109,9 @@ class GeneratorWorker:
         from vllm import __version__
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self._tokenizer = AutoTokenizer.from_pretrained(self._arguments.model)
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            self._arguments.model, trust_remote_code=self._arguments.trust_remote_code
+        )
         self._llm = AsyncLLM.from_engine_args(self._arguments)
         # The first request initialises lazily for seconds; nobody should wait for that later.
         await self.generate(Request(prompt_ids=[0, 0], num_branches=2, max_tokens=2, temperature=1.0, seed=0))
@@ -329,7 +332,15 @@ def start_generators(group: Group[GeneratorWorker], config: GeneratorConfig) -> 
 
 
 def generator_arguments(
-    model_path: str, config: GeneratorConfig, *, max_length: int, precision: str, transport: str, sleep: bool, seed: int
+    model_path: str,
+    config: GeneratorConfig,
+    *,
+    max_length: int,
+    precision: str,
+    transport: str,
+    sleep: bool,
+    seed: int,
+    trust_remote_code: bool = False,
 ) -> list[dict[str, Any]]:
     """Constructor arguments of every engine's worker."""
     return [
@@ -342,7 +353,9 @@ def generator_arguments(
             "transport": transport,
             "sleep": sleep,
             "seed": seed,
-            "env": generator_environment(index, config.num_engines),
+            "num_engines": config.num_engines,
+            "visible_devices": None,
+            "trust_remote_code": trust_remote_code,
         }
         for index in range(config.num_engines)
     ]

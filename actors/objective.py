@@ -55,7 +55,7 @@ class PolicyObjective:
             loss = loss + settings.entropy_coef * bonus
         if "ref_logprobs" in columns and settings.kl.placement == "loss":
             divergence, kl_metrics = losses.kl_loss(
-                logprobs, columns["ref_logprobs"], weights, settings.kl.estimator, metric_weights=metric_weights
+                logprobs, columns["ref_logprobs"], weights, settings.kl.kind, metric_weights=metric_weights
             )
             loss = loss + settings.kl.coef * divergence
             metrics |= kl_metrics
@@ -94,7 +94,7 @@ def with_advantages(
         scores = scores + penalty
         metrics["reward/overlong_penalty"] = float(penalty.mean())
     if settings.kl.coef > 0 and settings.kl.placement == "reward":
-        token_kl = kl.ESTIMATORS[settings.kl.estimator](batch["old_logprobs"], batch["ref_logprobs"])
+        token_kl = kl.ESTIMATORS[settings.kl.kind](batch["old_logprobs"], batch["ref_logprobs"])
         scores = shaping.kl_in_reward(scores, token_kl, batch["loss_mask"], branch_ids, settings.kl.coef)
         mask = batch["loss_mask"]
         metrics["policy/kl"] = float(kl.k3(batch["old_logprobs"], batch["ref_logprobs"])[mask].mean())

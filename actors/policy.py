@@ -19,6 +19,7 @@ from actors.generator import Generators, GeneratorWorker
 from actors.group import Group, own_address
 from actors.objective import Objective, PolicyObjective, with_loss_weights
 from algorithms.packing import Batch
+from core.errors import SyncError, WorkerError
 from core.hardware import set_up_process
 from core.recipes import AlgorithmConfig, PolicyConfig
 
@@ -219,7 +220,13 @@ class Policy:
         """Give the current weights to every generator as `version` and let them go on generating."""
         generators.pause()
         generators.wake("weights")
-        self.group.call(PolicyWorker.publish)
+        # Every phase has its own deadline inside; this one is for a peer that died where no phase can tell.
+        try:
+            self.group.gather(
+                self.group.start(PolicyWorker.publish), 4 * generators.config.sync_timeout_s, "the weight sync"
+            )
+        except WorkerError as error:
+            raise SyncError(f"weight sync failed: {error}") from None
         if generators.sleeps:
             self.group.call(PolicyWorker.leave)
         generators.wake("kv_cache")

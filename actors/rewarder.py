@@ -7,7 +7,7 @@ wait for a network or compute for long get workers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from actors.group import Group as WorkerGroupBase
 from core.recipes import RewardConfig
@@ -32,17 +32,14 @@ class Rewarder:
         self._workers = workers
         # Built here too when workers score, so that an unknown function fails before anything expensive starts.
         self._rewards = build_rewards(configs)
+        # A thread of its own: answers arrive on the threads of Ray or of an event loop, which must not be kept.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rewarder")
         self._next = 0
 
     def score(self, group: Group) -> Future[Group]:
-        """The group with its scores; already done when it was scored here."""
+        """The group with its scores."""
         if self._workers is None:
-            done: Future[Group] = Future()
-            try:
-                done.set_result(group.with_scores(self._rewards.score_now(group)))
-            except Exception as error:
-                done.set_exception(error)
-            return done
+            return self._thread.submit(lambda: group.with_scores(self._rewards.score_now(group)))
         self._next = (self._next + 1) % self._workers.size
         rank = self._next
         answer: Future[Group] = Future()
@@ -60,5 +57,6 @@ class Rewarder:
         return answer
 
     def shutdown(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
         if self._workers is not None:
             self._workers.shutdown()

@@ -33,9 +33,9 @@ STEPS_PER_CALL = 5
 
 
 def starting_model(
-    config: ModelConfig, data: DataSet, stage: Stage, *, precision: str, seed: int, identity: str, progress: Progress
+    config: ModelConfig, data: DataSet, stage: Stage, *, precision: str, seed: int, progress: Progress
 ) -> str:
-    """The directory (or hub name) of the model to start from. `identity` describes the data for the cache's key."""
+    """The directory (or hub name) of the model to start from."""
     if not isinstance(config, ScratchModelConfig):
         return config.path
     demonstrations = [sample for sample in data.train if sample.fields.get("demonstration")]
@@ -43,9 +43,7 @@ def starting_model(
         raise DataError(
             f"{data.name} has no demonstrations to warm a new model up with; set model.type: pretrained, or data.demonstration_field"
         )
-    key = hashlib.sha256(
-        json.dumps([config.model_dump(exclude={"cache"}), identity, precision, seed]).encode()
-    ).hexdigest()[:16]
+    key = _cache_key(config, demonstrations, precision, seed)
     target = Path(config.cache) / key
     if (target / "config.json").is_file():
         return str(target)
@@ -63,6 +61,14 @@ def starting_model(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return str(target)
+
+
+def _cache_key(config: ScratchModelConfig, demonstrations: Sequence[Sample], precision: str, seed: int) -> str:
+    """A hash of all that determines the weights: settings, the demonstrations themselves, precision, seed."""
+    digest = hashlib.sha256(json.dumps([config.model_dump(exclude={"cache"}), precision, seed]).encode())
+    for sample in demonstrations:
+        digest.update(f"{prompt_text(sample)}\0{sample.fields['demonstration']}\0".encode())
+    return digest.hexdigest()[:16]
 
 
 def _supervise(

@@ -100,20 +100,20 @@ def set_up_process(
         torch.set_num_threads(max(1, machine.num_cores // world_size))
 
 
-def generator_environment(index: int, num_engines: int) -> dict[str, str]:
-    """Environment of engine `index`, set before vLLM is imported in its process.
+def set_up_generator(index: int, num_engines: int, visible_devices: str | None) -> None:
+    """Environment of engine `index`, before vLLM is imported in its process.
 
-    On a CPU vLLM binds its threads to cores; engines on one machine get cores of their own where there are enough.
+    `visible_devices` are the GPUs it shares with the policy's ranks. On a CPU vLLM binds its threads to cores;
+    engines on one machine get cores of their own where there are enough.
     """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.update(VLLM_NO_USAGE_STATS="1", TOKENIZERS_PARALLELISM="false")
+    if visible_devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices
     machine = hardware()
-    env = {
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "VLLM_NO_USAGE_STATS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
     if machine.device == "cuda":
-        return {**env, "VLLM_BATCH_INVARIANT": os.environ.get("VLLM_BATCH_INVARIANT", "0")}
+        return
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(machine.num_cores))
     share = len(cores) // num_engines
     mine = cores[index * share : (index + 1) * share] if share else [cores[index % len(cores)]]
-    return {**env, "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, mine)), "OMP_NUM_THREADS": str(len(mine))}
+    os.environ.update(VLLM_CPU_OMP_THREADS_BIND=",".join(map(str, mine)), OMP_NUM_THREADS=str(len(mine)))

@@ -81,8 +81,6 @@ class PretrainedModelConfig(Section):
     type: Literal["pretrained"] = "pretrained"
     path: str
     """Directory in Hugging Face format, or a hub name such as Qwen/Qwen2.5-3B-Instruct."""
-    revision: str | None = None
-    """Revision on the hub."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
 
@@ -225,10 +223,17 @@ class KLConfig(Section):
 
     coef: float = Field(default=0.0, ge=0)
     """Coefficient; 0 turns the reference off and no frozen model is loaded."""
-    estimator: Literal["k1", "k2", "k3"] = "k3"
-    """k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r with r = pi_ref / pi."""
+    estimator: Literal["auto", "k1", "k2", "k3"] = "auto"
+    """k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r with r = pi_ref / pi; auto: k3 in the loss, k1 in the reward."""
     placement: Literal["loss", "reward"] = "loss"
     """In the loss (k1 is refused there: its gradient is zero in expectation), or subtracted from each token's reward."""
+
+    @property
+    def kind(self) -> Literal["k1", "k2", "k3"]:
+        """The estimator, `auto` resolved."""
+        if self.estimator == "auto":
+            return "k3" if self.placement == "loss" else "k1"
+        return self.estimator
 
     @model_validator(mode="after")
     def _k1_has_no_gradient(self) -> KLConfig:
@@ -275,7 +280,7 @@ class AlgorithmConfig(Section):
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
     """token_mean: over all tokens of the optimizer step; sequence_mean: mean of each answer, then over answers; constant: sum over tokens / (answers x max_response_tokens), as Dr. GRPO."""
     ratio: Literal["token", "sequence"] = "token"
-    """Unit of the importance ratio: each token, or the whole answer's summed log-probability (RLOO's one action)."""
+    """Unit of the importance ratio: each token, or the whole answer's summed log-probability (RLOO's one action; needs aggregation: sequence_mean)."""
     entropy_coef: float = Field(default=0.0, ge=0)
     """Coefficient of an entropy bonus."""
     kl: KLConfig = KLConfig()
@@ -296,6 +301,11 @@ class AlgorithmConfig(Section):
         if self.importance.type != "none" and self.old_logprobs != "recompute":
             raise ValueError(
                 "importance.type needs old_logprobs: recompute, or the two sides of its ratio are the same numbers"
+            )
+        if self.ratio == "sequence" and self.aggregation != "sequence_mean":
+            raise ValueError(
+                f"ratio: sequence treats an answer as one action and needs aggregation: sequence_mean (got {self.aggregation}), "
+                "or long answers would count more"
             )
         if self.importance.low >= self.importance.high:
             raise ValueError(

@@ -48,6 +48,7 @@ def evaluate(config: EvaluateConfig) -> None:
             transport=stage.machine.weight_transport(colocated=False),
             sleep=False,
             seed=config.seed,
+            trust_remote_code=config.trust_remote_code,
         )
         group = stage.group(GeneratorWorker, arguments, role="generator", max_concurrency=1000)
         generators = Generators(group, config.generator, sleeps=False)

@@ -28,10 +28,13 @@ from core.records import Group, Sample
 from core.run import Run
 from data import PromptStream, load_data
 from jobs.closing import print_opening, print_summary, warm_start_progress
+from rewards import build_rewards
 
 
 def train(config: GRPOConfig) -> None:
     with Run.open(config) as run:
+        for functions in (config.rewards, config.evaluation.metrics):
+            build_rewards(functions)  # a wrong name or argument is found before anything expensive starts
         data = load_data(config.data)
         stage = Stage(config.placement)
         try:
@@ -44,7 +47,6 @@ def train(config: GRPOConfig) -> None:
                     stage,
                     precision=precision,
                     seed=config.seed,
-                    identity=str(config.data),
                     progress=progress,
                 )
             stage.reserve(table, config.policy.init_timeout_s)
@@ -71,7 +73,7 @@ def run_loop(config: GRPOConfig, run: Run, troupe: Cast, prompts: Sequence[Sampl
         needs_company=config.algorithm.advantage != "reinforce",
     )
     with run.timed("publish"):
-        run.log({"consistency/logprob_gap": troupe.publish(first)})
+        run.log({"consistency/logprob_gap": troupe.publish(first), "consistency/max_gap": troupe.gate.bound})
     if first == 0:
         evaluate(config.evaluation, run, troupe, step=0)
         run.end_step(0)
