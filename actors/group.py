@@ -139,8 +139,10 @@ class WorkerGroup(Group[W]):
         if isinstance(error, RayTaskError) and isinstance(error.cause, TroupeError):
             return error.cause
         if isinstance(error, ActorDiedError | RayActorError):
-            reason = " ".join(str(error).split())
-            return WorkerError(f"{self.role} rank {rank} died: {reason[:600]}")
+            text = str(error).strip()
+            if "creation task" in text:  # its constructor raised: the traceback's last line says what
+                return WorkerError(f"{self.role} rank {rank} died at its start: {text.splitlines()[-1]}")
+            return WorkerError(f"{self.role} rank {rank} died: {' '.join(text.split())[:600]}")
         return error
 
 

@@ -13,6 +13,8 @@ class Counter:
     """Counts on its own rank."""
 
     def __init__(self, *, start: int) -> None:
+        if start < 0:
+            raise ValueError("a counter starts at 0 or above")
         self.value = start
         self.closed = False
 

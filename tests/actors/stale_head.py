@@ -15,7 +15,8 @@ FLAG = "TROUPE_TEST_STALE_HEAD"
 class ForgetfulGenerator(GeneratorWorker):
     """The product's generator with one changed setting."""
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, *, flag: str, **arguments: Any) -> None:
+        os.environ[FLAG] = flag  # vLLM's worker process inherits it
         super().__init__(**arguments)
         self._arguments.worker_extension_cls = "tests.actors.stale_head.ForgetfulExtension"
 

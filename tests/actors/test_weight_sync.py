@@ -18,7 +18,7 @@ from core.errors import ConsistencyError
 from core.recipes import AlgorithmConfig, ConsistencyConfig, GeneratorConfig, GRPOConfig, PolicyConfig
 from jobs.train_grpo import train
 from tests.actors.small import random_group, with_targets, write_model
-from tests.actors.stale_head import FLAG, ForgetfulGenerator
+from tests.actors.stale_head import ForgetfulGenerator
 
 EXACT = 1e-4
 """Nats. Both sides compute in fp32: sums in another order differ by about 1e-6, a stale weight by tenths."""
@@ -69,7 +69,7 @@ def test_the_gate_passes_a_tied_head_that_arrived_and_catches_one_that_stayed_ol
     (arguments,) = generator_arguments(
         model, config, max_length=128, precision="fp32", transport="gloo", sleep=False, seed=0
     )
-    arguments["env"] = {**arguments["env"], FLAG: str(stays_old)}
+    arguments["flag"] = str(stays_old)
     learning_rate = 0.01
     policy = Policy(
         stage.group(PolicyWorker, [{"rank": 0, "world_size": 1}], role="policy"),
