@@ -87,7 +87,9 @@ def test_a_worker_that_dies_is_an_error_that_names_it_and_does_not_wait_for_the_
 
 def test_a_worker_that_cannot_start_is_an_error_with_its_reason(stage: Stage) -> None:
     group = stage.group(Counter, [{"start": -1}], role="misfit")
-    with pytest.raises(WorkerError, match=r"^misfit rank 0 died at its start: ValueError: a counter starts at 0 or above$"):
+    with pytest.raises(
+        WorkerError, match=r"^misfit rank 0 died at its start: ValueError: a counter starts at 0 or above$"
+    ):
         group.call(Counter.add, 1)
 
 

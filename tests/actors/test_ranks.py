@@ -81,9 +81,7 @@ def steps_of(stage: Stage, model_path: str, ranks: int, directory: Path) -> dict
 
 
 @pytest.fixture(scope="module")
-def results(
-    stage: Stage, model_path: str, tmp_path_factory: pytest.TempPathFactory
-) -> Sequence[dict[str, tuple]]:
+def results(stage: Stage, model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Sequence[dict[str, tuple]]:
     """The same steps with one rank and with two."""
     return [steps_of(stage, model_path, ranks, tmp_path_factory.mktemp(f"ranks-{ranks}")) for ranks in (1, 2)]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from actors.cast import Cast
 from actors.consistency import ConsistencyGate
 from actors.generator import Generators, generator_arguments, start_generators
 from actors.objective import PolicyObjective
@@ -82,15 +84,23 @@ def test_the_gate_passes_a_tied_head_that_arrived_and_catches_one_that_stayed_ol
     gate = ConsistencyGate([group.prompt_ids for group in groups], ConsistencyConfig(), precision="fp32")
     probe = Batch.from_groups(groups)
 
+    nobody: Any = None  # roles that take no part in a sync
+
     def learn() -> float:
         """One update; by how much it moved the log-probabilities."""
         before = policy.logprobs(probe)
         policy.step([with_targets(groups)], PolicyObjective(AlgorithmConfig()))
         return float((policy.logprobs(probe) - before).abs().mean())
 
-    def publish(version: int) -> float:
-        policy.publish(generators, version)
-        return gate.measure(policy, generators)
+    publish = Cast(
+        tokenizer=nobody,
+        policy=policy,
+        reference=None,
+        generators=generators,
+        rewarder=nobody,
+        evaluator=nobody,
+        gate=gate,
+    ).publish
 
     try:
         policy.start(model, total_steps=10, seed=0)
