@@ -87,15 +87,15 @@ def run_loop(config: GRPOConfig, run: Run, troupe: Cast, prompts: Sequence[Sampl
             learn(config, run, troupe, rollout.groups, step)
         else:
             run.event("no_signal", reason="every group's answers have equal rewards; the weights stay as they are")
+        last = run.is_last(step)
+        if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
+            save(run, troupe, step, rollouts)  # before the policy leaves a shared device to the generators
         with run.timed("publish"):
             run.log({"consistency/logprob_gap": troupe.publish(step)})
             rollouts.ahead(step)
-        last = run.is_last(step)
         if last or (config.evaluation.every and step % config.evaluation.every == 0):
             score = evaluate(config.evaluation, run, troupe, step)
             run.checkpoints.record_metric(step, score, config.evaluation.higher_is_better)
-        if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-            save(run, troupe, step, rollouts)
         run.log({"tokens_per_second": rollout.metrics["rollout/tokens"] / (time.perf_counter() - started)})
         run.end_step(step)
 
