@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from core.extension import BUILD_DEADLINE_S, remove_stale_lock
+from core.extension import BUILD_DEADLINE_S, extension_directory, remove_stale_lock
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
@@ -280,7 +280,8 @@ def write_locks(python: str) -> None:
 
 def build_extension(python: str) -> None:
     """Compile it now, alone and with a deadline; several ranks compiling at once, or a killed one, end in a hang."""
-    stale = remove_stale_lock()
+    directory = extension_directory(VENV)
+    stale = remove_stale_lock(directory)
     if stale is not None:
         print(f"  removed {stale}, left by a build that was killed", flush=True)
     # DeepSpeed and torch look for ninja on PATH; the environment is not activated here.
@@ -288,12 +289,13 @@ def build_extension(python: str) -> None:
         **os.environ,
         "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
         "DS_ACCELERATOR": "cpu",
+        "TORCH_EXTENSIONS_DIR": str(directory.parent),
     }
     load = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load()"
     try:
         step("DeepSpeed's extension", [python, "-c", load], environment=environment, deadline_s=BUILD_DEADLINE_S)
     finally:
-        remove_stale_lock()  # of our own build, if it was stopped
+        remove_stale_lock(directory)  # of our own build, if it was stopped
 
 
 # --- running and telling -------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from algorithms.attention import PACKED_ATTENTION, supports_branches
 from algorithms.logprobs import PackedModel
 from algorithms.packing import Batch, Row, pack
 from core.errors import CheckpointError, NumericalError
-from core.extension import extension_state, remove_stale_lock
+from core.extension import extension_state, remove_stale_lock, use_environment_cache
 from core.hardware import hardware
 from core.recipes import LoraConfig, PolicyConfig
 
@@ -373,6 +373,7 @@ def prepare_extension() -> None:
     # torch runs ninja at every start. Another version than the one that built finds every command changed and builds
     # anew, for a minute each time, so it is always the one beside this Python, whatever is on PATH.
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    use_environment_cache()
     remove_stale_lock()
     if extension_state() != "built":
         os.environ["DS_ACCELERATOR"] = "cpu"

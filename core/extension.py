@@ -19,13 +19,17 @@ BUILD_DEADLINE_S = 600.0
 State = Literal["built", "absent", "building", "stale"]
 
 
-def extension_directory(python: tuple[int, int] = sys.version_info[:2]) -> Path:
-    """Where torch's CPU build keeps the extension; the rule is `torch.utils.cpp_extension`'s."""
-    chosen = os.environ.get("TORCH_EXTENSIONS_DIR")
-    if chosen is not None:
-        return Path(chosen) / NAME
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "torch_extensions" / f"py{python[0]}{python[1]}_cpu" / NAME
+def extension_directory(environment: str | Path = sys.prefix) -> Path:
+    """Where the extension of a Python environment lies: inside it, unless TORCH_EXTENSIONS_DIR names another place.
+
+    torch's own default is one directory for all environments of a user, which would rebuild it in turns.
+    """
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(environment) / "torch_extensions") / NAME
+
+
+def use_environment_cache() -> None:
+    """Make torch look where `extension_directory` says, in this process and in those it starts."""
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(extension_directory().parent)
 
 
 def extension_state(directory: Path | None = None) -> State:

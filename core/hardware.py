@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from core.extension import use_environment_cache
+
 Device = Literal["cpu", "cuda"]
 
 
@@ -95,6 +97,7 @@ def set_up_process(
     if machine.device == "cpu":
         # DeepSpeed asks its accelerator, not torch; without this it looks for CUDA first and warns.
         os.environ["DS_ACCELERATOR"] = "cpu"
+        use_environment_cache()
         import torch
 
         torch.set_num_threads(max(1, machine.num_cores // world_size))
