@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -183,7 +184,7 @@ def run_trl(workload: Workload, directory: Path, steps: int) -> dict[str, Any]:
         callbacks=[Clock()],
     )
     trainer.train()
-    steps_s = [end - start for start, end in zip(times, times[1:], strict=False)][WARM_UP - 1 :]
+    steps_s = [end - start for start, end in itertools.pairwise(times)][WARM_UP - 1 :]
     return {"step_s": statistics.median(steps_s), "answer_tokens": statistics.mean(lengths)}
 
 
