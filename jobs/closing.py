@@ -17,6 +17,8 @@ from core.files import read_lines
 from core.recipes import GRPOConfig
 
 SHOWN_ANSWERS = 3
+WARM_START_LINES = 20
+"""Lines about the warm start in a log file."""
 MAX_TEXT = 200
 
 
@@ -33,7 +35,11 @@ def print_opening(config: GRPOConfig, stage: Stage, precision: str) -> None:
 
 @contextlib.contextmanager
 def warm_start_progress() -> Iterator[Callable[[int, int, dict[str, float]], None]]:
-    """A bar for the warm start; it appears with the first report, so a cached model shows none."""
+    """A bar for the warm start, or lines where nobody watches; with the first report, so a cached model shows none."""
+    console = rich.get_console()
+    if not console.is_terminal:
+        yield _warm_start_lines
+        return
     with contextlib.ExitStack() as stack:
         bar: list[tuple[Progress, Any]] = []
 
@@ -51,6 +57,11 @@ def warm_start_progress() -> Iterator[Callable[[int, int, dict[str, float]], Non
             progress.update(task, completed=step, loss=metrics["sft/nll"])
 
         yield report
+
+
+def _warm_start_lines(step: int, steps: int, metrics: dict[str, float]) -> None:
+    if step == steps or step % max(1, steps // WARM_START_LINES) == 0:
+        print(f"warm start (SFT)  step {step}/{steps}  loss {metrics['sft/nll']:.3f}", flush=True)
 
 
 def print_summary(directory: Path) -> None:
