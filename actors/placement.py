@@ -184,6 +184,8 @@ def _connect(address: str | None) -> bool:
             return False
         # More workers than cores is fine: roles take turns. Nothing listens beyond loopback.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Ray gives its workers the lowest share of a busy machine (nice 15); here they are what the machine is for.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(num_cpus=max(16, hardware().num_cores), include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
