@@ -467,7 +467,7 @@ class CheckpointConfig(Section):
 class GRPOConfig(Section):
     """Group-relative policy optimisation (DeepSeekMath, 2402.03300) and its relatives."""
 
-    steps: int = Field(default=40, ge=1)
+    steps: int = Field(default=30, ge=1)
     """Training steps: rollouts, each followed by its optimizer steps."""
     seed: int = 0
     """Seed of everything: data order, sampling, initialisation."""
