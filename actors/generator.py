@@ -134,9 +134,7 @@ class GeneratorWorker:
             detokenize=bool(request.stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        # Branches share their prompt's cache with each other and with no other group: which of two groups with the
-        # same beginning came first is a matter of timing, and a cached prefix may differ in its last bits.
-        output = await self._run(list(request.prompt_ids), sampling, cache_salt=str(request.seed))
+        output = await self._run(list(request.prompt_ids), sampling)
         texts = self._tokenizer.batch_decode([list(c.token_ids) for c in output.outputs], skip_special_tokens=True)
         return [
             Branch(
@@ -168,11 +166,12 @@ class GeneratorWorker:
         steps = zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)
         return [float(step[token].logprob) for step, token in steps]
 
-    async def _run(self, prompt_ids: list[int], sampling: SamplingParams, cache_salt: str = "probe") -> Any:
+    async def _run(self, prompt_ids: list[int], sampling: SamplingParams) -> Any:
         self._requests += 1
         output = None
-        prompt = {"prompt_token_ids": prompt_ids, "cache_salt": cache_salt}
-        answers = self._llm.generate(prompt, sampling, request_id=f"{self._index}-{self._requests}")
+        answers = self._llm.generate(
+            {"prompt_token_ids": prompt_ids}, sampling, request_id=f"{self._index}-{self._requests}"
+        )
         async for answer in answers:
             output = answer
         assert output is not None, "vLLM ended a request without an output"
