@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from core.chat import prompt_text
+from core.data_recipes import DataConfig
 from core.errors import DataError
-from core.recipes import DataConfig
 from data.dataset import DataSet
 from data.docstrings import load_docstrings
 from data.gsm8k import load_gsm8k

@@ -10,8 +10,8 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
+from core.data_recipes import DocstringsConfig
 from core.errors import DataError
-from core.recipes import DocstringsConfig
 from core.records import Sample
 from data.dataset import DataSet, conversation
 from data.harvest import Pair, harvest

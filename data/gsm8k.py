@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from core.data_recipes import GSM8KConfig
 from core.errors import DataError
-from core.recipes import GSM8KConfig
 from core.records import Sample
 from data.dataset import DataSet, conversation
 from data.lines import Row, read_rows, text_of

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core.data_recipes import JsonlConfig
 from core.errors import DataError
-from core.recipes import JsonlConfig
 from core.records import Message, Sample
 from data.dataset import DataSet, conversation
 from data.lines import Row, field_of, read_rows, text_of

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 
+from core.data_recipes import WordProblemsConfig
 from core.errors import DataError
-from core.recipes import WordProblemsConfig
 from core.records import Sample
 from data.dataset import DataSet, conversation
 

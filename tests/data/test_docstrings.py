@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from core.data_recipes import DocstringsConfig
 from core.errors import DataError
-from core.recipes import DocstringsConfig
 from core.records import Sample
 from data import DataSet, harvest
 from data.distinct import NearDuplicates, plain

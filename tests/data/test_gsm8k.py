@@ -5,8 +5,8 @@ from typing import Any
 import datasets
 import pytest
 
+from core.data_recipes import GSM8KConfig
 from core.errors import DataError
-from core.recipes import GSM8KConfig
 from data import load_data
 
 NATALIA = {

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from core.data_recipes import JsonlConfig
 from core.errors import DataError
-from core.recipes import JsonlConfig
 from data import DataSet, load_data
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from core.data_recipes import WordProblemsConfig
 from core.errors import DataError
-from core.recipes import WordProblemsConfig
 from core.records import Branch, Sample
 from data import load_data, word_problems
 from data.word_problems import load_word_problems
@@ -60,7 +60,7 @@ def test_a_strict_reward_accepts_exactly_the_formatted_demonstrations() -> None:
 
 def test_the_seed_decides_the_problems_and_nothing_else_does() -> None:
     script = (
-        "import json; from core.recipes import WordProblemsConfig; from data import load_data;"
+        "import json; from core.data_recipes import WordProblemsConfig; from data import load_data;"
         "d = load_data(WordProblemsConfig(num_train=50, num_heldout=5, seed=4));"
         "print(json.dumps([[s.sample_id, s.prompt, s.gold, dict(s.fields)] for s in [*d.train, *d.heldout]]))"
     )
