@@ -1,4 +1,4 @@
-"""Estimators of KL(pi || pi_ref) from the log-probabilities of sampled tokens, one number per token.
+"""Estimators of KL(pi || pi_ref) from the log-probabilities of sampled tokens, and the coefficient that holds it.
 
 From Schulman, "Approximating KL Divergence" (http://joschu.net/blog/kl-approx.html, 2020), with r = pi_ref / pi at a
 token sampled from pi. Whether an estimator is summed into a reward or averaged into a loss is decided elsewhere.
@@ -12,6 +12,7 @@ Off-policy, values and gradients are those of pi only after multiplication with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 Estimator = Literal["k1", "k2", "k3"]
+Adaptation = Literal["ziegler", "trlx"]
 
 MAX_LOG_RATIO = 10.0
 """Upper clamp of log r inside exp. OpenRLHF clamps the estimate to [-10, 10], verl also log r to [-20, 20]. Here only
@@ -51,3 +53,31 @@ def trlx_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 ESTIMATORS: dict[Estimator, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def adapted_coef(
+    coef: float,
+    kl: float,
+    *,
+    target: float,
+    form: Adaptation,
+    rate: float = 0.1,
+    horizon: int = 10_000,
+    num_sequences: int | None = None,
+) -> float:
+    """The next step's KL coefficient: larger where the KL was above its target, smaller where it was below.
+
+        e = clip(KL / target - 1, -0.2, 0.2)
+        ziegler: coef (1 + rate e). 1909.08593, section 2.2, where rate is 0.1: at most 2 % a step.
+        trlx:    coef (1 + e num_sequences / horizon). trlx's AdaptiveKLController, for comparison with its runs.
+
+    `kl` and `target` are nats per answer: k1 summed over its tokens, averaged over the step's `num_sequences`.
+    """
+    if math.isnan(kl) or target <= 0:
+        raise ValueError(f"the KL ({kl}) must be a number and its target ({target}) greater than 0")
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    if form == "ziegler":
+        return coef * (1 + rate * error)
+    if num_sequences is None:
+        raise ValueError("the form trlx grows with num_sequences, the answers of the step, which is missing")
+    return coef * (1 + error * num_sequences / horizon)

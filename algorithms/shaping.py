@@ -1,7 +1,7 @@
 """What changes a score or the loss mask between the rewards and the advantages.
 
-Each function stands for one setting of a recipe: overlong answers (DAPO, 2503.14476) and KL in the reward. Scores are
-per branch [B], before any baseline is subtracted.
+Each function stands for one setting of a recipe: overlong answers (DAPO, 2503.14476), answers without an end, scores
+out of range, and KL in the reward. Scores are per branch [B], before any baseline is subtracted.
 """
 
 from __future__ import annotations
@@ -40,3 +40,15 @@ def kl_in_reward(scores: Tensor, token_kl: Tensor, loss_mask: Tensor, branch_ids
     trained = torch.where(loss_mask, token_kl.detach().double(), 0.0)
     penalty = coef * sum_by(trained, branch_ids, len(scores))  # [N] -> [B]
     return (scores.double() - penalty).to(scores.dtype)
+
+
+def missing_eos_penalty(scores: Tensor, truncated: Tensor, penalty: float) -> Tensor:
+    """The score minus `penalty` where the answer was cut off before its end-of-turn token; [B], bool [B] -> [B]."""
+    return torch.where(truncated, scores - penalty, scores)
+
+
+def clip_scores(scores: Tensor, limit: float) -> Tensor:
+    """Scores within [-limit, limit]; [B] -> [B]. A reward model's outliers would otherwise set the critic's scale."""
+    if limit <= 0:
+        raise ValueError(f"the limit of scores ({limit}) must be greater than 0")
+    return scores.clamp(-limit, limit)
