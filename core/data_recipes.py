@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from core.config import Section
 
@@ -28,22 +28,88 @@ class WordProblemsConfig(Section):
     """Seed of the generator; independent of the run's seed so that runs share their data."""
 
 
-class GSM8KConfig(Section):
+class PublishedConfig(Section):
+    """A data set of the Hugging Face hub, or local JSONL files with the same fields; docs/data.md says how they lie."""
+
+    type: str
+    path: str
+    """Hub name, or a directory with one JSONL file per split, or one JSONL file (then its last rows are held out)."""
+    num_train: int | None = Field(default=None, ge=1)
+    """First n training rows that pass the filters; all of them when unset."""
+    num_heldout: int | None = Field(default=None, ge=1)
+    """First n held-out rows that pass the filters; all of them when unset (of one file, a tenth)."""
+
+
+class GSM8KConfig(PublishedConfig):
     """Grade-school mathematics (Cobbe et al. 2021): question, worked answer, gold number after `####`."""
 
     type: Literal["gsm8k"] = "gsm8k"
     path: str = "openai/gsm8k"
     """Hub name, or a directory with train.jsonl and test.jsonl of the same fields, or one JSONL file (then split)."""
-    num_heldout: int | None = Field(default=None, ge=1)
-    """First n test questions; all of them when unset."""
     system_prompt: str | None = "Solve the problem step by step. End with a line '#### ' followed by the number alone."
     """System message; null leaves it out."""
 
 
-class DocstringsConfig(Section):
-    """Human-written text to its one-line summary: docstrings of the installed Python packages and standard library."""
+class SmolTalkConfig(PublishedConfig):
+    """Conversations for supervised training (Allal et al. 2025): `messages`, `source`."""
 
-    type: Literal["docstrings"] = "docstrings"
+    type: Literal["smoltalk"] = "smoltalk"
+    path: str = "HuggingFaceTB/smol-smoltalk"
+    """Hub name, or a directory with train.jsonl and test.jsonl of the same fields, or one JSONL file (then split)."""
+    num_heldout: int | None = Field(default=1000, ge=1)
+    """First n held-out rows that pass the filters; all 24,229 when null."""
+    single_turn: bool = False
+    """Keep only conversations of exactly two messages, the user's and the assistant's."""
+    max_prompt_chars: int | None = Field(default=None, ge=1)
+    """Leave out conversations whose turns before the last answer have more characters than this."""
+
+
+class UltraFeedbackConfig(PublishedConfig):
+    """Prompts with a better and a worse answer (Cui et al. 2023, binarized): `chosen`, `rejected`, their scores."""
+
+    type: Literal["ultrafeedback"] = "ultrafeedback"
+    path: str = "HuggingFaceH4/ultrafeedback_binarized"
+    """Hub name, or a directory with train_prefs.jsonl and test_prefs.jsonl, or one JSONL file (then split)."""
+    max_prompt_chars: int | None = Field(default=None, ge=1)
+    """Leave out pairs whose prompt has more characters than this."""
+    margin_scale: float | None = Field(default=None, gt=0)
+    """Margin of a pair in reward units: this times (score_chosen - score_rejected); null gives no margins."""
+
+
+class TldrConfig(PublishedConfig):
+    """Reddit posts and their authors' summaries (Völske et al. 2017, Stiennon et al. 2020): `prompt`, `label`."""
+
+    type: Literal["tldr"] = "tldr"
+    path: str = "CarperAI/openai_summarize_tldr"
+    """Hub name, or a directory with train.jsonl and the held-out split's file, or one JSONL file (then split)."""
+    num_heldout: int | None = Field(default=1000, ge=1)
+    """First n held-out posts; all when null (valid 6,447, test 6,553)."""
+    heldout_split: Literal["valid", "test"] = "valid"
+    """Split that is held out: valid while choosing, test for a table."""
+    max_prompt_chars: int = Field(default=2000, ge=100)
+    """Longest prompt in characters; a longer post is cut, and `TL;DR:` still ends the prompt."""
+
+
+class TldrComparisonsConfig(PublishedConfig):
+    """Pairs of summaries compared by people (Stiennon et al. 2020): `prompt`, `chosen`, `rejected`."""
+
+    type: Literal["tldr_comparisons"] = "tldr_comparisons"
+    path: str = "CarperAI/openai_summarize_comparisons"
+    """Hub name, or a directory with train.jsonl and the held-out split's file, or one JSONL file (then split)."""
+    num_heldout: int | None = Field(default=5000, ge=1)
+    """First n held-out pairs that pass the filters; all when null."""
+    heldout_split: Literal["valid1", "valid2", "test"] = "valid1"
+    """Split that is held out: valid1 or valid2 while choosing, test for a table."""
+    max_prompt_chars: int = Field(default=2000, ge=100)
+    """Longest prompt in characters; the same cut as that of `tldr`, so that a policy's posts and a reward model's agree."""
+    min_answer_words: int = Field(default=5, ge=1)
+    """Pairs with fewer words than this in either summary are left out; `TL;DR:` does not count."""
+
+
+class HarvestConfig(Section):
+    """What the data sets from docstrings share: where to harvest, and how the packages are split."""
+
+    type: str
     roots: list[str] = []
     """Directories to harvest; empty: the standard library and site-packages."""
     max_prompt_chars: int = Field(default=600, ge=100)
@@ -51,9 +117,39 @@ class DocstringsConfig(Section):
     max_summary_chars: int = Field(default=120, ge=20)
     """Longest summary in characters; pairs beyond it are left out."""
     num_heldout: int = Field(default=256, ge=1)
-    """Held-out pairs, from packages that occur nowhere in training."""
+    """Held-out texts, from packages that occur nowhere in training."""
     seed: int = 0
-    """Seed of the split by package."""
+    """Seed of the split by package; independent of the run's seed."""
+
+
+class DocstringsConfig(HarvestConfig):
+    """Human-written text to its one-line summary: docstrings of the installed Python packages and standard library."""
+
+    type: Literal["docstrings"] = "docstrings"
+
+
+Damage = Literal["corrupted", "truncated", "wrong"]
+
+
+class DocstringPairsConfig(HarvestConfig):
+    """Preferences for real text without a download: the human summary of a docstring against damaged ones."""
+
+    type: Literal["docstring_pairs"] = "docstring_pairs"
+    kinds: list[Damage] = ["corrupted", "truncated", "wrong"]
+    """Kinds of damage to draw from: words moved, doubled or lost; cut in mid-sentence; the summary of another text."""
+    pairs_per_text: int = Field(default=1, ge=1)
+    """Damaged summaries per text, each ranked below the human one; several of them tie with each other."""
+    half: Literal["all", "first", "second"] = "all"
+    """Training texts to use: all, or one of two disjoint halves by `seed`, so that two reward models can share no text."""
+    damage_seed: int = 0
+    """Seed of the damage; `seed` alone decides what is held out, as for `docstrings`."""
+
+    @field_validator("kinds")
+    @classmethod
+    def _kinds_are_distinct(cls, kinds: list[Damage]) -> list[Damage]:
+        if not kinds or len(set(kinds)) < len(kinds):
+            raise ValueError("name each kind of damage once, and at least one: corrupted, truncated, wrong")
+        return kinds
 
 
 class JsonlConfig(Section):
@@ -74,10 +170,46 @@ class JsonlConfig(Section):
     """Field with a stable id; unset: the file's name and line number."""
     demonstration_field: str | None = None
     """Field with the text that supervised training imitates; unset: the gold answer."""
+    chosen_field: str | None = None
+    """Field with the better of two answers: a text, or messages whose last is the assistant's."""
+    rejected_field: str | None = None
+    """Field with the worse of two answers, of the same form."""
+    answers_field: str | None = None
+    """Field with a list of two or more answers, in place of chosen and rejected; best first, unless ranks say otherwise.
+    Unset: a field called `answers` is taken for that."""
+    ranks_field: str | None = None
+    """Field with a list of whole numbers, one per answer: smaller is better, equal is a tie."""
+    margin_field: str | None = None
+    """Field with a number: by how much, in reward units, the better of two answers is better."""
     system_prompt: str | None = None
     """System message put before a string prompt, which then becomes a user message."""
     seed: int = 0
     """Seed of the split."""
 
+    @model_validator(mode="after")
+    def _preferences_are_named_one_way(self) -> JsonlConfig:
+        if (self.chosen_field is None) != (self.rejected_field is None):
+            raise ValueError("chosen_field and rejected_field belong together; name both or neither")
+        if self.chosen_field is not None and self.answers_field is not None:
+            raise ValueError("name answers_field, or chosen_field and rejected_field, not both")
+        if self.ranks_field is not None and self.answers_field is None:
+            raise ValueError("ranks_field ranks the answers of answers_field; name that too")
+        if self.margin_field is not None and self.answers_field is None and self.chosen_field is None:
+            raise ValueError(
+                "margin_field needs the answers it is about; name answers_field, or chosen_field and rejected_field"
+            )
+        return self
 
-DataConfig = Annotated[WordProblemsConfig | GSM8KConfig | DocstringsConfig | JsonlConfig, Field(discriminator="type")]
+
+DataConfig = Annotated[
+    WordProblemsConfig
+    | GSM8KConfig
+    | SmolTalkConfig
+    | UltraFeedbackConfig
+    | TldrConfig
+    | TldrComparisonsConfig
+    | DocstringsConfig
+    | DocstringPairsConfig
+    | JsonlConfig,
+    Field(discriminator="type"),
+]

@@ -14,10 +14,15 @@ from core.chat import prompt_text
 from core.data_recipes import DataConfig
 from core.errors import DataError
 from data.dataset import DataSet
+from data.docstring_pairs import load_docstring_pairs
 from data.docstrings import load_docstrings
 from data.gsm8k import load_gsm8k
 from data.jsonl import load_jsonl
+from data.preferences import settled
+from data.smoltalk import load_smoltalk
 from data.stream import PromptStream
+from data.tldr import load_tldr, load_tldr_comparisons
+from data.ultrafeedback import load_ultrafeedback
 from data.word_problems import load_word_problems
 
 __all__ = ["DataSet", "PromptStream", "load_data"]
@@ -27,7 +32,12 @@ log = logging.getLogger(__name__)
 LOADERS: dict[str, Callable[[Any], DataSet]] = {
     "word_problems": load_word_problems,
     "gsm8k": load_gsm8k,
+    "smoltalk": load_smoltalk,
+    "ultrafeedback": load_ultrafeedback,
+    "tldr": load_tldr,
+    "tldr_comparisons": load_tldr_comparisons,
     "docstrings": load_docstrings,
+    "docstring_pairs": load_docstring_pairs,
     "jsonl": load_jsonl,
 }
 
@@ -35,12 +45,16 @@ LOADERS: dict[str, Callable[[Any], DataSet]] = {
 def load_data(config: DataConfig) -> DataSet:
     """The data set of a config; the same config (and files) gives the same samples in every process.
 
-    Raises DataError, in one sentence, for whatever is missing, malformed, or not identified by its id.
+    Answers come best first; what a filter left out is logged and in `dropped`. Raises DataError, in one sentence, for
+    whatever is missing, malformed, or not identified by its id.
     """
-    data = LOADERS[config.type](config)
+    data = settled(LOADERS[config.type](config))
+    if data.dropped:
+        log.info("%s: left out %s", data.name, ", ".join(f"{count} {reason}" for reason, count in data.dropped.items()))
     for side, samples in (("training", data.train), ("held-out", data.heldout)):
         if not samples:
-            raise DataError(f"{data.name}: there are no {side} samples")
+            left_out = f"; filters left out {dict(data.dropped)}" if data.dropped else ""
+            raise DataError(f"{data.name}: there are no {side} samples{left_out}")
     _refuse_shared_ids(data)
     _warn_of_overlap(data)
     return data

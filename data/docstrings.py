@@ -10,10 +10,10 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
-from core.data_recipes import DocstringsConfig
+from core.data_recipes import HarvestConfig
 from core.errors import DataError
 from core.records import Sample
-from data.dataset import DataSet, conversation
+from data.dataset import DataSet, conversation, shorten
 from data.harvest import Pair, harvest
 
 CACHE = Path(".cache/data")
@@ -21,7 +21,7 @@ MIN_HELDOUT_PACKAGES = 8
 """A package that would fill more than an eighth of the held-out set stays in training, as long as smaller ones suffice."""
 
 
-def load_docstrings(config: DocstringsConfig, cache: Path = CACHE) -> DataSet:
+def load_docstrings(config: HarvestConfig, cache: Path = CACHE) -> DataSet:
     pairs = [pair for pair in harvest(config.roots, cache) if len(pair.summary) <= config.max_summary_chars]
     heldout_packages = _heldout_packages(pairs, config)
     train = [pair for pair in pairs if pair.package not in heldout_packages]
@@ -34,7 +34,7 @@ def load_docstrings(config: DocstringsConfig, cache: Path = CACHE) -> DataSet:
     )
 
 
-def _heldout_packages(pairs: list[Pair], config: DocstringsConfig) -> set[str]:
+def _heldout_packages(pairs: list[Pair], config: HarvestConfig) -> set[str]:
     """Packages in seeded order, until they have enough pairs: small ones first, so that the held-out set is broad."""
     sizes: dict[str, int] = defaultdict(int)
     for pair in pairs:
@@ -58,28 +58,10 @@ def _heldout_packages(pairs: list[Pair], config: DocstringsConfig) -> set[str]:
     return chosen
 
 
-def _sample(pair: Pair, config: DocstringsConfig) -> Sample:
+def _sample(pair: Pair, config: HarvestConfig) -> Sample:
     return Sample(
         sample_id=f"docstrings/{pair.place}",
         prompt=conversation(shorten(pair.text, config.max_prompt_chars)),
         gold=pair.summary,
         fields={"demonstration": pair.summary, "package": pair.package},
     )
-
-
-def shorten(text: str, max_chars: int) -> str:
-    """The beginning of `text`, cut at a line's end, or between words where that would lose more than half of it.
-
-    >>> shorten("one two\\nthree four", 12)
-    'one two'
-    >>> shorten("one two three", 8)
-    'one two'
-    """
-    if len(text) <= max_chars:
-        return text
-    head = text[: max_chars + 1]
-    for separator in ("\n", " "):
-        cut = head.rfind(separator)
-        if 2 * cut >= max_chars:
-            return head[:cut].rstrip()
-    return text[:max_chars].rstrip()

@@ -7,7 +7,6 @@ answer: that turn is taken off, so that the answer is never part of the prompt. 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from core.errors import DataError
 from core.records import Message, Sample
 from data.dataset import DataSet, conversation
 from data.lines import Row, field_of, read_rows, text_of
-
-ROLES = ("system", "user", "assistant", "tool")
+from data.messages import answer_of, messages_of, part
 
 
 def load_jsonl(config: JsonlConfig) -> DataSet:
@@ -47,13 +45,13 @@ def _samples(path: Path, config: JsonlConfig) -> list[Sample]:
 
 def _sample(path: Path, number: int, row: Row, config: JsonlConfig) -> Sample:
     where = f"{path} line {number}"
-    prompt, answer = _prompt(field_of(row, config.prompt_field, where), where, config)
-    gold = answer if config.gold_field is None else text_of(row, config.gold_field, where)
+    prompt, answer = _prompt(row, where, config)
+    gold = answer if config.gold_field is None else answer_of(row, config.gold_field, where)
     demonstration = answer or gold
     if config.demonstration_field is not None:
-        demonstration = text_of(row, config.demonstration_field, where)
-    named = {config.prompt_field, config.gold_field, config.demonstration_field, config.id_field}
-    fields = {name: value for name, value in row.items() if name not in named}
+        demonstration = answer_of(row, config.demonstration_field, where)
+    named = {getattr(config, name) for name in type(config).model_fields if name.endswith("_field")}
+    fields = {name: value for name, value in row.items() if name not in named} | _preference(row, where, config)
     return Sample(
         sample_id=f"{path.name}:{number}" if config.id_field is None else text_of(row, config.id_field, where),
         prompt=prompt,
@@ -62,27 +60,29 @@ def _sample(path: Path, number: int, row: Row, config: JsonlConfig) -> Sample:
     )
 
 
-def _prompt(value: Any, where: str, config: JsonlConfig) -> tuple[str | list[Message], str | None]:
+def _prompt(row: Row, where: str, config: JsonlConfig) -> tuple[str | list[Message], str | None]:
     """(prompt, the answer that ended its messages or None)."""
+    name = config.prompt_field
+    value = field_of(row, name, where)
     if isinstance(value, str) and value.strip():
-        return (
-            (value, None) if config.system_prompt is None else (conversation(value, system=config.system_prompt), None)
-        )
+        return (value if config.system_prompt is None else conversation(value, system=config.system_prompt)), None
     if not isinstance(value, list) or not value:
-        raise DataError(
-            f"{where}: field {config.prompt_field!r} must be a text or a list of messages, not empty, got {value!r:.60}"
-        )
-    messages = [_message(turn, where, config.prompt_field) for turn in value]
-    if messages[-1]["role"] != "assistant":
-        return messages, None
-    if len(messages) == 1:
-        raise DataError(f"{where}: field {config.prompt_field!r} holds an assistant's turn alone; there is no prompt")
-    return messages[:-1], messages[-1]["content"]
+        raise DataError(f"{where}: field {name!r} must be a text or a list of messages, not empty, got {value!r:.60}")
+    prompt, answer = part(messages_of(row, name, where))
+    if not prompt:
+        raise DataError(f"{where}: field {name!r} holds an assistant's turn alone; there is no prompt")
+    return prompt, answer
 
 
-def _message(turn: Any, where: str, field: str) -> Message:
-    if not isinstance(turn, Mapping) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
-        raise DataError(
-            f"{where}: each message in {field!r} needs a role ({', '.join(ROLES)}) and a text as content, got {turn!r:.60}"
-        )
-    return {"role": turn["role"], "content": turn["content"]}
+def _preference(row: Row, where: str, config: JsonlConfig) -> dict[str, Any]:
+    """Answers, ranks and margin from the fields that the config names; `data.preferences` checks them."""
+    fields: dict[str, Any] = {}
+    if config.chosen_field is not None and config.rejected_field is not None:
+        fields["answers"] = [answer_of(row, name, where) for name in (config.chosen_field, config.rejected_field)]
+    if config.answers_field is not None:
+        fields["answers"] = field_of(row, config.answers_field, where)
+    if config.ranks_field is not None:
+        fields["ranks"] = field_of(row, config.ranks_field, where)
+    if config.margin_field is not None:
+        fields["margin"] = field_of(row, config.margin_field, where)
+    return fields

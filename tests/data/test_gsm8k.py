@@ -59,7 +59,7 @@ def test_one_file_is_split_at_its_end(tmp_path: Path) -> None:
     data = load_data(GSM8KConfig(path=str(path)))  # a tenth of 20 is 2
     assert [sample.prompt[1]["content"] for sample in data.heldout] == ["Question 18?", "Question 19?"]
     assert len(data.train) == 18
-    with pytest.raises(DataError, match="20 questions, too few to hold out 20"):
+    with pytest.raises(DataError, match="20 rows, too few to hold out 20"):
         load_data(GSM8KConfig(path=str(path), num_heldout=20))
 
 
@@ -88,17 +88,17 @@ def test_a_missing_file_is_named(directory: Path) -> None:
 def test_the_hub_is_asked_for_the_main_config(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(*arguments: str) -> dict[str, list[dict[str, str]]]:
-        asked.append(arguments)
-        return {"train": [NATALIA], "test": [question(1)]}
+    def load_dataset(*arguments: str, split: str) -> list[dict[str, str]]:
+        asked.append((*arguments, split))
+        return {"train": [NATALIA], "test": [question(1)]}[split]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert load_data(GSM8KConfig()).train[0].gold == "72"
-    assert asked == [("openai/gsm8k", "main")]
+    assert asked == [("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")]
 
 
 def test_an_unreachable_hub_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: str) -> None:
+    def unreachable(*_: str, split: str) -> None:
         raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)

@@ -1,0 +1,95 @@
+"""The rows of a published data set: of the Hugging Face hub, or of JSONL files with the same fields.
+
+The data sets say what a row becomes and which splits they use; a sample is named by data set, split and the row's
+number, whatever filters leave out. Only here is the hub asked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from core.data_recipes import PublishedConfig
+from core.errors import DataError
+from core.records import Sample
+from data.dataset import DataSet, Dropped
+from data.lines import Row, read_rows
+
+Located = Iterable[tuple[str, Row]]
+"""Rows, each with the place that an error names, such as `train.jsonl line 3`."""
+Make = Callable[[str, str, Row], Sample | Dropped]
+"""What a row becomes: (sample id, place, row) to a sample, or to the reason why a filter leaves it out."""
+
+
+def load_published(
+    config: PublishedConfig, make: Make, *, train: str = "train", heldout: str = "test", subset: str | None = None
+) -> DataSet:
+    """The data set of a config, its two sides made from the splits of these names.
+
+    `subset` is the hub's configuration of the data set, where it has several. Raises DataError for what is missing.
+    """
+    rows = _rows(config, train, heldout, subset)
+    dropped: Counter[str] = Counter()
+    sides = [
+        _samples(located, f"{config.type}/{split}", make, limit, dropped)
+        for located, split, limit in zip(rows, (train, heldout), (config.num_train, config.num_heldout), strict=True)
+    ]
+    return DataSet(name=config.type, train=sides[0], heldout=sides[1], dropped=dropped)
+
+
+def _samples(rows: Located, name: str, make: Make, limit: int | None, dropped: Counter[str]) -> list[Sample]:
+    samples: list[Sample] = []
+    for number, (where, row) in enumerate(rows):
+        if len(samples) == limit:  # before the next row is made, so that `dropped` counts no row beyond the last sample
+            break
+        made = make(f"{name}/{number}", where, row)
+        if isinstance(made, Dropped):
+            dropped[made.reason] += 1
+        else:
+            samples.append(made)
+    return samples
+
+
+def _rows(config: PublishedConfig, train: str, heldout: str, subset: str | None) -> tuple[Located, Located]:
+    path = Path(config.path)
+    if path.is_dir():
+        return _file(path / f"{train}.jsonl"), _file(path / f"{heldout}.jsonl")
+    if path.is_file() or path.suffix in (".jsonl", ".json") or path.is_absolute() or config.path.startswith("."):
+        return _split(_file(path), config)
+    return _hub(config.path, subset, train, heldout)
+
+
+def _file(path: Path) -> list[tuple[str, Row]]:
+    return [(f"{path} line {number}", row) for number, row in read_rows(path)]
+
+
+def _split(rows: list[tuple[str, Row]], config: PublishedConfig) -> tuple[Located, Located]:
+    """One file for both: its last `num_heldout` rows are held out, a tenth when that is unset."""
+    num_heldout = config.num_heldout or max(1, len(rows) // 10)
+    if num_heldout >= len(rows):
+        raise DataError(
+            f"{config.path} has {len(rows)} rows, too few to hold out {num_heldout} and train on the others; "
+            "lower data.num_heldout or give more rows"
+        )
+    return rows[:-num_heldout], rows[-num_heldout:]
+
+
+def _hub(name: str, subset: str | None, train: str, heldout: str) -> tuple[Located, Located]:
+    import datasets  # seconds of import that local files do not need
+
+    try:
+        sides: list[Any] = [datasets.load_dataset(name, subset, split=split) for split in (train, heldout)]
+    except Exception as error:  # the hub's failures have no common base: network, missing repository, missing split
+        raise DataError(
+            f"data set {name!r} cannot be loaded from the Hugging Face hub ({type(error).__name__}: {error}); check the "
+            f"name and the network, or put {train}.jsonl and {heldout}.jsonl into a directory and set data.path to it"
+        ) from None
+    return _located(name, train, sides[0]), _located(name, heldout, sides[1])
+
+
+def _located(name: str, split: str, rows: Iterable[Row]) -> Located:
+    """Row by row, so that half a million conversations need not lie in memory twice."""
+    for number, row in enumerate(rows):
+        yield f"{name} {split} row {number}", row
