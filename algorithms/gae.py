@@ -37,25 +37,26 @@ def gae(
     action and takes no time. After the last one value and advantage are 0, whether the answer ended or was cut off.
     """
     order, lengths = _by_branch(loss_mask, branch_ids)
-    filled = torch.arange(int(lengths.max()) if len(lengths) else 0, device=lengths.device) < lengths[:, None]  # [B, T]
+    longest = int(lengths.max()) if len(lengths) else 0
+    filled = torch.arange(longest, device=lengths.device) < lengths[:, None]  # bool [B, T]
 
     def padded(column: Tensor) -> Tensor:
-        return column.new_zeros(filled.shape, dtype=torch.float64).masked_scatter(
-            filled, column.detach()[order].double()
-        )
+        trained = column.detach()[order].double()
+        return trained.new_zeros(filled.shape).masked_scatter(filled, trained)  # [N] -> [B, T]
 
     baseline = padded(values)
-    successor = torch.cat((baseline[:, 1:], torch.zeros_like(baseline[:, :1])), dim=1)
-    deltas = padded(rewards) + gamma * successor - baseline  # [B, T]
-    advantage = deltas.new_zeros(len(deltas))
-    for t in reversed(range(deltas.shape[1])):
-        # Beyond a branch's end delta and successor are 0, and so is the advantage that its last token inherits.
-        advantage = deltas[:, t] = deltas[:, t] + gamma * lam * advantage
+    successor = torch.nn.functional.pad(baseline[:, 1:], (0, 1))
+    deltas = padded(rewards) + gamma * successor - baseline
+    advantages, later = torch.zeros_like(deltas), deltas.new_zeros(len(deltas))
+    for t in reversed(range(longest)):
+        # Behind a branch's end every delta is 0, and so is the advantage that its last token inherits.
+        later = deltas[:, t] + gamma * lam * later
+        advantages[:, t] = later
 
     def flat(columns: Tensor) -> Tensor:
-        return values.new_zeros(len(values)).index_put((order,), columns[filled].to(values.dtype))
+        return values.new_zeros(len(values)).index_put((order,), columns[filled].to(values.dtype))  # [B, T] -> [N]
 
-    return flat(deltas), flat(deltas + baseline)
+    return flat(advantages), flat(advantages + baseline)
 
 
 def whiten(advantages: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""KL estimators: their values at one token, and by enumeration over a vocabulary of three what they estimate."""
+"""KL estimators: their values at one token, and by enumeration over a vocabulary of three what they estimate.
+
+Then the coefficient that follows the measured KL.
+"""
 
 from __future__ import annotations
 
@@ -95,3 +98,43 @@ def test_k3_is_clamped_only_where_it_explodes() -> None:
     linear = kl.k3(far_above, torch.tensor(0.0))  # log r = -50: r - 1 - log r = 49, and its gradient 1 - r = 1
     assert linear.item() == pytest.approx(49)
     assert torch.autograd.grad(linear, far_above)[0].item() == pytest.approx(1)
+
+
+# The coefficient
+
+
+@pytest.mark.parametrize(
+    ("measured", "form", "factor"),
+    [
+        (12.0, "trlx", 1.00008),  # e = clip(12 / 6 - 1) = .2; 1 + .2 * 4 / 10,000
+        (12.0, "ziegler", 1.02),  # 1 + .1 * .2
+        (6.6, "ziegler", 1.01),  # e = .1
+        (6.0, "ziegler", 1.0),
+        (6.0, "trlx", 1.0),
+        (0.0, "ziegler", 0.98),  # e = -1, clipped at -.2
+        (-3.0, "trlx", 0.99992),
+        (math.inf, "ziegler", 1.02),
+    ],
+)
+def test_the_coefficient_follows_the_kl(measured: float, form: kl.Adaptation, factor: float) -> None:
+    coef = kl.adapted_coef(0.05, measured, target=6.0, form=form, num_sequences=4)
+    assert coef == pytest.approx(0.05 * factor, rel=1e-12)
+
+
+def test_a_kl_that_stays_above_its_target_doubles_the_coefficient_in_36_steps() -> None:
+    # 1.02^35 = 1.9999, 1.02^36 = 2.04
+    coefs = [1.0]
+    for _ in range(36):
+        coefs.append(kl.adapted_coef(coefs[-1], 60.0, target=6.0, form="ziegler"))
+    assert coefs[35] < 2 < coefs[36]
+
+
+@pytest.mark.parametrize(("measured", "target"), [(math.nan, 6.0), (1.0, 0.0), (1.0, -1.0)])
+def test_a_kl_that_is_no_number_and_a_target_of_zero_are_refused(measured: float, target: float) -> None:
+    with pytest.raises(ValueError, match="must be a number and its target"):
+        kl.adapted_coef(0.1, measured, target=target, form="ziegler")
+
+
+def test_the_form_of_trlx_needs_the_number_of_answers() -> None:
+    with pytest.raises(ValueError, match="num_sequences"):
+        kl.adapted_coef(0.1, 1.0, target=6.0, form="trlx")

@@ -61,3 +61,18 @@ def test_no_gradient_flows_through_the_reward() -> None:
         torch.ones(1), kl.k1(logprobs, torch.tensor([-1.0])), torch.tensor([True]), torch.tensor([0]), coef=0.5
     )
     assert not shaped.requires_grad
+
+
+def test_an_answer_without_an_end_pays_the_penalty_and_the_others_do_not() -> None:
+    shaped = shaping.missing_eos_penalty(torch.tensor([0.5, 2.0, -1.0]), torch.tensor([True, False, True]), 1.0)
+    assert shaped.tolist() == [-0.5, 2.0, -2.0]
+
+
+def test_scores_are_clipped_on_both_sides() -> None:
+    clipped = shaping.clip_scores(torch.tensor([-12.0, -10.0, 0.5, 11.0]), 10)
+    assert clipped.tolist() == [-10, -10, 0.5, 10]
+
+
+def test_a_limit_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the limit of scores \(0\) must be greater than 0"):
+        shaping.clip_scores(torch.zeros(1), 0)
