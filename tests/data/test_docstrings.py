@@ -7,32 +7,10 @@ from core.data_recipes import DocstringsConfig
 from core.errors import DataError
 from core.records import Sample
 from data import DataSet, harvest
+from data.dataset import shorten
 from data.distinct import NearDuplicates, plain
-from data.docstrings import load_docstrings, shorten
-
-TOPICS = ("matrices", "sockets", "calendars", "parsers", "images", "queues", "colours", "graphs")
-
-
-def words(topic: str, number: int) -> str:
-    """150 characters and more that no other (topic, number) shares five words in a row with."""
-    return " ".join(f"{topic}{number}word{i}" for i in range(10))
-
-
-def function(topic: str, number: int) -> str:
-    return (
-        f'def f{number}(x):\n    """Summarise {topic} by rule {number}.\n\n    {words(topic, number)}\n'
-        f'    second line about {topic}.\n    """\n    return x\n\n\n'
-    )
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Eight packages of six pairs each."""
-    for topic in TOPICS:
-        package = tmp_path / "source" / topic
-        package.mkdir(parents=True)
-        (package / "module.py").write_text("".join(function(topic, number) for number in range(6)))
-    return tmp_path / "source"
+from data.docstrings import load_docstrings
+from tests.data.packages import function, words
 
 
 def load(root: Path, *, num_heldout: int = 10, **settings: object) -> DataSet:
