@@ -1,8 +1,8 @@
-"""What a good answer is: plain functions and their weighted sum.
+"""What a good answer is: functions, or objects that are called like one, and their weighted sum.
 
-A reward function takes `(sample, branch)` and returns a number or a Score, or takes `(sample, branches)` and returns
-one per branch; it may be async. Built in are math_answer, regex_format, length and rouge; any importable function
-is written `package.module:function`. Where rewards run, in how many processes, is the rewarder's business.
+A reward takes `(sample, branch)` and returns a number or a Score, or takes `(sample, branches)` and returns one per
+branch; it may be async. The built-in ones are `BUILT_IN` in `rewards.resolve`, your own is `package.module:function`
+or `package.module:Class` (docs/rewards.md). Where rewards run, in how many processes, is the rewarder's business.
 """
 
 from __future__ import annotations
@@ -46,6 +46,19 @@ class Rewards:
     @property
     def labels(self) -> list[str]:
         return [reward.label for reward in self._rewards]
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """What this process counted so far: `<label>/<what>` of rewards with `counters`, and missing judgements of all.
+
+        Example: `{"judge/requests": 40, "judge/tokens": 20480, "judge/cached": 24, "judge/missing": 1}`.
+        """
+        counted = {
+            f"{reward.label}/{what}": count
+            for reward in self._rewards
+            for what, count in getattr(reward.call, "counters", {}).items()
+        }
+        return counted | {f"{label}/missing": count for label, count in self.missing.items()}
 
     async def score(self, group: Group) -> list[Score]:
         """One score per branch; rewards that wait (async, or with a time limit) wait at the same time."""

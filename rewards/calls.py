@@ -57,6 +57,8 @@ async def _result(reward: Reward, sample: Sample, judged: Branch | Sequence[Bran
                 attempt,
                 attempts,
             )
+        except RewardError as error:  # a sentence for the user already, as of a judge that refuses our key
+            raise RewardError(f"reward {reward.label}: {error}") from error
         except Exception as error:
             raised = f"raised {type(error).__name__}: {error} ({_place(error)})"
             raise _error(reward, sample, judged, raised) from error

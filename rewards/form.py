@@ -31,29 +31,34 @@ def regex_format(
     return float(found is not None)
 
 
-def length(
-    sample: Sample,
-    branch: Branch,
-    *,
-    limit: Annotated[int, Field(ge=1)],
-    target: Annotated[int, Field(ge=0)] | None = None,
-    unit: Literal["tokens", "words", "chars"] = "tokens",
-) -> float:
+class Length:
     """Without `target` a gate: 1 up to `limit`, 0 beyond. With it: 1 up to `target`, falling linearly to 0 at `limit`.
 
     >>> def judge(text, **args):
-    ...     return length(Sample(sample_id="s", prompt="?"), Branch(token_ids=(), text=text), **args)
+    ...     return Length(**args)(Sample(sample_id="s", prompt="?"), Branch(token_ids=(), text=text))
     >>> judge("one two three", limit=3, unit="words"), judge("one two three", limit=2, unit="words")
     (1.0, 0.0)
     >>> judge("one two three", target=2, limit=4, unit="words")
     0.5
     """
-    size = _size(branch, unit)
-    if target is None:
-        return float(size <= limit)
-    if target >= limit:
-        raise ValueError(f"target ({target}) must be below limit ({limit})")
-    return min(1.0, max(0.0, (limit - size) / (limit - target)))
+
+    def __init__(
+        self,
+        *,
+        limit: Annotated[int, Field(ge=1)],
+        target: Annotated[int, Field(ge=0)] | None = None,
+        unit: Literal["tokens", "words", "chars"] = "tokens",
+    ) -> None:
+        if target is not None and target >= limit:
+            raise ValueError(f"target ({target}) must be below limit ({limit})")
+        self._limit, self._target = limit, target
+        self._unit: Literal["tokens", "words", "chars"] = unit
+
+    def __call__(self, sample: Sample, branch: Branch) -> float:
+        size = _size(branch, self._unit)
+        if self._target is None:
+            return float(size <= self._limit)
+        return min(1.0, max(0.0, (self._limit - size) / (self._limit - self._target)))
 
 
 def _size(branch: Branch, unit: Literal["tokens", "words", "chars"]) -> int:

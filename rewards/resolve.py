@@ -1,7 +1,7 @@
-"""From a reward's config to a function that can be called: found, imported, and its arguments checked.
+"""From a reward's config to something that can be called: found, imported, and its arguments checked.
 
-Everything that can be wrong with a reward's name and arguments is a ConfigError here, before anything starts.
-Calling it is `rewards.calls`'s.
+A class is built here, with the configured arguments; its instance is the reward and may keep what it likes. Everything
+that can be wrong with a reward's name and arguments is a ConfigError, before anything starts; calling is `rewards.calls`'s.
 """
 
 from __future__ import annotations
@@ -18,18 +18,22 @@ from functools import partial
 from typing import Any
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
-from core.errors import ConfigError
+from core.errors import ConfigError, TroupeError
 from core.recipes import RewardConfig
 from rewards.answers import math_answer
-from rewards.form import length, regex_format
+from rewards.form import Length, regex_format
 from rewards.overlap import rouge
+from rewards.remote import RemoteComparison, RemoteReward
 
 BUILT_IN: dict[str, Callable[..., Any]] = {
     "math_answer": math_answer,
     "regex_format": regex_format,
-    "length": length,
+    "length": Length,
     "rouge": rouge,
+    "remote_reward": RemoteReward,
+    "remote_comparison": RemoteComparison,
 }
 
 
@@ -50,15 +54,20 @@ class Reward:
 
 def resolve(config: RewardConfig) -> Reward:
     """Example: `resolve(RewardConfig(fn="length", args={"limit": 40}))`."""
-    function = _import(config.fn) if ":" in config.fn else _built_in(config.fn)
-    if not callable(function):
-        raise ConfigError(f"rewards: {config.fn} is a {type(function).__name__}, not a function")
+    found = _import(config.fn) if ":" in config.fn else _built_in(config.fn)
+    if not callable(found):
+        raise ConfigError(f"rewards: {config.fn} is a {type(found).__name__}, not a function or a class")
+    function = _instance(config, found) if inspect.isclass(found) else found
     signature = _signature(config.fn, function)
     per_group = _judges_groups(config.fn, signature)
-    arguments = _checked_arguments(config, function, signature)
+    if not inspect.isclass(found):
+        arguments = _checked_arguments(config, signature, _annotations(function), judged=2)
+        call: Callable[..., Any] = partial(function, **arguments)
+    else:
+        call = function
     return Reward(
         config=config,
-        call=partial(function, **arguments),
+        call=call,
         per_group=per_group,
         is_async=inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__),
     )
@@ -112,20 +121,53 @@ def _judges_groups(name: str, signature: inspect.Signature) -> bool:
     return second == "branches"
 
 
+def _instance(config: RewardConfig, cls: type) -> Callable[..., Any]:
+    """The reward that the class makes of the configured arguments; what its constructor refuses is a mistake in them."""
+    annotations = _hints(cls.__init__)  # type: ignore[misc]
+    arguments = _checked_arguments(config, _signature(config.fn, cls), annotations, judged=0)
+    try:
+        instance = cls(**arguments)
+    except TroupeError:
+        raise
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(f"rewards: {config.fn}: {_sentence(detail)}" for detail in error.errors())
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"rewards: {config.fn}: {error}") from None
+    except Exception as error:  # whatever the user's class does while it is built
+        raise ConfigError(f"rewards: {config.fn} cannot be built ({type(error).__name__}: {error})") from error
+    if not callable(instance):
+        raise ConfigError(f"rewards: {config.fn} is a class without __call__; write __call__(self, sample, branch)")
+    return instance
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    """One mistake in a section that a constructor builds; the value of an unknown argument might be a secret."""
+    name = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "extra_forbidden":
+        return f"unknown argument {name!r}"
+    if detail["type"] == "missing":
+        return f"missing a required argument: {name!r}"
+    return f"argument {name}: {detail['msg']} (got {detail['input']!r})"
+
+
 def _checked_arguments(
-    config: RewardConfig, function: Callable[..., Any], signature: inspect.Signature
+    config: RewardConfig, signature: inspect.Signature, annotations: dict[str, Any], *, judged: int
 ) -> dict[str, Any]:
-    """The configured arguments, each as its annotation says: a pattern is compiled, a choice is one of the choices."""
-    accepted = list(signature.parameters.values())[2:]
+    """The configured arguments, each as its annotation says: a pattern is compiled, a choice is one of the choices.
+
+    The first `judged` parameters are what is judged; they are not for the recipe to set.
+    """
+    accepted = list(signature.parameters.values())[judged:]
     known = f"its arguments are: {', '.join(parameter.name for parameter in accepted) or 'none'}"
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted):
         for name in config.args.keys() - {parameter.name for parameter in accepted}:
             raise ConfigError(f"rewards: {config.fn}: unknown argument {name!r}; {known}")
     try:
-        signature.bind(None, None, **config.args)
+        signature.bind(*[None] * judged, **config.args)
     except TypeError as error:
         raise ConfigError(f"rewards: {config.fn}: {error}; {known}") from None
-    annotations = _annotations(function)
     return {
         name: _checked(config.fn, name, value, annotations[name]) if name in annotations else value
         for name, value in config.args.items()
@@ -133,9 +175,12 @@ def _checked_arguments(
 
 
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
-    target = function if inspect.isroutine(function) else type(function).__call__
+    return _hints(function if inspect.isroutine(function) else type(function).__call__)
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(target, include_extras=True)
+        return typing.get_type_hints(function, include_extras=True)
     except Exception:  # annotations that only a type checker can resolve are no mistake of the user
         return {}
 

@@ -2,8 +2,11 @@
 
 import asyncio
 import time
+from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from core.records import Branch, Sample, Score
 
@@ -88,3 +91,24 @@ def misnamed(sample: Sample, answer: Branch) -> float:
 
 def lonely(sample: Sample) -> float:
     return 0.0
+
+
+class Novelty:
+    """1 for an answer that is not among the last `memory` new ones."""
+
+    def __init__(self, *, memory: Annotated[int, Field(ge=1)] = 100) -> None:
+        if memory == 13:
+            raise ValueError("13 answers bring bad luck")
+        self._seen: deque[str] = deque(maxlen=memory if memory != 14 else 1 // 0)
+        self.counters: Counter[str] = Counter()
+
+    def __call__(self, sample: Sample, branch: Branch) -> float:
+        if branch.text in self._seen:
+            self.counters["repeats"] += 1
+            return 0.0
+        self._seen.append(branch.text)
+        return 1.0
+
+
+class Mute:
+    """Forgot what a reward is."""

@@ -15,15 +15,22 @@ EXAMPLES = "tests.rewards.example_rewards"
     ("fn", "args", "sentence"),
     [
         ("math_anser", {}, "unknown reward 'math_anser'; did you mean 'math_answer'"),
-        ("brevity", {}, "built in are math_answer, regex_format, length, rouge"),
+        ("brevity", {}, "built in are math_answer, regex_format, length, rouge, remote_reward, remote_comparison"),
         ("no_such_module:f", {}, r"cannot import 'no_such_module' .*ModuleNotFoundError"),
         (f"{EXAMPLES}:no_such_function", {}, "has no function 'no_such_function'"),
         (f"{EXAMPLES}:NOT_A_FUNCTION", {}, "is a int, not a function"),
         (f"{EXAMPLES}:misnamed", {}, "the second parameter of .* is called 'answer'; call it 'branch'"),
         (f"{EXAMPLES}:lonely", {}, "the second parameter of .* is missing"),
+        (f"{EXAMPLES}:Novelty", {"memory": 0}, r"argument memory: .* greater than or equal to 1 \(got 0\)"),
+        (f"{EXAMPLES}:Novelty", {"memry": 1}, "unknown argument 'memry'; its arguments are: memory"),
+        (f"{EXAMPLES}:Novelty", {"memory": 13}, "Novelty: 13 answers bring bad luck"),
+        (f"{EXAMPLES}:Novelty", {"memory": 14}, r"Novelty cannot be built \(ZeroDivisionError: .* by zero\)"),
+        (f"{EXAMPLES}:Mute", {}, "Mute is a class without __call__"),
         ("length", {"limt": 4}, "length: unknown argument 'limt'; its arguments are: limit, target, unit"),
         ("length", {}, "length: missing a required argument: 'limit'"),
         ("length", {"limit": 0}, r"argument limit: Input should be greater than or equal to 1 \(got 0\)"),
+        ("length", {"limit": 8, "target": 9}, r"length: target \(9\) must be below limit \(8\)"),
+        ("length", {"limit": 8, "target": 8}, r"length: target \(8\) must be below limit \(8\)"),
         ("length", {"limit": 4, "unit": "lines"}, "argument unit: Input should be 'tokens', 'words' or 'chars'"),
         ("rouge", {"variant": "rouge9"}, "argument variant: Input should be 'rouge1'"),
         ("regex_format", {"pattern": "(unclosed"}, "argument pattern: Input should be a valid regular expression"),
@@ -61,3 +68,11 @@ def test_two_rewards_of_one_name_are_refused_until_one_is_renamed() -> None:
 def test_no_rewards_at_all_are_refused() -> None:
     with pytest.raises(ConfigError, match="name at least one function"):
         build_rewards([])
+
+
+def test_a_class_is_built_once_and_keeps_what_it_saw(sample: Sample) -> None:
+    rewards = build_rewards([RewardConfig(fn=f"{EXAMPLES}:Novelty", name="novelty", args={"memory": 2})])
+    scores = [rewards.score_now(group_of(sample, text))[0].value for text in ("a", "b", "a", "c", "a")]
+    # It remembers the last two new answers: a and b when the third comes, b and c when the fifth does.
+    assert scores == [1.0, 1.0, 0.0, 1.0, 1.0]
+    assert rewards.counters == {"novelty/repeats": 1}

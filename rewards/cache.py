@@ -1,0 +1,68 @@
+"""Replies of remote judges on disk, so that nothing is paid for twice: one SQLite file for any number of processes.
+
+A reply is kept under the hash of the whole question; neither prompts nor keys are in the file. What is asked, and which
+replies are worth keeping, is `rewards.chat_endpoint`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+LOCK_TIMEOUT_S = 10.0
+"""Seconds to wait for another process that writes."""
+
+
+class ReplyCache:
+    """Question hash -> reply text.
+
+    A file that cannot be opened is a ValueError at once. Failures later, of a full disk for example, are logged once and
+    cost only money: a question that is not found is asked.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.absolute()
+        self._failed = False
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._database() as database:
+                database.execute(
+                    "CREATE TABLE IF NOT EXISTS replies (question TEXT PRIMARY KEY, reply TEXT, model TEXT, at TEXT)"
+                )
+        except (OSError, sqlite3.Error) as error:
+            raise ValueError(
+                f"the cache {path} cannot be opened ({error}); name another file, or none (null)"
+            ) from None
+
+    def get(self, question: str) -> str | None:
+        with self._noting_failures(), self._database() as database:
+            found = database.execute("SELECT reply FROM replies WHERE question = ?", (question,)).fetchone()
+            return None if found is None else str(found[0])
+        return None
+
+    def put(self, question: str, reply: str, *, model: str) -> None:
+        with self._noting_failures(), self._database() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, datetime('now'))", (question, reply, model)
+            )
+
+    @contextlib.contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        # Opened for each use: that takes a fraction of a millisecond, and no thread or process has to own a connection.
+        # The rollback journal stays, because the faster WAL mode breaks when two machines share the file.
+        with contextlib.closing(sqlite3.connect(self._path, timeout=LOCK_TIMEOUT_S, isolation_level=None)) as database:
+            yield database
+
+    @contextlib.contextmanager
+    def _noting_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, UnicodeEncodeError) as error:  # the latter of half characters in a reply
+            if not self._failed:
+                log.warning("the cache of judgements %s failed (%s); the run goes on without it", self._path, error)
+            self._failed = True
