@@ -13,8 +13,8 @@ from itertools import cycle, islice
 from core.data_recipes import Damage
 from data.distinct import plain
 
-TRIES = 4
-"""Draws of each kind per damaged summary that is wanted; short summaries have few different damages."""
+TRIES = 8
+"""Draws of a kind in its turn, until one differs from what there is: two swaps can undo each other."""
 SENTENCE_ENDS = (".", "!", "?", ":", ";")
 
 
@@ -27,13 +27,14 @@ def damaged(
     """
     seen = {plain(summary)}
     found: dict[str, Damage] = {}
-    for kind in islice(cycle(rng.sample(kinds, len(kinds))), TRIES * len(kinds) * count):
-        text = _one(kind, summary, others, rng)
-        if text is not None and plain(text) not in seen:
+    for kind in islice(cycle(rng.sample(kinds, len(kinds))), len(kinds) * count):
+        draws = (_one(kind, summary, others, rng) for _ in range(TRIES))
+        text = next((draw for draw in draws if draw is not None and plain(draw) not in seen), None)
+        if text is not None:
             seen.add(plain(text))
             found[text] = kind
-            if len(found) == count:
-                break
+        if len(found) == count:
+            break
     return found
 
 

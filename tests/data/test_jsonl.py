@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from core.data_recipes import JsonlConfig
 from core.errors import DataError
@@ -15,6 +16,7 @@ def load(tmp_path: Path, *rows: Any, **settings: Any) -> DataSet:
     path, heldout = tmp_path / "train.jsonl", tmp_path / "heldout.jsonl"
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     fixed: dict[str, Any] = {"prompt": "held out?", "messages": "held out?", "gold": "g", "key": "k", "solution": "s"}
+    fixed |= {"better": "b", "worse": "w", "texts": ["b", "w"], "places": [1, 2], "lead": 1}
     heldout.write_text(json.dumps(fixed) + "\n")
     return load_data(JsonlConfig(path=str(path), heldout_path=str(heldout), **settings))
 
@@ -78,6 +80,78 @@ def test_without_a_held_out_file_the_seed_decides_the_split(tmp_path: Path) -> N
 def test_a_bad_line_is_named_with_its_field(tmp_path: Path, row: Any, settings: dict[str, str], sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
         load(tmp_path, {"prompt": "good", "gold": "good"}, row, **settings)
+
+
+PAIR = {"chosen_field": "better", "rejected_field": "worse"}
+
+
+def test_two_fields_make_a_pair_and_travel_only_as_answers(tmp_path: Path) -> None:
+    row = {"prompt": "2+2?", "better": "4", "worse": "5", "lead": 2, "level": 1}
+    (sample,) = load(tmp_path, row, **PAIR, margin_field="lead").train
+    assert sample.fields == {"answers": ["4", "5"], "margin": 2, "level": 1}
+
+
+def test_a_side_may_be_messages_of_which_the_last_is_the_answer(tmp_path: Path) -> None:
+    question = {"role": "user", "content": "2+2?"}
+    sides = {
+        name: [question, {"role": "assistant", "content": text}] for name, text in (("better", "4"), ("worse", "5"))
+    }
+    (sample,) = load(tmp_path, {"prompt": [question], **sides}, **PAIR, demonstration_field="better").train
+    assert sample.prompt == [question]
+    assert sample.fields == {"answers": ["4", "5"], "demonstration": "4"}
+
+
+def test_a_list_of_answers_comes_best_first_by_its_ranks(tmp_path: Path) -> None:
+    row = {"prompt": "2+2?", "texts": ["5", "4", "6"], "places": [2, 1, 2]}
+    (sample,) = load(tmp_path, row, answers_field="texts", ranks_field="places").train
+    assert sample.fields == {"answers": ["4", "5", "6"], "ranks": [1, 2, 2]}
+
+
+def test_pairs_that_are_equal_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": "2+2?", "better": "4", "worse": worse} for worse in ("4", "5", "4")]
+    data = load(tmp_path, *rows, **PAIR)
+    assert [sample.sample_id for sample in data.train] == ["train.jsonl:2"]
+    assert data.dropped == {"equal_answers": 2}
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "sentence"),
+    [
+        ({"better": "4"}, PAIR, r"train\.jsonl line 2: field 'worse' is missing; the line has prompt, better"),
+        ({"better": "4", "worse": " "}, PAIR, "line 2: field 'worse' must be a text that is not empty, got ' '"),
+        (
+            {"better": "4", "worse": [{"role": "user", "content": "2+2?"}]},
+            PAIR,
+            "line 2: the messages in 'worse' must end with an assistant's turn that is not empty",
+        ),
+        ({"texts": ["4"]}, {"answers_field": "texts"}, r"train\.jsonl:2: a preference needs a list of two answers"),
+        (
+            {"texts": ["4", "5"], "places": [1]},
+            {"answers_field": "texts", "ranks_field": "places"},
+            r"train\.jsonl:2: 1 ranks for 2 answers",
+        ),
+    ],
+)
+def test_a_bad_preference_is_named_with_its_line(
+    tmp_path: Path, row: dict[str, Any], settings: dict[str, str], sentence: str
+) -> None:
+    good = {"prompt": "2+2?", "better": "4", "worse": "5", "texts": ["4", "5"], "places": [1, 2]}
+    with pytest.raises(DataError, match=sentence):
+        load(tmp_path, good, {"prompt": "2+2?", **row}, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"chosen_field": "better"}, "chosen_field and rejected_field belong together"),
+        ({**PAIR, "answers_field": "texts"}, "name answers_field, or chosen_field and rejected_field, not both"),
+        ({"ranks_field": "places"}, "ranks_field ranks the answers of answers_field; name that too"),
+        ({"margin_field": "lead"}, "margin_field needs the answers it is about"),
+    ],
+)
+def test_fields_of_a_preference_that_do_not_go_together_are_refused(settings: dict[str, str], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        JsonlConfig(path="pairs.jsonl", **settings)
 
 
 def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""What holds for every data set, shown on all of them: each on its fixture, or on what a small config makes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from core.chat import prompt_text
+from core.data_recipes import DataConfig
+from core.records import Sample
+from data import LOADERS, load_data
+from data.distinct import plain
+from tests.data.packages import FIXTURES, write_packages
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPT = """
+import json, sys
+from pydantic import TypeAdapter
+from core.data_recipes import DataConfig
+from data import load_data
+data = [load_data(TypeAdapter(DataConfig).validate_python(config)) for config in json.loads(sys.argv[1])]
+print(json.dumps([[[s.sample_id, s.prompt, s.gold, s.fields] for s in [*d.train, *d.heldout]] for d in data]))
+"""
+
+
+@pytest.fixture
+def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """One small config for each type of data set."""
+    monkeypatch.chdir(tmp_path)  # where docstrings keep their cache
+    question = '{{"question": "What is {0} and {0}?", "answer": "Twice {0}.\\n#### {1}"}}\n'
+    (tmp_path / "questions.jsonl").write_text("".join(question.format(n, 2 * n) for n in range(100, 120)))
+    pair = '{{"prompt": "Say {0}.", "better": "Saying {0} as asked.", "worse": "No."}}\n'
+    (tmp_path / "pairs.jsonl").write_text("".join(pair.format(n) for n in range(20)))
+    roots = [str(write_packages(tmp_path / "source"))]
+    hub_sets = {
+        name: {"path": str(FIXTURES / name)} for name in ("smoltalk", "ultrafeedback", "tldr", "tldr_comparisons")
+    }
+    settings: dict[str, dict[str, Any]] = {
+        "word_problems": {"num_train": 50, "num_heldout": 10},
+        "gsm8k": {"path": str(tmp_path / "questions.jsonl")},
+        "docstrings": {"roots": roots, "num_heldout": 10},
+        "docstring_pairs": {"roots": roots, "num_heldout": 10, "pairs_per_text": 3, "half": "second"},
+        "jsonl": {
+            "path": str(tmp_path / "pairs.jsonl"),
+            "num_heldout": 5,
+            "gold_field": "better",
+            "chosen_field": "better",
+            "rejected_field": "worse",
+        },
+        **hub_sets,
+    }
+    return {name: {"type": name, **values} for name, values in settings.items()}
+
+
+def samples_of(config: dict[str, Any]) -> list[Sample]:
+    data = load_data(TypeAdapter(DataConfig).validate_python(config))
+    return [*data.train, *data.heldout]
+
+
+def test_every_data_set_is_shown_here(configs: dict[str, dict[str, Any]]) -> None:
+    assert set(configs) == set(LOADERS)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_no_prompt_contains_what_is_to_be_answered(name: str, configs: dict[str, dict[str, Any]]) -> None:
+    for sample in samples_of(configs[name]):
+        prompt = plain(prompt_text(sample))
+        # "Tom has 8 pens and gives 4 away" names the number 4 that remains: there, the worked answer must not be told.
+        golds = [] if name in ("word_problems", "gsm8k") else [sample.gold]
+        secrets = [*golds, sample.fields.get("demonstration"), *sample.fields.get("answers", [])[:1]]
+        assert any(secrets)
+        assert not any(plain(secret) in prompt for secret in secrets if secret)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_ids_are_unique_and_begin_with_where_a_sample_is_from(name: str, configs: dict[str, dict[str, Any]]) -> None:
+    ids = [sample.sample_id for sample in samples_of(configs[name])]
+    assert len(set(ids)) == len(ids) > 1
+    origin = {"jsonl": "pairs.jsonl:", "docstring_pairs": "docstrings/"}.get(name, f"{name}/")
+    assert all(sample_id.startswith(origin) for sample_id in ids)
+
+
+def test_another_process_gets_the_same_samples(configs: dict[str, dict[str, Any]]) -> None:
+    printed = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(list(configs.values()))],
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    here = [[[s.sample_id, s.prompt, s.gold, s.fields] for s in samples_of(config)] for config in configs.values()]
+    assert json.loads(printed) == json.loads(json.dumps(here))
