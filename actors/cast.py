@@ -1,25 +1,45 @@
-"""The cast: every role of a run, started together and ended together."""
+"""The cast: every role of a run, started together and ended together.
+
+`Casting` starts one role at a time at its seat; `cast` starts those of a run that samples. Starting a role returns at
+once and loading goes on in its processes, so that roles load side by side.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from actors.consistency import ConsistencyGate
+from actors.critic import Critic
 from actors.evaluator import Evaluator
 from actors.frozen import AdapterOff, Frozen, FrozenWorker, Reference
 from actors.generator import Generators, GeneratorWorker, generator_arguments, start_generators
 from actors.group import Group
 from actors.placement import Stage
 from actors.policy import Policy, PolicyWorker
+from actors.reward_model import RewardModel, require_same_tokenizer
 from actors.rewarder import Rewarder, RewarderWorker
-from core.recipes import GRPOConfig, PretrainedModelConfig
+from actors.trained import Trained, TrainedWorker
+from core.recipes import (
+    GeneratorConfig,
+    GRPOConfig,
+    ModelConfig,
+    PolicyConfig,
+    PretrainedModelConfig,
+    RewardModelConfig,
+)
+from core.rl_recipes import PPOConfig
 from data import DataSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+CRITIC = "critic"
+"""The critic's directory inside a checkpoint; the policy lies beside it, where a model is looked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +48,12 @@ class Cast:
 
     tokenizer: PreTrainedTokenizerBase
     policy: Policy
-    reference: Reference | None
     generators: Generators
     rewarder: Rewarder
     evaluator: Evaluator
     gate: ConsistencyGate
+    reference: Reference | None = None
+    critic: Critic | None = None
 
     def publish(self, version: int) -> float:
         """Give the policy's weights to the generators as `version`; the gap that the gate measured, in nats."""
@@ -40,83 +61,196 @@ class Cast:
         self.policy.publish(self.generators, version)
         return self.gate.measure(expected, self.generators)
 
+    def save(self, path: Path) -> None:
+        """Write every trained model into a checkpoint."""
+        self.policy.save(str(path))
+        if self.critic is not None:
+            self.critic.save(str(path / CRITIC))
+
+    def load(self, path: Path) -> None:
+        """Continue every trained model from a checkpoint."""
+        self.policy.load(str(path))
+        if self.critic is not None:
+            self.critic.load(str(path / CRITIC))
+
+
+class Casting:
+    """Starts roles of one run; `stack` ends them."""
+
+    def __init__(
+        self,
+        stack: contextlib.ExitStack,
+        stage: Stage,
+        model: ModelConfig,
+        model_path: str,
+        *,
+        colocated: bool,
+        precision: str,
+        seed: int,
+    ) -> None:
+        self._stack, self._stage, self.model_path = stack, stage, model_path
+        self.precision, self.seed = precision, seed
+        self.trust = isinstance(model, PretrainedModelConfig) and model.trust_remote_code
+        self.shares_gpus = colocated and stage.machine.device == "cuda"
+        self.transport = stage.machine.weight_transport(colocated=colocated)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.model_path, trust_remote_code=self.trust)
+
+    def policy(self, config: PolicyConfig, *, total_steps: int) -> Policy:
+        """The policy, loading the starting model."""
+        group = self._stage.group(PolicyWorker, _ranks(config.num_ranks), role="policy")
+        policy = Policy(group, config.model_copy(update={"precision": self.precision}))
+        self._start(policy, self.model_path, total_steps=total_steps, trust=self.trust)
+        return policy
+
+    def trained(
+        self, config: PolicyConfig, *, name: str, head: str, total_steps: int, model_path: str | None = None
+    ) -> Trained[TrainedWorker]:
+        """A model that is trained and never sampled from; it sits where a policy would."""
+        group = self._stage.group(TrainedWorker, _ranks(config.num_ranks), role="policy")
+        trained = Trained(group, config.model_copy(update={"precision": self.precision}), name=name, head=head)
+        self._start(trained, model_path or self.model_path, total_steps=total_steps, trust=self.trust)
+        return trained
+
+    def critic(self, config: PPOConfig, *, total_steps: int) -> Critic:
+        """The critic, loading what `critic.start` names."""
+        settings = config.critic
+        starts = {"policy": self.model_path, "reward_model": config.reward_model.path if config.reward_model else ""}
+        path = starts.get(settings.start, settings.start)
+        require_same_tokenizer(self.tokenizer, load_tokenizer(path, trust_remote_code=self.trust), path, "critic.start")
+        group = self._stage.group(TrainedWorker, _ranks(settings.num_ranks), role="critic")
+        critic = Critic(
+            group, settings.model_copy(update={"precision": self.precision}), value_clip=settings.value_clip
+        )
+        self._start(critic, path, total_steps=total_steps, trust=self.trust)
+        return critic
+
+    def _start(self, trained: Trained[Any], path: str, *, total_steps: int, trust: bool) -> None:
+        self._stack.callback(trained.shutdown)
+        trained.start(path, total_steps=total_steps, seed=self.seed, trust_remote_code=trust)
+
+    def generators(self, config: GeneratorConfig, *, max_length: int, policy: Policy) -> Generators:
+        """The engines, not yet started: `start_generators` waits for them."""
+        arguments = generator_arguments(
+            self.model_path,
+            config,
+            max_length=max_length,
+            precision=self.precision,
+            transport=self.transport,
+            sleep=self.shares_gpus,
+            seed=self.seed,
+            trust_remote_code=self.trust,
+        )
+        if self.shares_gpus:
+            policy.ready()  # its ranks know which GPUs the engines share
+            _share_devices(arguments, policy, config.tensor_parallel_size)
+        group = self._stage.group(GeneratorWorker, arguments, role="generator", max_concurrency=1000)
+        generators = Generators(group, config, sleeps=self.shares_gpus)
+        self._stack.callback(generators.shutdown)
+        return generators
+
+    def frozen(
+        self, path: str, *, role: str, num_ranks: int, precision: str, row_tokens: int, scalar: bool, trust: bool
+    ) -> Frozen:
+        """A frozen model, loading."""
+        frozen = Frozen(self._stage.group(FrozenWorker, _ranks(num_ranks), role=role), scalar=scalar)
+        self._stack.callback(frozen.shutdown)
+        frozen.start(
+            path, precision=precision, row_tokens=row_tokens, offload=self.shares_gpus, trust_remote_code=trust
+        )
+        return frozen
+
+    def reward_model(self, config: RewardModelConfig, *, row_tokens: int, timeout_s: float) -> RewardModel:
+        """The frozen reward model, loaded; it must read the policy's tokens."""
+        trust = config.trust_remote_code
+        tokenizer = load_tokenizer(config.path, trust_remote_code=trust)
+        require_same_tokenizer(self.tokenizer, tokenizer, config.path, "reward_model.path")
+        frozen = self.frozen(
+            config.path,
+            role="reward_model",
+            num_ranks=config.num_ranks,
+            precision=self._stage.machine.precision(config.precision),
+            row_tokens=row_tokens,
+            scalar=True,
+            trust=trust,
+        )
+        model = RewardModel(frozen, config, self.tokenizer)
+        self._stack.callback(model.shutdown)
+        frozen.ready(timeout_s)
+        return model
+
 
 @contextlib.contextmanager
 def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, precision: str) -> Iterator[Cast]:
     """Start every role of `config` at its seat on the stage; end them all, whatever happened."""
-    from transformers import AutoTokenizer
-
-    trust = isinstance(config.model, PretrainedModelConfig) and config.model.trust_remote_code
     with contextlib.ExitStack() as stack:
-        tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust)
-        colocated = config.placement.mode == "colocated"
-        on_gpu = stage.machine.device == "cuda"
-        policy = Policy(
-            stage.group(
-                PolicyWorker,
-                [{"rank": rank, "world_size": config.policy.num_ranks} for rank in range(config.policy.num_ranks)],
-                role="policy",
-            ),
-            config.policy.model_copy(update={"precision": precision}),
-        )
-        stack.callback(policy.shutdown)
-        updates = config.steps * config.algorithm.minibatches * config.algorithm.epochs
-        policy.start(model_path, total_steps=updates, seed=config.seed, trust_remote_code=trust)
-
-        transport = stage.machine.weight_transport(colocated=colocated)
-        arguments = generator_arguments(
+        casting = Casting(
+            stack,
+            stage,
+            config.model,
             model_path,
-            config.generator,
-            max_length=config.rollout.max_prompt_tokens
-            + max(config.rollout.max_response_tokens, config.evaluation.max_response_tokens or 0),
+            colocated=config.placement.mode == "colocated",
             precision=precision,
-            transport=transport,
-            sleep=colocated and on_gpu,
             seed=config.seed,
-            trust_remote_code=trust,
         )
-        if colocated and on_gpu:
-            policy.ready()  # its ranks know which GPUs the engines share
-            _share_devices(arguments, policy, config.generator.tensor_parallel_size)
-        group = stage.group(GeneratorWorker, arguments, role="generator", max_concurrency=1000)
-        generators = Generators(group, config.generator, sleeps=colocated and on_gpu)
-        stack.callback(generators.shutdown)
-
-        reference = _reference(
-            config, stage, policy, model_path, precision=precision, offload=colocated and on_gpu, trust=trust
+        limit, timeout_s = config.rollout, config.policy.init_timeout_s
+        updates = config.steps * config.algorithm.minibatches * config.algorithm.epochs
+        policy = casting.policy(config.policy, total_steps=updates)
+        critic = casting.critic(config, total_steps=updates) if isinstance(config, PPOConfig) else None
+        longest = max(limit.max_response_tokens, config.evaluation.max_response_tokens or 0)
+        generators = casting.generators(config.generator, max_length=limit.max_prompt_tokens + longest, policy=policy)
+        reference = _reference(config, casting, policy)
+        reward_model = (
+            casting.reward_model(config.reward_model, row_tokens=config.policy.row_tokens, timeout_s=timeout_s)
+            if config.reward_model is not None
+            else None
         )
-        if reference is not None:
-            stack.callback(reference.shutdown)
-        rewarder = Rewarder(config.rewards, _reward_workers(config, stage))
+        rewarder = Rewarder(config.rewards, _reward_workers(config, stage), model=reward_model)
         stack.callback(rewarder.shutdown)
         evaluator = Evaluator(
             data.name,
             data.heldout[: config.evaluation.num_samples],
-            tokenizer,
+            casting.tokenizer,
             generators,
-            Rewarder(config.evaluation.metrics),
-            max_prompt_tokens=config.rollout.max_prompt_tokens,
-            max_response_tokens=config.evaluation.max_response_tokens or config.rollout.max_response_tokens,
+            Rewarder(config.evaluation.metrics, model=reward_model),
+            max_prompt_tokens=limit.max_prompt_tokens,
+            max_response_tokens=config.evaluation.max_response_tokens or limit.max_response_tokens,
             temperature=config.evaluation.temperature,
             seed=config.seed,
-            stop=config.rollout.stop,
-            timeout_s=config.rollout.timeout_s,
+            stop=limit.stop,
+            timeout_s=limit.timeout_s,
         )
         gate = ConsistencyGate([ids for _, ids in evaluator.prompts], config.consistency, precision=precision)
-        start_generators(group, config.generator)
+        start_generators(generators.group, config.generator)
         policy.ready()
+        if critic is not None:
+            critic.ready()
         if isinstance(reference, Frozen):
-            reference.ready(config.policy.init_timeout_s)
-        policy.connect(generators, transport=transport, timeout_s=config.generator.sync_timeout_s)
+            reference.ready(timeout_s)
+        policy.connect(generators, transport=casting.transport, timeout_s=config.generator.sync_timeout_s)
         yield Cast(
-            tokenizer=tokenizer,
+            tokenizer=casting.tokenizer,
             policy=policy,
-            reference=reference,
             generators=generators,
             rewarder=rewarder,
             evaluator=evaluator,
             gate=gate,
+            reference=reference,
+            critic=critic,
         )
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory or hub name."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def _ranks(count: int) -> Sequence[dict[str, int]]:
+    return [{"rank": rank, "world_size": count} for rank in range(count)]
 
 
 def _share_devices(arguments: list[dict[str, object]], policy: Policy, width: int) -> None:
@@ -126,26 +260,20 @@ def _share_devices(arguments: list[dict[str, object]], policy: Policy, width: in
         engine["visible_devices"] = ",".join(devices[index * width : (index + 1) * width])
 
 
-def _reference(
-    config: GRPOConfig, stage: Stage, policy: Policy, model_path: str, *, precision: str, offload: bool, trust: bool
-) -> Reference | None:
+def _reference(config: GRPOConfig, casting: Casting, policy: Policy) -> Reference | None:
     if not config.kl_needs_reference:
         return None
     if config.reference.source == "adapter_off":
         return AdapterOff(policy)
-    ranks = config.reference.num_ranks
-    frozen = Frozen(
-        stage.group(FrozenWorker, [{"rank": rank, "world_size": ranks} for rank in range(ranks)], role="reference")
-    )
-    frozen.start(
-        model_path,
-        precision=precision,
+    return casting.frozen(
+        casting.model_path,
+        role="reference",
+        num_ranks=config.reference.num_ranks,
+        precision=casting.precision,
         row_tokens=config.policy.row_tokens,
-        logits_chunk=config.policy.logits_chunk,
-        offload=offload,
-        trust_remote_code=trust,
+        scalar=False,
+        trust=casting.trust,
     )
-    return frozen
 
 
 def _reward_workers(config: GRPOConfig, stage: Stage) -> Group[RewarderWorker] | None:

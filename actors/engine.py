@@ -12,36 +12,52 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from algorithms.attention import PACKED_ATTENTION, supports_branches
 from algorithms.logprobs import PackedModel
 from algorithms.packing import Batch, Row, pack
+from algorithms.values import PackedScalarModel
 from core.errors import CheckpointError, NumericalError
 from core.extension import extension_state, remove_stale_lock, use_environment_cache
 from core.hardware import hardware
 from core.recipes import LoraConfig, PolicyConfig
 
-LossFn = Callable[
-    [torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], tuple[torch.Tensor, dict[str, torch.Tensor]]
-]
-"""(logprobs [n], entropy [n], the batch's columns at these tokens with their `branch_ids`) -> (loss, metrics);
-both are sums that already contain the division by the global count."""
+LossFn = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
+"""(what the model's forward returns, [n] each; then the batch's columns at these tokens, with their `branch_ids` and
+`group_ids`) -> (loss, metrics); both are sums that already contain the division by the global count. A vocabulary head
+returns log-probabilities and entropies, a scalar head values. The tokens are those of whole groups."""
+
+Head = Literal["vocabulary", "scalar"]
+"""What is read off the hidden states: log-probabilities of tokens, or one number."""
 
 TRAINER_STATE = "trainer_state"
 
 
 class Engine:
-    """A causal language model under ZeRO, with its optimizer and schedule."""
+    """A language model under ZeRO, with its optimizer and schedule."""
 
     def __init__(
-        self, model_path: str, config: PolicyConfig, *, total_steps: int, trust_remote_code: bool = False, seed: int = 0
+        self,
+        model_path: str,
+        config: PolicyConfig,
+        *,
+        total_steps: int,
+        head: Head = "vocabulary",
+        trust_remote_code: bool = False,
+        seed: int = 0,
     ) -> None:
         """Load the model at `model_path` on every rank; `total_steps` optimizer steps end the schedule."""
         import deepspeed
@@ -53,14 +69,18 @@ class Engine:
             deepspeed.init_distributed(dist_backend=hardware().collective_backend, verbose=False)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(seed)
-        model = load_model(model_path, self.precision, trust_remote_code=trust_remote_code)
+        model = load_model(model_path, self.precision, head=head, trust_remote_code=trust_remote_code)
         self.branches = model.config._attn_implementation == PACKED_ATTENTION
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
+        if config.frozen_layers:
+            _freeze(model, config.frozen_layers)
         if config.lora is not None:
-            model = _with_adapter(model, config.lora)
-        self.packed = PackedModel(model, logits_chunk=config.logits_chunk).train()
+            model = _with_adapter(model, config.lora, head)
+        self.packed = (
+            PackedModel(model, logits_chunk=config.logits_chunk) if head == "vocabulary" else PackedScalarModel(model)
+        ).train()
         trainable = [parameter for parameter in self.packed.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             trainable,
@@ -82,41 +102,40 @@ class Engine:
         return self.packed.model
 
     @torch.no_grad()
-    def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> torch.Tensor:
-        """[N] fp32 on the CPU: log-probabilities of this rank's tokens. A collective under ZeRO-3."""
+    def read(self, batch: Batch, **options: Any) -> torch.Tensor:
+        """[N] fp32 on the CPU: the head's first output at this rank's tokens. A collective under ZeRO-3."""
         values = torch.zeros(batch.num_tokens)
         self.packed.eval()  # no dropout
         for row in self._rows(batch):
-            logprobs, _ = self.engine(row, temperature=temperature)
+            output = self.engine(row, **options)[0]
             if row.token_index.numel():
-                values[row.token_index] = logprobs.cpu()
+                values[row.token_index] = output.cpu()
         self.packed.train()
         return values
 
-    def step(
-        self, batch: Batch, loss: LossFn, *, temperature: float = 1.0, entropy_grad: bool = False
-    ) -> dict[str, float]:
-        """One optimizer step on this rank's shard; metrics are summed over the ranks.
+    @torch.no_grad()
+    def measure(self, batch: Batch, loss: LossFn, **options: Any) -> dict[str, float]:
+        """Loss and metrics of this rank's shard, summed over the ranks; nothing is trained."""
+        totals: dict[str, torch.Tensor] = {}
+        self.packed.eval()
+        for row, columns in self._rows_with_columns(batch):
+            _add(totals, _loss_of_row(row, columns, loss, self.engine(row, **options))[1])
+        self.packed.train()
+        return self._sum_over_ranks(totals)
+
+    def step(self, batch: Batch, loss: LossFn, **options: Any) -> dict[str, float]:
+        """One optimizer step on this rank's shard; metrics are summed over the ranks. `options` go to the forward pass.
 
         Raises NumericalError, before any weight has changed, when a loss is not finite.
         """
         totals: dict[str, torch.Tensor] = {}
-        branch_ids = batch.branch_ids
-        rows = self._rows(batch)
-        for index, row in enumerate(rows):
+        rows = list(self._rows_with_columns(batch))
+        for index, (row, columns) in enumerate(rows):
             self.engine.set_gradient_accumulation_boundary(index == len(rows) - 1)
-            logprobs, entropy = self.engine(row, temperature=temperature, entropy_grad=entropy_grad)
-            columns = {name: column[row.token_index].to(logprobs.device) for name, column in batch.columns.items()}
-            columns["branch_ids"] = branch_ids[row.token_index].to(logprobs.device)
-            if row.token_index.numel() == 0:  # a row that only keeps the collectives in step
-                value, metrics = logprobs.sum() * 0.0, dict[str, torch.Tensor]()
-            else:
-                value, metrics = loss(logprobs, entropy, columns)
-            metrics = {**metrics, "loss": value.detach()}
+            value, metrics = _loss_of_row(row, columns, loss, self.engine(row, **options))
             # ZeRO averages over the ranks; the loss is already a share of the global sum.
             self.engine.backward(value * self.world_size)
-            for name, metric in metrics.items():
-                totals[name] = totals.get(name, torch.zeros((), device=metric.device)) + metric
+            _add(totals, metrics)
         summed = self._sum_over_ranks(totals)
         if not math.isfinite(summed["loss"]):
             raise NumericalError(
@@ -159,6 +178,13 @@ class Engine:
         most = torch.tensor(len(rows), device=self.engine.device)
         dist.all_reduce(most, op=dist.ReduceOp.MAX)
         return rows + [_idle_row(self.branches)] * (int(most) - len(rows))
+
+    def _rows_with_columns(self, batch: Batch) -> Iterator[tuple[Row, dict[str, torch.Tensor]]]:
+        """Each row with the batch's columns at its tokens."""
+        branch_ids = batch.branch_ids
+        whole = {**batch.columns, "branch_ids": branch_ids, "group_ids": batch.group_ids[branch_ids]}
+        for row in self._rows(batch):
+            yield row, {name: column[row.token_index].to(self.engine.device) for name, column in whole.items()}
 
     def _sum_over_ranks(self, totals: dict[str, torch.Tensor]) -> dict[str, float]:
         # A rank with idle rows alone knows only its loss; every rank must reduce the same names.
@@ -298,27 +324,82 @@ class Engine:
         self.engine.destroy()
 
 
-def load_model(path: str, precision: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A causal language model with packed attention where its architecture allows, its own attention otherwise."""
+def load_model(
+    path: str,
+    precision: str,
+    *,
+    head: Head = "vocabulary",
+    trained_head: bool = False,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A language model with packed attention where its architecture allows, its own attention otherwise.
+
+    A scalar head that the checkpoint lacks starts at zero, so that training starts from a value of 0 for everything;
+    with `trained_head` it is refused.
+    """
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    options = {"attn_implementation": PACKED_ATTENTION} if supports_branches(config) else {}
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return AutoModelForCausalLM.from_pretrained(
-        path, config=config, dtype=dtype, trust_remote_code=trust_remote_code, **options
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
+    if supports_branches(config):
+        options["attn_implementation"] = PACKED_ATTENTION
+    if head == "vocabulary":
+        return AutoModelForCausalLM.from_pretrained(path, config=config, trust_remote_code=trust_remote_code, **options)
+    config.num_labels = 1
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        path, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, **options
     )
+    if not isinstance(getattr(model, "score", None), torch.nn.Linear):
+        raise CheckpointError(
+            f"{path} is a {type(model).__name__}, whose head is not one linear layer called score; use a model of another family"
+        )
+    if "score.weight" in info["missing_keys"]:
+        if trained_head:
+            raise CheckpointError(
+                f"{path} has no trained scalar head, so it cannot score answers; train one with jobs/train_reward_model.py"
+            )
+        torch.nn.init.zeros_(model.score.weight)
+    return model
 
 
-def _with_adapter(model: PreTrainedModel, lora: LoraConfig) -> PreTrainedModel:
+def _freeze(model: PreTrainedModel, share: float) -> None:
+    """Switch off the gradients of the embedding and of the lowest `share` of the layers."""
+    backbone = getattr(model, model.base_model_prefix)
+    backbone.get_input_embeddings().requires_grad_(False)
+    for layer in backbone.layers[: round(share * len(backbone.layers))]:
+        layer.requires_grad_(False)
+
+
+def _loss_of_row(
+    row: Row, columns: dict[str, torch.Tensor], loss: LossFn, outputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    if row.token_index.numel() == 0:  # a row that only keeps the collectives in step
+        value = outputs[0].sum() * 0.0
+        return value, {"loss": value.detach()}
+    value, metrics = loss(*outputs, columns)
+    return value, {**metrics, "loss": value.detach()}
+
+
+def _add(totals: dict[str, torch.Tensor], metrics: dict[str, torch.Tensor]) -> None:
+    for name, metric in metrics.items():
+        totals[name] = totals[name] + metric if name in totals else metric
+
+
+def _with_adapter(model: PreTrainedModel, lora: LoraConfig, head: Head) -> PreTrainedModel:
     import peft
+
+    scalar = head == "scalar"
 
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
+        exclude_modules=["score"] if scalar else None,
+        task_type=None if scalar else "CAUSAL_LM",
     )
-    return peft.get_peft_model(model, settings)
+    adapted = peft.get_peft_model(model, settings)
+    if scalar:  # a head that may start at zero is trained whole
+        adapted.get_base_model().score.requires_grad_(True)
+    return adapted
 
 
 def _idle_row(branches: bool) -> Row:

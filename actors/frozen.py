@@ -1,4 +1,4 @@
-"""Frozen models: never trained, only asked for log-probabilities. The reference of the KL term is one.
+"""Frozen models: never trained, only asked. The reference of the KL term is one, a reward model another.
 
 Each rank holds a whole copy and works on its shard; where it shares a GPU with others it stays in host memory
 between calls.
@@ -14,6 +14,7 @@ import torch
 from actors.group import Group
 from actors.policy import Policy
 from algorithms.packing import Batch, pack
+from algorithms.values import last_tokens
 from core.hardware import hardware, set_up_process
 
 
@@ -27,34 +28,43 @@ class FrozenWorker:
         self,
         *,
         model_path: str,
+        scalar: bool,
         precision: str,
         row_tokens: int,
         logits_chunk: int,
         offload: bool,
         trust_remote_code: bool,
-    ) -> bool:
-        """Load the model; whether it packs branches."""
+    ) -> None:
+        """Load the model; one with a scalar head must have been trained with it."""
         set_up_process(rank=0, world_size=1)
         from actors.engine import load_model
         from algorithms.attention import PACKED_ATTENTION
         from algorithms.logprobs import PackedModel
+        from algorithms.values import PackedScalarModel
 
-        model = load_model(model_path, precision, trust_remote_code=trust_remote_code)
-        self._packed = PackedModel(model.requires_grad_(False), logits_chunk=logits_chunk).eval()
+        model = load_model(
+            model_path,
+            precision,
+            head="scalar" if scalar else "vocabulary",
+            trained_head=True,
+            trust_remote_code=trust_remote_code,
+        )
         self._branches = model.config._attn_implementation == PACKED_ATTENTION
+        model.requires_grad_(False)
+        self._packed = PackedScalarModel(model) if scalar else PackedModel(model, logits_chunk=logits_chunk)
+        self._packed.eval()
         self._row_tokens, self._offload = row_tokens, offload
         if not offload:
             self._packed.to(hardware().device)
-        return self._branches
 
     @torch.no_grad()
-    def logprobs(self, batch: Batch, *, temperature: float) -> torch.Tensor:
-        """[N]: log-probabilities of this rank's tokens."""
+    def read(self, batch: Batch, **options: Any) -> torch.Tensor:
+        """[N]: the head's output at this rank's tokens."""
         if self._offload:
             self._packed.to(hardware().device)
         values = torch.zeros(batch.num_tokens)
         for row in pack(batch, self._row_tokens, branches=self._branches):
-            values[row.token_index] = self._packed(row, temperature=temperature)[0].float().cpu()
+            values[row.token_index] = self._packed(row, **options)[0].float().cpu()
         if self._offload:
             self._packed.to("cpu")
         return values
@@ -63,8 +73,9 @@ class FrozenWorker:
 class Frozen:
     """A frozen model with weights of its own."""
 
-    def __init__(self, group: Group[FrozenWorker]) -> None:
+    def __init__(self, group: Group[FrozenWorker], *, scalar: bool = False) -> None:
         self.group = group
+        self._scalar = scalar
         self._starting: list[Future[Any]] = []
 
     def start(
@@ -73,14 +84,15 @@ class Frozen:
         *,
         precision: str,
         row_tokens: int,
-        logits_chunk: int,
+        logits_chunk: int = 2**26,
         offload: bool,
         trust_remote_code: bool = False,
     ) -> None:
-        """Begin loading on every rank; the first call waits for it."""
+        """Begin loading on every rank; `ready` waits for it."""
         self._starting = self.group.start(
             FrozenWorker.start,
             model_path=model_path,
+            scalar=self._scalar,
             precision=precision,
             row_tokens=row_tokens,
             logits_chunk=logits_chunk,
@@ -93,9 +105,16 @@ class Frozen:
 
     def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> torch.Tensor:
         """[N]: log-probabilities of the batch's tokens."""
+        return self._read(batch, temperature=temperature)
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        """[B]: the reward model's score of each branch, read at its last token."""
+        return self._read(batch, reads="after")[last_tokens(batch.branch_ids)]
+
+    def _read(self, batch: Batch, **options: Any) -> torch.Tensor:
         shards = [shard for shard in batch.split(self.group.size) if shard]
         futures = [
-            self.group.submit(rank, FrozenWorker.logprobs, batch.select(shard), temperature=temperature)
+            self.group.submit(rank, FrozenWorker.read, batch.select(shard).without_columns(), **options)
             for rank, shard in enumerate(shards)
         ]
         values = torch.zeros(batch.num_tokens)

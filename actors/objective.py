@@ -1,26 +1,36 @@
-"""From scores to what is minimised: the columns that a batch needs, and the loss over them.
+"""What is minimised: the losses of `algorithms`, put together as the settings say.
 
-The mathematics is in `algorithms`; here an AlgorithmConfig chooses among it. Objectives are small picklable
-callables, so that the driver hands them to the workers.
+Objectives are small picklable callables, so that the driver hands them to the workers. Each is called with what the
+model's forward returns and the columns of the same tokens, which are those of whole groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
-from algorithms import advantages as adv
-from algorithms import kl, losses, shaping
-from algorithms.packing import Batch
-from core.errors import RewardError
+from algorithms import losses, preferences
+from algorithms.gae import value_loss
+from algorithms.values import last_tokens
 from core.recipes import AlgorithmConfig
-from core.records import Group
 
 Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
 Columns = Mapping[str, torch.Tensor]
+
+
+class Objective(Protocol):
+    """A loss over the tokens of whole groups."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What the model's forward is asked for."""
+
+    def __call__(self, *outputs_and_columns: Any) -> Loss:
+        """The model's outputs [n] one by one, then the columns [n] -> (loss, metrics)."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +38,11 @@ class PolicyObjective:
     """Clipped surrogate, KL in the loss and entropy bonus, as the settings say."""
 
     settings: AlgorithmConfig
+    temperature: float = 1.0
 
     @property
-    def entropy_grad(self) -> bool:
-        return self.settings.entropy_coef > 0
+    def options(self) -> Mapping[str, Any]:
+        return {"temperature": self.temperature, "entropy_grad": self.settings.entropy_coef > 0}
 
     def __call__(self, logprobs: torch.Tensor, entropy: torch.Tensor, columns: Columns) -> Loss:
         settings = self.settings
@@ -66,82 +77,75 @@ class PolicyObjective:
 class SupervisedObjective:
     """Cross-entropy."""
 
-    entropy_grad = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, logprobs: torch.Tensor, entropy: torch.Tensor, columns: Columns) -> Loss:
         return losses.sft_loss(logprobs, columns["loss_weights"], metric_weights=columns["metric_weights"])
 
 
-Objective = PolicyObjective | SupervisedObjective
+@dataclass(frozen=True)
+class PreferenceObjective:
+    """DPO or IPO on groups of ranked branches; needs `ref_logprobs` and the columns of `columns.with_ranks`."""
+
+    beta: float
+    label_smoothing: float = 0.0
+    kind: preferences.PreferenceLoss = "sigmoid"
+    length_normalised: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, logprobs: torch.Tensor, entropy: torch.Tensor, columns: Columns) -> Loss:
+        ends = last_tokens(columns["branch_ids"])
+        local_ids = torch.unique_consecutive(columns["branch_ids"], return_inverse=True)[1]  # [n], 0 .. b - 1
+        log_ratios = preferences.branch_sums(
+            logprobs - columns["ref_logprobs"],
+            columns["loss_mask"],
+            local_ids,
+            len(ends),
+            normalise=self.length_normalised,
+        )
+        pairs, weights = _pairs(columns, ends)
+        return preferences.dpo_loss(
+            log_ratios, pairs, weights, beta=self.beta, label_smoothing=self.label_smoothing, kind=self.kind
+        )
+
+    @property
+    def loss_of_reference(self) -> float:
+        """The loss of a policy that is its reference: ln 2, or IPO's (1 / (2 beta))^2."""
+        return math.log(2) if self.kind == "sigmoid" else (1 / (2 * self.beta)) ** 2
 
 
-def with_advantages(
-    batch: Batch, groups: Sequence[Group], settings: AlgorithmConfig, *, max_response_tokens: int
-) -> tuple[Batch, dict[str, float]]:
-    """The batch with `advantages`, and a `loss_mask` without what the settings leave out, and metrics about both.
+@dataclass(frozen=True)
+class RankingObjective:
+    """Bradley-Terry on groups of ranked branches, each scored at its last token; needs the columns of `columns.with_ranks`."""
 
-    Needs every score (branches without one are dropped before), and `ref_logprobs` when the KL is in the reward.
-    """
-    branches = [branch for group in groups for branch in group.branches]
-    scores = torch.tensor(
-        [_value(score.value) for group in groups for score in group.scores], dtype=torch.float32
-    )  # [B]
-    truncated = torch.tensor([branch.truncated for branch in branches], dtype=torch.bool)  # [B]
-    branch_ids, group_ids = batch.branch_ids, batch.group_ids
-    metrics: dict[str, float] = {}
-    if settings.overlong.penalty_tokens:
-        penalty = shaping.overlong_penalty(batch.branch_lengths, max_response_tokens, settings.overlong.penalty_tokens)
-        scores = scores + penalty
-        metrics["reward/overlong_penalty"] = float(penalty.mean())
-    if settings.kl.coef > 0 and settings.kl.placement == "reward":
-        token_kl = kl.ESTIMATORS[settings.kl.kind](batch["old_logprobs"], batch["ref_logprobs"])
-        scores = shaping.kl_in_reward(scores, token_kl, batch["loss_mask"], branch_ids, settings.kl.coef)
-        mask = batch["loss_mask"]
-        metrics["policy/kl"] = float(kl.k3(batch["old_logprobs"], batch["ref_logprobs"])[mask].mean())
-        metrics["reward/shaped"] = float(scores.mean())
-    per_branch = _branch_advantages(scores, group_ids, settings)
-    mask = batch["loss_mask"]
-    if settings.overlong.mask_truncated:
-        mask = shaping.mask_truncated(mask, branch_ids, truncated)
-    metrics["policy/advantage_max"] = float(per_branch.abs().max())
-    return batch.with_columns(advantages=adv.to_tokens(per_branch, branch_ids), loss_mask=mask), metrics
+    options: Mapping[str, Any] = field(default_factory=lambda: {"reads": "after"})
+
+    def __call__(self, values: torch.Tensor, columns: Columns) -> Loss:
+        ends = last_tokens(columns["branch_ids"])
+        pairs, weights = _pairs(columns, ends)
+        margins = columns["margins"][ends][pairs.winners] if "margins" in columns else None
+        return preferences.bradley_terry_loss(values[ends], pairs, weights, margins)
 
 
-def with_importance(batch: Batch, settings: AlgorithmConfig) -> tuple[Batch, dict[str, float]]:
-    """The batch with `importance_weights` for the sampler's mismatch, when the settings ask for them."""
-    if settings.importance.type == "none":
-        return batch, {}
-    weights, metrics = losses.importance_weights(
-        batch["old_logprobs"],
-        batch["rollout_logprobs"],
-        settings.importance.type,
-        low=settings.importance.low,
-        high=settings.importance.high,
-        metric_weights=losses.loss_weights(batch["loss_mask"], batch.branch_ids, "token_mean"),
-    )
-    return batch.with_columns(importance_weights=weights), {name: float(value) for name, value in metrics.items()}
+@dataclass(frozen=True)
+class ValueObjective:
+    """A critic's squared error; needs `returns` and `old_values`."""
+
+    clip: float | None
+    options: Mapping[str, Any] = field(default_factory=lambda: {"reads": "before"})
+
+    def __call__(self, values: torch.Tensor, columns: Columns) -> Loss:
+        return value_loss(
+            values,
+            columns["old_values"],
+            columns["returns"],
+            columns["loss_weights"],
+            clip=self.clip,
+            metric_weights=columns["metric_weights"],
+        )
 
 
-def with_loss_weights(
-    batch: Batch, aggregation: losses.Aggregation, *, max_response_tokens: int | None = None
-) -> Batch:
-    """The batch of one optimizer step with what each token counts in its loss and in its metrics."""
-    mask, branch_ids = batch["loss_mask"], batch.branch_ids
-    weights = losses.loss_weights(
-        mask, branch_ids, aggregation, max_response_tokens=max_response_tokens, num_branches=batch.num_branches
-    )
-    return batch.with_columns(loss_weights=weights, metric_weights=losses.loss_weights(mask, branch_ids, "token_mean"))
-
-
-def _branch_advantages(scores: torch.Tensor, group_ids: torch.Tensor, settings: AlgorithmConfig) -> torch.Tensor:
-    if settings.advantage == "grpo":
-        return adv.grpo(scores, group_ids, std=settings.std, epsilon=settings.std_epsilon)
-    if settings.advantage == "dr_grpo":
-        return adv.dr_grpo(scores, group_ids)
-    return adv.rloo(scores, group_ids) if settings.advantage == "rloo" else adv.reinforce(scores)
-
-
-def _value(score: float | None) -> Any:
-    if score is None:
-        raise RewardError("a branch without a score reached the advantages; missing scores are dropped in the rollout")
-    return score
+def _pairs(columns: Columns, ends: torch.Tensor) -> tuple[preferences.Pairs, torch.Tensor]:
+    """Pairs among the branches that end at these tokens, and what each counts in the step."""
+    pairs = preferences.ranked_pairs(columns["group_ids"][ends], columns["ranks"][ends])
+    return pairs, columns["group_weights"][ends][pairs.winners] * pairs.shares

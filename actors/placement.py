@@ -7,7 +7,7 @@ used in turn; `separate` gives each role its own. On CPUs bundles only say where
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from actors.group import Group, InlineGroup, Slot, WorkerGroup
 from core.errors import ConfigError, WorkerError
 from core.hardware import Hardware, hardware
-from core.recipes import GRPOConfig, PlacementConfig
+from core.recipes import GeneratorConfig, GRPOConfig, PlacementConfig
+from core.rl_recipes import PPOConfig
 
 W = TypeVar("W")
 
@@ -31,52 +32,89 @@ class Seat:
     num_gpus: float
 
 
+SHARES = {"policy": 0.4, "critic": 0.2, "reference": 0.2, "reward_model": 0.2}
+"""What the roles that work in turn take of a shared GPU in Ray's books; a generator takes nothing, since it sleeps while
+they work."""
+
+
 def seats(config: GRPOConfig, *, device: str) -> list[Seat]:
     """The table: every rank of every role and its bundle. Raises ConfigError when the roles cannot share."""
-    ranks, engines, width = config.policy.num_ranks, config.generator.num_engines, config.generator.tensor_parallel_size
-    gpu = 1 if device == "cuda" else 0
     colocated = config.placement.mode == "colocated"
-    references = (
-        config.reference.num_ranks if config.kl_needs_reference and config.reference.source == "own_weights" else 0
-    )
-    if colocated and gpu and engines * width > ranks:
-        raise ConfigError(
-            f"placement.mode colocated puts generator.num_engines x tensor_parallel_size ({engines} x {width}) on the policy's GPUs, "
-            f"of which there are {ranks} (policy.num_ranks); lower the engines, raise the ranks, or set placement.mode: separate"
-        )
-    if colocated and gpu and config.rollout.max_lag > 0:
+    if colocated and device == "cuda" and config.rollout.max_lag > 0:
         raise ConfigError(
             f"rollout.max_lag ({config.rollout.max_lag}) lets generation and training overlap, which on shared GPUs they cannot; "
             "set placement.mode: separate, or max_lag: 0"
         )
-    # A policy rank of a shared GPU leaves room in Ray's books for a reference; generators there take nothing of
-    # their own, because vLLM sleeps while the policy works.
+    others = {}
+    if isinstance(config, PPOConfig):
+        others["critic"] = config.critic.num_ranks
+    if config.kl_needs_reference and config.reference.source == "own_weights":
+        others["reference"] = config.reference.num_ranks
+    if config.reward_model is not None:
+        others["reward_model"] = config.reward_model.num_ranks
+    table = company(
+        config.policy.num_ranks, config.generator, others=others, colocated=colocated, gpu=int(device == "cuda")
+    )
+    return table + [
+        Seat(
+            role="rewarder",
+            rank=rank,
+            bundle=rank % config.policy.num_ranks,
+            bundle_gpus=table[0].bundle_gpus,
+            num_gpus=0,
+        )
+        for rank in range(config.rewarder.num_workers)
+    ]
+
+
+def company(
+    ranks: int, generator: GeneratorConfig | None, *, others: Mapping[str, int] = {}, colocated: bool, gpu: int
+) -> list[Seat]:
+    """Seats of a policy with `ranks` ranks, its generators, and further roles by their number of ranks.
+
+    Colocated roles share the policy's bundles; otherwise each rank has a bundle of its own. `gpu` is 1 or 0.
+    """
     table = [
-        Seat(role="policy", rank=rank, bundle=rank, bundle_gpus=gpu, num_gpus=gpu * (0.5 if colocated else 1))
+        Seat(
+            role="policy",
+            rank=rank,
+            bundle=rank,
+            bundle_gpus=gpu,
+            num_gpus=gpu * (SHARES["policy"] if colocated else 1),
+        )
         for rank in range(ranks)
     ]
     next_bundle = ranks
-    for engine in range(engines):
-        bundle = (engine * width) % ranks if colocated else next_bundle + engine
-        table.append(
+    if generator is not None:
+        engines, width = generator.num_engines, generator.tensor_parallel_size
+        if colocated and gpu and engines * width > ranks:
+            raise ConfigError(
+                f"placement.mode colocated puts generator.num_engines x tensor_parallel_size ({engines} x {width}) on the policy's GPUs, "
+                f"of which there are {ranks} (policy.num_ranks); lower the engines, raise the ranks, or set placement.mode: separate"
+            )
+        table += [
             Seat(
                 role="generator",
                 rank=engine,
-                bundle=bundle,
+                bundle=(engine * width) % ranks if colocated else next_bundle + engine,
                 bundle_gpus=gpu * (1 if colocated else width),
                 num_gpus=0 if colocated else gpu * width,
             )
-        )
-    next_bundle += 0 if colocated else engines
-    for rank in range(references):
-        bundle = rank % ranks if colocated else next_bundle + rank
-        table.append(
-            Seat(role="reference", rank=rank, bundle=bundle, bundle_gpus=gpu, num_gpus=gpu * (0.2 if colocated else 1))
-        )
-    table += [
-        Seat(role="rewarder", rank=rank, bundle=rank % ranks, bundle_gpus=gpu, num_gpus=0)
-        for rank in range(config.rewarder.num_workers)
-    ]
+            for engine in range(engines)
+        ]
+        next_bundle += 0 if colocated else engines
+    for role, count in others.items():
+        table += [
+            Seat(
+                role=role,
+                rank=rank,
+                bundle=rank % ranks if colocated else next_bundle + rank,
+                bundle_gpus=gpu,
+                num_gpus=gpu * (SHARES[role] if colocated else 1),
+            )
+            for rank in range(count)
+        ]
+        next_bundle += 0 if colocated else count
     return table
 
 

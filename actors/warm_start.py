@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.objective import SupervisedObjective, with_loss_weights
+from actors.columns import with_loss_weights
+from actors.examples import demonstration
+from actors.objective import SupervisedObjective
 from actors.placement import Stage
-from actors.policy import Policy, PolicyWorker
+from actors.trained import Trained, TrainedWorker
 from algorithms.packing import Batch
-from core.chat import encode_prompt, prompt_text
+from core.chat import prompt_text
 from core.errors import DataError
 from core.recipes import ModelConfig, PolicyConfig, ScratchModelConfig
-from core.records import Branch, Group, Sample
+from core.records import Group, Sample
 from core.scratch import write_scratch_model
 from data import DataSet
 
@@ -96,7 +98,8 @@ def _supervise(
         min_lr_ratio=0.05,
         row_tokens=2048,
     )
-    policy = Policy(stage.group(PolicyWorker, [{"rank": 0, "world_size": 1}], role="warm start"), engine)
+    group = stage.group(TrainedWorker, [{"rank": 0, "world_size": 1}], role="warm start")
+    policy = Trained(group, engine, name="sft")
     try:
         policy.start(directory, total_steps=warm.steps, seed=seed)
         batches = _demonstration_batches(
@@ -133,7 +136,7 @@ def _demonstration_batches(
                 rng.shuffle(order)
             index = order.pop()
             if index not in encoded:
-                encoded[index] = _demonstration(samples[index], tokenizer, whole=prompt_weight > 0)
+                encoded[index] = demonstration(tokenizer, samples[index], whole=prompt_weight > 0)
             if encoded[index].num_tokens <= config.max_length:
                 groups.append(encoded[index])
                 continue
@@ -142,31 +145,4 @@ def _demonstration_batches(
                 raise DataError(
                     f"every demonstration is longer than model.max_length ({config.max_length}) tokens; raise it"
                 )
-        batch = with_loss_weights(Batch.from_groups(groups), "token_mean")
-        yield _weigh_prompts(batch, groups, prompt_weight) if prompt_weight > 0 else batch
-
-
-def _demonstration(sample: Sample, tokenizer: Any, *, whole: bool) -> Group:
-    """The demonstration as a group of one branch, which with `whole` also holds the prompt behind its first token."""
-    prompt = encode_prompt(tokenizer, sample)
-    answer = [*tokenizer(sample.fields["demonstration"])["input_ids"], tokenizer.eos_token_id]
-    start = 1 if whole else len(prompt)
-    return Group(
-        sample=sample,
-        prompt_ids=prompt[:start],
-        branches=[Branch(token_ids=[*prompt[start:], *answer], text=str(len(answer)))],
-    )
-
-
-def _weigh_prompts(batch: Batch, groups: Sequence[Group], prompt_weight: float) -> Batch:
-    """Prompt tokens count `prompt_weight`, answer tokens 1; the weights sum to 1."""
-    import torch
-
-    pieces = []
-    for group in groups:
-        (branch,) = group.branches
-        answer = int(branch.text)
-        pieces += [torch.full((len(branch.token_ids) - answer,), prompt_weight), torch.ones(answer)]
-    weights = torch.cat(pieces)
-    answers = (weights == 1).float()
-    return batch.with_columns(loss_weights=weights / weights.sum(), metric_weights=answers / answers.sum())
+        yield with_loss_weights(Batch.from_groups(groups), "token_mean", prompt_weight=prompt_weight)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from algorithms.attention import layout_of
+from algorithms.hidden import hidden_states, inner_model
 from algorithms.packing import Row
 
 
@@ -29,19 +29,10 @@ class PackedModel(torch.nn.Module):
 
         The entropy carries a gradient only with `entropy_grad`, which doubles the memory of a chunk.
         """
-        causal = _causal_model(self.model)
-        backbone, head = getattr(causal, causal.base_model_prefix), causal.get_output_embeddings()
+        causal = inner_model(self.model)
+        head = causal.get_output_embeddings()
         device = next(self.model.parameters()).device
-        arguments = {"packed_layout": layout} if (layout := layout_of(row, device)) is not None else {}
-        mask = None if row.attention_mask is None else row.attention_mask.to(device)
-        hidden = backbone(
-            input_ids=row.input_ids.to(device),
-            position_ids=row.position_ids.to(device),
-            attention_mask=mask,
-            use_cache=False,
-            **arguments,
-        ).last_hidden_state.flatten(0, 1)  # [R, S, H] -> [R * S, H]
-        hidden = hidden.index_select(0, row.read_positions.to(device))  # [n, H]
+        hidden = hidden_states(causal, row, row.read_positions)  # [n, H]
         targets = row.target_ids.to(device)  # [n]
 
         softcap = getattr(causal.config, "final_logit_softcapping", None)
@@ -71,12 +62,6 @@ def _read_logits(logits: torch.Tensor, tokens: torch.Tensor, entropy_grad: bool)
         probabilities = torch.exp(logits - normaliser[:, None])
         entropy = normaliser - (probabilities * logits).sum(-1)
     return logprobs, entropy
-
-
-def _causal_model(model: torch.nn.Module) -> PreTrainedModel:
-    """The causal model itself, from inside a peft wrapper if there is one (its layers stay adapted)."""
-    base = getattr(model, "get_base_model", None)
-    return base() if base is not None else model
 
 
 def _logit_scale(config: object) -> float:

@@ -98,6 +98,10 @@ class Batch:
                 raise ValueError(f"column {name!r} has shape {tuple(column.shape)}, expected ({self.num_tokens},)")
         return dataclasses.replace(self, columns={**self.columns, **columns})
 
+    def without_columns(self) -> Batch:
+        """What a forward pass reads, and nothing else."""
+        return dataclasses.replace(self, columns={})
+
     def select(self, groups: Sequence[int]) -> Batch:
         """The batch of the groups with these indices, in this order."""
         chosen = torch.as_tensor(groups, dtype=torch.int64)
@@ -160,6 +164,8 @@ class Row:
     spans: tuple[Span, ...]
     read_positions: torch.Tensor
     """[n] int64 into the flattened R x S: the position whose hidden state predicts the token."""
+    token_positions: torch.Tensor
+    """[n] int64 into the flattened R x S: the token's own position, whose hidden state has seen it."""
     target_ids: torch.Tensor
     """[n] int64: the tokens whose log-probabilities are read."""
     token_index: torch.Tensor
@@ -233,6 +239,7 @@ def _branch_row(batch: Batch, groups: Sequence[int]) -> Row:
         attention_mask=None,
         spans=tuple(spans),
         read_positions=read_positions,
+        token_positions=token_slots,
         target_ids=part.token_ids,
         token_index=batch.tokens_of(groups),
     )
@@ -249,12 +256,14 @@ def _sequence_row(batch: Batch, groups: Sequence[int]) -> Row:
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     prompt_of_branch = part.prompt_lengths[part.group_ids]
     first_read = torch.arange(len(sequences)) * input_ids.shape[1] + prompt_of_branch - 1
+    read_positions = _ranges(first_read, part.branch_lengths)
     return Row(
         input_ids=input_ids,
         position_ids=torch.arange(input_ids.shape[1]).expand_as(input_ids),
         attention_mask=torch.arange(input_ids.shape[1])[None] < lengths[:, None],
         spans=(),
-        read_positions=_ranges(first_read, part.branch_lengths),
+        read_positions=read_positions,
+        token_positions=read_positions + 1,
         target_ids=part.token_ids,
         token_index=batch.tokens_of(groups),
     )

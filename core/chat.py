@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from core.errors import DataError
@@ -30,12 +31,47 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> list[in
             "use an instruction-tuned model, or a data set whose prompts are plain text"
         )
     else:
-        ids = tokenizer.apply_chat_template(
-            list(sample.prompt), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        ids = _template(tokenizer, sample.prompt, generation=True)
     if not ids:
         raise DataError(f"{sample.sample_id} has an empty prompt; the model needs at least one token to continue")
     return list(ids)
+
+
+def encode_answer(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of an answer as a model would have sampled it: the text and the end-of-turn token."""
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def answer_spans(tokenizer: PreTrainedTokenizerBase, sample: Sample, prompt_ids: Sequence[int]) -> list[range]:
+    """Where the prompt's own assistant turns lie in `prompt_ids`, each from its first token to its end of turn.
+
+    Raises DataError when the chat template shows an earlier turn differently once others follow (one that drops
+    reasoning, say): then its tokens are not those that the model would have sampled.
+    """
+    if isinstance(sample.prompt, str):
+        return []
+    spans = []
+    for index, message in enumerate(sample.prompt):
+        if message["role"] != "assistant":
+            continue
+        before = _template(tokenizer, sample.prompt[:index], generation=True)
+        after = _template(tokenizer, sample.prompt[: index + 1], generation=False)
+        if list(prompt_ids[: len(after)]) != after or after[: len(before)] != before:
+            raise DataError(
+                f"{sample.sample_id}: the chat template shows turn {index + 1} differently once others follow, so it cannot be "
+                "trained in place; set turns: last to train on the last turn alone"
+            )
+        ends = [place for place in range(len(before), len(after)) if after[place] == tokenizer.eos_token_id]
+        spans.append(range(len(before), ends[-1] + 1 if ends else len(after)))
+    return spans
+
+
+def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, generation: bool) -> list[int]:
+    return list(
+        tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=generation, tokenize=True, return_dict=False
+        )
+    )
 
 
 def prompt_text(sample: Sample) -> str:

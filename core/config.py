@@ -49,26 +49,43 @@ def load_config(config_cls: type[C], arguments: Sequence[str]) -> C:
     except OmegaConfBaseException as error:
         raise ConfigError(f"the recipe cannot be resolved: {str(error).splitlines()[0]}") from None
     try:
-        return config_cls.model_validate(_with_default_tags(config_cls, values))
+        return config_cls.model_validate(_onto_defaults(config_cls, values))
     except ValidationError as error:
         raise ConfigError("\n".join(_sentence(config_cls, detail) for detail in error.errors())) from None
 
 
-def _with_default_tags(config_cls: type[Section], values: Any) -> Any:
-    """`data.num_train=100` alone means the default data set: a union's section without `type` takes the default's."""
+def _onto_defaults(config_cls: type[Section], values: Any) -> Any:
+    """`data.num_train=100` alone means the default data set, and `algorithm.epochs=2` the recipe's other settings: a
+    section that is given in part is laid onto what the recipe's default sets, unless it names another `type`."""
     if not isinstance(values, dict):
         return values
-    tagged = dict(values)
+    merged = dict(values)
     for name, info in config_cls.model_fields.items():
-        given = tagged.get(name)
-        if (
-            isinstance(given, dict)
-            and "type" not in given
-            and isinstance(info.default, Section)
-            and _tags(type(info.default))
-        ):
-            tagged[name] = {"type": _tags(type(info.default))[0], **given}
-    return tagged
+        given, default = merged.get(name), info.default
+        if not isinstance(given, dict) or not isinstance(default, Section):
+            continue
+        tags = _tags(type(default))
+        if tags and given.get("type", tags[0]) != tags[0]:
+            continue
+        tag = {"type": tags[0]} if tags else {}
+        merged[name] = _onto_defaults(
+            type(default), _laid_onto({**tag, **default.model_dump(exclude_unset=True)}, given)
+        )
+    return merged
+
+
+def _laid_onto(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """`top` over `base`, section by section; a section of another `type` replaces the base's."""
+    merged = dict(base)
+    for name, value in top.items():
+        below = base.get(name)
+        nested = (
+            isinstance(value, dict)
+            and isinstance(below, dict)
+            and value.get("type", below.get("type")) == below.get("type")
+        )
+        merged[name] = _laid_onto(below, value) if nested else value  # type: ignore[arg-type]
+    return merged
 
 
 def dump_config(config: Section) -> str:

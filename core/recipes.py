@@ -28,6 +28,8 @@ class RunConfig(Section):
     """auto: continue where the directory stands, or start; never: start anew, the old run is moved aside; must: refuse to start anew."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
     """Trackers beside the run directory; their keys come from the environment."""
+    max_restarts: int = Field(default=2, ge=0)
+    """Times that a run whose worker died starts its roles again and goes on from the last checkpoint."""
     samples_per_step: int = Field(default=2, ge=0)
     """Groups whose texts are written to rollouts.jsonl at every step."""
 
@@ -148,11 +150,26 @@ class RolloutConfig(Section):
         return self.prompts_per_step * self.group_size
 
 
+class AdaptiveKLConfig(Section):
+    """A KL coefficient that follows the KL: larger above the target, smaller below it."""
+
+    target: float = Field(gt=0)
+    """KL to hold, in nats per answer."""
+    form: Literal["ziegler", "trlx"] = "ziegler"
+    """ziegler: 1909.08593, section 2.2; trlx: that library's rule, driven by its estimate of the KL, for comparison with its curves."""
+    rate: float = Field(default=0.1, gt=0)
+    """ziegler: the coefficient changes by at most a fifth of this share in a step."""
+    horizon: int = Field(default=10_000, ge=1)
+    """trlx: answers over which the coefficient may change by a fifth."""
+
+
 class KLConfig(Section):
     """Divergence from the frozen reference (Schulman's estimators)."""
 
     coef: float = Field(default=0.0, ge=0)
-    """Coefficient; 0 turns the reference off and no frozen model is loaded."""
+    """Coefficient, with `adaptive` the first one; 0 turns the reference off and no frozen model is loaded."""
+    adaptive: AdaptiveKLConfig | None = None
+    """Controller of the coefficient; unset: it stays as it is."""
     estimator: Literal["auto", "k1", "k2", "k3"] = "auto"
     """k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r with r = pi_ref / pi; auto: k3 in the loss, k1 in the reward."""
     placement: Literal["loss", "reward"] = "loss"
@@ -190,13 +207,17 @@ class OverlongConfig(Section):
     """Whether truncated answers are left out of the loss (DAPO's overlong filtering)."""
     penalty_tokens: int = Field(default=0, ge=0)
     """L_cache of DAPO's soft overlong punishment in tokens: the reward falls linearly to -1 over the last so many tokens before the limit; 0 turns it off."""
+    missing_eos_penalty: float = Field(default=0.0, ge=0)
+    """Subtracted from the score of an answer that was cut off before its end-of-turn token."""
 
 
 class AlgorithmConfig(Section):
     """From scores to a loss: GRPO by default; Dr. GRPO, RLOO, REINFORCE and DAPO are settings of it."""
 
-    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce"] = "grpo"
-    """grpo: (r - mean) / std of the group; dr_grpo: r - mean; rloo: r - mean of the others; reinforce: r - mean of the batch."""
+    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce", "gae"] = "grpo"
+    """grpo: (r - mean) / std of the group; dr_grpo: r - mean; rloo: r - mean of the others; reinforce: r - mean of the batch; gae: PPO's, with a critic (jobs/train_ppo.py)."""
+    score_clip: float | None = Field(default=None, gt=0)
+    """Scores are clipped to [-score_clip, score_clip] before anything else; unset: they are not."""
     std: Literal["sample", "population"] = "sample"
     """Standard deviation of grpo: sample (ddof 1, as TRL and OpenRLHF) or population (as ART)."""
     std_epsilon: float = Field(default=1e-4, ge=0)
@@ -286,12 +307,31 @@ class PolicyConfig(Section):
     """Most logits (tokens x vocabulary) held at once; beyond it the head runs in chunks and recomputes in the backward pass."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    frozen_layers: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the lowest layers, and with them the embedding, whose weights stay as they are."""
     offload: Literal["none", "optimizer", "optimizer_and_parameters"] = "none"
     """What ZeRO keeps in host memory."""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights."""
     init_timeout_s: float = Field(default=600, gt=0)
     """Seconds the workers may take to start."""
+
+
+class RewardModelConfig(Section):
+    """A frozen reward model whose score is part of the reward, and of the held-out metrics, as `reward_model`."""
+
+    path: str
+    """Directory or hub name of a model with a trained scalar head; its tokenizer must be the policy's."""
+    weight: float = 1.0
+    """Its weight in the sum of rewards."""
+    relative_to_reference: bool = False
+    """Whether the score of the sample's reference answer (its gold) is subtracted, joined by the sample's id."""
+    num_ranks: int = Field(default=1, ge=1)
+    """Processes."""
+    precision: Precision = "auto"
+    """Precision of its weights."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
 
 
 class ReferenceConfig(Section):
@@ -365,24 +405,23 @@ class EvaluationConfig(Section):
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
     metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]
-    """Reward functions whose held-out mean is reported as eval/<set>/<name>."""
+    """Reward functions whose held-out mean is reported as eval/<set>/<name>; a reward model is one without being named."""
     best_metric: str | None = None
-    """Metric of the best checkpoint; the first of `metrics` when unset."""
+    """Metric of the best checkpoint; when unset the first of `metrics`, or the reward model where there are none."""
     higher_is_better: bool = True
     """Direction of best_metric."""
 
-    @model_validator(mode="after")
-    def _best_metric_is_measured(self) -> EvaluationConfig:
-        names = [metric.label for metric in self.metrics]
-        if not names:
-            raise ValueError("evaluation.metrics must name at least one metric")
-        if self.best_metric is not None and self.best_metric not in names:
-            raise ValueError(f"best_metric {self.best_metric!r} is not among the metrics ({', '.join(names)})")
-        return self
-
     @property
     def best(self) -> str:
-        return self.best_metric or self.metrics[0].label
+        return self.best_metric or (self.metrics[0].label if self.metrics else "reward_model")
+
+    def check(self, *, reward_model: bool) -> None:
+        """Raise ValueError unless the best checkpoint's metric is measured."""
+        names = [metric.label for metric in self.metrics] + ["reward_model"] * reward_model
+        if not names:
+            raise ValueError("evaluation.metrics must name at least one metric")
+        if self.best not in names:
+            raise ValueError(f"best_metric {self.best!r} is not among the metrics ({', '.join(names)})")
 
 
 class CheckpointConfig(Section):
@@ -409,6 +448,8 @@ class GRPOConfig(Section):
     """Prompts and held-out set."""
     rewards: list[RewardConfig] = [RewardConfig(fn="math_answer")]
     """What a good answer is: a weighted sum."""
+    reward_model: RewardModelConfig | None = None
+    """A reward model, whose score is added to the sum."""
     rollout: RolloutConfig = RolloutConfig()
     """What is sampled."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -433,13 +474,18 @@ class GRPOConfig(Section):
     @model_validator(mode="after")
     def _numbers_fit(self) -> GRPOConfig:
         rollout, algorithm = self.rollout, self.algorithm
-        if not self.rewards:
-            raise ValueError("rewards must name at least one function, such as {fn: math_answer}")
+        if not self.rewards and self.reward_model is None:
+            raise ValueError("rewards must name at least one function, such as {fn: math_answer}, or set reward_model")
+        self.evaluation.check(reward_model=self.reward_model is not None)
         if algorithm.advantage in ("grpo", "dr_grpo", "rloo") and rollout.group_size < 2:
             raise ValueError(
                 f"algorithm.advantage {algorithm.advantage!r} compares answers of one prompt and needs rollout.group_size >= 2 "
                 f"(got {rollout.group_size}); set group_size, or advantage: reinforce"
             )
+        if algorithm.advantage == "gae" and not hasattr(self, "critic"):
+            raise ValueError("algorithm.advantage gae needs a critic; use jobs/train_ppo.py")
+        if algorithm.kl.adaptive is not None and not algorithm.kl.coef:
+            raise ValueError("algorithm.kl.adaptive needs a first coefficient; set algorithm.kl.coef above 0")
         if algorithm.minibatches > rollout.prompts_per_step:
             raise ValueError(
                 f"algorithm.minibatches ({algorithm.minibatches}) must be at most rollout.prompts_per_step "
@@ -468,6 +514,10 @@ class GRPOConfig(Section):
         if self.placement.backend == "inline" and (self.policy.num_ranks > 1 or self.generator.num_engines > 1):
             raise ValueError("placement.backend inline runs one policy rank and one engine; use backend: ray for more")
         return self
+
+    @property
+    def model_precision(self) -> Precision:
+        return self.policy.precision
 
     @property
     def kl_needs_reference(self) -> bool:

@@ -46,12 +46,13 @@ class Run:
         """Whether the directory existed; whether there is a checkpoint to resume from is `checkpoints.latest()`."""
         self.checkpoints = build_store(config, on_event=self.event)
         self.step = 0
-        self._steps: int = getattr(config, "steps", 0)
+        self._steps: int = getattr(config, "steps", None) or 0
         self._events = JsonLines(self.directory / "events.jsonl")
         self._metrics: dict[str, float] = {}
         self._shown: dict[str, float] = {}
         self._clock = PhaseClock()
         self._wall_s = 0.0
+        self._wall_s_has_past = False
         self._past_is_cut = False
         self._signals = StopSignals()
         self._final: tuple[int, bool] | None = None
@@ -94,6 +95,12 @@ class Run:
         self.step = step
         self.event("resumed", step=step)
         log.info("%s continues after step %d", self.directory, step)
+
+    def start_again(self, error: Exception) -> None:
+        """After a worker's death: what this process wrote since the last checkpoint will be written anew."""
+        self.event("restarted", error=_first_line(error))
+        self._past_is_cut = False
+        self._metrics = {}
 
     def steps(self, first: int, last: int) -> Iterator[int]:
         """The numbers of the training steps (step 0 is the state before them), until the last or a requested stop.
@@ -211,10 +218,11 @@ class Run:
         for name in STEP_FILES:
             keep_lines(self.directory / name, lambda record: record.get("step", -1) < step)
         past = read_lines(self.directory / "metrics.jsonl")
-        if past:
-            self._wall_s += past[-1].get("wall_s") or 0.0
-            for line in past:
-                self._shown |= {name: value for name, value in line.items() if isinstance(value, int | float)}
+        if not self._wall_s_has_past:
+            self._wall_s += (past[-1].get("wall_s") or 0.0) if past else 0.0
+            self._wall_s_has_past = True
+        for line in past:
+            self._shown |= {name: value for name, value in line.items() if isinstance(value, int | float)}
 
     # -- the end ---------------------------------------------------------------------------------------------
 

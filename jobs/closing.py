@@ -14,7 +14,6 @@ from rich.table import Table
 
 from actors.placement import Stage
 from core.files import read_lines
-from core.recipes import GRPOConfig
 
 SHOWN_ANSWERS = 3
 WARM_START_LINES = 20
@@ -22,7 +21,7 @@ WARM_START_LINES = 20
 MAX_TEXT = 200
 
 
-def print_opening(config: GRPOConfig, stage: Stage, precision: str) -> None:
+def print_opening(config: Any, stage: Stage, precision: str) -> None:
     """The placement table and the derived numbers."""
     table = Table(title=f"{config.run.name} on {stage.machine.device} in {precision}", title_justify="left")
     for column in ("role", "rank", "place", "device"):

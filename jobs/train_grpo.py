@@ -3,74 +3,65 @@
     python jobs/train_grpo.py [recipe.yaml ...] [section.field=value ...]
 
 Without a recipe it is the quickstart: word problems, a model made here, two CPU cores. `--help` lists every
-field, `--dry-run` checks a recipe without starting anything.
+field, `--dry-run` checks a recipe without starting anything. RLOO and PPO are this job with other settings and, for
+PPO, another way to learn.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from actors.cast import Cast, cast
-from actors.objective import with_advantages, with_importance
-from actors.placement import Stage, seats
+from actors.columns import with_advantages, with_importance
+from actors.kl_coefficient import KLCoefficient
+from actors.placement import seats
 from actors.rollouts import Rollouts
-from actors.warm_start import starting_model
 from algorithms.packing import Batch
 from core.checkpoint import save_state
 from core.program import run_program
-from core.recipes import EvaluationConfig, GRPOConfig
-from core.records import Group, Sample
+from core.recipes import AlgorithmConfig, EvaluationConfig, GRPOConfig
+from core.records import Group
 from core.run import Run
-from data import PromptStream, load_data
-from jobs.closing import print_opening, print_summary, warm_start_progress
+from data import PromptStream
+from jobs.perform import Scene, perform
 from rewards import build_rewards
 
+Learn = Callable[[GRPOConfig, Run, Cast, Batch, Sequence[Group], AlgorithmConfig, int], None]
+"""(recipe, run, cast, the scored groups as a batch with `old_logprobs`, the groups, the settings of this step, step)."""
 
-def train(config: GRPOConfig) -> None:
-    with Run.open(config) as run:
-        for functions in (config.rewards, config.evaluation.metrics):
+
+def train(config: GRPOConfig, learn: Learn | None = None) -> None:
+    for functions in (config.rewards, config.evaluation.metrics):
+        if functions:
             build_rewards(functions)  # a wrong name or argument is found before anything expensive starts
-        data = load_data(config.data)
-        stage = Stage(config.placement)
-        try:
-            precision = stage.machine.precision(config.policy.precision)
-            table = seats(config, device=stage.machine.device)
-            with warm_start_progress() as progress:
-                model_path = starting_model(
-                    config.model,
-                    data,
-                    stage,
-                    precision=precision,
-                    seed=config.seed,
-                    progress=progress,
-                )
-            stage.reserve(table, config.policy.init_timeout_s)
-            print_opening(config, stage, precision)
-            run.write_placement(stage.rows())
-            with cast(config, stage, data, model_path, precision=precision) as troupe:
-                run_loop(config, run, troupe, data.train)
-        finally:
-            stage.close()
-    print_summary(run.directory)
+    perform(
+        config,
+        table=lambda device: seats(config, device=device),
+        cast=lambda scene: cast(config, scene.stage, scene.data, scene.model_path, precision=scene.precision),
+        play=functools.partial(run_loop, config, learn or learn_from_groups),
+        init_timeout_s=config.policy.init_timeout_s,
+    )
 
 
-def run_loop(config: GRPOConfig, run: Run, troupe: Cast, prompts: Sequence[Sample]) -> None:
+def run_loop(config: GRPOConfig, learn: Learn, scene: Scene, troupe: Cast) -> None:
     """The training loop: every step from the last checkpoint, or from the beginning, to the end."""
-    first, position = resume(run, troupe)
+    run, kl = scene.run, KLCoefficient(config.algorithm.kl)
+    first, position = resume(run, troupe, kl)
     rollouts = Rollouts(
-        PromptStream(prompts, config.seed, position=position),
+        PromptStream(scene.data.train, config.seed, position=position),
         troupe.tokenizer,
         troupe.generators,
         troupe.rewarder,
         config.rollout,
         seed=config.seed,
         last_step=config.steps,
-        needs_company=config.algorithm.advantage != "reinforce",
+        needs_company=config.algorithm.advantage not in ("reinforce", "gae"),
     )
     with run.timed("publish"):
         run.log({"consistency/logprob_gap": troupe.publish(first), "consistency/max_gap": troupe.gate.bound})
@@ -84,12 +75,14 @@ def run_loop(config: GRPOConfig, run: Run, troupe: Cast, prompts: Sequence[Sampl
             run.log(rollout.metrics)
             run.log_rollouts(step, rollout.groups, config.run.samples_per_step)
         if rollout.groups:
-            learn(config, run, troupe, rollout.groups, step)
+            batch = read(config, run, troupe, rollout.groups)
+            learn(config, run, troupe, batch, rollout.groups, kl.within(config.algorithm), step)
+            run.log(kl.follow(batch))
         else:
             run.event("no_signal", reason="every group's answers have equal rewards; the weights stay as they are")
         last = run.is_last(step)
         if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-            save(run, troupe, step, rollouts)  # before the policy leaves a shared device to the generators
+            save(run, troupe, step, rollouts, kl)  # before the policy leaves a shared device to the generators
         with run.timed("publish"):
             run.log({"consistency/logprob_gap": troupe.publish(step)})
             rollouts.ahead(step)
@@ -100,19 +93,32 @@ def run_loop(config: GRPOConfig, run: Run, troupe: Cast, prompts: Sequence[Sampl
         run.end_step(step)
 
 
-def learn(config: GRPOConfig, run: Run, troupe: Cast, groups: Sequence[Group], step: int) -> None:
-    """One step of learning from scored groups."""
-    settings, temperature = config.algorithm, config.rollout.temperature
-    limit = config.rollout.max_response_tokens
+def read(config: GRPOConfig, run: Run, troupe: Cast, groups: Sequence[Group]) -> Batch:
+    """The groups as a batch with the log-probabilities that learning compares: those before it, and the reference's."""
+    temperature = config.rollout.temperature
     troupe.generators.sleep()
     with run.timed("logprobs"):
         batch = Batch.from_groups(groups)
-        recompute = settings.old_logprobs == "recompute"
+        recompute = config.algorithm.old_logprobs == "recompute"
         old = troupe.policy.logprobs(batch, temperature=temperature) if recompute else batch["rollout_logprobs"]
         batch = batch.with_columns(old_logprobs=old)
     if troupe.reference is not None:
         with run.timed("reference"):
             batch = batch.with_columns(ref_logprobs=troupe.reference.logprobs(batch, temperature=temperature))
+    return batch
+
+
+def learn_from_groups(
+    config: GRPOConfig,
+    run: Run,
+    troupe: Cast,
+    batch: Batch,
+    groups: Sequence[Group],
+    settings: AlgorithmConfig,
+    step: int,
+) -> None:
+    """One step of learning: the other answers of the group are the baseline."""
+    limit = config.rollout.max_response_tokens
     with run.timed("advantage"):
         batch, metrics = with_advantages(batch, groups, settings, max_response_tokens=limit)
         batch, mismatch = with_importance(batch, settings)
@@ -120,7 +126,11 @@ def learn(config: GRPOConfig, run: Run, troupe: Cast, groups: Sequence[Group], s
     with run.timed("update"):
         run.log(
             troupe.policy.update(
-                batch, settings, temperature=temperature, max_response_tokens=limit, seed=config.seed * 1_000_003 + step
+                batch,
+                settings,
+                temperature=config.rollout.temperature,
+                max_response_tokens=limit,
+                seed=config.seed * 1_000_003 + step,
             )
         )
 
@@ -134,25 +144,27 @@ def evaluate(config: EvaluationConfig, run: Run, troupe: Cast, step: int) -> flo
     return evaluation.metrics[f"eval/{troupe.evaluator.name}/{config.best}"]
 
 
-def save(run: Run, troupe: Cast, step: int, rollouts: Rollouts) -> None:
+def save(run: Run, troupe: Cast, step: int, rollouts: Rollouts, kl: KLCoefficient) -> None:
     """Write a checkpoint: weights in Hugging Face format, and all that `resume` needs."""
     with (
         run.timed("checkpoint"),
         run.checkpoints.writing(step, metadata={"model": troupe.policy.facts["identity"]}) as path,
     ):
-        troupe.policy.save(str(path))
-        save_state(path, {"step": step, **rollouts.state()})
+        troupe.save(path)
+        save_state(path, {"step": step, "kl_coef": kl.value, **rollouts.state()})
 
 
-def resume(run: Run, troupe: Cast) -> tuple[int, int]:
+def resume(run: Run, troupe: Cast, kl: KLCoefficient) -> tuple[int, int]:
     """(step, data position) to go on from: those of the newest complete checkpoint, or the beginning."""
     step = run.checkpoints.latest()
     if step is None:
         return 0, 0
     run.checkpoints.verify(step, model=troupe.policy.facts["identity"])
-    troupe.policy.load(str(run.checkpoints.path(step)))
+    troupe.load(run.checkpoints.path(step))
     run.resume_from(step)
-    return step, run.checkpoints.load_state(step)["position"]
+    state = run.checkpoints.load_state(step)
+    kl.value = state.get("kl_coef", kl.value)
+    return step, state["position"]
 
 
 if __name__ == "__main__":

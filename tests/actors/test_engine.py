@@ -205,7 +205,7 @@ def test_learning_rates_follow_their_schedule(model_path: str, schedule: str, ex
 def test_an_adapter_off_is_the_base_model_and_on_is_its_merge(model_path: str, tmp_path: Path, zero_stage: int) -> None:
     batch = Batch.from_groups(ragged())
     with engine(model_path) as base:
-        expected = base.logprobs(batch)
+        expected = base.read(batch)
     lora = LoraConfig(rank=4, alpha=8)
     with engine(model_path, lora=lora, learning_rate=0.02, zero_stage=zero_stage) as built:
         trained = {name for name, parameter in built.packed.named_parameters() if parameter.requires_grad}
@@ -213,13 +213,13 @@ def test_an_adapter_off_is_the_base_model_and_on_is_its_merge(model_path: str, t
         assert all(".lora_" in name for name in trained)
         for _ in range(2):  # B starts at zero: A has a gradient from the second step on
             built.step(with_targets(ragged()), OBJECTIVE)
-        adapted = built.logprobs(batch)
+        adapted = built.read(batch)
         assert (adapted - expected).abs().max() > 1e-2
         with built.adapter_off():
-            torch.testing.assert_close(built.logprobs(batch), expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(built.read(batch), expected, atol=1e-5, rtol=0)
         published = weights_of(built)
         built.save(str(tmp_path), trainer_state=False)
-        torch.testing.assert_close(built.logprobs(batch), adapted, atol=1e-6, rtol=0)  # merging left no trace
+        torch.testing.assert_close(built.read(batch), adapted, atol=1e-6, rtol=0)  # merging left no trace
         if zero_stage == 0:
             merged = built.model.merge_and_unload()
             reference = dict(merged.named_parameters())
@@ -227,14 +227,14 @@ def test_an_adapter_off_is_the_base_model_and_on_is_its_merge(model_path: str, t
             for name, weight in published.items():
                 torch.testing.assert_close(weight, reference[name].detach(), atol=1e-6, rtol=1e-6)
     with engine(str(tmp_path)) as loaded:
-        torch.testing.assert_close(loaded.logprobs(batch), adapted, atol=1e-4, rtol=0)
+        torch.testing.assert_close(loaded.read(batch), adapted, atol=1e-4, rtol=0)
 
 
 def test_a_saved_model_is_loaded_by_transformers_with_the_same_logprobs(model_path: str, tmp_path: Path) -> None:
     (group,) = ragged()[3:4]
     with engine(model_path, zero_stage=3) as built:
         built.step(with_targets(ragged()), OBJECTIVE)
-        expected = built.logprobs(Batch.from_groups([group]))
+        expected = built.read(Batch.from_groups([group]))
         built.save(str(tmp_path), trainer_state=False)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     values = []

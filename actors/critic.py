@@ -1,0 +1,34 @@
+"""The critic: a trained model with a scalar head that predicts what is still to come (PPO).
+
+Verbs: values, update, save, load. It learns from the same minibatches as the policy, with weights of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from actors.group import Group
+from actors.objective import ValueObjective
+from actors.policy import minibatches
+from actors.trained import Trained, TrainedWorker
+from algorithms.packing import Batch
+from core.recipes import AlgorithmConfig, PolicyConfig
+
+
+class Critic(Trained[TrainedWorker]):
+    """V of the state before each branch token."""
+
+    def __init__(self, group: Group[TrainedWorker], config: PolicyConfig, *, value_clip: float | None) -> None:
+        super().__init__(group, config, name="value", head="scalar")
+        self._value_clip = value_clip
+
+    def values(self, batch: Batch) -> torch.Tensor:
+        """[N]: the value of the state in which each token is chosen."""
+        return self.read(batch, reads="before")
+
+    def update(
+        self, batch: Batch, settings: AlgorithmConfig, *, max_response_tokens: int, seed: int
+    ) -> dict[str, float]:
+        """As many steps as the policy's, on the same minibatches; needs `returns` and `old_values`."""
+        steps = minibatches(batch, settings, max_response_tokens=max_response_tokens, seed=seed)
+        return self.step(steps, ValueObjective(self._value_clip))

@@ -1,0 +1,50 @@
+"""Supervised examples as groups: a demonstration is one branch, ranked answers are the branches of their prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from core.chat import answer_spans, encode_answer, encode_prompt
+from core.records import Branch, Group, Sample, Score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def demonstration(
+    tokenizer: PreTrainedTokenizerBase, sample: Sample, *, every_turn: bool = False, whole: bool = False
+) -> Group:
+    """The sample's demonstration; with `every_turn` also the assistant's earlier turns are in the loss mask.
+
+    With `whole` the branch begins behind the prompt's first token, so that the loss can also weigh the prompt.
+    """
+    prompt = encode_prompt(tokenizer, sample)
+    answer = encode_answer(tokenizer, sample.fields["demonstration"])
+    spans = answer_spans(tokenizer, sample, prompt) if every_turn else []
+    trained = [False] * len(prompt) + [True] * len(answer)
+    for span in spans:
+        trained[span.start : span.stop] = [True] * len(span)
+    start = 1 if whole else max(1, trained.index(True))
+    ids = [*prompt, *answer]
+    branch = Branch(token_ids=ids[start:], text=sample.fields["demonstration"], loss_mask=trained[start:])
+    return Group(sample=sample, prompt_ids=ids[:start], branches=[branch])
+
+
+def ranked_answers(tokenizer: PreTrainedTokenizerBase, sample: Sample, *, max_length: int) -> Group | None:
+    """The sample's ranked answers, scored by their rank, higher is better; None when nothing is left to compare.
+
+    Answers are cut where prompt and answer exceed `max_length` tokens. Of answers that are then equal the best stays.
+    """
+    prompt = encode_prompt(tokenizer, sample)
+    texts: Sequence[str] = sample.fields["answers"]
+    ranks: Sequence[float] = sample.fields.get("ranks") or range(len(texts))
+    branches: dict[tuple[int, ...], tuple[Branch, Score]] = {}
+    for text, rank in sorted(zip(texts, ranks, strict=True), key=lambda pair: pair[1]):
+        ids = tuple(encode_answer(tokenizer, text)[: max(0, max_length - len(prompt))])
+        if ids and ids not in branches:
+            branches[ids] = (Branch(token_ids=ids, text=text), Score(value=-float(rank)))
+    scores = [score for _, score in branches.values()]
+    if len({score.value for score in scores}) < 2:
+        return None
+    return Group(sample=sample, prompt_ids=prompt, branches=[branch for branch, _ in branches.values()], scores=scores)

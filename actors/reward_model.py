@@ -1,0 +1,78 @@
+"""A frozen reward model as a part of the reward: groups in, one score per branch out, read at the last token.
+
+Groups are scored as they finish, each as one packed row with the reference answer as a further branch, so a score never
+depends on which groups happened to arrive together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from actors.frozen import Frozen
+from algorithms.packing import Batch
+from core.chat import encode_answer
+from core.errors import ConfigError, DataError
+from core.recipes import RewardModelConfig
+from core.records import Branch, Group
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LABEL = "reward_model"
+
+
+class RewardModel:
+    """Scores branches; with `relative_to_reference`, by how much they beat the sample's reference answer."""
+
+    def __init__(self, frozen: Frozen, config: RewardModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.weight = config.weight
+        self._relative = config.relative_to_reference
+        self._frozen, self._tokenizer = frozen, tokenizer
+        # One thread per rank's queue would reorder nothing, but a single one keeps the device's work in one line.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reward-model")
+        self._references: dict[str, float] = {}
+
+    def score(self, group: Group) -> Future[list[Mapping[str, float]]]:
+        """The parts of each branch: `reward_model`, and when relative `reward_model/raw` and `reward_model/reference`."""
+        return self._thread.submit(self._score, group)
+
+    def _score(self, group: Group) -> list[Mapping[str, float]]:
+        if not self._relative:
+            return [{LABEL: score} for score in self._read(group)]
+        sample = group.sample
+        if sample.sample_id in self._references:
+            scores, reference = self._read(group), self._references[sample.sample_id]
+        else:
+            *scores, reference = self._read(group, [self.reference_branch(group)])
+            self._references[sample.sample_id] = reference
+        return [{LABEL: score - reference, f"{LABEL}/raw": score, f"{LABEL}/reference": reference} for score in scores]
+
+    def _read(self, group: Group, further: Sequence[Branch] = ()) -> list[float]:
+        whole = Group(sample=group.sample, prompt_ids=group.prompt_ids, branches=[*group.branches, *further])
+        return self._frozen.scores(Batch.from_groups([whole])).tolist()
+
+    def reference_branch(self, group: Group) -> Branch:
+        """The sample's reference answer as a branch."""
+        gold = group.sample.gold
+        if not gold:
+            raise DataError(
+                f"{group.sample.sample_id} has no reference answer, and reward_model.relative_to_reference compares with one; "
+                "use a data set with gold answers, or set it to false"
+            )
+        return Branch(token_ids=encode_answer(self._tokenizer, gold), text=gold)
+
+    def shutdown(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def require_same_tokenizer(
+    policy: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, path: str, field: str
+) -> None:
+    """Raise ConfigError, naming the `field`, unless both give every token the same id: `other` reads the policy's tokens."""
+    if policy.get_vocab() != other.get_vocab() or policy.eos_token_id != other.eos_token_id:
+        raise ConfigError(
+            f"{field} {path} has another tokenizer ({len(other)} tokens, end of turn {other.eos_token!r}) than the policy "
+            f"({len(policy)}, {policy.eos_token!r}), whose tokens it reads; use a model that was trained from the policy's family"
+        )

@@ -1,0 +1,196 @@
+"""Trained models: a worker per rank around the engine, and the facade that shards batches over the ranks.
+
+The policy, a critic, a reward model in training and a supervised model are all one of these; what is minimised is
+handed over as an objective. A worker sees only its shard and talks to its peers through ZeRO's collectives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from actors.group import Group, own_address
+from actors.objective import Objective
+from algorithms.packing import Batch
+from core.hardware import set_up_process
+from core.recipes import PolicyConfig
+
+
+class TrainedWorker:
+    """One rank of a trained model."""
+
+    def __init__(self, *, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        self._engine: Any = None
+        self._away = False
+
+    def address(self) -> tuple[str, int]:
+        """A host and a free port of this rank's machine, for a rendezvous."""
+        host = own_address()
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return host, probe.getsockname()[1]
+
+    def devices(self) -> tuple[str, list[str]]:
+        """(machine, GPU ids) of this rank, for a generator that shares them."""
+        return own_address(), [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part]
+
+    def start(
+        self,
+        address: tuple[str, int],
+        *,
+        model_path: str,
+        config: PolicyConfig,
+        head: str,
+        total_steps: int,
+        seed: int,
+        trust_remote_code: bool,
+    ) -> dict[str, Any]:
+        """Join the other ranks and load the model; facts about it."""
+        set_up_process(rank=self.rank, world_size=self.world_size, master_address=address[0], master_port=address[1])
+        from transformers import AutoTokenizer
+
+        from actors.engine import Engine, prepare_extension
+        from core.checkpoint import model_identity
+
+        prepare_extension()
+        self._engine = Engine(
+            model_path,
+            config,
+            head="scalar" if head == "scalar" else "vocabulary",
+            total_steps=total_steps,
+            trust_remote_code=trust_remote_code,
+            seed=seed,
+        )
+        self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+        shapes = self._engine.weight_shapes()
+        return {
+            "parameters": sum(int(torch.Size(shape).numel()) for _, _, shape in shapes),
+            "bytes": sum(int(torch.Size(shape).numel()) * dtype.itemsize for _, dtype, shape in shapes),
+            "identity": model_identity(self._engine.model.config.to_dict(), len(self._tokenizer)),
+            "packs_branches": self._engine.branches,
+        }
+
+    def read(self, batch: Batch, *, adapter_off: bool = False, **options: Any) -> torch.Tensor:
+        """[N]: the head's output at this rank's tokens."""
+        self._back()
+        with self._engine.adapter_off() if adapter_off else contextlib.nullcontext():
+            return self._engine.read(batch, **options)
+
+    def update(self, minibatches: Sequence[Batch], *, objective: Objective) -> list[dict[str, float]]:
+        """One optimizer step per minibatch; the metrics of each."""
+        self._back()
+        return [self._engine.step(batch, objective, **objective.options) for batch in minibatches]
+
+    def measure(self, batch: Batch, *, objective: Objective) -> dict[str, float]:
+        """The objective's metrics; nothing is trained."""
+        self._back()
+        return self._engine.measure(batch, objective, **objective.options)
+
+    def set_score_mean(self, mean: float) -> None:
+        """What a scalar head's output is lessened by, from now on and in what is saved."""
+        self._engine.model.config.score_mean = mean
+
+    def leave(self) -> None:
+        """Free the device for the generators that share it."""
+        self._engine.offload()
+        self._away = True
+
+    def save(self, directory: str, *, trainer_state: bool) -> None:
+        self._back()
+        self._engine.save(directory, self._tokenizer, trainer_state=trainer_state)
+
+    def load(self, directory: str) -> None:
+        self._engine.load(directory)
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def _back(self) -> None:
+        if self._away:
+            self._engine.reload()
+            self._away = False
+
+
+W = TypeVar("W", bound=TrainedWorker)
+
+
+class Trained(Generic[W]):
+    """A trained model, whatever number of ranks holds it."""
+
+    def __init__(self, group: Group[W], config: PolicyConfig, *, name: str, head: str = "vocabulary") -> None:
+        """`name` goes before the metrics that have no path of their own, such as `policy/grad_norm`."""
+        self.group, self.config = group, config
+        self.name, self.head = name, head
+        self.facts: dict[str, Any] = {}
+
+    def start(self, model_path: str, *, total_steps: int, seed: int, trust_remote_code: bool = False) -> None:
+        """Begin loading on every rank; `ready` waits for it."""
+        self._starting: list[Future[Any]] = self.group.start(
+            TrainedWorker.start,
+            self._address(),
+            model_path=model_path,
+            config=self.config,
+            head=self.head,
+            total_steps=total_steps,
+            seed=seed,
+            trust_remote_code=trust_remote_code,
+        )
+
+    def ready(self) -> None:
+        self.facts = self.group.gather(self._starting, self.config.init_timeout_s, "loading the model")[0]
+
+    def _address(self) -> tuple[str, int]:
+        """Where the ranks meet: a free port of rank 0's machine."""
+        asked = [self.group.submit(0, TrainedWorker.address)]
+        host, port = self.group.gather(asked, self.config.init_timeout_s, "its start")[0]
+        return host, port
+
+    def read(self, batch: Batch, **options: Any) -> torch.Tensor:
+        """[N]: the head's output at the batch's tokens, computed on all ranks."""
+        shards = batch.split(self.group.size)
+        slim = [batch.select(shard).without_columns() for shard in shards]
+        results = self.group.scatter(TrainedWorker.read, slim, **options)
+        values = torch.zeros(batch.num_tokens)
+        for shard, result in zip(shards, results, strict=True):
+            values[batch.tokens_of(shard)] = result
+        return values
+
+    def step(self, steps: Sequence[Batch], objective: Objective) -> dict[str, float]:
+        """One optimizer step per batch (with `loss_weights`), each sharded over the ranks by tokens; mean metrics."""
+        sharded = [[batch.select(shard) for shard in batch.split(self.group.size)] for batch in steps]
+        by_rank = [list(shards) for shards in zip(*sharded, strict=True)]
+        results = self.group.scatter(TrainedWorker.update, by_rank, objective=objective)[0]
+        names = {name for metrics in results for name in metrics}
+        return self._named({name: sum(metrics.get(name, 0.0) for metrics in results) / len(results) for name in names})
+
+    def measure(self, batch: Batch, objective: Objective) -> dict[str, float]:
+        """What `step` would log of this batch, with the weights as they are."""
+        shards = [batch.select(shard) for shard in batch.split(self.group.size)]
+        return self._named(self.group.scatter(TrainedWorker.measure, shards, objective=objective)[0])
+
+    def _named(self, metrics: dict[str, float]) -> dict[str, float]:
+        return {name if "/" in name else f"{self.name}/{name}": value for name, value in metrics.items()}
+
+    def set_score_mean(self, mean: float) -> None:
+        """Make reference answers score 0 on average: what a scalar head's output is lessened by."""
+        self.group.call(TrainedWorker.set_score_mean, mean)
+
+    def save(self, directory: str, *, trainer_state: bool = True) -> None:
+        """Write Hugging Face format and, unless told otherwise, what resuming needs."""
+        self.group.call(TrainedWorker.save, directory, trainer_state=trainer_state)
+
+    def load(self, directory: str) -> None:
+        """Continue from what `save` wrote."""
+        self.group.call(TrainedWorker.load, directory)
+
+    def shutdown(self) -> None:
+        self.group.shutdown()

@@ -1,0 +1,59 @@
+"""PPO: the GRPO job's rollouts, with a critic as the baseline of every token.
+
+python jobs/train_ppo.py [recipe.yaml ...] [section.field=value ...]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from actors.cast import Cast
+from actors.columns import with_gae, with_importance
+from algorithms.packing import Batch
+from core.program import run_program
+from core.recipes import AlgorithmConfig, GRPOConfig
+from core.records import Group
+from core.rl_recipes import PPOConfig
+from core.run import Run
+from jobs.train_grpo import train
+
+
+def train_ppo(config: PPOConfig) -> None:
+    train(config, learn_with_critic)
+
+
+def learn_with_critic(
+    config: GRPOConfig,
+    run: Run,
+    troupe: Cast,
+    batch: Batch,
+    groups: Sequence[Group],
+    settings: AlgorithmConfig,
+    step: int,
+) -> None:
+    """One step of learning: values, token rewards, advantages, then policy and critic on the same minibatches."""
+    assert isinstance(config, PPOConfig)
+    assert troupe.critic is not None
+    limit, seed = config.rollout.max_response_tokens, config.seed * 1_000_003 + step
+    with run.timed("values"):
+        batch = batch.with_columns(old_values=troupe.critic.values(batch))
+    with run.timed("advantage"):
+        batch, metrics = with_gae(batch, groups, settings, config.gae, max_response_tokens=limit)
+        batch, mismatch = with_importance(batch, settings)
+        run.log({**metrics, **mismatch})
+    with run.timed("update"):
+        run.log(
+            troupe.policy.update(
+                batch, settings, temperature=config.rollout.temperature, max_response_tokens=limit, seed=seed
+            )
+        )
+    with run.timed("critic_update"):
+        run.log(troupe.critic.update(batch, settings, max_response_tokens=limit, seed=seed))
+
+
+if __name__ == "__main__":
+    run_program(train_ppo, PPOConfig, "jobs/train_ppo.py")
