@@ -1,5 +1,6 @@
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +79,9 @@ def test_a_kind_without_a_grip_leaves_its_turn_to_the_next() -> None:
     for rng in generators(20):
         assert set(damaged("Parses input.", ["Sorts a list."], ["truncated", "wrong"], 1, rng)) == {"Sorts a list."}
     assert not damaged("Parses input.", [], ["corrupted", "truncated", "wrong"], 1, random.Random(0))
+
+
+def test_the_documented_examples_are_what_is_made() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    for example in (SUMMARY, corrupted(SUMMARY, random.Random(4)), truncated(SUMMARY, random.Random(0))):
+        assert f"*{example}*" in page
