@@ -49,8 +49,8 @@ def _comparison(config: TldrComparisonsConfig, sample_id: str, where: str, row: 
 def post(text: str, max_chars: int) -> str:
     """The prompt of a post: at most `max_chars` characters, its end cut off where it is longer, then `TL;DR:`.
 
-    >>> post("SUBREDDIT: r/cats\\nPOST: He ate it. All of it.\\nTL;DR:", 40)
-    'SUBREDDIT: r/cats\\nPOST: He ate\\nTL;DR:'
+    >>> post("SUBREDDIT: r/cats\\nPOST: He ate it. All of it.\\nTL;DR:", 46)
+    'SUBREDDIT: r/cats\\nPOST: He ate it. All\\nTL;DR:'
     """
     body = text.rstrip().removesuffix(SUFFIX).rstrip()
     return f"{shorten(body, max_chars - len(SUFFIX) - 1)}\n{SUFFIX}"
