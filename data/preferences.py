@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
-from itertools import combinations
 from operator import itemgetter
 
 from core.errors import DataError
@@ -45,12 +44,12 @@ def _settled_sample(sample: Sample) -> Sample | Dropped:
     _check_margin(sample, len(answers))
     if len(set(ranks)) == 1:
         return Dropped("tied_answers")
-    ranked = list(zip(ranks, answers, strict=True))
-    if not any(r != s and a.strip() != b.strip() for (r, a), (s, b) in combinations(ranked, 2)):
+    if len({answer.strip() for answer in answers}) == 1:
         return Dropped("equal_answers")
     if "ranks" not in sample.fields:
         return sample
-    best_first = sorted(ranked, key=itemgetter(0))  # stable: answers that tie keep their order
+    # The sort is stable: answers that tie keep their order.
+    best_first = sorted(zip(ranks, answers, strict=True), key=itemgetter(0))
     fields = {
         **sample.fields,
         "answers": [answer for _, answer in best_first],
