@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class ReplyCache:
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
         self._failed = False
+        self._writing = threading.Lock()  # threads that wait here do not poll the file's lock
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._database() as database:
@@ -46,15 +48,15 @@ class ReplyCache:
         return None
 
     def put(self, question: str, reply: str, *, model: str) -> None:
-        with self._noting_failures(), self._database() as database:
+        with self._writing, self._noting_failures(), self._database() as database:
             database.execute(
                 "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, datetime('now'))", (question, reply, model)
             )
 
     @contextlib.contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
-        # Opened for each use: that takes a fraction of a millisecond, and no thread or process has to own a connection.
-        # The rollback journal stays, because the faster WAL mode breaks when two machines share the file.
+        # Opened for each use: a read takes a fraction of a millisecond, and no thread has to own a connection. The
+        # rollback journal stays (a write takes milliseconds), because the faster WAL mode breaks on shared file systems.
         with contextlib.closing(sqlite3.connect(self._path, timeout=LOCK_TIMEOUT_S, isolation_level=None)) as database:
             yield database
 

@@ -35,6 +35,8 @@ from core.records import Message
 from rewards.cache import ReplyCache
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 log = logging.getLogger(__name__)
@@ -150,7 +152,7 @@ class ChatEndpoint:
             done.exception()  # the askers have it; here it only counts as seen
 
     async def _judge(self, key: str, body: Mapping[str, Any]) -> Judgement:
-        known = None if self._cache is None else self._cache.get(key)
+        known = None if self._cache is None else await asyncio.to_thread(self._cache.get, key)
         value = None if known is None else self._read(known)
         if value is not None:
             self.counters["cached"] += 1
@@ -164,7 +166,7 @@ class ChatEndpoint:
             value = self._read(reply.text)
             if value is not None:
                 if self._cache is not None:
-                    self._cache.put(key, reply.text, model=self._config.model)
+                    await asyncio.to_thread(self._cache.put, key, reply.text, model=self._config.model)
                 return Judgement(value=value, retries=retries, tokens=tokens)
             self.counters["unreadable"] += 1
             log.warning("the judge at %s said what cannot be read: %r", self._url, reply.text[-200:])
@@ -201,10 +203,11 @@ class ChatEndpoint:
         import httpx  # a third of a second of import that other rewards do not need
 
         self.counters["requests"] += 1
+        client = self._client  # making it reads certificates, which is not the judge's time
         try:
             async with asyncio.timeout(self._config.timeout_s):
                 # ASCII with escapes, which also carries the half characters that a model may leave in a text.
-                response = await self._client.post(self._url, content=json.dumps(body), headers=self._headers())
+                response = await client.post(self._url, content=json.dumps(body), headers=self._headers())
         except TimeoutError:
             return _Failure(reason=f"no answer within {self._config.timeout_s:g} s")
         except httpx.RequestError as error:
@@ -215,7 +218,7 @@ class ChatEndpoint:
             return _Reply(text=text, tokens=tokens)
         said = f"{response.status_code} {response.reason_phrase}: {_excerpt(self._without_key(response.text))}"
         if response.status_code in TRANSIENT or response.status_code >= 500:
-            return _Failure(reason=said, retry_after_s=_retry_after(response.headers.get("retry-after")))
+            return _Failure(reason=said, retry_after_s=parse_retry_after(response.headers.get("retry-after")))
         if response.status_code in (400, 413, 422) and TOO_LONG.search(response.text):
             log.warning("an answer is too long for the judge at %s (%s); its judgement is missing", self._url, said)
             return _Reply(text=None)
@@ -226,7 +229,7 @@ class ChatEndpoint:
         import httpx
 
         limits = httpx.Limits(max_connections=self._config.max_concurrency + 1)  # one more for the probe
-        return httpx.AsyncClient(timeout=None, limits=limits)
+        return httpx.AsyncClient(timeout=None, limits=limits, verify=_certificates())
 
     def _headers(self) -> dict[str, str]:
         key = {"Authorization": f"Bearer {self._key()}"} if self._config.api_key_env is not None else {}
@@ -289,6 +292,13 @@ class _Outage:
         self._since, self._said_lost = None, False
 
 
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    import httpx
+
+    return httpx.create_ssl_context()  # reading them takes a good part of a second on a busy machine; once is enough
+
+
 _starting = threading.Lock()
 
 
@@ -347,7 +357,7 @@ def _excerpt(text: str) -> str:
     return " ".join(text.split())[:200] or "no explanation"
 
 
-def _retry_after(header: str | None) -> float:
+def parse_retry_after(header: str | None) -> float:
     """Seconds, from a number of seconds or a date; 0 for anything else."""
     try:
         seconds = float(header or 0)
