@@ -46,7 +46,8 @@ def dry_runs(commands: Sequence[Sequence[str]]) -> list[DryRun]:
             f"the recipes could not be checked, the process that reads the jobs ended with status {ran.returncode}: "
             f"{ran.stderr[-400:].strip()}; try the jobs one by one with --dry-run"
         )
-    return [DryRun(**values) for values in json.loads(ran.stdout)]
+    # Libraries may print as they load, past what Python can redirect; the answer is the last line.
+    return [DryRun(**values) for values in json.loads(ran.stdout.splitlines()[-1])]
 
 
 def answer() -> None:

@@ -101,7 +101,7 @@ def _state_of(stages: Sequence[StageView]) -> str:
 
 def _failure(stage: StageView) -> str:
     lines = escape("\n".join(stage.record.tail))
-    return f'<div class="banner"><b class="failed">{escape(stage.record.error or "It failed")}.</b><pre>{lines}</pre></div>'
+    return f'<div class="banner"><b class="failed">{escape(stage.record.error or "a stage failed")}</b><pre>{lines}</pre></div>'
 
 
 def _row(stages: Sequence[StageView]) -> str:

@@ -243,7 +243,9 @@ def test_a_failed_stage_stops_the_chain_says_how_its_log_ends_and_goes_on_where_
     ran = pipeline.run("stages.dpo.set.fail_at=3")
     assert ran.returncode == 2
     sentence, *tail = ran.stderr.splitlines()
-    assert sentence.startswith("error: the stage 'dpo' (train) ended with status 2; its log is ")
+    assert sentence.startswith(
+        "error: the stage 'dpo' (train) ended with status 2: step 3 is not to my taste; its log is "
+    )
     assert "  | dpo step 2" in tail
     assert tail[-1] == "  | error: step 3 is not to my taste"
     states = {name: pipeline.record(name)["state"] for name in STAGES}
@@ -258,6 +260,16 @@ def test_a_failed_stage_stops_the_chain_says_how_its_log_ends_and_goes_on_where_
     assert ran.returncode == 0, ran.stderr
     assert pipeline.printed_plan(ran)["dpo"] == "runs again: fail_at was 3, is 0"
     assert pipeline.weights("dpo") == "ssdd"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "pipelines").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_jobs_accept_the_recipes_of_every_pipeline_that_comes_with_us(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(PipelineConfig, [str(file)])
+    assert list(check_stages(config)) == list(config.stages)
+    assert config.name == file.stem
 
 
 # -- what is refused before anything runs -----------------------------------------------------------------------
