@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from core.errors import ConfigError, RewardError
 from core.recipes import RewardConfig
@@ -308,3 +310,20 @@ def test_a_branch_of_many_is_scored_in_place(serve: Serve, sample: Sample) -> No
     server = serve(lambda body, number: f"reward:{body['messages'][-1]['content']}")
     group = Group(sample=sample, prompt_ids=(), branches=[branch(str(number)) for number in range(40)])
     assert values(rewards_of("remote_reward", server, max_concurrency=8), group) == [float(n) for n in range(40)]
+
+
+def test_the_recipes_of_the_documentation_can_be_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "rewards.md").read_text()
+    (tmp_path / "my_rewards.py").write_text(
+        "def brevity(sample, branch, *, target: int = 12) -> float:\n    return 1.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NVIDIA_API_KEY", KEY)
+    recipes = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    labels = [
+        build_rewards([RewardConfig(**reward) for reward in yaml.safe_load(recipe)["rewards"]]).labels
+        for recipe in recipes
+    ]
+    assert labels == [["math_answer", "length", "brief"], ["nemotron"], ["beats_human"]]
