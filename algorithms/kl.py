@@ -71,7 +71,8 @@ def adapted_coef(
         ziegler: coef (1 + rate e). 1909.08593, section 2.2, where rate is 0.1: at most 2 % a step.
         trlx:    coef (1 + e num_sequences / horizon). trlx's AdaptiveKLController, for comparison with its runs.
 
-    `kl` and `target` are nats per answer: k1 summed over its tokens, averaged over the step's `num_sequences`.
+    `kl` and `target` are nats per answer: an estimate summed over its tokens, averaged over the step's `num_sequences`
+    answers. Ziegler's is k1; what trlx feeds its controller is `trlx_kl`.
     """
     if math.isnan(kl) or target <= 0:
         raise ValueError(f"the KL ({kl}) must be a number and its target ({target}) greater than 0")
