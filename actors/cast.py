@@ -98,10 +98,10 @@ class Casting:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.model_path, trust_remote_code=self.trust)
 
-    def policy(self, config: PolicyConfig, *, total_steps: int) -> Policy:
-        """The policy, loading the starting model."""
+    def policy(self, config: PolicyConfig, *, total_steps: int, name: str = "policy") -> Policy:
+        """The policy, loading the starting model; `name` goes before its metrics."""
         group = self._stage.group(PolicyWorker, _ranks(config.num_ranks), role="policy")
-        policy = Policy(group, config.model_copy(update={"precision": self.precision}))
+        policy = Policy(group, config.model_copy(update={"precision": self.precision}), name=name)
         self._start(policy, self.model_path, total_steps=total_steps, trust=self.trust)
         return policy
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from core.chat import answer_spans, encode_answer, encode_prompt
+from core.errors import DataError
 from core.records import Branch, Group, Sample, Score
 
 if TYPE_CHECKING:
@@ -48,3 +49,18 @@ def ranked_answers(tokenizer: PreTrainedTokenizerBase, sample: Sample, *, max_le
     if len({score.value for score in scores}) < 2:
         return None
     return Group(sample=sample, prompt_ids=prompt, branches=[branch for branch, _ in branches.values()], scores=scores)
+
+
+def answer_branch(tokenizer: PreTrainedTokenizerBase, group: Group) -> Branch:
+    """The sample's reference answer, or the best of its ranked ones, as a branch."""
+    text = group.sample.gold or group.sample.fields["answers"][0]
+    return Branch(token_ids=encode_answer(tokenizer, text), text=text)
+
+
+def require_answers(sample: Sample) -> None:
+    """Raise DataError unless the sample has answers to choose between."""
+    if len(sample.fields.get("answers") or ()) < 2:
+        raise DataError(
+            f"{sample.sample_id} has no ranked answers; use a data set with preferences (docs/data.md), or name data.chosen_field "
+            "and data.rejected_field"
+        )

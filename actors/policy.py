@@ -56,8 +56,8 @@ class PolicyWorker(TrainedWorker):
 class Policy(Trained[PolicyWorker]):
     """The trained model that generators sample from."""
 
-    def __init__(self, group: Group[PolicyWorker], config: PolicyConfig) -> None:
-        super().__init__(group, config, name="policy")
+    def __init__(self, group: Group[PolicyWorker], config: PolicyConfig, *, name: str = "policy") -> None:
+        super().__init__(group, config, name=name)
 
     def connect(self, generators: Generators, *, transport: str, timeout_s: float) -> None:
         """Open the way for weights, once."""

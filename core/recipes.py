@@ -95,7 +95,7 @@ class RewardConfig(Section):
     """One reward function of the weighted sum."""
 
     fn: str
-    """A reward of this project (math_answer, regex_format, length, rouge), or `package.module:function`."""
+    """A reward of this project (math_answer, regex_format, length, rouge, remote_reward, remote_comparison), or `package.module:function` or `package.module:Class`; see docs/rewards.md."""
     name: str | None = None
     """Name in the logs; the function's by default."""
     weight: float = 1.0
@@ -531,34 +531,3 @@ class GRPOConfig(Section):
             f"{algorithm.minibatches * algorithm.epochs} optimizer steps of about {rollout.prompts_per_step // algorithm.minibatches} groups "
             f"over {self.policy.num_ranks} rank{'s' if self.policy.num_ranks > 1 else ''}, {self.steps} steps"
         )
-
-
-class EvaluateConfig(Section):
-    """A model on the held-out set of a data set."""
-
-    model: str
-    """A run directory (its best checkpoint), a directory in Hugging Face format, or a hub name."""
-    data: DataConfig = WordProblemsConfig()
-    """The data set; its held-out side is answered."""
-    metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]
-    """Reward functions whose means are reported."""
-    num_samples: int | None = Field(default=None, ge=1)
-    """Held-out samples; all when unset."""
-    max_prompt_tokens: int = Field(default=256, ge=1)
-    """Longer prompts are left out and counted."""
-    max_response_tokens: int = Field(default=40, ge=1)
-    """Longest answer in tokens."""
-    temperature: float = Field(default=0.0, ge=0)
-    """0 is greedy."""
-    seed: int = 0
-    """Seed of sampling."""
-    precision: Precision = "auto"
-    """Precision of the engine."""
-    generator: GeneratorConfig = GeneratorConfig()
-    """The engines."""
-    placement: PlacementConfig = PlacementConfig()
-    """Where they run."""
-    trust_remote_code: bool = False
-    """Whether code that comes with the model may run."""
-    output: str | None = None
-    """Directory for metrics.json and answers.jsonl; when unset `<run>/evaluation` for a run, `evaluation` otherwise."""

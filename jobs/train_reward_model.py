@@ -1,0 +1,97 @@
+"""A reward model: give the better of two answers, or of K ranked ones, the higher score (Bradley-Terry).
+
+    python jobs/train_reward_model.py [recipe.yaml ...] [section.field=value ...]
+
+The score is a scalar head's output at the answer's last token; what is saved scores reference answers 0 on average.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from actors.columns import with_ranks
+from actors.examples import answer_branch, ranked_answers, require_answers
+from actors.objective import RankingObjective
+from algorithms.packing import Batch
+from algorithms.preferences import bradley_terry_loss, ranked_pairs
+from algorithms.values import last_tokens
+from core.calibration import Calibration
+from core.files import to_json, write_atomically
+from core.program import run_program
+from core.records import Group, Sample
+from core.supervised_recipes import RewardModelTrainingConfig
+from jobs.supervised import Course, Lesson, train_supervised
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Ranking(Lesson):
+    """Bradley-Terry on ranked answers."""
+
+    name = "reward_model"
+    head = "scalar"
+    best = "accuracy"
+
+    def __init__(self, config: RewardModelTrainingConfig) -> None:
+        self._config = config
+        self._score_mean = 0.0
+        self.objective = RankingObjective()
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Group | None:
+        require_answers(sample)
+        return ranked_answers(tokenizer, sample, max_length=self._config.max_length)
+
+    def prepare(self, batch: Batch, groups: Sequence[Group], course: Course) -> Batch:
+        return with_ranks(batch, groups)
+
+    def evaluate(self, course: Course) -> dict[str, float]:
+        batch = course.heldout
+        scores = self._scores(course, batch)
+        ranks = torch.tensor([-(score.value or 0.0) for group in course.heldout_groups for score in group.scores])
+        pairs = ranked_pairs(batch.group_ids, ranks)
+        _, metrics = bradley_terry_loss(scores, pairs, pairs.shares / pairs.shares.sum())
+        margins = scores[pairs.winners] - scores[pairs.losers]
+        calibration = Calibration.of(margins.tolist())
+        write_atomically(course.run.directory / "calibration.json", to_json(calibration.bins, indent=2) + "\n")
+        named = {name.rpartition("/")[2]: float(value) for name, value in metrics.items()}
+        return {**named, "calibration_error": calibration.error}
+
+    def before_save(self, course: Course) -> None:
+        """Shift the scores so that the reference answers of some training samples score 0 on average."""
+        samples = course.scene.data.train[: self._config.normalise_samples]
+        branches = [
+            Group(sample=group.sample, prompt_ids=group.prompt_ids, branches=[answer_branch(course.tokenizer, group)])
+            for sample in samples
+            if (group := course.examples.encode(sample)) is not None
+        ]
+        if branches:
+            # The scores are already less the mean so far.
+            self._score_mean += float(self._scores(course, Batch.from_groups(branches)).mean())
+            course.model.set_score_mean(self._score_mean)
+
+    def _scores(self, course: Course, batch: Batch) -> torch.Tensor:
+        """[B]: read at each branch's last token."""
+        return course.model.read(batch, reads="after")[last_tokens(batch.branch_ids)]
+
+    def state(self) -> dict[str, Any]:
+        return {"score_mean": self._score_mean}
+
+    def restore(self, state: dict[str, Any], course: Course) -> None:
+        self._score_mean = state["score_mean"]
+        course.model.set_score_mean(self._score_mean)
+
+
+def train_reward_model(config: RewardModelTrainingConfig) -> None:
+    train_supervised(config, Ranking(config))
+
+
+if __name__ == "__main__":
+    run_program(train_reward_model, RewardModelTrainingConfig, "jobs/train_reward_model.py")

@@ -1,0 +1,62 @@
+"""SFT: make the answers of demonstrations likely, every assistant turn of a conversation included.
+
+python jobs/train_sft.py [recipe.yaml ...] [section.field=value ...]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from actors.columns import with_loss_weights
+from actors.examples import demonstration
+from actors.objective import SupervisedObjective
+from algorithms.packing import Batch
+from core.errors import DataError
+from core.program import run_program
+from core.records import Group, Sample
+from core.supervised_recipes import SFTConfig
+from jobs.supervised import Course, Lesson, train_supervised
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Imitation(Lesson):
+    """Cross-entropy on answers."""
+
+    name = "sft"
+    best = "nll"
+
+    def __init__(self, config: SFTConfig) -> None:
+        self._config = config
+        self.objective = SupervisedObjective()
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Group | None:
+        if not sample.fields.get("demonstration"):
+            raise DataError(
+                f"{sample.sample_id} has no answer to imitate; use a data set with demonstrations, or name data.demonstration_field"
+            )
+        group = demonstration(
+            tokenizer, sample, every_turn=self._config.turns == "all", whole=self._config.prompt_weight > 0
+        )
+        return group if group.num_tokens <= self._config.max_length else None
+
+    def prepare(self, batch: Batch, groups: Sequence[Group], course: Course) -> Batch:
+        return with_loss_weights(batch, "token_mean", prompt_weight=self._config.prompt_weight)
+
+    def evaluate(self, course: Course) -> dict[str, float]:
+        heldout = with_loss_weights(course.heldout, "token_mean")
+        return {"nll": course.model.measure(heldout, self.objective)["sft/nll"]}
+
+
+def train_sft(config: SFTConfig) -> None:
+    train_supervised(config, Imitation(config))
+
+
+if __name__ == "__main__":
+    run_program(train_sft, SFTConfig, "jobs/train_sft.py")
