@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 import psutil
 
 TAIL_LINES = 20
-GRACE_S = 5.0
+GRACE_S = 2.0
 """Seconds that processes which a child left behind get to end by themselves, and again after SIGTERM."""
 TICK_S = 0.2
 CONTROL = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")

@@ -174,14 +174,12 @@ def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     return restored
 
 
-def handover(output: Path, *, is_run: bool) -> Path | None:
-    """What a finished stage hands over: a run's best checkpoint, else its latest, else nothing; others their output."""
-    if not is_run:
-        return output
+def handover(output: Path, *, is_run: bool) -> Path:
+    """What a finished stage hands over: a run's best checkpoint, else its latest; where there is none, its output."""
     store = CheckpointStore(output / "checkpoints")
-    best = store.best()
-    step = best if best is not None else store.latest()
-    return None if step is None else store.path(step)
+    best = store.best() if is_run else None
+    step = best if best is not None or not is_run else store.latest()
+    return output if step is None else store.path(step)
 
 
 def identity(path: Path) -> str:

@@ -283,13 +283,13 @@ def run_stage(stage: CheckedStage, decision: Decision, state: PipelineState) -> 
     ended = run_logged(command, log_file)
     record = replace(record, seconds=record.seconds + time.monotonic() - begun)
     outcome, error = outcome_of(stage, ended)
-    left = handover(stage.path, is_run=stage.is_run) if outcome == "finished" else None
+    left = str(handover(stage.path, is_run=stage.is_run)) if outcome == "finished" else None
     state.put(
         stage.name,
         replace(
             record,
             state=outcome,
-            handover=None if left is None else str(left),
+            handover=left,
             error=error,
             tail=[public_text(line) for line in ended.tail] if error else [],
         ),
