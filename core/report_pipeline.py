@@ -182,31 +182,37 @@ def _curves(stage: StageView) -> str:
 
 
 def _evaluation(stage: StageView) -> str:
-    """A table of an evaluation's metrics.json: a row per metric, a column per model or comparison."""
+    """Tables of an evaluation's metrics.json: one for the models, one for comparisons, with a row per metric."""
     groups = measured_groups(stage.measured)
-    if not groups:
-        return ""
-    names = list(dict.fromkeys(name for metrics in groups.values() for name in metrics))
+    families = list(dict.fromkeys(path[:-1] for path in groups))
+    return "".join(
+        _measured_table(
+            " · ".join((stage.name, *family)),
+            {path[-1] if path else stage.name: groups[path] for path in groups if path[:-1] == family},
+        )
+        for family in families
+    )
+
+
+def _measured_table(heading: str, columns: Mapping[str, Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
     rows = [
-        [escape(name.replace("_", " ")), *(_cell(metrics.get(name)) for metrics in groups.values())] for name in names
+        [escape(name.replace("_", " ")), *(_cell(metrics.get(name)) for metrics in columns.values())] for name in names
     ]
-    columns = ["Metric", *(label or stage.name for label in groups)]
-    heading = f'<h3 style="margin:18px 0 10px">{escape(stage.name)}</h3>'
-    return heading + table(columns, rows, numbers=range(1, len(columns)))
+    body = table(["", *columns], rows, numbers=range(1, len(columns) + 1))
+    return f'<h3 style="margin:18px 0 10px">{escape(heading)}</h3>{body}'
 
 
-def measured_groups(measured: Mapping[str, Any], label: str = "") -> dict[str, dict[str, Any]]:
-    """Label -> metrics, from a metrics.json however deep it nests them.
+def measured_groups(measured: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Path -> metrics, from a metrics.json however deep it nests them; a metric is a number or `{mean, low, high}`.
 
-    A metric is a number or `{mean, low, high}`. Example: `{"models": {"sft": {"rouge": {"mean": 0.2}}}}` gives
-    `{"sft": {"rouge": {"mean": 0.2}}}`; the label of metrics that stand at the top is empty.
+    Example: `{"models": {"sft": {"rouge": {"mean": 0.2}}}}` gives `{("models", "sft"): {"rouge": {"mean": 0.2}}}`.
     """
     own = {key: value for key, value in measured.items() if _is_measured(value)}
-    groups = {label: own} if own else {}
+    groups = {path: own} if own else {}
     for key, value in measured.items():
         if isinstance(value, Mapping) and not _is_measured(value):
-            inner = label if key == "models" else f"{label}/{key}".lstrip("/")
-            groups |= measured_groups(value, inner)
+            groups |= measured_groups(value, (*path, key))
     return groups
 
 

@@ -309,8 +309,8 @@ def outcome_of(stage: CheckedStage, ended: Ended) -> tuple[State, str | None]:
         return "stopped", None
     if ended.status:
         how = f"ended with status {ended.status}" if ended.status > 0 else f"was killed by {signal_name(-ended.status)}"
-        said = next((f": {line.removeprefix('error: ')}" for line in ended.tail if line.startswith("error: ")), "")
-        return "failed", f"the stage {stage.name!r} ({stage.config.job}) {how}{said}"
+        why = next((f": {line.removeprefix('error: ')}" for line in ended.tail if line.startswith("error: ")), "")
+        return "failed", f"the stage {stage.name!r} ({stage.config.job}) {how}{why}"
     if not stage.is_run:
         return "finished", None
     said = (read_json(stage.path / "status.json") or {}).get("state")

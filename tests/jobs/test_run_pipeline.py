@@ -467,8 +467,8 @@ def test_a_process_that_a_child_leaves_behind_is_ended_and_not_waited_for(tmp_pa
 
 def test_measurements_are_found_however_a_metrics_file_nests_them() -> None:
     leaf = {"mean": 0.5, "low": 0.4, "high": 0.6}
-    assert measured_groups({"model": "x", "samples": 3, "rouge": leaf}) == {"": {"samples": 3, "rouge": leaf}}
+    assert measured_groups({"model": "x", "samples": 3, "rouge": leaf}) == {(): {"samples": 3, "rouge": leaf}}
     assert measured_groups({"models": {"sft": {"rouge": leaf}}, "comparisons": {"dpo": {"win": leaf}}}) == {
-        "sft": {"rouge": leaf},
-        "comparisons/dpo": {"win": leaf},
+        ("models", "sft"): {"rouge": leaf},
+        ("comparisons", "dpo"): {"win": leaf},
     }
