@@ -1,114 +1,387 @@
-"""Evaluate a checkpoint or a hub model on the held-out side of a data set.
+"""Evaluate one or several models on the held-out side of a data set: metrics, a reward model, comparisons.
 
     python jobs/evaluate.py model=runs/quickstart [data.type=gsm8k ...] [recipe.yaml ...]
+    python jobs/evaluate.py 'models={sft: runs/sft, ppo: runs/ppo}' rouge=true reward_model.path=runs/reward against=sft
 
-Prints a table; writes metrics.json (means with 95 % bootstrap intervals) and answers.jsonl (prompt, gold, answer, parts).
+First every model answers, then the answers are scored; they are kept in between, so a second call goes on from there.
 """
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import hashlib
 import json
+import logging
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rich
 from rich.table import Table
 
-from actors.evaluator import Evaluation, Evaluator
-from actors.generator import Generators, GeneratorWorker, generator_arguments, start_generators
-from actors.placement import Stage
-from actors.rewarder import Rewarder
-from core.checkpoint import CheckpointStore
-from core.errors import CheckpointError
-from core.files import to_json, write_atomically
+from actors.cast import load_tokenizer
+from actors.evaluation import evaluation_stage, generate, require_trained_head, reward_scores
+from actors.reward_model import require_same_tokenizer
+from core.chat import encode_prompt, prompt_text
+from core.comparison import Comparison, compare
+from core.config import dump_config
+from core.errors import DataError, RewardError
+from core.evaluate_recipes import REFERENCE, REWARD_MODEL, EvaluateConfig
+from core.evaluation_tables import (
+    AnswerRow,
+    Estimates,
+    as_markdown,
+    measure,
+    result_tables,
+    write_answers,
+    write_metrics,
+)
+from core.files import write_atomically
+from core.fingerprint import tokenizer_fingerprint, weights_fingerprint
+from core.model_paths import locate
 from core.program import run_program
-from core.recipes import EvaluateConfig
-from core.statistics import bootstrap_interval
+from core.recipes import RewardModelConfig
+from core.records import Branch, Group, Sample, Score
+from core.run_directory import public_text, public_values
+from core.stored_answers import Answers, AnswerStore
+from core.tracking import build_trackers, check_trackers
 from data import load_data
+from data.answers import read_answers
+from jobs.score import score_all
+from rewards import Rewards, build_rewards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["evaluate", "locate"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """What is asked of whom; whatever can be wrong with it was found when it was made."""
+
+    samples: Sequence[Sample]
+    """The held-out samples whose prompts fit every model."""
+    too_long: int
+    paths: Mapping[str, str]
+    """Model name -> directory or hub name."""
+    tokenizers: Mapping[str, PreTrainedTokenizerBase]
+    given: Mapping[str, Answers]
+    """Answers that no model has to give: the references, and those of a file."""
+    rewards: Rewards | None
+    reward_model: RewardModelConfig | None
+
+    @property
+    def contestants(self) -> list[str]:
+        """Whose answers are measured: the models, and the file."""
+        return [*self.paths, *(name for name in self.given if name != REFERENCE)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """What was said of every answer: name -> sample_id -> marks."""
+
+    rewards: Mapping[str, Mapping[str, float]]
+    """The reward model's; empty without one."""
+    functions: Mapping[str, Mapping[str, Score]]
+    """The reward functions'."""
+
+    def judged(self, judge: str, name: str) -> dict[str, float]:
+        """sample_id -> the judge's number, where there is one."""
+        if judge == REWARD_MODEL:
+            return dict(self.rewards[name])
+        scores = self.functions[name]
+        return {sample_id: score.parts[judge] for sample_id, score in scores.items() if judge in score.parts}
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    model_path = locate(config.model)
-    rewarder = Rewarder(config.metrics)
-    data = load_data(config.data)
-    stage = Stage(config.placement)
-    with contextlib.ExitStack() as stack:
-        stack.callback(stage.close)
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=config.trust_remote_code)
-        arguments = generator_arguments(
-            model_path,
-            config.generator,
-            max_length=config.max_prompt_tokens + config.max_response_tokens,
-            precision=stage.machine.precision(config.precision),
-            transport=stage.machine.weight_transport(colocated=False),
-            sleep=False,
-            seed=config.seed,
-            trust_remote_code=config.trust_remote_code,
-        )
-        group = stage.group(GeneratorWorker, arguments, role="generator", max_concurrency=1000)
-        generators = Generators(group, config.generator, sleeps=False)
-        stack.callback(generators.shutdown)
-        evaluator = Evaluator(
-            data.name,
-            data.heldout[: config.num_samples],
-            tokenizer,
-            generators,
-            rewarder,
-            max_prompt_tokens=config.max_prompt_tokens,
-            max_response_tokens=config.max_response_tokens,
-            temperature=config.temperature,
-            seed=config.seed,
-        )
-        start_generators(group, config.generator)
-        report(config, model_path, evaluator, evaluator.evaluate())
-
-
-def locate(model: str) -> str:
-    """The directory of a run's best (else latest) checkpoint, or the name as it was given."""
-    checkpoints = Path(model) / "checkpoints"
-    if not checkpoints.is_dir():
-        if not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "runs/"))):
-            raise CheckpointError(
-                f"there is no model at {model!r}; give a run directory, a checkpoint directory or a hub name such as Qwen/Qwen2.5-0.5B-Instruct"
-            )
-        return model
-    store = CheckpointStore(checkpoints)
-    best = store.best()
-    step = best if best is not None else store.latest()
-    if step is None:
-        raise CheckpointError(
-            f"{model} has no complete checkpoint yet; let the run write one, or give a checkpoint directory"
-        )
-    return str(store.path(step))
-
-
-def report(config: EvaluateConfig, model_path: str, evaluator: Evaluator, evaluation: Evaluation) -> None:
-    """Print the table and write the files."""
-    default = Path(config.model) / "evaluation" if (Path(config.model) / "checkpoints").is_dir() else Path("evaluation")
-    output = Path(config.output) if config.output else default
+    exam = prepare(config)
+    output = output_directory(config)
     output.mkdir(parents=True, exist_ok=True)
-    rows = evaluation.rows()
-    table = Table(title=f"{model_path} on {evaluator.name} ({len(rows)} samples)", title_justify="left")
-    for column in ("metric", "mean", "95 % interval"):
-        table.add_column(column, justify="left" if column == "metric" else "right")
-    summary: dict[str, object] = {"model": model_path, "samples": len(rows), "prompts_too_long": evaluator.num_too_long}
-    for name, mean in sorted(evaluation.metrics.items()):
-        label = name.rpartition("/")[2]
-        values = [row["metrics"][label] for row in rows if label in row["metrics"]]
-        low, high = bootstrap_interval(values, seed=config.seed) if values else (mean, mean)
-        table.add_row(label, f"{mean:.4f}", f"{low:.4f} .. {high:.4f}" if values else "")
-        summary[label] = {"mean": mean, "low": low, "high": high} if values else {"mean": mean}
-    write_atomically(output / "metrics.json", json.dumps(summary, indent=2) + "\n")
-    write_atomically(output / "answers.jsonl", "".join(to_json(row) + "\n" for row in rows))
-    rich.print(table)
-    if evaluator.num_too_long:
-        rich.print(f"{evaluator.num_too_long} prompts were longer than {config.max_prompt_tokens} tokens and left out")
+    write_atomically(output / "recipe.yaml", public_text(dump_config(config)))
+
+    answers, rewards = perform(config, exam, AnswerStore(output / "generated"))
+    marks = Marks(rewards=rewards, functions=function_scores(config, exam, answers))
+
+    rows = {name: answer_rows(exam, name, answers[name], marks) for name in exam.contestants}
+    models = {name: measure(of_name, seed=config.seed) for name, of_name in rows.items()}
+    comparisons = compare_all(config, exam, answers, marks)
+    report(config, exam, output, rows, models, comparisons)
+
+
+# -- before anything is started ---------------------------------------------------------------------------------
+
+
+def prepare(config: EvaluateConfig) -> Examination:
+    """Everything that is read before a device is taken; see docs/evaluation.md for what is refused."""
+    check_trackers(config.trackers)
+    rewards = build_rewards(config.all_metrics) if config.all_metrics else None
+    paths = {name: locate(path) for name, path in config.named_models.items()}
+    reward_model = located_reward_model(config.reward_model)
+    samples = load_data(config.data).heldout[: config.num_samples]
+    require_gold(config, samples)
+    tokenizers = {
+        name: load_tokenizer(path, trust_remote_code=config.trust_remote_code) for name, path in paths.items()
+    }
+    if reward_model is not None:
+        own = load_tokenizer(reward_model.path, trust_remote_code=reward_model.trust_remote_code)
+        for tokenizer in tokenizers.values():
+            require_same_tokenizer(tokenizer, own, reward_model.path, "reward_model.path")
+    fitting = fitting_samples(config, samples, tokenizers)
+    return Examination(
+        samples=fitting,
+        too_long=len(samples) - len(fitting),
+        paths=paths,
+        tokenizers=tokenizers,
+        given=given_answers(config, fitting),
+        rewards=rewards,
+        reward_model=reward_model,
+    )
+
+
+def located_reward_model(settings: RewardModelConfig | None) -> RewardModelConfig | None:
+    """The reward model's settings with the directory of its checkpoint; refused without a trained head."""
+    if settings is None:
+        return None
+    path = locate(settings.path)
+    require_trained_head(path, trust_remote_code=settings.trust_remote_code)
+    return settings.model_copy(update={"path": path})
+
+
+def require_gold(config: EvaluateConfig, samples: Sequence[Sample]) -> None:
+    lacking = [sample.sample_id for sample in samples if not (sample.gold or "").strip()]
+    if lacking and config.needs_gold is not None:
+        raise DataError(
+            f"{config.needs_gold} needs a reference answer for every sample, and {len(lacking)} of {len(samples)} have none, "
+            f"{lacking[0]} the first; use a data set with gold answers, or leave it out (rouge: false, references: false)"
+        )
+
+
+def fitting_samples(
+    config: EvaluateConfig, samples: Sequence[Sample], tokenizers: Mapping[str, PreTrainedTokenizerBase]
+) -> list[Sample]:
+    """The samples whose prompt is short enough for every model, so that all are measured on the same ones."""
+    fitting = [
+        sample
+        for sample in samples
+        if all(len(encode_prompt(each, sample)) <= config.max_prompt_tokens for each in tokenizers.values())
+    ]
+    if not fitting:
+        raise DataError(
+            f"all {len(samples)} held-out prompts are longer than max_prompt_tokens ({config.max_prompt_tokens}); raise it"
+        )
+    return fitting
+
+
+def given_answers(config: EvaluateConfig, samples: Sequence[Sample]) -> dict[str, Answers]:
+    """The references where anybody asks for them, and the answers of a file."""
+    given: dict[str, Answers] = {}
+    if config.opponent == REFERENCE or (config.reward_model is not None and config.references):
+        given[REFERENCE] = {sample.sample_id: Branch(token_ids=(), text=str(sample.gold)) for sample in samples}
+    if config.against_file is not None:
+        given[str(config.opponent)] = read_answers(config.against_file, samples)
+    return given
+
+
+def output_directory(config: EvaluateConfig) -> Path:
+    if config.output is not None:
+        return Path(config.output)
+    is_run = config.model is not None and (Path(config.model) / "checkpoints").is_dir()
+    return Path(str(config.model)) / "evaluation" if is_run else Path("evaluation")
+
+
+# -- answers and scores -----------------------------------------------------------------------------------------
+
+
+def perform(
+    config: EvaluateConfig, exam: Examination, store: AnswerStore
+) -> tuple[dict[str, Answers], dict[str, dict[str, float]]]:
+    """Everybody's answers, and the reward model's scores of them; what an earlier call answered is read."""
+    ids = [sample.sample_id for sample in exam.samples]
+    settings = {name: answer_settings(config, exam, name) for name in exam.paths}
+    stored = {name: store.read(name, ids, settings[name]) for name in exam.paths}
+    answers: dict[str, Answers] = dict(exam.given) | {name: kept for name, kept in stored.items() if kept is not None}
+    unanswered = [name for name in exam.paths if stored[name] is None]
+    if not unanswered and exam.reward_model is None:
+        return answers, {}
+    with evaluation_stage(config) as stage:
+        for name in unanswered:
+            log.info("%s answers %d prompts", name, len(ids))
+            answers[name] = generate(stage, config, exam.paths[name], exam.samples, exam.tokenizers[name])
+            store.write(name, answers[name], settings[name])
+        if exam.reward_model is None:
+            return answers, {}
+        log.info("%s scores the answers", exam.reward_model.path)
+        return answers, reward_scores(stage, config, exam.reward_model, exam.samples, answers)
+
+
+def answer_settings(config: EvaluateConfig, exam: Examination, name: str) -> dict[str, Any]:
+    """What a model's answers depend on."""
+    prompts = [[sample.sample_id, encode_prompt(exam.tokenizers[name], sample)] for sample in exam.samples]
+    return {
+        "weights": weights_fingerprint(exam.paths[name]),
+        "tokenizer": tokenizer_fingerprint(exam.tokenizers[name]),
+        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16],
+        "max_response_tokens": config.max_response_tokens,
+        "temperature": config.temperature,
+        "seed": config.seed,
+        "precision": config.precision,
+    }
+
+
+def function_scores(
+    config: EvaluateConfig, exam: Examination, answers: Mapping[str, Answers]
+) -> dict[str, dict[str, Score]]:
+    """Name -> sample_id -> what the reward functions say; of the references too where they are compared with."""
+    if exam.rewards is None:
+        return {}
+    names = exam.contestants
+    if config.opponent == REFERENCE and config.judge_name != REWARD_MODEL:
+        names = [*names, REFERENCE]
+    other = answers[config.opponent] if config.opponent is not None else {}
+    groups = [
+        Group(sample=with_opponent(sample, other), prompt_ids=(), branches=[answers[name][sample.sample_id]])
+        for name in names
+        for sample in exam.samples
+    ]
+    scored = iter(asyncio.run(score_all(groups, exam.rewards, config.max_concurrency)))
+    return {name: {sample.sample_id: next(scored)[0] for sample in exam.samples} for name in names}
+
+
+def with_opponent(sample: Sample, other: Answers) -> Sample:
+    """The sample with the other answer in its field `against`, for judges that see both."""
+    if sample.sample_id not in other:
+        return sample
+    return replace(sample, fields={**sample.fields, "against": other[sample.sample_id].text})
+
+
+# -- what follows from them -------------------------------------------------------------------------------------
+
+
+def answer_rows(exam: Examination, name: str, answers: Answers, marks: Marks) -> list[AnswerRow]:
+    """One row per sample, in the order of the data."""
+    rewards, references = marks.rewards.get(name, {}), marks.rewards.get(REFERENCE, {})
+    functions = marks.functions.get(name, {})
+    rows = []
+    for sample in exam.samples:
+        branch, score = answers[sample.sample_id], functions.get(sample.sample_id)
+        metrics = {**(score.parts if score is not None else {}), **lengths(branch)}
+        rows.append(
+            AnswerRow(
+                sample_id=sample.sample_id,
+                prompt=prompt_text(sample),
+                reference=sample.gold,
+                prediction=branch.text,
+                finish_reason=branch.finish_reason,
+                score_prediction=rewards.get(sample.sample_id),
+                score_reference=references.get(sample.sample_id),
+                metrics=metrics,
+            )
+        )
+    return rows
+
+
+def lengths(branch: Branch) -> dict[str, float]:
+    """Words, and where the tokens are known these too."""
+    found = {"response_words": float(num_words(branch)), "truncated_fraction": float(branch.truncated)}
+    return {**found, "response_tokens": float(len(branch.token_ids))} if branch.token_ids else found
+
+
+def num_words(branch: Branch) -> int:
+    return len(branch.text.split())
+
+
+def compare_all(
+    config: EvaluateConfig, exam: Examination, answers: Mapping[str, Answers], marks: Marks
+) -> dict[str, Comparison]:
+    """Every model against the opponent, on the samples where the judge said something of both."""
+    if config.opponent is None:
+        return {}
+    reference = marks.judged(config.judge_name, config.opponent)
+    comparisons = {}
+    for name in exam.contestants:
+        if name == config.opponent:
+            continue
+        own = marks.judged(config.judge_name, name)
+        ids = [sample.sample_id for sample in exam.samples if sample.sample_id in own and sample.sample_id in reference]
+        if not ids:
+            raise RewardError(f"the judge {config.judge_name} said nothing of {name} and {config.opponent} together")
+        comparisons[f"{name} against {config.opponent}"] = compare(
+            [own[sample_id] for sample_id in ids],
+            [reference[sample_id] for sample_id in ids],
+            words=[num_words(answers[name][sample_id]) for sample_id in ids],
+            reference_words=[num_words(answers[config.opponent][sample_id]) for sample_id in ids],
+            tie_margin=config.margin,
+            seed=config.seed,
+        )
+    return comparisons
+
+
+def report(
+    config: EvaluateConfig,
+    exam: Examination,
+    output: Path,
+    rows: Mapping[str, Sequence[AnswerRow]],
+    models: Mapping[str, Estimates],
+    comparisons: Mapping[str, Comparison],
+) -> None:
+    """Write the files and print the tables."""
+    for name, of_name in rows.items():
+        write_answers(output / "answers", name, of_name)
+    counts = {"samples": len(exam.samples), "prompts_too_long": exam.too_long}
+    if exam.rewards is not None:
+        counts |= {f"missing_{label}": count for label, count in exam.rewards.missing.items()}
+    write_metrics(output / "metrics.json", models, comparisons, counts=counts, settings=settings_in_words(config))
+    tables = result_tables(models, comparisons)
+    write_atomically(output / "results.md", as_markdown(tables, lead=f"# Evaluation\n\n{lead(config, exam)}"))
+    rich.print(lead(config, exam))
+    for table in tables:
+        shown = Table("", *table.rows, title=table.title, title_justify="left")
+        for index, column in enumerate(table.columns):
+            shown.add_row(column, *(cells[index] for cells in table.rows.values()))
+        rich.print(shown)
     rich.print(f"written to {output}")
+    track(config, output, models)
+
+
+def settings_in_words(config: EvaluateConfig) -> dict[str, str]:
+    """What a reader of metrics.json has to know; the whole recipe lies beside it."""
+    settings = {"recipe": "recipe.yaml", "intervals": "95 %, percentile bootstrap"}
+    if config.opponent is not None:
+        settings |= {"against": config.opponent, "judge": config.judge_name, "tie_margin": f"{config.margin:g}"}
+    return settings
+
+
+def lead(config: EvaluateConfig, exam: Examination) -> str:
+    """What was done, under the heading of the tables."""
+    how = "greedy answers" if config.temperature == 0 else f"answers sampled at temperature {config.temperature:g}"
+    words = f"{len(exam.samples)} held-out samples of {config.data.type}, {how}; means with 95 % bootstrap intervals."
+    if exam.too_long:
+        words += f" {exam.too_long} prompts were longer than {config.max_prompt_tokens} tokens and left out."
+    if config.opponent is not None:
+        words += f" Judge of the comparisons: {config.judge_name}, ties within {config.margin:g}."
+    return words
+
+
+def track(config: EvaluateConfig, output: Path, models: Mapping[str, Estimates]) -> None:
+    """Hand the means to the trackers."""
+    means = {
+        f"evaluation/{name}/{metric}": estimate.mean
+        for name, measured in models.items()
+        for metric, estimate in measured.items()
+    }
+    try:
+        for tracker in build_trackers(config.trackers, directory=output, values=public_values(config)):
+            tracker.log(0, means)
+            tracker.finish(failed=False)
+    except Exception as error:  # whatever a tracker's library does; everything is on disk already
+        log.warning("a tracker failed, everything is in %s: %s", output, error)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,218 @@
+"""The recipe of an evaluation: which models answer which held-out prompts, and what is measured of the answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from core.config import Section
+from core.data_recipes import DataConfig, WordProblemsConfig
+from core.recipes import GeneratorConfig, PlacementConfig, Precision, RewardConfig, RewardModelConfig
+
+REFERENCE = "reference"
+"""The name under which the data's own answers take part in comparisons."""
+REWARD_MODEL = "reward_model"
+"""The name of the reward model as a judge."""
+ROUGE = RewardConfig(fn="rewards.overlap_table:rouge_table", name="rouge")
+"""What `rouge: true` adds to the metrics."""
+REWARD_TIE_MARGIN = 0.1
+"""Scores of a reward model that are closer than this are a tie; those of a function tie when they are equal."""
+
+
+class EvaluateConfig(Section):
+    """One or several models on the held-out set of a data set."""
+
+    model: str | None = None
+    """A run directory (its best checkpoint), a directory in Hugging Face format, or a hub name; or name several in `models`."""
+    models: dict[str, str] = {}
+    """The models by the name that tables give them: `{sft: runs/sft, ppo: runs/ppo}`. A list of paths is named after the runs."""
+    data: DataConfig = WordProblemsConfig()
+    """The data set; its held-out side is answered."""
+    num_samples: int | None = Field(default=None, ge=1)
+    """Held-out samples; all when unset."""
+    max_prompt_tokens: int = Field(default=256, ge=1)
+    """A prompt that is longer for any of the models is left out for all of them, and counted."""
+    max_response_tokens: int = Field(default=40, ge=1)
+    """Longest answer in tokens."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 is greedy; above it one answer is sampled for each prompt."""
+    seed: int = 0
+    """Seed of sampling, and of the intervals."""
+    metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]
+    """Reward functions whose means are reported. With `against`, a sample's field `against` holds the other answer."""
+    rouge: bool = False
+    """Report ROUGE-1, -2 and -L as F1, recall and precision, and the mean of the three F1 (unstemmed, as `evaluate` computes them)."""
+    reward_model: RewardModelConfig | None = None
+    """A reward model that scores the answers once all of them are there; `path` may be a run directory."""
+    references: bool = True
+    """Whether the reward model scores the data's own answers too, and the difference to them is reported."""
+    against: str | None = None
+    """What each model is compared with: the name of a model, `reference` (the data's own answers), or a JSONL file of answers by `sample_id`."""
+    judge: str | None = None
+    """Who compares: `reward_model`, the name of a metric, or a reward function; the reward model when unset, else the first metric, else `rouge`."""
+    tie_margin: float | None = Field(default=None, ge=0)
+    """Judgements closer than this are a tie, in both directions; 0.1 for the reward model and 0 for functions when unset."""
+    precision: Precision = "auto"
+    """Precision of the engines."""
+    generator: GeneratorConfig = GeneratorConfig()
+    """The engines; those of one model are gone before the next one's start."""
+    placement: PlacementConfig = PlacementConfig()
+    """Where everything runs."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the models may run."""
+    timeout_s: float = Field(default=7200, gt=0)
+    """Seconds that a model may take to answer everything."""
+    max_concurrency: int = Field(default=32, ge=1)
+    """Answers that metrics judge at once, for those that wait on a network."""
+    trackers: list[Literal["wandb", "tensorboard"]] = []
+    """Trackers that get the means beside metrics.json."""
+    output: str | None = None
+    """Directory of everything written; when unset `<run>/evaluation` for one run, `evaluation` otherwise."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _named_after_their_runs(cls, models: Any) -> Any:
+        if not isinstance(models, list | tuple):
+            return models
+        names = [run_name(str(path)) for path in models]
+        doubled = next((name for name in names if names.count(name) > 1), None)
+        if doubled is not None:
+            raise ValueError(
+                f"two of the models would be called {doubled!r}; give them names: models={{a: ..., b: ...}}"
+            )
+        return dict(zip(names, map(str, models), strict=True))
+
+    @field_validator("models")
+    @classmethod
+    def _names_are_file_names(cls, models: dict[str, str]) -> dict[str, str]:
+        for name in models:
+            if not name or "/" in name or name.startswith(".") or name == REFERENCE:
+                raise ValueError(
+                    f"{name!r} cannot name a model: a name becomes a file's, so it is not empty, has no '/', does not start with '.', "
+                    f"and {REFERENCE!r} means the data's own answers"
+                )
+        return models
+
+    @model_validator(mode="after")
+    def _settings_fit(self) -> EvaluateConfig:
+        if (self.model is None) == (not self.models):
+            raise ValueError("give either model (one) or models (several by name)")
+        if not self.metrics and not self.rouge and self.reward_model is None:
+            raise ValueError("nothing would be measured; name metrics, or set rouge: true, or reward_model.path")
+        if self.reward_model is not None and (self.reward_model.relative_to_reference or self.reward_model.weight != 1):
+            raise ValueError(
+                "reward_model.weight and relative_to_reference belong to training; an evaluation reports scores as they are, "
+                "and the difference to the references beside them, so leave both out"
+            )
+        if self.judge == REWARD_MODEL and self.reward_model is None:
+            raise ValueError("judge reward_model needs reward_model.path")
+        if self.judge is not None and self.against is None:
+            raise ValueError(
+                f"judge {self.judge!r} compares, and there is nothing to compare with; set against to a model's name, "
+                f"{REFERENCE!r} or a JSONL file, or leave judge out"
+            )
+        self._check_against()
+        self._check_placement()
+        return self
+
+    def _check_against(self) -> None:
+        named = list(self.named_models)
+        if self.against is None or self.against == REFERENCE:
+            return
+        if self.against in named:
+            if len(named) == 1:
+                raise ValueError(
+                    f"against {self.against!r} would compare that model with itself; name a second one in models"
+                )
+            return
+        if not self.against.endswith((".jsonl", ".json")):
+            raise ValueError(
+                f"against {self.against!r} is not among the models ({', '.join(named)}); it may also be {REFERENCE!r}, or a JSONL file"
+            )
+        if self.opponent in (*named, REFERENCE):
+            raise ValueError(
+                f"against {self.against!r} would be called {self.opponent!r} in the tables, as something else is; rename the file or the model"
+            )
+
+    def _check_placement(self) -> None:
+        ranks = 1 if self.reward_model is None else self.reward_model.num_ranks
+        if self.placement.backend == "inline" and (ranks > 1 or self.generator.num_engines > 1):
+            raise ValueError(
+                "placement.backend inline runs one engine and one reward-model rank; use backend: ray for more"
+            )
+
+    @property
+    def named_models(self) -> dict[str, str]:
+        """Name -> path, of one model too."""
+        return self.models if self.model is None else {run_name(self.model): self.model}
+
+    @property
+    def opponent(self) -> str | None:
+        """The name of what the models are compared with; a file's is its stem."""
+        if self.against is None or self.against in (*self.named_models, REFERENCE):
+            return self.against
+        return Path(self.against).stem
+
+    @property
+    def against_file(self) -> Path | None:
+        """The JSONL file of answers, where `against` is one."""
+        return Path(str(self.against)) if self.opponent != self.against else None
+
+    @property
+    def judge_name(self) -> str:
+        """The judge, also where none is named."""
+        if self.judge is not None:
+            return self.judge
+        if self.reward_model is not None:
+            return REWARD_MODEL
+        return self.metrics[0].label if self.metrics else ROUGE.label
+
+    @property
+    def all_metrics(self) -> list[RewardConfig]:
+        """Every function that is measured, the judge among them."""
+        metrics = [*self.metrics, *([ROUGE] if self.rouge else [])]
+        known = {REWARD_MODEL, *(metric.label for metric in metrics)}
+        if self.against is not None and self.judge_name not in known:
+            metrics.append(RewardConfig(fn=self.judge_name, name=self.judge_name))
+        return metrics
+
+    @property
+    def margin(self) -> float:
+        """The tie margin, also where none is given."""
+        if self.tie_margin is not None:
+            return self.tie_margin
+        return REWARD_TIE_MARGIN if self.judge_name == REWARD_MODEL else 0.0
+
+    @property
+    def needs_gold(self) -> str | None:
+        """The setting that cannot do without a reference answer for every sample, None when none."""
+        if self.rouge:
+            return "rouge"
+        if self.reward_model is not None and self.references:
+            return "references"
+        return "against: reference" if self.opponent == REFERENCE else None
+
+    def arithmetic(self) -> str:
+        """What will be done, in a sentence."""
+        steps = [
+            f"{len(self.named_models)} model{'s' if len(self.named_models) > 1 else ''} answer held-out prompts of {self.data.type}"
+        ]
+        if self.reward_model is not None:
+            steps.append(f"{self.reward_model.path} scores the answers")
+        if self.against is not None:
+            steps.append(f"{self.judge_name} compares them with {self.opponent}, ties within {self.margin:g}")
+        return "; ".join(steps)
+
+
+def run_name(path: str) -> str:
+    """What a model is called after: its run, or the last part of its path.
+
+    >>> run_name("runs/sft"), run_name("runs/sft/checkpoints/step-000010"), run_name("Qwen/Qwen2.5-0.5B")
+    ('sft', 'sft', 'Qwen2.5-0.5B')
+    """
+    parts = Path(path).parts
+    if "checkpoints" in parts[1:]:
+        return parts[parts.index("checkpoints", 1) - 1]
+    return Path(path).resolve().name if parts in ((), ("..",)) else parts[-1]

@@ -1,0 +1,175 @@
+"""What an evaluation leaves behind: metrics.json, each model's answers as JSONL and CSV, and tables for people.
+
+The tables are made once and shown twice: as Markdown with a model per row, as papers print them, and on the console
+with a quantity per row, which stays narrow.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.comparison import Comparison
+from core.files import to_json, write_atomically
+from core.statistics import Estimate, estimate_difference, estimate_mean
+
+Estimates = Mapping[str, Estimate]
+
+ROUGE_COLUMNS = {"rouge/rouge1": "ROUGE-1", "rouge/rouge2": "ROUGE-2", "rouge/rougeL": "ROUGE-L", "rouge": "average"}
+REWARD_COLUMNS = {
+    "reward": "reward",
+    "reward_reference": "reward of the references",
+    "reward_difference": "difference",
+}
+COMPARISON_COLUMNS = {
+    "win_share": "win",
+    "tie_share": "tie",
+    "loss_share": "loss",
+    "win_rate": "win rate",
+    "win_rate_ties_half": "win rate, ties half",
+    "average_reward": "average",
+    "average_reference_reward": "average of the other",
+    "reward_improvement": "improvement",
+    "length_ratio": "length ratio",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRow:
+    """One answer and what was measured of it."""
+
+    sample_id: str
+    prompt: str
+    reference: str | None
+    prediction: str
+    finish_reason: str
+    score_prediction: float | None = None
+    """The reward model's score of the answer."""
+    score_reference: float | None = None
+    """And of the reference, None where it was not asked for."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """A judgement that is missing is not in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultTable:
+    """Quantities (columns) of models (rows), as texts."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[str]]
+
+
+def measure(rows: Sequence[AnswerRow], *, seed: int) -> dict[str, Estimate]:
+    """Means over the rows that have the metric; differences over those that have both scores."""
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
+    columns = {name: [row.metrics[name] for row in rows if name in row.metrics] for name in names}
+    columns["reward"] = [row.score_prediction for row in rows if row.score_prediction is not None]
+    columns["reward_reference"] = [row.score_reference for row in rows if row.score_reference is not None]
+    measured = {name: estimate_mean(values, seed=seed) for name, values in columns.items() if values}
+    both = [
+        (row.score_prediction, row.score_reference)
+        for row in rows
+        if row.score_prediction is not None and row.score_reference is not None
+    ]
+    if both:
+        predicted, referred = zip(*both, strict=True)
+        measured["reward_difference"] = estimate_difference(predicted, referred, seed=seed)
+    return measured
+
+
+# -- files ----------------------------------------------------------------------------------------------------
+
+
+def write_answers(directory: Path, name: str, rows: Sequence[AnswerRow]) -> None:
+    """`<name>.jsonl` with the metrics as an object, `<name>.csv` with a column for each of them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / f"{name}.jsonl", "".join(to_json(asdict(row)) + "\n" for row in rows))
+    write_atomically(directory / f"{name}.csv", as_csv(rows))
+
+
+def as_csv(rows: Sequence[AnswerRow]) -> str:
+    """A header and a line per answer; what is not there is an empty cell."""
+    metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    fixed = [name for name in AnswerRow.__dataclass_fields__ if name != "metrics"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*fixed, *metrics])
+    for row in rows:
+        writer.writerow([*(getattr(row, name) for name in fixed), *(row.metrics.get(name) for name in metrics)])
+    return text.getvalue()
+
+
+def write_metrics(
+    path: Path,
+    models: Mapping[str, Estimates],
+    comparisons: Mapping[str, Comparison],
+    *,
+    counts: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> None:
+    """metrics.json: `{"models": {name: {metric: {mean, low, high}}}, "comparisons": {...}, "counts", "settings"}`."""
+    content = {
+        "models": {
+            model: {name: asdict(estimate) for name, estimate in measured.items()} for model, measured in models.items()
+        },
+        "comparisons": {name: comparison.as_dict() for name, comparison in comparisons.items()},
+        "counts": counts,
+        "settings": settings,
+    }
+    write_atomically(path, to_json(content, indent=2) + "\n")
+
+
+# -- tables ---------------------------------------------------------------------------------------------------
+
+
+def result_tables(models: Mapping[str, Estimates], comparisons: Mapping[str, Comparison]) -> list[ResultTable]:
+    """ROUGE, reward, everything else, and the comparisons; those of which nothing was measured are left out."""
+    known = {*ROUGE_COLUMNS, *REWARD_COLUMNS}
+    others = {
+        name: name.replace("_", " ")
+        for measured in models.values()
+        for name in measured
+        if name not in known and not name.startswith("rouge/")
+    }
+    compared = {name: comparison.as_dict() for name, comparison in comparisons.items()}
+    against = {
+        name: {key: Estimate(**value) for key, value in values.items() if isinstance(value, Mapping)}
+        for name, values in compared.items()
+    }
+    tables = [
+        _table("ROUGE (F1)", ROUGE_COLUMNS, models),
+        _table("Reward", REWARD_COLUMNS, models),
+        _table("Metrics", others, models),
+        _table("Comparisons", COMPARISON_COLUMNS, against),
+    ]
+    return [table for table in tables if table.rows and table.columns]
+
+
+def _table(title: str, columns: Mapping[str, str], models: Mapping[str, Estimates]) -> ResultTable:
+    present = [name for name in columns if any(name in measured for measured in models.values())]
+    return ResultTable(
+        title=title,
+        columns=[columns[name] for name in present],
+        rows={model: [_cell(measured.get(name)) for name in present] for model, measured in models.items()},
+    )
+
+
+def _cell(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "–"
+    return f"{estimate.mean:.3f} ({estimate.low:.3f} .. {estimate.high:.3f})"
+
+
+def as_markdown(tables: Iterable[ResultTable], *, lead: str) -> str:
+    """A page with a table each."""
+    parts = [lead]
+    for table in tables:
+        head = ["model", *table.columns]
+        lines = [head, ["---", *["---:"] * len(table.columns)], *([name, *cells] for name, cells in table.rows.items())]
+        parts.append(f"## {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,30 @@
+"""Where the model lies that a person named: in a run directory, in a directory of its own, or on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.checkpoint import CheckpointStore
+from core.errors import CheckpointError
+
+
+def locate(model: str) -> str:
+    """The directory of a run's best (else latest) checkpoint, or the name as it was given.
+
+    Raises CheckpointError for a run without a complete checkpoint, and for a path where nothing is.
+    """
+    checkpoints = Path(model) / "checkpoints"
+    if not checkpoints.is_dir():
+        if not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "runs/"))):
+            raise CheckpointError(
+                f"there is no model at {model!r}; give a run directory, a checkpoint directory or a hub name such as Qwen/Qwen2.5-0.5B-Instruct"
+            )
+        return model
+    store = CheckpointStore(checkpoints)
+    best = store.best()
+    step = best if best is not None else store.latest()
+    if step is None:
+        raise CheckpointError(
+            f"{model} has no complete checkpoint yet; let the run write one, or give a checkpoint directory"
+        )
+    return str(store.path(step))

@@ -1,0 +1,68 @@
+"""Answers on disk between the two phases of an evaluation, so that a crash while scoring loses no generation.
+
+Beside each file lies what its answers depend on, written last; answers of other settings are as good as none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.files import read_json, read_lines, to_json, write_atomically
+from core.records import Branch
+
+log = logging.getLogger(__name__)
+
+Answers = Mapping[str, Branch]
+"""A model's answers: sample_id -> branch."""
+
+
+class AnswerStore:
+    """`<name>.jsonl` with a model's answers and `<name>.settings.json` with what they depend on."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def write(self, name: str, answers: Answers, settings: Mapping[str, Any]) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._settings(name).unlink(missing_ok=True)  # never beside answers of other settings
+        lines = (
+            to_json(
+                {
+                    "sample_id": sample_id,
+                    "text": branch.text,
+                    "finish_reason": branch.finish_reason,
+                    "token_ids": list(branch.token_ids),
+                }
+            )
+            for sample_id, branch in answers.items()
+        )
+        write_atomically(self._answers(name), "".join(f"{line}\n" for line in lines))
+        write_atomically(self._settings(name), to_json(settings, indent=2) + "\n")
+
+    def read(self, name: str, sample_ids: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Branch] | None:
+        """The stored answers to exactly these samples; None where there are none, or they were made otherwise."""
+        stored = read_json(self._settings(name))
+        if stored is None:
+            return None
+        changed = [key for key in settings if stored.get(key) != settings[key]]
+        if changed:
+            log.info("%s answers again: %s changed", name, ", ".join(changed))
+            return None
+        rows = {row["sample_id"]: row for row in read_lines(self._answers(name))}
+        if not set(sample_ids) <= set(rows):
+            return None
+        log.info("%s: %d answers of an earlier call are used", name, len(sample_ids))
+        return {sample_id: _branch(rows[sample_id]) for sample_id in sample_ids}
+
+    def _answers(self, name: str) -> Path:
+        return self._directory / f"{name}.jsonl"
+
+    def _settings(self, name: str) -> Path:
+        return self._directory / f"{name}.settings.json"
+
+
+def _branch(row: Mapping[str, Any]) -> Branch:
+    return Branch(token_ids=row["token_ids"], text=row["text"], finish_reason=row["finish_reason"])
