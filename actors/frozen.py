@@ -13,8 +13,7 @@ import torch
 
 from actors.group import Group
 from actors.policy import Policy
-from algorithms.packing import Batch, pack
-from algorithms.values import last_tokens
+from algorithms.packing import Batch, last_tokens, pack
 from core.hardware import hardware, set_up_process
 
 

@@ -15,7 +15,7 @@ import torch
 
 from algorithms import losses, preferences
 from algorithms.gae import value_loss
-from algorithms.values import last_tokens
+from algorithms.packing import last_tokens
 from core.recipes import AlgorithmConfig
 
 Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]

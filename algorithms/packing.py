@@ -187,6 +187,13 @@ def pack(batch: Batch, row_tokens: int, *, branches: bool = True) -> list[Row]:
     return [_branch_row(batch, groups) for groups in rows]
 
 
+def last_tokens(branch_ids: torch.Tensor) -> torch.Tensor:
+    """Where each branch ends; [n] of whole, contiguous branches -> [b] indices, in order."""
+    ends = torch.ones_like(branch_ids, dtype=torch.bool)
+    ends[:-1] = branch_ids[1:] != branch_ids[:-1]
+    return ends.nonzero().flatten()
+
+
 def _fill(order: Sequence[int], *, sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
     row: list[int] = []
     used = 0

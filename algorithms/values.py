@@ -36,10 +36,3 @@ class PackedScalarModel(torch.nn.Module):
 def score_mean(model: PreTrainedModel) -> float:
     """What is subtracted, so that reference answers score 0 on average (Stiennon et al. 2009.01325, section 3.4)."""
     return float(getattr(model.config, "score_mean", 0.0))
-
-
-def last_tokens(branch_ids: torch.Tensor) -> torch.Tensor:
-    """Where each branch ends; [n] of whole, contiguous branches -> [b] indices, in order."""
-    ends = torch.ones_like(branch_ids, dtype=torch.bool)
-    ends[:-1] = branch_ids[1:] != branch_ids[:-1]
-    return ends.nonzero().flatten()

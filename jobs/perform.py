@@ -64,7 +64,9 @@ def perform(
                 restarts += 1
                 if restarts > config.run.max_restarts or run.stop_requested:
                     raise error
-                log.warning("%s; starting again from the last checkpoint (%d of %d)", error, restarts, config.run.max_restarts)
+                log.warning(
+                    "%s; starting again from the last checkpoint (%d of %d)", error, restarts, config.run.max_restarts
+                )
                 run.start_again(error)
         finally:
             stage.close()

@@ -19,9 +19,8 @@ import torch
 from actors.columns import with_ranks
 from actors.examples import answer_branch, ranked_answers, require_answers
 from actors.objective import RankingObjective
-from algorithms.packing import Batch
+from algorithms.packing import Batch, last_tokens
 from algorithms.preferences import bradley_terry_loss, ranked_pairs
-from algorithms.values import last_tokens
 from core.calibration import Calibration
 from core.files import to_json, write_atomically
 from core.program import run_program
