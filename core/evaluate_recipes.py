@@ -17,6 +17,8 @@ REWARD_MODEL = "reward_model"
 """The name of the reward model as a judge."""
 ROUGE = RewardConfig(fn="rewards.overlap_table:rouge_table", name="rouge")
 """What `rouge: true` adds to the metrics."""
+COMPARE_WITH_GOLD = (ROUGE.fn, "rouge", "math_answer")
+"""Functions that mean nothing without a reference answer."""
 REWARD_TIE_MARGIN = 0.1
 """Scores of a reward model that are closer than this are a tie; those of a function tie when they are equal."""
 
@@ -99,7 +101,7 @@ class EvaluateConfig(Section):
     def _settings_fit(self) -> EvaluateConfig:
         if (self.model is None) == (not self.models):
             raise ValueError("give either model (one) or models (several by name)")
-        if not self.metrics and not self.rouge and self.reward_model is None:
+        if not self.all_metrics and self.reward_model is None:
             raise ValueError("nothing would be measured; name metrics, or set rouge: true, or reward_model.path")
         if self.reward_model is not None and (self.reward_model.relative_to_reference or self.reward_model.weight != 1):
             raise ValueError(
@@ -188,10 +190,11 @@ class EvaluateConfig(Section):
     @property
     def needs_gold(self) -> str | None:
         """The setting that cannot do without a reference answer for every sample, None when none."""
-        if self.rouge:
-            return "rouge"
         if self.reward_model is not None and self.references:
             return "references"
+        for metric in self.all_metrics:
+            if metric.fn in COMPARE_WITH_GOLD:
+                return f"the metric {metric.label}"
         return "against: reference" if self.opponent == REFERENCE else None
 
     def arithmetic(self) -> str:

@@ -159,7 +159,7 @@ def require_gold(config: EvaluateConfig, samples: Sequence[Sample]) -> None:
     if lacking and config.needs_gold is not None:
         raise DataError(
             f"{config.needs_gold} needs a reference answer for every sample, and {len(lacking)} of {len(samples)} have none, "
-            f"{lacking[0]} the first; use a data set with gold answers, or leave it out (rouge: false, references: false)"
+            f"{lacking[0]} the first; use a data set with gold answers, or leave it out (metrics: [], rouge: false, references: false)"
         )
 
 

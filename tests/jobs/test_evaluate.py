@@ -281,16 +281,16 @@ def examined(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def recipe(models: Path, output: Path, **given: Any) -> EvaluateConfig:
+def recipe(directory: Path, output: Path, **given: Any) -> EvaluateConfig:
     settings: dict[str, Any] = {
-        "models": {"tiny": str(models / "model")},
+        "models": {"tiny": str(directory / "model")},
         "data": {"type": "word_problems", "num_train": 100, "num_heldout": 8},
         "num_samples": SAMPLES,
         "max_prompt_tokens": 100,
         "max_response_tokens": 12,
         "metrics": [],
         "rouge": True,
-        "reward_model": {"path": str(models / "reward"), "precision": "fp32"},
+        "reward_model": {"path": str(directory / "reward"), "precision": "fp32"},
         "precision": "fp32",
         "temperature": 1.0,
         "generator": {"cpu_cache_gib": 0.1},
