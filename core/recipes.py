@@ -17,6 +17,23 @@ from core.data_recipes import DataConfig, WordProblemsConfig
 Precision = Literal["auto", "bf16", "fp32"]
 
 
+class WandbConfig(Section):
+    """Weights & Biases, where `run.trackers` names it. The key is WANDB_API_KEY in the environment, never here."""
+
+    project: str | None = None
+    """Project; null: WANDB_PROJECT of the environment, else troupe."""
+    entity: str | None = None
+    """User or team that owns the project; null: WANDB_ENTITY of the environment, else the key's own."""
+    group: str | None = None
+    """Runs that are shown together; null: the directory that holds the run (a pipeline, say), unless it is `runs`."""
+    tags: list[str] = []
+    """Tags beside those of every run: method, model and data."""
+    artifacts: Literal["none", "best", "all"] = "none"
+    """Checkpoints that are uploaded, without the trainer's state: none, at the end the best one, or each when it is complete."""
+    mode: Literal["online", "offline"] | None = None
+    """offline keeps it on this machine, in `<run>/wandb`, until `wandb sync`; null: WANDB_MODE of the environment, else online."""
+
+
 class RunConfig(Section):
     """Where the run lives and how it is watched."""
 
@@ -28,6 +45,8 @@ class RunConfig(Section):
     """auto: continue where the directory stands, or start; never: start anew, the old run is moved aside; must: refuse to start anew."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
     """Trackers beside the run directory; their keys come from the environment."""
+    wandb: WandbConfig = WandbConfig()
+    """Where and how Weights & Biases shows the run."""
     max_restarts: int = Field(default=2, ge=0)
     """Times that a run whose worker died starts its roles again and goes on from the last checkpoint."""
     samples_per_step: int = Field(default=2, ge=0)
