@@ -65,23 +65,20 @@ class Evaluator:
 
     def evaluate(self) -> Evaluation:
         """Answer every prompt once with the generators' current weights."""
-        futures = [
-            chain(
-                self._generators.submit(
-                    Request(
-                        prompt_ids=ids,
-                        num_branches=1,
-                        max_tokens=self._max_tokens,
-                        temperature=self._temperature,
-                        seed=branch_seed(self._seed, -1, sample.sample_id),
-                        stop=self._stop,
-                    )
-                ),
-                sample,
-                ids,
-                self._rewarder,
+        requests = [
+            Request(
+                prompt_ids=ids,
+                num_branches=1,
+                max_tokens=self._max_tokens,
+                temperature=self._temperature,
+                seed=branch_seed(self._seed, -1, sample.sample_id),
+                stop=self._stop,
             )
             for sample, ids in self.prompts
+        ]
+        futures = [
+            chain(branches, sample, ids, self._rewarder)
+            for branches, (sample, ids) in zip(self._generators.submit(requests), self.prompts, strict=True)
         ]
         done, waiting = concurrent.futures.wait(futures, self._timeout_s, concurrent.futures.FIRST_EXCEPTION)
         for future in done:

@@ -1,19 +1,20 @@
 """The generators: vLLM engines that continue prompts and take new weights while they run.
 
-`GeneratorWorker` wraps one AsyncLLM; `Generators` is the facade over N of them that the jobs hold: it hands
-each request to the least loaded engine and answers with futures, so groups stream back as they finish.
+`GeneratorWorker` wraps one AsyncLLM; `Generators` is the facade over N of them that the jobs hold. Requests travel
+in batches, which an engine sees whole before it runs the first, and come back one by one as they finish.
 """
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import hashlib
+import itertools
+import os
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actors.group import Group
@@ -49,6 +50,28 @@ def branch_seed(run_seed: int, step: int, sample_id: str) -> int:
     return int.from_bytes(digest[:6], "little")
 
 
+class _Inbox:
+    """Answers of a batch in an engine's process, until they are fetched."""
+
+    def __init__(self, expected: int) -> None:
+        self.expected = expected
+        self._arrived: asyncio.Queue[tuple[int, list[Branch]] | Exception] = asyncio.Queue()
+
+    def put(self, answer: tuple[int, list[Branch]] | Exception) -> None:
+        self._arrived.put_nowait(answer)
+
+    async def take(self) -> list[tuple[int, list[Branch]]]:
+        """What has arrived, at least one answer; raises what went wrong."""
+        taken: list[tuple[int, list[Branch]]] = []
+        while not taken or not self._arrived.empty():
+            answer = await self._arrived.get()
+            if isinstance(answer, Exception):
+                raise answer
+            taken.append(answer)
+        self.expected -= len(taken)
+        return taken
+
+
 class GeneratorWorker:
     """One vLLM engine in a process of its own. Async: control calls pass between running generations."""
 
@@ -80,6 +103,8 @@ class GeneratorWorker:
                 # With an explicit size vLLM skips its warm-up run.
                 "kv_cache_memory_bytes": int(config.cpu_cache_gib * 2**30),
             }
+            if config.tensor_parallel_size == 1:
+                extra["distributed_executor_backend"] = _one_process()
         else:
             extra = {"gpu_memory_utilization": config.memory_fraction, "enable_sleep_mode": sleep}
         self._index = index
@@ -102,6 +127,8 @@ class GeneratorWorker:
         )
         self._llm: Any = None
         self._requests = 0
+        self._inboxes: dict[int, _Inbox] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> str:
         """Start the engine; its version of vLLM when it is ready to generate."""
@@ -113,28 +140,58 @@ class GeneratorWorker:
             self._arguments.model, trust_remote_code=self._arguments.trust_remote_code
         )
         self._llm = AsyncLLM.from_engine_args(self._arguments)
+        self._turn = asyncio.Lock()
         # The first request initialises lazily for seconds; nobody should wait for that later.
-        await self.generate(Request(prompt_ids=[0, 0], num_branches=2, max_tokens=2, temperature=1.0, seed=0))
+        first = Request(prompt_ids=[0, 0], num_branches=2, max_tokens=2, temperature=1.0, seed=0)
+        await self.begin(-1, [first], alone=True)
+        await self.finished(-1)
         return str(__version__)
 
-    async def generate(self, request: Request) -> list[Branch]:
-        """The request's branches, in order, with log-probabilities and the weight version of every token."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+    async def begin(self, batch: int, requests: Sequence[Request], *, alone: bool) -> None:
+        """Start a batch; `finished` has its answers. One that runs `alone` waits until those before it have ended, and
+        those behind it wait for its end: what shares an engine step with what is then a function of the requests."""
+        self._inboxes[batch] = _Inbox(len(requests))
+        task = asyncio.create_task(self._work(batch, requests, alone))
+        self._tasks.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(self._tasks.discard)
 
-        sampling = SamplingParams(
-            n=request.num_branches,
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-            stop=list(request.stop) or None,
-            logprobs=0,
-            flat_logprobs=True,
-            # Texts are decoded once at the end; stop strings alone need them on the way.
-            detokenize=bool(request.stop),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        output = await self._run(list(request.prompt_ids), sampling)
+    async def finished(self, batch: int) -> list[tuple[int, list[Branch]]]:
+        """(position, branches in order) of the batch's requests that have finished since the last call, at least one;
+        with log-probabilities and the weight version of every token."""
+        answers = await self._inboxes[batch].take()
+        if not self._inboxes[batch].expected:
+            del self._inboxes[batch]
+        return answers
+
+    async def _work(self, batch: int, requests: Sequence[Request], alone: bool) -> None:
+        inbox = self._inboxes[batch]
+        try:
+            async with self._turn:
+                if alone:
+                    # vLLM schedules nothing before it has the whole batch.
+                    await self._llm.engine_core.pause_scheduler_async("keep", False)
+                collectors = [await self._add(list(request.prompt_ids), _sampling(request)) for request in requests]
+                if alone:
+                    await self._llm.engine_core.resume_scheduler_async()
+                    await self._deliver(inbox, collectors)
+            if not alone:
+                await self._deliver(inbox, collectors)
+        except Exception as error:
+            inbox.put(error)
+
+    async def _deliver(self, inbox: _Inbox, collectors: Sequence[Any]) -> None:
+        async def one(position: int) -> None:
+            inbox.put((position, self._branches(await _last(collectors[position]))))
+
+        await asyncio.gather(*(one(position) for position in range(len(collectors))))
+
+    async def _add(self, prompt_ids: list[int], sampling: SamplingParams) -> Any:
+        from vllm.inputs import tokens_input
+
+        self._requests += 1
+        return await self._llm.add_request(f"{self._index}-{self._requests}", tokens_input(prompt_ids), sampling)
+
+    def _branches(self, output: Any) -> list[Branch]:
         texts = self._tokenizer.batch_decode([list(c.token_ids) for c in output.outputs], skip_special_tokens=True)
         return [
             Branch(
@@ -162,20 +219,10 @@ class GeneratorWorker:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output = await self._run(list(token_ids), sampling)
+        async with self._turn:
+            output = await _last(await self._add(list(token_ids), sampling))
         steps = zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)
         return [float(step[token].logprob) for step, token in steps]
-
-    async def _run(self, prompt_ids: list[int], sampling: SamplingParams) -> Any:
-        self._requests += 1
-        output = None
-        answers = self._llm.generate(
-            {"prompt_token_ids": prompt_ids}, sampling, request_id=f"{self._index}-{self._requests}"
-        )
-        async for answer in answers:
-            output = answer
-        assert output is not None, "vLLM ended a request without an output"
-        return output
 
     # -- weights: vLLM's own protocol, forwarded ----------------------------------------------------------
 
@@ -190,6 +237,12 @@ class GeneratorWorker:
 
     async def finish_weight_update(self) -> None:
         await self._llm.finish_weight_update()
+
+    async def load_weights(self, request: WeightTransferUpdateRequest) -> None:
+        """One update from its start to its end."""
+        await self.start_weight_update()
+        await self.update_weights(request)
+        await self.finish_weight_update()
 
     async def pause(self) -> None:
         """Freeze running requests where they are; their next tokens come from whatever weights are there then."""
@@ -219,51 +272,91 @@ class GeneratorWorker:
             self._llm = None
 
 
+def _sampling(request: Request) -> SamplingParams:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=request.num_branches,
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        seed=request.seed,
+        stop=list(request.stop) or None,
+        logprobs=0,
+        flat_logprobs=True,
+        # Texts are decoded once at the end; stop strings alone need them on the way.
+        detokenize=bool(request.stop),
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+async def _last(collector: Any) -> Any:
+    """What a request's collector holds when all its branches have ended; raises what ended the engine."""
+    while True:
+        output = await collector.get()
+        if output.finished:
+            return output
+
+
+def _one_process() -> type[Any]:
+    """vLLM's executor that computes in the scheduler's own process, with the threads that vLLM would give a worker.
+
+    The usual worker process and the scheduler spin on shared memory for a second after each message to one another,
+    on the cores that the trainer's update needs; here there is nobody to wait for, and one process less to start.
+    """
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    os.environ.update(OMP_PLACES=f"{{{os.environ['VLLM_CPU_OMP_THREADS_BIND']}}}", OMP_PROC_BIND="true")
+    return UniProcExecutor
+
+
 def _version(label: str) -> int:
     """vLLM calls the weights it loaded itself `default`; they are version 0 of a run."""
     return int(label) if label.lstrip("-").isdigit() else 0
 
 
-@dataclass(slots=True)
-class _Engine:
-    """What the dispatcher knows of one engine."""
-
-    index: int
-    load: int = 0
-    """Branches it works on."""
-    waiting: set[int] = field(default_factory=set)
-
-
 class Generators:
-    """N engines behind one door. Requests go to the least loaded engine, and wait here once all are full."""
+    """N engines behind one door. A batch is dealt out to them at once, by its own order and sizes alone."""
 
     def __init__(self, group: Group[GeneratorWorker], config: GeneratorConfig, *, sleeps: bool) -> None:
         self.group = group
         self.config = config
         self.sleeps = sleeps
         """Whether the engines share their devices with the trainer and sleep while it works."""
-        self._engines = [_Engine(index) for index in range(group.size)]
-        self._queue: deque[tuple[Request, Future[list[Branch]]]] = deque()
+        self._loads = [0] * group.size
+        self._batches = itertools.count()
         self._lock = threading.Lock()
 
-    def submit(self, request: Request) -> Future[list[Branch]]:
-        """Start (or queue) a request; the future holds its branches."""
-        answer: Future[list[Branch]] = Future()
+    def submit(self, requests: Sequence[Request], *, alone: bool = True) -> list[Future[list[Branch]]]:
+        """Start a batch; each future holds the branches of one request, as soon as it has them.
+
+        Batches that run `alone` follow one another in each engine, so that their answers do not depend on timing, in
+        no bit. Others mix with whatever runs: what is asked ahead need not wait for a straggler.
+        """
+        futures: list[Future[list[Branch]]] = [Future() for _ in requests]
         with self._lock:
-            self._queue.append((request, answer))
-        self._dispatch()
-        return answer
+            dealt = deal(requests, [0] * len(self._loads) if alone else self._loads)
+            for engine, positions in enumerate(dealt):
+                self._loads[engine] += sum(requests[position].num_branches for position in positions)
+        for engine, positions in enumerate(dealt):
+            if positions:
+                part = _Part(self, engine, [requests[i] for i in positions], [futures[i] for i in positions])
+                part.begin(next(self._batches), alone)
+        return futures
 
     @property
     def in_flight(self) -> int:
-        """Branches that engines work on or that wait for one."""
-        with self._lock:
-            return sum(engine.load for engine in self._engines) + sum(r.num_branches for r, _ in self._queue)
+        """Branches that the engines work on or have waiting."""
+        return sum(self.loads())
 
     def loads(self) -> list[int]:
         """Branches in flight on each engine, for error messages."""
         with self._lock:
-            return [engine.load for engine in self._engines]
+            return list(self._loads)
+
+    def answered(self, engine: int, branches: int) -> None:
+        with self._lock:
+            self._loads[engine] -= branches
 
     def logprobs(self, engine: int, token_ids: Sequence[int]) -> Future[list[float]]:
         return self.group.submit(engine, GeneratorWorker.logprobs, token_ids)
@@ -292,31 +385,58 @@ class Generators:
         except TroupeError as error:
             raise SyncError(f"weight sync failed in phase {phase!r}: {error}") from None
 
-    def _dispatch(self) -> None:
-        """Hand queued requests out until every engine is full; an engine takes one more wave than it can run, so
-        that it never idles while an answer travels here and the next request back."""
-        full = 2 * self.config.max_running
-        while True:
-            with self._lock:
-                engine = min(self._engines, key=lambda candidate: candidate.load)
-                if not self._queue or (engine.load and engine.load + self._queue[0][0].num_branches > full):
-                    return
-                request, answer = self._queue.popleft()
-                engine.load += request.num_branches
-            running = self.group.submit(engine.index, GeneratorWorker.generate, request)
-            running.add_done_callback(functools.partial(self._finished, engine, request, answer))
 
-    def _finished(
-        self, engine: _Engine, request: Request, answer: Future[list[Branch]], done: Future[list[Branch]]
+def deal(requests: Sequence[Request], loads: Sequence[int]) -> list[list[int]]:
+    """Positions of the requests that each engine gets: in order, each to the engine with the fewest branches."""
+    loads, dealt = list(loads), [list[int]() for _ in loads]
+    for position, request in enumerate(requests):
+        engine = loads.index(min(loads))
+        loads[engine] += request.num_branches
+        dealt[engine].append(position)
+    return dealt
+
+
+class _Part:
+    """What one engine got of a batch, until its last answer is here."""
+
+    def __init__(
+        self, generators: Generators, engine: int, requests: list[Request], futures: list[Future[list[Branch]]]
     ) -> None:
-        with self._lock:
-            engine.load -= request.num_branches
-        error = done.exception()
-        if error is not None:
-            answer.set_exception(self.group.translate(error, engine.index))
-        else:
-            answer.set_result(done.result())
-        self._dispatch()
+        self._generators, self._engine = generators, engine
+        self._requests, self._futures = requests, futures
+        self._open = set(range(len(requests)))
+
+    def begin(self, batch: int, alone: bool) -> None:
+        self._batch = batch
+        begun = self._generators.group.submit(self._engine, GeneratorWorker.begin, batch, self._requests, alone=alone)
+        begun.add_done_callback(self._ask)
+
+    def _ask(self, before: Future[Any]) -> None:
+        if (error := before.exception()) is not None:
+            self._fail(error)
+            return
+        answers = self._generators.group.submit(self._engine, GeneratorWorker.finished, self._batch)
+        answers.add_done_callback(self._take)
+
+    def _take(self, answers: Future[list[tuple[int, list[Branch]]]]) -> None:
+        if (error := answers.exception()) is not None:
+            self._fail(error)
+            return
+        for position, branches in answers.result():
+            self._close(position)
+            self._futures[position].set_result(branches)
+        if self._open:
+            self._ask(answers)
+
+    def _fail(self, error: BaseException) -> None:
+        told = self._generators.group.translate(error, self._engine)
+        for position in sorted(self._open):
+            self._close(position)
+            self._futures[position].set_exception(told)
+
+    def _close(self, position: int) -> None:
+        self._open.discard(position)
+        self._generators.answered(self._engine, self._requests[position].num_branches)
 
 
 def start_generators(group: Group[GeneratorWorker], config: GeneratorConfig) -> None:

@@ -115,7 +115,13 @@ class Rollouts:
     # -- drawing ------------------------------------------------------------------------------------------
 
     def _start(self, step: int, count: int) -> list[Future[Group]]:
-        return [self._generate(step, sample, ids) for sample, ids in self._draw(count)]
+        drawn = self._draw(count)
+        requests = [self._request(step, sample, ids) for sample, ids in drawn]
+        # Strictly on-policy nothing is asked ahead, so a batch can have the engines to itself and repeat bit by bit.
+        answers = self._generators.submit(requests, alone=self._config.max_lag == 0)
+        return [
+            chain(branches, sample, ids, self._rewarder) for branches, (sample, ids) in zip(answers, drawn, strict=True)
+        ]
 
     def _draw(self, count: int) -> list[tuple[Sample, list[int]]]:
         """The next prompts that fit; longer ones are dropped and counted, or refused."""
@@ -141,8 +147,8 @@ class Rollouts:
                 )
         return drawn
 
-    def _generate(self, step: int, sample: Sample, prompt_ids: list[int]) -> Future[Group]:
-        request = Request(
+    def _request(self, step: int, sample: Sample, prompt_ids: list[int]) -> Request:
+        return Request(
             prompt_ids=prompt_ids,
             num_branches=self._config.group_size,
             max_tokens=self._config.max_response_tokens,
@@ -150,7 +156,6 @@ class Rollouts:
             seed=branch_seed(self._seed, step, sample.sample_id),
             stop=tuple(self._config.stop),
         )
-        return chain(self._generators.submit(request), sample, prompt_ids, self._rewarder)
 
     # -- collecting ---------------------------------------------------------------------------------------
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import random
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from actors.generator import Request
+from actors.generator import GeneratorWorker, Request, deal
 from actors.rewarder import Rewarder
 from actors.rollouts import Rollout, Rollouts
 from core.errors import DataError, RewardError, WorkerError
@@ -39,7 +42,11 @@ class LastInFirstOut:
         self._inbox: queue.SimpleQueue[tuple[Request, list[Branch], Future[list[Branch]]] | None] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
-    def submit(self, request: Request) -> Future[list[Branch]]:
+    def submit(self, requests: Sequence[Request], *, alone: bool) -> list[Future[list[Branch]]]:
+        self.alone = alone
+        return [self._submit(request) for request in requests]
+
+    def _submit(self, request: Request) -> Future[list[Branch]]:
         self.asked.append((self.version, request))
         answer: Future[list[Branch]] = Future()
         if not self.silent:
@@ -190,6 +197,109 @@ def test_seeds_differ_between_steps_samples_and_runs_and_repeat_otherwise() -> N
     # Branch i takes seed + i, so two groups must lie more than group_size apart to share no random stream.
     used = [seed + branch for seed in first + other for branch in range(GROUP_SIZE)]
     assert len(set(used)) == 2 * 3 * 2 * GROUP_SIZE
+
+
+# -- batches ---------------------------------------------------------------------------------------------------
+
+
+def request(prompt: int = 0, branches: int = 1) -> Request:
+    return Request(prompt_ids=[prompt], num_branches=branches, max_tokens=1, temperature=1.0, seed=0)
+
+
+def test_requests_are_dealt_in_order_to_the_engine_with_the_fewest_branches() -> None:
+    # Loads after each: (2, 0), (2, 3), (6, 3), (6, 4), (6, 5), (6, 6); the tie goes to the first engine.
+    requests = [request(branches=count) for count in (2, 3, 4, 1, 1, 1, 1)]
+    assert deal(requests, [0, 0]) == [[0, 2, 6], [1, 3, 4, 5]]
+    # Six branches before: (6, 2), (6, 5), (6, 9), (7, 9), (8, 9), (9, 9), (10, 9).
+    assert deal(requests, [6, 0]) == [[3, 4, 5, 6], [0, 1, 2]]
+
+
+class Collector:
+    """A request that ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+
+    async def get(self) -> Any:
+        await self.ended.wait()
+        return SimpleNamespace(finished=True, outputs=[])
+
+
+class EngineDiary:
+    """What a worker asks of vLLM's engine, in order."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.requests: dict[int, Collector] = {}
+        self.engine_core = self
+
+    async def has(self, line: str) -> None:
+        async with asyncio.timeout(60):
+            while line not in self.lines:
+                await asyncio.sleep(0.001)
+
+    async def pause_scheduler_async(self, mode: str, clear_cache: bool) -> None:
+        self.lines.append("pause")
+
+    async def resume_scheduler_async(self) -> None:
+        self.lines.append("resume")
+
+    async def add_request(self, name: str, prompt: Any, sampling: Any) -> Collector:
+        (number,) = prompt["prompt_token_ids"]
+        await asyncio.sleep(0.001)  # as long as it takes others to get in between
+        self.lines.append(f"add {number}")
+        self.requests[number] = Collector()
+        return self.requests[number]
+
+
+def worker_with(diary: EngineDiary) -> GeneratorWorker:
+    worker = object.__new__(GeneratorWorker)
+    worker._llm, worker._turn, worker._index, worker._requests = diary, asyncio.Lock(), 0, 0
+    worker._inboxes, worker._tasks = {}, set()
+    worker._tokenizer = SimpleNamespace(batch_decode=lambda ids, **_: [])
+    return worker
+
+
+def test_an_engine_gets_a_whole_batch_before_it_runs_and_answers_request_by_request() -> None:
+    async def story() -> list[str]:
+        diary = EngineDiary()
+        worker = worker_with(diary)
+        await worker.begin(0, [request(1), request(2)], alone=True)
+        await worker.begin(1, [request(3)], alone=True)
+        await diary.has("resume")
+        diary.requests[2].ended.set()
+        assert await worker.finished(0) == [(1, [])]
+        await asyncio.sleep(0.05)
+        assert "add 3" not in diary.lines  # request 1 still runs
+        diary.requests[1].ended.set()
+        assert await worker.finished(0) == [(0, [])]
+        await diary.has("add 3")
+        diary.requests[3].ended.set()
+        assert await worker.finished(1) == [(0, [])]
+        assert worker._inboxes == {}
+        return diary.lines
+
+    assert asyncio.run(story()) == ["pause", "add 1", "add 2", "resume", "pause", "add 3", "resume"]
+
+
+def test_what_is_asked_ahead_does_not_wait_for_a_straggler() -> None:
+    async def story() -> list[str]:
+        diary = EngineDiary()
+        worker = worker_with(diary)
+        await worker.begin(0, [request(1)], alone=False)
+        await worker.begin(1, [request(2)], alone=False)
+        await diary.has("add 2")
+        return diary.lines
+
+    assert asyncio.run(story()) == ["add 1", "add 2"]
+
+
+@pytest.mark.parametrize(("max_lag", "alone"), [(0, True), (1, False)])
+def test_a_step_has_the_engines_to_itself_unless_steps_overlap(
+    generators: LastInFirstOut, max_lag: int, alone: bool
+) -> None:
+    build(generators, samples(7), max_lag=max_lag).collect(1)
+    assert generators.alone is alone
 
 
 # -- dynamic sampling ------------------------------------------------------------------------------------------

@@ -200,15 +200,14 @@ def test_ctrl_c_saves_and_leaves_no_process_and_the_run_continues_to_the_same_we
     lines = read_lines(run / "metrics.jsonl")
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     expected = read_lines(uninterrupted / "metrics.jsonl")
-    for name in ("reward/mean", "rollout/tokens", "rollout/truncated_fraction", "rollout/lag_max"):
-        assert [line[name] for line in lines[1:]] == [line[name] for line in expected[1:]]
-    # The last bits of two runs of the trainer were seen to differ at step 1 already, before any stop, so weights are
-    # compared in the distance that training moved them. test_engine.py proves that save and load lose no bit.
-    ours, theirs, began = weights(run), weights(uninterrupted), load_file(directory / "model" / "model.safetensors")
+    # No tolerance: whatever else ran on this machine, and wherever the run was stopped, each bit is the same.
+    ours, theirs = weights(run), weights(uninterrupted)
     assert ours.keys() == theirs.keys()
-    apart = torch.cat([(ours[name] - theirs[name]).flatten() for name in theirs]).norm()
-    moved = torch.cat([(theirs[name] - began[name]).flatten() for name in theirs]).norm()
-    assert apart <= 1e-4 * moved
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    # What is logged of a step depends on nothing else either, save for clocks.
+    for own, other in zip(lines[1:], expected[1:], strict=True):
+        numbers = [name for name in other if name.startswith(("policy/", "rollout/", "reward/", "importance/"))]
+        assert [own.get(name) for name in numbers] == [other[name] for name in numbers]
 
 
 # -- what is refused -------------------------------------------------------------------------------------------
