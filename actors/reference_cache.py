@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from algorithms.packing import Batch
@@ -27,13 +27,18 @@ class ReferenceCache:
     """Per-token log-probabilities of groups, found by the sample's id."""
 
     def __init__(self, path: Path, *, model: str, tokenizer: str) -> None:
-        """`model` and `tokenizer` are fingerprints. Raises CheckpointError for a file of others."""
+        """`model` and `tokenizer` are fingerprints. Raises CheckpointError for a file of others, or of something else."""
         self.path = path
         self._identity = {"model": model, "tokenizer": tokenizer}
         self._logprobs: dict[str, torch.Tensor] = {}
         self._digests: dict[str, str] = {}
         if path.is_file():
-            self._read()
+            try:
+                self._read()
+            except SafetensorError as error:
+                raise CheckpointError(
+                    f"{path} cannot be read ({error}); remove it, or name another reference_cache"
+                ) from None
 
     def _read(self) -> None:
         with safe_open(self.path, "pt") as file:
@@ -75,10 +80,11 @@ class ReferenceCache:
         """[N]: the log-probabilities of the groups' branch tokens, in the order of their batch."""
         for group in groups:
             name = group.sample.sample_id
-            if self._digests[name] != _digest(group):
+            found, wanted = self._digests[name], _digest(group)
+            if found != wanted:
                 raise CheckpointError(
-                    f"{self.path} has log-probabilities of other answers for {name} (the data or max_length changed); remove it, or "
-                    "name another reference_cache"
+                    f"{self.path} has log-probabilities of other answers for {name} ({found} in the file, {wanted} now; the data or "
+                    "max_length changed); remove it, or name another reference_cache"
                 )
         return torch.cat([self._logprobs[group.sample.sample_id] for group in groups])
 

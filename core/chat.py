@@ -45,6 +45,7 @@ def encode_answer(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def answer_spans(tokenizer: PreTrainedTokenizerBase, sample: Sample, prompt_ids: Sequence[int]) -> list[range]:
     """Where the prompt's own assistant turns lie in `prompt_ids`, each from its first token to its end of turn.
 
+    A turn that opens the conversation is not among them: it answers nothing, and no template shows what precedes it.
     Raises DataError when the chat template shows an earlier turn differently once others follow (one that drops
     reasoning, say): then its tokens are not those that the model would have sampled.
     """
@@ -52,7 +53,7 @@ def answer_spans(tokenizer: PreTrainedTokenizerBase, sample: Sample, prompt_ids:
         return []
     spans = []
     for index, message in enumerate(sample.prompt):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or index == 0:
             continue
         before = _template(tokenizer, sample.prompt[:index], generation=True)
         after = _template(tokenizer, sample.prompt[: index + 1], generation=False)

@@ -23,7 +23,7 @@ def weights_fingerprint(model_path: str) -> str:
         return model_path
     manifest = read_json(directory / "manifest.json") or {}
     digest = hashlib.sha256()
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
         known = manifest.get("files", {}).get(file.name, {}).get("sha256")
         digest.update(f"{file.name}\0{known or _hash(file)}\0".encode())
     return digest.hexdigest()[:16]

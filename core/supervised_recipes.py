@@ -97,7 +97,8 @@ class SupervisedConfig(Section):
 
     def num_steps(self, num_samples: int) -> int:
         """Optimizer steps over so many training samples."""
-        return self.steps or max(1, math.ceil(self.epochs * num_samples / self.batch_size))
+        # Rounded first: 1.1 epochs of 10 samples are 11, and 11.000000000000002 in floating point.
+        return self.steps or max(1, math.ceil(round(self.epochs * num_samples / self.batch_size, 6)))
 
     def arithmetic(self) -> str:
         """The derived numbers in one sentence, printed at the start."""
