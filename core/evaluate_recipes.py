@@ -101,6 +101,10 @@ class EvaluateConfig(Section):
     def _settings_fit(self) -> EvaluateConfig:
         if (self.model is None) == (not self.models):
             raise ValueError("give either model (one) or models (several by name)")
+        if REFERENCE in self.named_models:
+            raise ValueError(
+                f"{REFERENCE!r} means the data's own answers; give the model another name: models={{other: {self.model}}}"
+            )
         if not self.all_metrics and self.reward_model is None:
             raise ValueError("nothing would be measured; name metrics, or set rouge: true, or reward_model.path")
         if self.reward_model is not None and (self.reward_model.relative_to_reference or self.reward_model.weight != 1):

@@ -69,6 +69,7 @@ BAD_RECIPES = {
     "both": (["model=runs/x", "models.a=runs/x"], "give either model (one) or models (several by name)"),
     "two of a name": (["models=[a/sft, b/sft]"], "two of the models would be called 'sft'; give them names"),
     "a name that is no file's": (["models={'a/b': runs/x}"], "'a/b' cannot name a model"),
+    "a run that is called like the references": (["model=runs/reference"], "give the model another name"),
     "an unknown opponent": (
         ["models=[runs/sft, runs/ppo]", "against=dpo"],
         "against 'dpo' is not among the models (sft, ppo); it may also be 'reference', or a JSONL file",
