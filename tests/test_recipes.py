@@ -1,4 +1,8 @@
-"""Every recipe in configs/ can be started: it loads, its rewards exist, its numbers fit, and it says what it changes."""
+"""Every recipe in configs/ can be started: it loads, its rewards exist, its numbers fit, and it says what it changes.
+
+Which job a recipe is for follows from its place: those of a system are named after their job or stage, pipelines have a
+directory of their own, and the rest is GRPO's.
+"""
 
 from __future__ import annotations
 
@@ -11,67 +15,133 @@ from omegaconf import OmegaConf
 
 from actors.placement import seats
 from core.config import Section, load_config
-from core.recipes import GRPOConfig
+from core.data_recipes import DocstringPairsConfig, HarvestConfig, TldrComparisonsConfig, TldrConfig
+from core.dry_runs import dry_runs
+from core.evaluate_recipes import EvaluateConfig
+from core.pipeline_recipes import PipelineConfig
+from core.recipes import GRPOConfig, PretrainedModelConfig, RewardConfig
+from core.rl_recipes import PPOConfig, RLOOConfig
 from core.run_directory import flat_values
+from core.supervised_recipes import DPOConfig, RewardModelTrainingConfig, SFTConfig, SupervisedConfig
+from jobs.run_pipeline import check_command, checked_stage, missing_files
 from rewards import build_rewards
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = ROOT / "configs"
+PIPELINES = sorted((CONFIGS / "pipelines").glob("*.yaml"))
+RECIPES = sorted(set(CONFIGS.rglob("*.yaml")) - set(PIPELINES))
 H100_RECIPES = [recipe for recipe in RECIPES if "8xh100" in recipe.stem]
+JOBS: dict[str, type[Section]] = {
+    "sft": SFTConfig,
+    "reward_model": RewardModelTrainingConfig,
+    "judge": RewardModelTrainingConfig,
+    "dpo": DPOConfig,
+    "ppo": PPOConfig,
+    "rloo": RLOOConfig,
+    "evaluate": EvaluateConfig,
+}
 
 
-def loaded(recipe: Path) -> GRPOConfig:
-    return load_config(GRPOConfig, [str(recipe)])
+def job_config(recipe: Path) -> type[Section]:
+    return GRPOConfig if recipe.parent == CONFIGS else JOBS[recipe.stem]
+
+
+def loaded(recipe: Path) -> Any:
+    return load_config(job_config(recipe), [str(recipe)])
+
+
+def system(name: str) -> dict[str, Any]:
+    """The loaded recipes of a system, `cs224r/small`, by their stage."""
+    return {recipe.stem: loaded(recipe) for recipe in sorted((CONFIGS / name).glob("*.yaml"))}
+
+
+def pipeline(path: Path) -> PipelineConfig:
+    return load_config(PipelineConfig, [str(path)])
 
 
 def written(recipe: Path) -> Any:
     return OmegaConf.to_container(OmegaConf.load(recipe))
 
 
-def unwritten_changes(section: Section, given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Fields whose value is not the default of their section, although the recipe does not name them."""
+def unwritten_changes(
+    section: Section, given: Mapping[str, Any], usual: Section | None, prefix: str = ""
+) -> Iterator[str]:
+    """Fields that the recipe does not name and that are not what the job has by default (`usual`, else the section)."""
     for name, info in type(section).model_fields.items():
         value = getattr(section, name)
+        default = getattr(usual, name) if type(usual) is type(section) else info.get_default(call_default_factory=True)
         if isinstance(value, Section):
-            yield from unwritten_changes(value, given.get(name) or {}, f"{prefix}{name}.")
-        elif name not in given and value != info.get_default(call_default_factory=True):
+            below = default if isinstance(default, Section) else None
+            yield from unwritten_changes(value, given.get(name) or {}, below, f"{prefix}{name}.")
+        elif name not in given and value != default:
             yield f"{prefix}{name} = {value}"
 
 
+def functions_of(config: Any) -> list[list[RewardConfig]]:
+    """The reward functions that a recipe names: those of training, those of evaluation."""
+    if isinstance(config, EvaluateConfig):
+        lists = [config.all_metrics]
+    elif isinstance(config, GRPOConfig):
+        lists = [config.rewards, config.evaluation.metrics]
+    else:
+        generation = getattr(config, "generation", None)
+        lists = [] if generation is None else [generation.metrics]
+    return [functions for functions in lists if functions]
+
+
+def place_of(config: Any) -> Path:
+    return Path(config.output) if isinstance(config, EvaluateConfig) else config.run.path
+
+
 def by_name(recipe: Path) -> str:
-    return recipe.stem
+    return str(recipe.relative_to(CONFIGS).with_suffix(""))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
 def test_a_recipe_loads_and_states_its_arithmetic(recipe: Path) -> None:
     config = loaded(recipe)
-    assert f"= {config.rollout.prompts_per_step * config.rollout.group_size} sequences a step" in config.arithmetic()
+    if isinstance(config, GRPOConfig):
+        said = f"= {config.rollout.prompts_per_step * config.rollout.group_size} sequences a step"
+    elif isinstance(config, SupervisedConfig):
+        said = f"{config.batch_size} samples a step"
+    else:
+        said = f"{len(config.named_models)} model"
+    assert said in config.arithmetic()
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
-def test_a_recipe_differs_from_the_defaults_only_where_it_says_so(recipe: Path) -> None:
-    assert list(unwritten_changes(loaded(recipe), written(recipe))) == []
+def test_a_recipe_differs_from_its_jobs_defaults_only_where_it_says_so(recipe: Path) -> None:
+    job = job_config(recipe)
+    usual = None if job is EvaluateConfig else job()  # an evaluation without a model does not exist
+    assert list(unwritten_changes(loaded(recipe), written(recipe), usual)) == []
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
-def test_the_rewards_and_metrics_of_a_recipe_exist_and_take_its_arguments(recipe: Path) -> None:
-    config = loaded(recipe)
-    build_rewards(config.rewards)
-    build_rewards(config.evaluation.metrics)
+def test_the_rewards_and_metrics_of_a_recipe_exist_and_take_its_arguments(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVIDIA_API_KEY", "not-a-key")
+    for functions in functions_of(loaded(recipe)):
+        build_rewards(functions)
 
 
 def test_no_two_recipes_write_the_same_run_directory() -> None:
-    assert len({loaded(recipe).run.path for recipe in RECIPES}) == len(RECIPES)
+    assert len({place_of(loaded(recipe)) for recipe in RECIPES}) == len(RECIPES)
 
 
 def test_the_quickstart_recipe_spells_out_the_defaults_and_all_of_them() -> None:
-    recipe = ROOT / "configs" / "quickstart.yaml"
+    recipe = CONFIGS / "quickstart.yaml"
     defaults = flat_values(GRPOConfig().model_dump(mode="json"))
     assert flat_values(loaded(recipe).model_dump(mode="json")) == defaults
     assert sorted(flat_values(written(recipe))) == sorted(defaults)
 
 
-@pytest.mark.parametrize("recipe", H100_RECIPES, ids=by_name)
+# -- eight H100 -------------------------------------------------------------------------------------------------
+
+SAMPLING_ON_H100 = [*H100_RECIPES, CONFIGS / "cs224r/full/rloo.yaml", CONFIGS / "tldr/full/ppo.yaml"]
+
+
+@pytest.mark.parametrize("recipe", SAMPLING_ON_H100, ids=by_name)
 def test_an_h100_recipe_takes_eight_gpus_and_overbooks_none(recipe: Path) -> None:
     table = seats(loaded(recipe), device="cuda")
     gpus = {seat.bundle: seat.bundle_gpus for seat in table}
@@ -93,3 +163,100 @@ def test_the_two_h100_recipes_solve_the_same_task() -> None:
         "generator.memory_fraction",
         "placement.mode",
     }
+
+
+def test_ppo_on_gpt_j_takes_the_originals_6400_optimizer_steps() -> None:
+    """50 rollouts of 128 summaries, cut into batches of 4, four times over: 50 x 32 x 4."""
+    ppo = system("tldr/full")["ppo"]
+    assert ppo.rollout.branches_per_step // ppo.algorithm.minibatches == 4
+    assert ppo.steps * ppo.algorithm.minibatches * ppo.algorithm.epochs == 6400
+
+
+# -- the systems ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[tuple[str, str], Any]:
+    """(pipeline, stage) -> what the stage's job said to its dry run; all of them in one process, for it takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        stages = [(path.stem, name) for path in PIPELINES for name in pipeline(path).stages]
+        commands = [check_command(pipeline(CONFIGS / "pipelines" / f"{stem}.yaml"), name) for stem, name in stages]
+        return dict(zip(stages, dry_runs(commands), strict=True))
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=by_name)
+def test_every_stage_of_a_pipeline_is_accepted_by_its_job(
+    path: Path, answers: dict[tuple[str, str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = pipeline(path)
+    assert config.name == path.stem
+    for name in config.stages:
+        assert list(missing_files(config, name)) == []
+        checked_stage(config, name, answers[path.stem, name])
+
+
+@pytest.mark.parametrize("path", [path for path in PIPELINES if path.stem != "word_problems"], ids=by_name)
+def test_a_stage_run_by_hand_reads_and_writes_where_its_pipeline_does(path: Path) -> None:
+    config = pipeline(path)
+    directory, size = path.stem.rsplit("_", 1)
+    recipes = system(f"{directory}/{size}")
+    assert list(recipes) == sorted(config.stages)
+    for name, stage in config.stages.items():
+        assert stage.recipe == f"configs/{directory}/{size}/{name}.yaml"
+        assert place_of(recipes[name]) == config.path / name
+        values = flat_values(recipes[name].model_dump(mode="json"))
+        for setting, source in stage.inputs.items():
+            # A run for evaluations, which look for its best checkpoint; that checkpoint for everybody else.
+            assert values[setting] in (
+                f"runs/{config.name}/{source}",
+                f"runs/{config.name}/{source}/checkpoints/best",
+            )
+
+
+@pytest.mark.parametrize("name", ["cs224r/small", "tldr/small"])
+def test_all_stages_of_a_small_system_hold_out_the_same_texts(name: str) -> None:
+    """Another seed or limit in one stage would let it train on what another is measured on."""
+    chosen = [
+        {field: getattr(config.data, field) for field in HarvestConfig.model_fields if field != "type"}
+        for config in system(name).values()
+    ]
+    assert all(each == chosen[0] for each in chosen)
+
+
+def test_the_judge_of_the_small_system_1_has_seen_no_text_of_those_it_judges() -> None:
+    stages = system("cs224r/small")
+    halves = {
+        name: config.data.half for name, config in stages.items() if isinstance(config.data, DocstringPairsConfig)
+    }
+    assert halves == {"dpo": "first", "judge": "second", "reward_model": "first"}
+    assert stages["judge"].seed != stages["reward_model"].seed
+    assert stages["evaluate"].reward_model.path == str(stages["judge"].run.path)
+    assert stages["rloo"].reward_model.path == f"{stages['reward_model'].run.path}/checkpoints/best"
+
+
+@pytest.mark.parametrize("name", ["cs224r/full", "cs224r/small", "tldr/full", "tldr/small"])
+def test_every_later_stage_starts_from_the_sft_model(name: str) -> None:
+    stages = system(name)
+    start = f"{stages['sft'].run.path}/checkpoints/best"
+    later = {stage: config.model for stage, config in stages.items() if stage not in ("sft", "evaluate")}
+    assert all(isinstance(model, PretrainedModelConfig) and model.path == start for model in later.values()), later
+
+
+def test_all_stages_of_the_full_system_3_read_the_same_posts() -> None:
+    """A post cut elsewhere would be another text to the reward model than to the policy."""
+    data = [config.data for config in system("tldr/full").values()]
+    assert all(isinstance(each, TldrConfig | TldrComparisonsConfig) for each in data)
+    assert {each.max_prompt_chars for each in data} == {2000}
+
+
+@pytest.mark.parametrize("name", ["cs224r", "tldr"])
+def test_what_a_reward_model_scores_is_no_longer_than_what_it_was_trained_on(name: str) -> None:
+    for size in ("full", "small"):
+        stages = system(f"{name}/{size}")
+        limit = stages["reward_model"].max_length
+        for stage in ("ppo", "rloo"):
+            if stage in stages:
+                rollout = stages[stage].rollout
+                assert rollout.max_prompt_tokens + rollout.max_response_tokens <= limit
