@@ -9,6 +9,8 @@ import pytest
 from core.config import dump_config, help_text, load_config
 from core.errors import ConfigError
 from core.recipes import GRPOConfig
+from core.rl_recipes import PPOConfig, RLOOConfig
+from core.supervised_recipes import DPOConfig, RewardModelTrainingConfig, SFTConfig
 
 
 def test_an_empty_recipe_is_a_good_run() -> None:
@@ -69,3 +71,53 @@ def test_help_tells_every_field_with_its_sentence() -> None:
     text = help_text(GRPOConfig, "jobs/train_grpo.py")
     assert "rollout.group_size: int = 8\n      Branches sampled for each prompt." in text
     assert text.startswith("usage: python jobs/train_grpo.py [recipe.yaml ...]")
+
+
+# -- a section that is given in part -----------------------------------------------------------------------------
+
+
+def test_one_setting_of_a_section_leaves_what_the_recipe_says_of_the_others() -> None:
+    config = load_config(PPOConfig, ["algorithm.minibatches=1"])
+    assert config.algorithm == PPOConfig().algorithm.model_copy(update={"minibatches": 1})
+    # Two levels down: RLOO's coefficient changes, its placement in the reward does not.
+    config = load_config(RLOOConfig, ["algorithm.kl.coef=0.2"])
+    assert (config.algorithm.kl.coef, config.algorithm.kl.placement) == (0.2, "reward")
+    assert config.algorithm.advantage == "rloo"
+
+
+def test_a_file_and_an_override_of_one_section_both_count(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("algorithm: {epochs: 2, kl: {coef: 0.3}}\n")
+    algorithm = load_config(PPOConfig, [str(file), "algorithm.kl.adaptive.target=6"]).algorithm
+    assert (algorithm.epochs, algorithm.minibatches, algorithm.advantage) == (2, 2, "gae")
+    assert (algorithm.kl.coef, algorithm.kl.placement) == (0.3, "reward")
+    assert algorithm.kl.adaptive is not None
+    assert algorithm.kl.adaptive.target == 6
+
+
+def test_a_section_may_be_set_to_null_and_a_default_set_back() -> None:
+    assert load_config(PPOConfig, ["critic.value_clip=null"]).critic.value_clip is None
+    assert load_config(PPOConfig, ["algorithm.clip_high=0.28"]).algorithm.clip_high == 0.28
+
+
+@pytest.mark.parametrize("arguments", [["data.seed=3"], ["data.type=docstring_pairs", "data.seed=3"]])
+def test_a_field_of_a_kind_of_section_needs_not_name_the_kind_that_is_the_default(arguments: list[str]) -> None:
+    config = load_config(RewardModelTrainingConfig, arguments)
+    assert (config.data.type, config.data.seed) == ("docstring_pairs", 3)  # type: ignore[union-attr]
+
+
+def test_another_type_replaces_the_section_and_takes_nothing_from_it() -> None:
+    # The default of SFT has no warm start; a pretrained model knows none, and scratch keeps it off.
+    assert load_config(SFTConfig, ["model.hidden_size=64"]).model.warm_start.steps == 0  # type: ignore[union-attr]
+    assert load_config(SFTConfig, ["model.type=pretrained", "model.path=here"]).model.path == "here"  # type: ignore[union-attr]
+    config = load_config(DPOConfig, ["data={type: jsonl, path: a.jsonl}"])
+    assert config.data == type(config.data)(path="a.jsonl")
+    with pytest.raises(ConfigError, match="hidden_size: unknown key"):
+        load_config(SFTConfig, ["model.type=pretrained", "model.path=here", "model.hidden_size=64"])
+
+
+def test_a_mistake_in_a_part_of_a_section_is_named_where_it_was_made() -> None:
+    with pytest.raises(ConfigError, match=r"^algorithm\.kl\.coeff: unknown key; did you mean 'coef'\?$"):
+        load_config(PPOConfig, ["algorithm.kl.coeff=1"])
+    with pytest.raises(ConfigError, match=r"^algorithm: Input should be"):
+        load_config(PPOConfig, ["algorithm=fast"])
