@@ -9,8 +9,8 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
@@ -28,6 +28,9 @@ class Series:
     label: str
     points: Sequence[Point]
     color: str = "var(--c0)"
+    dashed: bool = False
+    smooth: bool = True
+    """Whether a long curve may be drawn as a running mean; not where its points are few and each is a mean already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +101,7 @@ def line_chart(
     steps: tuple[float, float] | None = None,
 ) -> str:
     """A figure with one curve per series; `bound` draws a limit and makes the value axis logarithmic."""
-    drawn = [Series(label=one.label, points=thin(one.points), color=one.color) for one in series]
+    drawn = [replace(one, points=thin(one.points)) for one in series]
     values = [value for one in drawn for _, value in one.points if value is not None]
     if not values:
         return ""
@@ -112,7 +115,7 @@ def line_chart(
         )
     longest = max(len(one.points) for one in drawn)
     reach = max(2, longest // 30) if longest >= SMOOTH_FROM else 0
-    parts += [_curve(one, x, y, reach) for one in drawn]
+    parts += [_curve(one, x, y, reach if one.smooth else 0) for one in drawn]
     return _figure(
         "".join(parts), [_hover_points(one, x, y) for one in drawn], drawn, x, title=title, name=name, hint=hint
     )
@@ -120,7 +123,7 @@ def line_chart(
 
 def stacked_bars(series: Sequence[Series], *, title: str, unit: str, hint: str = "") -> str:
     """A figure with one bar per step, the series on top of each other; series share their steps."""
-    drawn = [Series(label=one.label, points=thin(one.points, 90), color=one.color) for one in series]
+    drawn = [replace(one, points=thin(one.points, 90)) for one in series]
     if not drawn or not drawn[0].points:
         return ""
     steps = [step for step, _ in drawn[0].points]
@@ -142,6 +145,41 @@ def stacked_bars(series: Sequence[Series], *, title: str, unit: str, hint: str =
         bars.append(f'<g fill="{one.color}">{"".join(rects)}</g>')
     hover = [[[step, value, x(step), None] for step, value in one.points] for one in drawn]
     return _figure(_grid(x, y) + "".join(bars), hover, drawn, x, title=title, name="", hint=hint, unit=unit, mean=True)
+
+
+def reliability_chart(bins: Sequence[Mapping[str, float]], *, title: str, hint: str = "") -> str:
+    """Accuracy over confidence, each from one half to 1 or lower, with the diagonal of a model that knows itself.
+
+    A bin has `low`, `high`, `count`, `confidence` and `accuracy` (core.calibration); its count is the bar below.
+    """
+    if not bins:
+        return ""
+    x = Axis(low=0.5, high=1.0, begin=LEFT, end=WIDTH - RIGHT)
+    lowest = min(one["accuracy"] for one in bins)
+    y = Axis(low=0.4 if lowest >= 0.4 else 0.0, high=1.0, begin=HEIGHT - BOTTOM, end=TOP)
+    most = max(one["count"] for one in bins)
+    bars, dots = [], []
+    for one in bins:
+        height = one["count"] / most * (y.begin - y.end) * 0.3
+        told = f"{one['count']:.0f} pairs, confidence {one['confidence']:.3f}, accuracy {one['accuracy']:.3f}"
+        width = max(x(one["high"]) - x(one["low"]) - 2, 1.0)
+        bars.append(
+            f'<rect x="{x(one["low"]) + 1:.1f}" y="{y.begin - height:.1f}" width="{width:.1f}" height="{height:.1f}">'
+            f"<title>{told}</title></rect>"
+            f'<text x="{(x(one["low"]) + x(one["high"])) / 2:.1f}" y="{y.begin - height - 3:.1f}" text-anchor="middle">'
+            f"{short(one['count'])}</text>"
+        )
+        dots.append(
+            f'<circle cx="{x(one["confidence"])}" cy="{y(one["accuracy"])}" r="3"><title>{told}</title></circle>'
+        )
+    points = [(one["confidence"], one["accuracy"]) for one in bins]
+    diagonal = f'<line class="diagonal" x1="{x(0.5)}" y1="{y(0.5)}" x2="{x(1.0)}" y2="{y(1.0)}"/>'
+    curve = f'<g class="curve" style="stroke:var(--c0);color:var(--c0)">{_path(points, x, y)}{"".join(dots)}</g>'
+    return (
+        f'<figure class="chart"><figcaption><h3>{html.escape(title)}</h3><p class="hint">{html.escape(hint)}</p></figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">{_shares(x, y)}'
+        f'<g class="counts">{"".join(bars)}</g>{diagonal}{curve}</svg></figure>'
+    )
 
 
 # -- parts -------------------------------------------------------------------------------------------------------
@@ -177,10 +215,12 @@ def _grid(x: Axis, y: Axis) -> str:
         marks = [10.0**decade for decade in decades[:: math.ceil(len(decades) / 5)]]
     else:
         marks = ticks(y.low, y.high)
+    labels = [_tick_label(mark, marks) for mark in marks]
+    small = ' style="font-size:8px"' if any(len(label) > 6 for label in labels) else ""
     lines = "".join(
         f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(mark)}" y2="{y(mark)}"/>'
-        f'<text x="{LEFT - 7}" y="{y(mark) + 3.5}" text-anchor="end">{_tick_label(mark, marks)}</text>'
-        for mark in marks
+        f'<text x="{LEFT - 7}" y="{y(mark) + 3.5}" text-anchor="end"{small}>{label}</text>'
+        for mark, label in zip(marks, labels, strict=True)
     )
     steps = "".join(
         f'<text x="{x(mark)}" y="{HEIGHT - 7}" text-anchor="middle">{int(mark):,}</text>'
@@ -190,12 +230,26 @@ def _grid(x: Axis, y: Axis) -> str:
     return f'<g class="grid">{lines}{steps}</g>'
 
 
+def _shares(x: Axis, y: Axis) -> str:
+    """The grid of two axes of shares."""
+    lines = "".join(
+        f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(mark)}" y2="{y(mark)}"/>'
+        f'<text x="{LEFT - 7}" y="{y(mark) + 3.5}" text-anchor="end">{mark:.0%}</text>'
+        for mark in ticks(y.low, y.high, 7)
+    )
+    marks = "".join(
+        f'<text x="{x(mark)}" y="{HEIGHT - 7}" text-anchor="{"end" if mark == x.high else "middle"}">{mark:.0%}</text>'
+        for mark in ticks(x.low, x.high, 7)
+    )
+    return f'<g class="grid">{lines}{marks}</g>'
+
+
 def _tick_label(mark: float, marks: Sequence[float]) -> str:
     """As many digits as the marks need, the same on the whole axis; very large and very small ones in short."""
     largest = max(abs(other) for other in marks)
     if mark == 0 or largest >= 1e4 or largest < 1e-2 or largest >= 100 * marks[0] > 0:
         return f"{mark:g}" if 1e-3 <= mark < 1e4 else short(mark)
-    digits = next((count for count in range(5) if all(math.isclose(round(m, count), m) for m in marks)), 5)
+    digits = next((count for count in range(7) if all(math.isclose(round(m, count), m) for m in marks)), 7)
     return f"{mark:.{digits}f}"
 
 
@@ -209,7 +263,8 @@ def _curve(one: Series, x: Axis, y: Axis, reach: int) -> str:
         drawn = raw + "".join(f'<circle cx="{x(step)}" cy="{y(value)}" r="2"/>' for step, value in known)
     else:
         drawn = raw
-    return f'<g class="curve" style="stroke:{one.color};color:{one.color}">{drawn}</g>'
+    kind = "curve dashed" if one.dashed else "curve"
+    return f'<g class="{kind}" style="stroke:{one.color};color:{one.color}">{drawn}</g>'
 
 
 def _path(points: Sequence[Point], x: Axis, y: Axis) -> str:
@@ -268,7 +323,8 @@ def _figure(
 
 
 def _label(one: Series) -> str:
-    return f'<i style="background:{one.color}"></i>{html.escape(one.label)} '
+    style = f"border:2px dotted {one.color}" if one.dashed else f"background:{one.color}"
+    return f'<i style="{style}"></i>{html.escape(one.label)} '
 
 
 def _resting_value(one: Series, mean: bool) -> str:

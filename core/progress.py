@@ -1,6 +1,6 @@
 """The face of a running job: a live bar on a terminal, a plain line now and then elsewhere.
 
-It shows the step, the reward, the held-out metric, tokens per second and the time that is left.
+It shows the step, the reward or the training loss, the held-out metric, tokens per second and the time that is left.
 """
 
 from __future__ import annotations
@@ -16,16 +16,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 SECONDS_BETWEEN_LINES = 5.0
 
 
+SUPERVISED = {"sft": ("nll",), "reward_model": ("nll", "accuracy"), "dpo": ("nll", "accuracy")}
+"""What is told of a supervised job's training; of the held-out set its last one, the deciding one."""
+
+
 def headline(metrics: Mapping[str, float]) -> dict[str, str]:
     """The few numbers worth a glance, as label and text."""
-    shown = {}
-    if "reward/mean" in metrics:
-        shown["reward"] = f"{metrics['reward/mean']:.3f}"
-    held_out = next((name for name in metrics if name.startswith("eval/")), None)
-    if held_out is not None:
-        shown[held_out.rpartition("/")[2]] = f"{metrics[held_out]:.3f}"
-    if "loss" in metrics:
-        shown["loss"] = f"{metrics['loss']:.3f}"
+    told = {"reward": "reward/mean"}
+    family = next((family for family, leaves in SUPERVISED.items() if f"{family}/{leaves[-1]}" in metrics), None)
+    leaves = SUPERVISED.get(family or "", ())
+    told |= {leaf: f"{family}/{leaf}" for leaf in leaves}
+    decides = leaves[-1] if leaves else None
+    held_out = [name for name in metrics if name.startswith("eval/")]
+    deciding = [name for name in held_out if name.rpartition("/")[2] == decides]
+    for name in [*deciding, *held_out][:1]:
+        leaf = name.rpartition("/")[2]
+        told[f"held-out {leaf}" if decides else leaf] = name
+    told |= {"loss": "loss"}
+    shown = {label: f"{metrics[name]:.3f}" for label, name in told.items() if name in metrics}
     if "tokens_per_second" in metrics:
         shown["tokens/s"] = f"{metrics['tokens_per_second']:,.0f}"
     return shown

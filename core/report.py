@@ -13,19 +13,35 @@ from core.charts import short
 from core.errors import ConfigError
 from core.files import write_atomically
 from core.progress import duration
-from core.report_curves import curve_groups, curve_sections, phase_chart, phase_color, run_color, title_of
+from core.report_curves import (
+    calibration,
+    curve_groups,
+    curve_sections,
+    phase_chart,
+    phase_color,
+    run_color,
+    title_of,
+)
 from core.report_data import RunRecord, day_and_time, read_run
 from core.report_page import escape, navigation, page, section, table
 from core.report_texts import before_and_after, events_table, last_rollouts, settings
+from core.report_titles import LEARNING
 from core.run_directory import flat_values
+
+METHODS = {"sft": "SFT", "reward_model": "reward model", "dpo": "DPO", "grpo": "GRPO", "rloo": "RLOO", "ppo": "PPO"}
+HEADLINES = ("reward/mean", "loss", "sft/nll", "reward_model/accuracy", "dpo/accuracy")
+"""Training metrics that are shown first, beside the held-out one."""
 
 
 def build_report(directory: Path, output: Path | None = None) -> Path:
     """Write the report of one run; returns where it is."""
     directory = Path(directory)
     run = read_run(directory)
+    curves = curve_groups([run])
     parts = {
-        **curve_groups([run]),
+        LEARNING: curves.pop(LEARNING, ""),
+        "Calibration": calibration(run),
+        **curves,
         "Where the time goes": _times(run),
         "Before and after": before_and_after(run),
         "Last rollouts": last_rollouts(run),
@@ -69,13 +85,21 @@ def _masthead(run: RunRecord, titles: Sequence[str]) -> str:
     if run.state == "failed" and failure is not None:
         banner = f'<p class="banner"><b class="failed">Failed at step {failure.get("step")}.</b> {escape(failure.get("error", ""))}</p>'
     return (
-        f'<p class="over">Troupe · run</p><div class="title"><h1>{escape(run.name)}</h1>{_state(run)}</div>'
-        f'<p class="lead">{escape(_in_words(run))}{f" Begun {begun} UTC." if begun else ""}</p>{banner}{navigation(titles)}'
+        f'<p class="over">Troupe · {escape(METHODS.get(run.method, run.method))}</p>'
+        f'<div class="title"><h1>{escape(run.name)}</h1>{_state(run)}</div>'
+        f'<p class="lead">{escape(_in_words(run))}{f" Begun {begun} UTC." if begun else ""}{_restarts(run)}</p>'
+        f"{banner}{navigation(titles)}"
     )
 
 
 def _state(run: RunRecord) -> str:
     return f'<span class="state {escape(run.state)}">{escape(run.state)}</span>'
+
+
+def _restarts(run: RunRecord) -> str:
+    if not run.restarts:
+        return ""
+    return f' <span class="restarted">Restarted {run.restarts} time{"s" if run.restarts > 1 else ""}.</span>'
 
 
 def _in_words(run: RunRecord) -> str:
@@ -94,11 +118,15 @@ def _in_words(run: RunRecord) -> str:
         words.append(
             f"· {rollout['prompts_per_step']} prompts x {rollout['group_size']} branches = {count} answers a step"
         )
+    elif config.get("batch_size"):
+        kind = "prompts with their answers" if run.method in ("reward_model", "dpo") else "samples"
+        longest = f", at most {config['max_length']} tokens each" if config.get("max_length") else ""
+        words.append(f"· {config['batch_size']} {kind} a step{longest}")
     return " ".join(words) + "." if words else ""
 
 
 def _tiles(run: RunRecord) -> str:
-    tiles = [(title_of(name)[0], _change(run, name)) for name in (run.headline, "reward/mean", "loss") if name]
+    tiles = [(title_of(name)[0], _change(run, name)) for name in (run.headline, *HEADLINES) if name]
     tiles += [
         ("Steps", f"{run.last_step} <span class=from>of {escape(run.status.get('steps', '?'))}</span>"),
         ("Wall time", duration(run.wall_s)),

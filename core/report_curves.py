@@ -1,41 +1,19 @@
-"""The curves of a report: which metrics there are, what they are called, and how they are grouped.
+"""The curves of a report, by group: of one run, and of several over each other.
 
-One chart per metric, one curve per run, so that a single run and a comparison are drawn by the same code.
+What metrics are called and which of them share a chart is said in `core.report_titles`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from core.charts import Series, line_chart, stacked_bars
+from core.charts import Series, line_chart, reliability_chart, short, stacked_bars
 from core.report_data import RunRecord
-from core.report_page import section
+from core.report_page import section, table
+from core.report_titles import FAMILIES, GROUPS, OTHER, SPEED, TITLES, Plot, group_of, plots, title_of
 
-TITLES = {
-    "reward/mean": ("Reward", "mean over the step's answers"),
-    "reward/std": ("Spread within groups", "standard deviation of a prompt's rewards; at 0 there is nothing to learn"),
-    "policy/kl": ("KL to the reference", "how far the policy moved, nats per token"),
-    "policy/entropy": ("Entropy", "nats per token; a collapse to 0 ends exploration"),
-    "policy/clip_fraction": ("Clipped tokens", "share of tokens whose ratio left the clip range"),
-    "policy/grad_norm": ("Gradient norm", "before clipping"),
-    "policy/learning_rate": ("Learning rate", ""),
-    "policy/loss": ("Loss", ""),
-    "rollout/response_tokens": ("Response length", "mean tokens of an answer"),
-    "rollout/truncated_fraction": ("Truncated answers", "share that hit the length limit"),
-    "rollout/lag": ("Lag", "age in steps of the weights that sampled"),
-    "consistency/logprob_gap": ("Trainer and generator", "mean |difference| of log-probabilities of the same tokens"),
-    "tokens_per_second": ("Tokens per second", "over the whole step"),
-    "time/step_s": ("Seconds a step", ""),
-    "time/publish_s": ("Weight sync", "seconds until the generators have the new weights"),
-    "time/sync_s": ("Weight sync", "seconds until the generators have the new weights"),
-}
-GROUPS = {
-    "Learning": ("eval/", "reward/", "loss", "train/"),
-    "Policy": ("policy/", "critic/", "value/"),
-    "Rollouts": ("rollout/",),
-    "Consistency and speed": ("consistency/", "tokens_per_second", "time/step_s", "time/publish_s", "time/sync_s"),
-}
-HIDDEN = ("consistency/max_gap", "time/")
+__all__ = ["calibration", "curve_groups", "curve_sections", "phase_chart", "phase_color", "run_color", "title_of"]
+
 PHASE_COLORS = {
     "rollout": "var(--c0)",
     "update": "var(--c1)",
@@ -50,30 +28,60 @@ PHASE_COLORS = {
 }
 
 
-def group_of(name: str) -> str | None:
-    """The part of the report a metric belongs to; None for those that are shown elsewhere."""
-    if name.endswith(("tokens_per_second", "/tokens")):
-        return "Consistency and speed"
-    for group, prefixes in GROUPS.items():
-        if name.startswith(prefixes) and name not in HIDDEN:
-            return group
-    return None if name.startswith(HIDDEN) else "Other metrics"
-
-
 def curve_groups(runs: Sequence[RunRecord]) -> dict[str, str]:
-    """Charts of every metric of the runs, as HTML by group, in reading order."""
-    names = list(dict.fromkeys(name for run in runs for name in run.names()))
+    """Charts of every metric of the runs, as HTML by group, in reading order.
+
+    In the report of one run, metrics that are read together share a chart; of several runs each metric has its own.
+    """
+    names = [
+        name for name in dict.fromkeys(name for run in runs for name in run.names()) if not _says_twice(runs, name)
+    ]
     groups = {}
-    for group in [*GROUPS, "Other metrics"]:
-        members = [name for name in names if group_of(name) == group]
-        charts = "".join(metric_chart(runs, name) for name in sorted(members, key=lambda name: _rank(runs[0], name)))
+    for group in [*GROUPS, OTHER]:
+        members = sorted((name for name in names if group_of(name) == group), key=lambda name: _rank(runs[0], name))
+        if len(runs) == 1:
+            charts = "".join(shared_chart(runs[0], plot) for plot in plots(members))
+        else:
+            charts = "".join(metric_chart(runs, name) for name in members)
         if charts:
-            groups[group] = f'<div class="charts">{charts}</div>'
+            groups[_heading(group, members)] = f'<div class="charts">{charts}</div>'
     return groups
 
 
 def curve_sections(runs: Sequence[RunRecord]) -> str:
     return "".join(section(title, charts) for title, charts in curve_groups(runs).items())
+
+
+def _heading(group: str, members: Sequence[str]) -> str:
+    """Jobs without generators have no consistency to speak of."""
+    compared = any(name.startswith("consistency/") for name in members)
+    return "Data and speed" if group == SPEED and not compared else group
+
+
+def _says_twice(runs: Sequence[RunRecord], name: str) -> bool:
+    """Whether it is a loss that is the NLL and nothing else."""
+    family, _, leaf = name.partition("/")
+    if family not in FAMILIES or leaf != "loss":
+        return False
+    return all(run.points(name) == run.points(f"{family}/nll") for run in runs)
+
+
+def shared_chart(run: RunRecord, plot: Plot) -> str:
+    """A chart of one run, with a curve for each of the plot's members."""
+    if len(plot.members) == 1:
+        return metric_chart([run], plot.members[0].metric)
+    drawn = [
+        Series(
+            label=member.label,
+            points=run.points(member.metric),
+            color=run_color(member.color),
+            dashed=member.held_out,
+            smooth=not member.held_out,
+        )
+        for member in plot.members
+    ]
+    name = ", ".join(member.metric for member in plot.members)
+    return line_chart(drawn, title=plot.title, name=name, hint=plot.hint, steps=_steps([run]))
 
 
 def metric_chart(runs: Sequence[RunRecord], name: str) -> str:
@@ -89,29 +97,40 @@ def metric_chart(runs: Sequence[RunRecord], name: str) -> str:
     ]
     bounds = [run.consistency_bound for run in runs if run.consistency_bound is not None]
     bound = min(bounds) if bounds and name == "consistency/logprob_gap" else None
-    steps = (min((run.metrics[0]["step"] for run in runs if run.metrics), default=0), max(r.last_step for r in runs))
-    return line_chart(drawn, title=title, name=name, hint=hint, bound=bound, steps=steps)
+    return line_chart(drawn, title=title, name=name, hint=hint, bound=bound, steps=_steps(runs))
+
+
+def _steps(runs: Sequence[RunRecord]) -> tuple[int, int]:
+    """The range of steps that every chart of the page has."""
+    return min((run.metrics[0]["step"] for run in runs if run.metrics), default=0), max(run.last_step for run in runs)
+
+
+def calibration(run: RunRecord) -> str:
+    """How far the confidence of a reward model can be believed, as a chart and its numbers."""
+    bins = run.calibration
+    if not bins:
+        return ""
+    rows = [
+        (
+            f"{one['low']:.0%} – {one['high']:.0%}",
+            short(one["count"]),
+            f"{one['confidence']:.1%}",
+            f"{one['accuracy']:.1%}",
+        )
+        for one in bins
+    ]
+    pairs = int(sum(one["count"] for one in bins))
+    lead = (
+        f"{pairs:,} held-out pairs by the model's confidence, sigmoid(|score difference|). On the diagonal it is right as "
+        "often as it says; below it is overconfident."
+    )
+    chart = reliability_chart(bins, title="Reliability", hint="share of pairs it ranks rightly, by its confidence")
+    numbers = table(["Confidence", "Pairs", "Mean confidence", "Accuracy"], rows, numbers=(1, 2, 3))
+    return f'<p class="lead" style="margin:-8px 0 14px">{lead}</p><div class="split">{chart}{numbers}</div>'
 
 
 def run_color(index: int) -> str:
     return f"var(--c{index % 8})"
-
-
-def title_of(name: str) -> tuple[str, str]:
-    """(title, hint) of a metric; an unknown one is called by its own name."""
-    if name in TITLES:
-        return TITLES[name]
-    family, _, leaf = name.rpartition("/")
-    words = leaf.replace("_", " ").strip()
-    if name.endswith("tokens_per_second"):
-        return f"Tokens per second, {family}", "within the phase"
-    if leaf == "tokens":
-        return f"Tokens, {family}", "of a step"
-    if family.startswith("eval/"):
-        return f"{words.capitalize()}, held out", family.removeprefix("eval/").replace("_", " ")
-    if family == "reward":
-        return f"Reward: {words}", "unweighted part"
-    return words[:1].upper() + words[1:], family
 
 
 def phase_chart(run: RunRecord) -> str:
@@ -137,7 +156,7 @@ def phase_color(run: RunRecord, phase: str) -> str:
     return free[unknown.index(phase) % len(free)]
 
 
-def _rank(run: RunRecord, name: str) -> tuple[int, int]:
-    """The headline metric first, then held-out ones, then those with a title, then the rest as they came."""
+def _rank(run: RunRecord, name: str) -> tuple[int, int, str]:
+    """The headline metric first, then held-out ones, then those with a title, then the rest by name."""
     titled = list(TITLES).index(name) if name in TITLES else len(TITLES)
-    return (0 if name == run.headline else 1 if name.startswith("eval/") else 2, titled)
+    return (0 if name == run.headline else 1 if name.startswith("eval/") else 2, titled, name)

@@ -18,6 +18,8 @@ from core.files import iter_lines, read_json, read_lines
 MOST_ROLLOUTS = 64
 """Groups of the end of rollouts.jsonl that are read; the file of a long run may not fit into memory."""
 NOT_METRICS = ("step", "at", "wall_s")
+DEFAULT_BEST = {"sft/nll": "nll", "reward_model/accuracy": "accuracy", "dpo/accuracy": "accuracy"}
+"""What decides in supervised training, where the recipe does not say it."""
 DEFAULT_BOUNDS = {"fp32": 1e-3, "bf16": 0.05}
 
 
@@ -37,6 +39,8 @@ class RunRecord:
     answers: list[dict[str, Any]]
     environment: Mapping[str, Any]
     placement: list[dict[str, Any]]
+    calibration: list[dict[str, Any]]
+    """A reward model's held-out pairs by confidence, as core.calibration makes them."""
 
     @property
     def state(self) -> str:
@@ -79,8 +83,9 @@ class RunRecord:
         if evaluation.get("best_metric"):
             return str(evaluation["best_metric"])
         metrics = evaluation.get("metrics") or []
-        first = metrics[0] if metrics else {}
-        return first.get("name") or first.get("fn")
+        if metrics:
+            return metrics[0].get("name") or metrics[0].get("fn")
+        return next((best for name, best in DEFAULT_BEST.items() if any(self.points(name))), None)
 
     @property
     def headline(self) -> str | None:
@@ -92,6 +97,17 @@ class RunRecord:
     def first_and_last(self, name: str) -> tuple[float, float] | None:
         known = [value for _, value in self.points(name) if value is not None]
         return (known[0], known[-1]) if known else None
+
+    @property
+    def method(self) -> str:
+        """The job: `sft`, `reward_model`, `grpo`; `run` where it is not known."""
+        program = str(self.environment.get("program") or "")
+        return program.removeprefix("train_").removesuffix(".py") if program.startswith("train_") else "run"
+
+    @property
+    def restarts(self) -> int:
+        """Times that workers died and were started again."""
+        return sum(event.get("kind") == "restarted" for event in self.events)
 
     @property
     def phases(self) -> list[str]:
@@ -145,7 +161,19 @@ def read_run(directory: Path) -> RunRecord:
         answers=read_lines(directory / "answers.jsonl"),
         environment=read_json(directory / "environment.json") or {},
         placement=read_json(directory / "placement.json") or [],
+        calibration=_bins(read_json(directory / "calibration.json")),
     )
+
+
+def _bins(found: Any) -> list[dict[str, Any]]:
+    """The bins of calibration.json that have all their numbers."""
+    return [
+        one
+        for one in (found if isinstance(found, list) else [])
+        if isinstance(one, dict)
+        and all(isinstance(one.get(key), int | float) for key in ("low", "high", "count", "confidence", "accuracy"))
+        and one["count"] > 0
+    ]
 
 
 def day_and_time(at: str) -> str:

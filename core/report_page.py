@@ -39,7 +39,8 @@ nav { margin-top: 18px; display: flex; flex-wrap: wrap; gap: 4px 18px; color: va
 .soft { color: var(--soft); }
 .lead { color: var(--soft); margin-top: 6px; max-width: 110ch; }
 .state { font-size: 13px; font-weight: 600; padding: 2px 11px; border-radius: 99px; border: 1px solid currentColor; }
-.finished, .right { color: var(--good); } .running { color: var(--info); } .stopped { color: var(--warn); }
+.finished, .right { color: var(--good); } .running { color: var(--info); }
+.stopped, .restarted, .tracker_failed { color: var(--warn); } tr:has(.restarted) td { background: var(--tint); }
 .failed, .wrong { color: var(--bad); }
 .banner { margin-top: 20px; padding: 12px 16px; border-radius: 10px; border: 1px solid var(--bad); overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(168px, 1fr)); gap: 12px; margin-top: 26px; }
@@ -63,6 +64,8 @@ nav { margin-top: 18px; display: flex; flex-wrap: wrap; gap: 4px 18px; color: va
 .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
 .curve circle { fill: currentColor; stroke: none; } .curve .raw { opacity: 0.3; stroke-width: 1.1; }
 line.bound { stroke: var(--bad); stroke-dasharray: 4 4; } .chart svg text.bound { fill: var(--bad); }
+.curve.dashed path { stroke-dasharray: 3 4; } line.diagonal { stroke: var(--soft); stroke-dasharray: 2 4; }
+.counts rect { fill: var(--c8); opacity: 0.4; }
 .cursor { stroke: var(--soft); opacity: 0.5; visibility: hidden; }
 .dot { visibility: hidden; stroke: var(--card); stroke-width: 1.5; }
 .tablebox { overflow-x: auto; }
