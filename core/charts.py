@@ -155,12 +155,13 @@ def reliability_chart(bins: Sequence[Mapping[str, float]], *, title: str, hint: 
     if not bins:
         return ""
     x = Axis(low=0.5, high=1.0, begin=LEFT, end=WIDTH - RIGHT)
-    lowest = min(one["accuracy"] for one in bins)
-    y = Axis(low=0.4 if lowest >= 0.4 else 0.0, high=1.0, begin=HEIGHT - BOTTOM, end=TOP)
+    # The bars have the lowest quarter to themselves.
+    lowest = math.floor(min(0.4, *(one["accuracy"] for one in bins)) * 10) / 10
+    y = Axis(low=lowest - 0.25, high=1.0, begin=HEIGHT - BOTTOM, end=TOP)
     most = max(one["count"] for one in bins)
     bars, dots = [], []
     for one in bins:
-        height = one["count"] / most * (y.begin - y.end) * 0.3
+        height = one["count"] / most * (y.begin - y(lowest - 0.12))
         told = f"{one['count']:.0f} pairs, confidence {one['confidence']:.3f}, accuracy {one['accuracy']:.3f}"
         width = max(x(one["high"]) - x(one["low"]) - 2, 1.0)
         bars.append(
@@ -236,6 +237,7 @@ def _shares(x: Axis, y: Axis) -> str:
         f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(mark)}" y2="{y(mark)}"/>'
         f'<text x="{LEFT - 7}" y="{y(mark) + 3.5}" text-anchor="end">{mark:.0%}</text>'
         for mark in ticks(y.low, y.high, 7)
+        if mark >= 0
     )
     marks = "".join(
         f'<text x="{x(mark)}" y="{HEIGHT - 7}" text-anchor="{"end" if mark == x.high else "middle"}">{mark:.0%}</text>'

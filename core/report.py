@@ -114,10 +114,9 @@ def _in_words(run: RunRecord) -> str:
     if data:
         words.append(f"· {str(data.get('path') or data.get('type')).replace('_', ' ')}")
     if rollout.get("prompts_per_step") and rollout.get("group_size"):
-        count = rollout["prompts_per_step"] * rollout["group_size"]
-        words.append(
-            f"· {rollout['prompts_per_step']} prompts x {rollout['group_size']} branches = {count} answers a step"
-        )
+        prompts, branches = rollout["prompts_per_step"], rollout["group_size"]
+        answers = f"{branches} branches = {prompts * branches} answers"
+        words.append(f"· {prompts} prompts x {answers} a step" if branches > 1 else f"· {prompts} answers a step")
     elif config.get("batch_size"):
         kind = "prompts with their answers" if run.method in ("reward_model", "dpo") else "samples"
         longest = f", at most {config['max_length']} tokens each" if config.get("max_length") else ""

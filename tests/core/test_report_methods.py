@@ -103,9 +103,10 @@ def test_a_calibration_that_cannot_be_read_is_left_out(tmp_path: Path, content: 
 
 def test_a_reliability_chart_puts_accuracy_over_confidence_beside_the_diagonal() -> None:
     drawn = reliability_chart(BINS, title="Reliability")
-    # The plane is 46..350 wide for 50..100 % and 166..10 high for 40..100 %: 0.53 -> 64.2, 0.6 -> 114; 0.5 -> 140.
-    assert '<circle cx="64.2" cy="114.0" r="3">' in drawn
-    assert '<line class="diagonal" x1="46.0" y1="140.0" x2="350.0" y2="10.0"/>' in drawn
+    # The plane is 46..350 wide for 50..100 % and 166..10 high for 15..100 % (a quarter below 40 % is the bars'):
+    # 0.53 -> 46 + 304 * 0.06 = 64.2, 0.6 -> 166 - 156 * 0.45 / 0.85 = 83.4, 0.5 -> 101.8.
+    assert '<circle cx="64.2" cy="83.4" r="3">' in drawn
+    assert '<line class="diagonal" x1="46.0" y1="101.8" x2="350.0" y2="10.0"/>' in drawn
     heights = [float(height) for height in re.findall(r'<rect [^>]*height="([\d.]+)"', drawn)]
     assert heights[0] == pytest.approx(3 * heights[1], abs=0.2)  # 30 pairs and 10
 
