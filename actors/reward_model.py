@@ -6,6 +6,7 @@ depends on which groups happened to arrive together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from actors.frozen import Frozen
 from algorithms.packing import Batch
 from core.chat import encode_answer
-from core.errors import ConfigError, DataError
+from core.errors import ConfigError, DataError, RewardError
 from core.recipes import RewardModelConfig
 from core.records import Branch, Group
 
@@ -51,7 +52,13 @@ class RewardModel:
 
     def _read(self, group: Group, further: Sequence[Branch] = ()) -> list[float]:
         whole = Group(sample=group.sample, prompt_ids=group.prompt_ids, branches=[*group.branches, *further])
-        return self._frozen.scores(Batch.from_groups([whole])).tolist()
+        scores: list[float] = self._frozen.scores(Batch.from_groups([whole])).tolist()
+        for score in scores:
+            if not math.isfinite(score):
+                raise RewardError(
+                    f"the reward model's score of {group.sample.sample_id} is {score}; look at reward_model.path, and at its precision"
+                )
+        return scores
 
     def reference_branch(self, group: Group) -> Branch:
         """The sample's reference answer as a branch."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.config import load_config
-from core.errors import ConfigError, RewardError
+from core.errors import ConfigError, RewardError, WorkerError
 from core.files import read_json, read_lines
 from core.recipes import GRPOConfig, RewardConfig
 from core.records import Branch, Group, Sample, Score
@@ -293,3 +293,99 @@ def test_no_file_of_a_run_holds_a_secret_of_the_environment(recipe, monkeypatch,
     assert [path.name for path in files if key in path.read_text()] == []
     assert load_config(GRPOConfig, [str(config.run.path / "config.yaml")]) == config
     assert json.loads((config.run.path / "status.json").read_text())["state"] == "failed"
+
+
+# -- a worker died, and the roles start again in the same process --------------------------------------------------
+
+
+def lived_through_a_death(config: GRPOConfig, *, dies_in: int, checkpoint_at: int | None) -> Run:
+    """A job whose worker dies once in step `dies_in`, with everything but the last line of that step written."""
+    with Run.open(config) as run:
+        alive = False
+        while not alive:
+            latest = run.checkpoints.latest()
+            if latest is None:
+                run.log({"eval/heldout/accuracy": 0.5})
+                run.log_answers(0, "heldout", [answer_row(group())])
+                run.end_step(0)
+            else:
+                run.resume_from(latest)
+            try:
+                for step in run.steps((latest or 0) + 1, config.steps):
+                    run.log({f"from_{latest}": step})
+                    run.log_rollouts(step, [group()], limit=1)
+                    if step == dies_in and latest in (None, checkpoint_at) and "restarted" not in kinds(run.directory):
+                        raise WorkerError("policy rank 1 died")
+                    run.end_step(step)
+                    if step == checkpoint_at:
+                        with run.checkpoints.writing(step):
+                            pass
+                alive = True
+            except WorkerError as error:
+                run.start_again(error)
+    return run
+
+
+@pytest.mark.parametrize("checkpoint_at", [None, 2])
+def test_after_a_restart_there_is_one_line_per_step_and_none_of_the_lost_attempt(recipe, checkpoint_at) -> None:
+    directory = lived_through_a_death(recipe(steps=5), dies_in=4, checkpoint_at=checkpoint_at).directory
+    lines = read_lines(directory / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5]
+    assert steps_in(directory, "rollouts.jsonl") == [1, 2, 3, 4, 5]
+    assert steps_in(directory, "answers.jsonl") == [0]
+    if checkpoint_at is not None:
+        # Steps 3 and 4 were made twice: what stands there is the second attempt's, with nothing of the first.
+        assert [sorted(name for name in line if name.startswith("from_")) for line in lines[1:]] == [
+            ["from_None"],
+            ["from_None"],
+            ["from_2"],
+            ["from_2"],
+            ["from_2"],
+        ]
+    past = [line["wall_s"] for line in lines]
+    assert past == sorted(past)
+    resumed = [] if checkpoint_at is None else ["resumed"]
+    assert kinds(directory) == ["opened", "restarted", *resumed, "finished"]
+    (restarted,) = [event for event in read_lines(directory / "events.jsonl") if event["kind"] == "restarted"]
+    assert (restarted["step"], restarted["error"]) == (4, "WorkerError: policy rank 1 died")
+    assert read_json(directory / "status.json") | {"updated": ""} == {
+        "state": "finished",
+        "step": 5,
+        "steps": 5,
+        "updated": "",
+    }
+
+
+def test_a_restart_ends_the_progress_display_of_the_attempt_that_failed(recipe, monkeypatch) -> None:
+    shown: list[str] = []
+
+    class Display:
+        """Remembers when it was shown and closed; two live displays at once would write over each other."""
+
+        def __init__(self, name: str, first: int, last: int, console: object) -> None:
+            self.first = first
+            shown.append(f"from {first}")
+
+        def update(self, step: int, metrics: object) -> None:
+            shown.append(f"{step}")
+
+        def close(self) -> None:
+            shown.append(f"closed {self.first}")
+
+    monkeypatch.setattr("core.run.build_progress", Display)
+    lost = []
+
+    def attempt(run: Run, first: int) -> None:
+        for step in run.steps(first, 3):
+            if step == 2 and first == 1:
+                raise WorkerError("policy rank 1 died")
+            run.end_step(step)
+
+    with Run.open(recipe()) as run:
+        try:
+            attempt(run, 1)
+        except WorkerError as error:
+            lost.append(error)  # as the job does: its traceback keeps the first attempt's frames alive
+            run.start_again(error)
+        attempt(run, 2)
+    assert shown == ["from 1", "1", "closed 1", "from 2", "2", "3", "closed 2"]
