@@ -67,7 +67,7 @@ class Run:
         Raises ConfigError when another process writes it, or when it was begun with another recipe.
         """
         settings = config.run  # type: ignore[attr-defined]
-        check_trackers(settings.trackers)
+        check_trackers(settings.trackers, mode=settings.wandb.mode)
         with locked(settings.path):
             continued = open_directory(config, has_checkpoint=build_store(config).latest() is not None)
             run = cls(config, continued=continued)
