@@ -225,10 +225,10 @@ def _connect(address: str | None) -> bool:
         # Ray gives its workers the lowest share of a busy machine (nice 15); here they are what the machine is for.
         os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(num_cpus=max(16, hardware().num_cores), include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a slow start is a bare Exception of Ray's
         where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
         raise WorkerError(
-            f"cannot reach {where}: {str(error).splitlines()[0]}; `ray status` shows clusters, `python jobs/doctor.py` checks ports and "
+            f"cannot reach {where}: {(str(error) or type(error).__name__).splitlines()[0]}; `ray status` shows clusters, `python jobs/doctor.py` checks ports and "
             "the authentication token (RAY_AUTH_MODE=token)"
         ) from None
     return address is None

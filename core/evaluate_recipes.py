@@ -9,7 +9,14 @@ from pydantic import Field, field_validator, model_validator
 
 from core.config import Section
 from core.data_recipes import DataConfig, WordProblemsConfig
-from core.recipes import GeneratorConfig, PlacementConfig, Precision, RewardConfig, RewardModelConfig
+from core.recipes import (
+    GeneratorConfig,
+    PlacementConfig,
+    Precision,
+    RewardConfig,
+    RewardModelConfig,
+    WandbConfig,
+)
 
 REFERENCE = "reference"
 """The name under which the data's own answers take part in comparisons."""
@@ -70,6 +77,8 @@ class EvaluateConfig(Section):
     """Answers that metrics judge at once, for those that wait on a network."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
     """Trackers that get the means beside metrics.json."""
+    wandb: WandbConfig = WandbConfig()
+    """What W&B is told, when it is one of them."""
     output: str | None = None
     """Directory of everything written; when unset `<run>/evaluation` for one run, `evaluation` otherwise."""
 

@@ -40,7 +40,7 @@ from core.evaluation_tables import (
     write_answers,
     write_metrics,
 )
-from core.files import write_atomically
+from core.files import read_json, write_atomically
 from core.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from core.model_paths import locate
 from core.program import run_program
@@ -48,7 +48,7 @@ from core.recipes import RewardModelConfig
 from core.records import Branch, Group, Sample, Score
 from core.run_directory import public_text, public_values
 from core.stored_answers import Answers, AnswerStore
-from core.tracking import build_trackers, check_trackers
+from core.tracking import check_trackers, log_evaluation
 from data import load_data
 from data.answers import read_answers
 from jobs.score import score_all
@@ -120,7 +120,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def prepare(config: EvaluateConfig) -> Examination:
     """Everything that is read before a device is taken; see docs/evaluation.md for what is refused."""
-    check_trackers(config.trackers)
+    check_trackers(config.trackers, mode=config.wandb.mode)
     rewards = build_rewards(config.all_metrics) if config.all_metrics else None
     paths = {name: locate(path) for name, path in config.named_models.items()}
     reward_model = located_reward_model(config.reward_model)
@@ -347,7 +347,12 @@ def report(
             shown.add_row(column, *(cells[index] for cells in table.rows.values()))
         rich.print(shown)
     rich.print(f"written to {output}")
-    track(config, output, models)
+    log_evaluation(
+        config.trackers,
+        directory=output,
+        values=public_values(config),
+        measured=read_json(output / "metrics.json"),
+    )
 
 
 def settings_in_words(config: EvaluateConfig) -> dict[str, str]:
@@ -367,21 +372,6 @@ def lead(config: EvaluateConfig, exam: Examination) -> str:
     if config.opponent is not None:
         words += f" Judge of the comparisons: {config.judge_name}, ties within {config.margin:g}."
     return words
-
-
-def track(config: EvaluateConfig, output: Path, models: Mapping[str, Estimates]) -> None:
-    """Hand the means to the trackers."""
-    means = {
-        f"evaluation/{name}/{metric}": estimate.mean
-        for name, measured in models.items()
-        for metric, estimate in measured.items()
-    }
-    try:
-        for tracker in build_trackers(config.trackers, directory=output, values=public_values(config)):
-            tracker.log(0, means)
-            tracker.finish(failed=False)
-    except Exception as error:  # whatever a tracker's library does; everything is on disk already
-        log.warning("a tracker failed, everything is in %s: %s", output, error)
 
 
 if __name__ == "__main__":
