@@ -6,10 +6,11 @@ handed over as an objective. A worker sees only its shard and talks to its peers
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
@@ -18,8 +19,12 @@ import torch
 from actors.group import Group, own_address
 from actors.objective import Objective
 from algorithms.packing import Batch
+from core.errors import TroupeError, WorkerError
 from core.hardware import set_up_process
 from core.recipes import PolicyConfig
+
+DEATH_IS_KNOWN_S = 10.0
+"""Seconds within which the death of a process is known, from the moment that its peers miss it."""
 
 
 class TrainedWorker:
@@ -36,6 +41,9 @@ class TrainedWorker:
         with socket.socket() as probe:
             probe.bind((host, 0))
             return host, probe.getsockname()[1]
+
+    def alive(self) -> None:
+        """Answer, which a process that died does not."""
 
     def devices(self) -> tuple[str, list[str]]:
         """(machine, GPU ids) of this rank, for a generator that shares them."""
@@ -158,7 +166,8 @@ class Trained(Generic[W]):
         """[N]: the head's output at the batch's tokens, computed on all ranks."""
         shards = batch.split(self.group.size)
         slim = [batch.select(shard).without_columns() for shard in shards]
-        results = self.group.scatter(TrainedWorker.read, slim, **options)
+        with self._deaths_told():
+            results = self.group.scatter(TrainedWorker.read, slim, **options)
         values = torch.zeros(batch.num_tokens)
         for shard, result in zip(shards, results, strict=True):
             values[batch.tokens_of(shard)] = result
@@ -168,14 +177,33 @@ class Trained(Generic[W]):
         """One optimizer step per batch (with `loss_weights`), each sharded over the ranks by tokens; mean metrics."""
         sharded = [[batch.select(shard) for shard in batch.split(self.group.size)] for batch in steps]
         by_rank = [list(shards) for shards in zip(*sharded, strict=True)]
-        results = self.group.scatter(TrainedWorker.update, by_rank, objective=objective)[0]
+        with self._deaths_told():
+            results = self.group.scatter(TrainedWorker.update, by_rank, objective=objective)[0]
         names = {name for metrics in results for name in metrics}
         return self._named({name: sum(metrics.get(name, 0.0) for metrics in results) / len(results) for name in names})
 
     def measure(self, batch: Batch, objective: Objective) -> dict[str, float]:
         """What `step` would log of this batch, with the weights as they are."""
         shards = [batch.select(shard) for shard in batch.split(self.group.size)]
-        return self._named(self.group.scatter(TrainedWorker.measure, shards, objective=objective)[0])
+        with self._deaths_told():
+            return self._named(self.group.scatter(TrainedWorker.measure, shards, objective=objective)[0])
+
+    @contextlib.contextmanager
+    def _deaths_told(self) -> Iterator[None]:
+        """A rank whose peer died fails in its collective before anybody knows of the death: then the death is the error."""
+        try:
+            yield
+        except TroupeError:
+            raise
+        except Exception:
+            asked = self.group.start(TrainedWorker.alive)
+            answered, _ = concurrent.futures.wait(asked, DEATH_IS_KNOWN_S, concurrent.futures.FIRST_EXCEPTION)
+            for future in answered:
+                if (error := future.exception()) is not None:
+                    death = self.group.translate(error, asked.index(future))
+                    if isinstance(death, WorkerError):
+                        raise death from None
+            raise
 
     def _named(self, metrics: dict[str, float]) -> dict[str, float]:
         return {name if "/" in name else f"{self.name}/{name}": value for name, value in metrics.items()}
@@ -186,7 +214,8 @@ class Trained(Generic[W]):
 
     def save(self, directory: str, *, trainer_state: bool = True) -> None:
         """Write Hugging Face format and, unless told otherwise, what resuming needs."""
-        self.group.call(TrainedWorker.save, directory, trainer_state=trainer_state)
+        with self._deaths_told():
+            self.group.call(TrainedWorker.save, directory, trainer_state=trainer_state)
 
     def load(self, directory: str) -> None:
         """Continue from what `save` wrote."""

@@ -41,7 +41,7 @@ class Ranking(Lesson):
 
     def __init__(self, config: RewardModelTrainingConfig) -> None:
         self._config = config
-        self._score_mean = 0.0
+        self._score_mean: float | None = None
         self.objective = RankingObjective()
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Group | None:
@@ -72,8 +72,9 @@ class Ranking(Lesson):
             if (group := course.examples.encode(sample)) is not None
         ]
         if branches:
-            # The scores are already less the mean so far.
-            self._score_mean += float(self._scores(course, Batch.from_groups(branches)).mean())
+            # Of the head's bare output: a model that starts from a reward model brings its mean along.
+            course.model.set_score_mean(0.0)
+            self._score_mean = float(self._scores(course, Batch.from_groups(branches)).mean())
             course.model.set_score_mean(self._score_mean)
 
     def _scores(self, course: Course, batch: Batch) -> torch.Tensor:
@@ -85,7 +86,8 @@ class Ranking(Lesson):
 
     def restore(self, state: dict[str, Any], course: Course) -> None:
         self._score_mean = state["score_mean"]
-        course.model.set_score_mean(self._score_mean)
+        if self._score_mean is not None:
+            course.model.set_score_mean(self._score_mean)
 
 
 def train_reward_model(config: RewardModelTrainingConfig) -> None:
