@@ -240,7 +240,8 @@ def run_bare_update(workload: Workload, directory: Path, steps: int) -> dict[str
     import torch
 
     from actors.engine import Engine, load_model, prepare_extension
-    from actors.objective import PolicyObjective, with_loss_weights
+    from actors.columns import with_loss_weights
+    from actors.objective import PolicyObjective
     from algorithms.logprobs import PackedModel
     from algorithms.packing import Batch, pack
     from core.recipes import AlgorithmConfig, PolicyConfig
