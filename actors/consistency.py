@@ -43,10 +43,10 @@ class ConsistencyGate:
 
     def measure(self, trainer: Sequence[float], generators: Generators) -> float:
         """The largest of the engines' mean |differences| from `trainer`, in nats. Raises ConsistencyError above the bound."""
-        asked = [[generators.logprobs(engine, ids) for ids in self._probes] for engine in range(generators.group.size)]
+        asked = [generators.logprobs(engine, self._probes) for engine in range(generators.group.size)]
         gaps = []
-        for futures in asked:
-            sampled = [value for future in futures for value in future.result(generators.config.sync_timeout_s)]
+        for answer in asked:
+            sampled = [value for values in answer.result(generators.config.sync_timeout_s) for value in values]
             gaps.append(sum(abs(a - b) for a, b in zip(trainer, sampled, strict=True)) / len(trainer))
         worst = max(gaps)
         if not worst <= self.bound:  # NaN fails too

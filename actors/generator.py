@@ -165,31 +165,39 @@ class GeneratorWorker:
 
     async def _work(self, batch: int, requests: Sequence[Request], alone: bool) -> None:
         inbox = self._inboxes[batch]
+        prompts = [(request.prompt_ids, _sampling(request)) for request in requests]
         try:
             async with self._turn:
+                collectors = await (self._enter(prompts) if alone else self._add(prompts))
                 if alone:
-                    # vLLM schedules nothing before it has the whole batch.
-                    await self._llm.engine_core.pause_scheduler_async("keep", False)
-                collectors = [await self._add(list(request.prompt_ids), _sampling(request)) for request in requests]
-                if alone:
-                    await self._llm.engine_core.resume_scheduler_async()
                     await self._deliver(inbox, collectors)
             if not alone:
                 await self._deliver(inbox, collectors)
         except Exception as error:
             inbox.put(error)
 
+    async def _enter(self, prompts: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[Any]:
+        """Hand the prompts to vLLM, which schedules none before it has all of them."""
+        await self._llm.engine_core.pause_scheduler_async("keep", False)
+        collectors = await self._add(prompts)
+        await self._llm.engine_core.resume_scheduler_async()
+        return collectors
+
+    async def _add(self, prompts: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[Any]:
+        from vllm.inputs import tokens_input
+
+        collectors = []
+        for ids, sampling in prompts:
+            self._requests += 1
+            name = f"{self._index}-{self._requests}"
+            collectors.append(await self._llm.add_request(name, tokens_input(list(ids)), sampling))
+        return collectors
+
     async def _deliver(self, inbox: _Inbox, collectors: Sequence[Any]) -> None:
         async def one(position: int) -> None:
             inbox.put((position, self._branches(await _last(collectors[position]))))
 
         await asyncio.gather(*(one(position) for position in range(len(collectors))))
-
-    async def _add(self, prompt_ids: list[int], sampling: SamplingParams) -> Any:
-        from vllm.inputs import tokens_input
-
-        self._requests += 1
-        return await self._llm.add_request(f"{self._index}-{self._requests}", tokens_input(prompt_ids), sampling)
 
     def _branches(self, output: Any) -> list[Branch]:
         texts = self._tokenizer.batch_decode([list(c.token_ids) for c in output.outputs], skip_special_tokens=True)
@@ -207,8 +215,9 @@ class GeneratorWorker:
             for completion, text in zip(output.outputs, texts, strict=True)
         ]
 
-    async def logprobs(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probabilities of token_ids[1:], each given those before it, in one prefill at temperature 1."""
+    async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Of each sequence the log-probabilities of all tokens but the first, each given those before it, in one
+        prefill at temperature 1."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -220,9 +229,11 @@ class GeneratorWorker:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         async with self._turn:
-            output = await _last(await self._add(list(token_ids), sampling))
-        steps = zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)
-        return [float(step[token].logprob) for step, token in steps]
+            outputs = [await _last(asked) for asked in await self._enter([(ids, sampling) for ids in sequences])]
+        return [
+            [float(step[token].logprob) for step, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
+            for output, ids in zip(outputs, sequences, strict=True)
+        ]
 
     # -- weights: vLLM's own protocol, forwarded ----------------------------------------------------------
 
@@ -239,10 +250,8 @@ class GeneratorWorker:
         await self._llm.finish_weight_update()
 
     async def load_weights(self, request: WeightTransferUpdateRequest) -> None:
-        """One update from its start to its end."""
-        await self.start_weight_update()
-        await self.update_weights(request)
-        await self.finish_weight_update()
+        """One update from its start to its end. vLLM takes calls in order, so none waits for the answer to another."""
+        await asyncio.gather(self.start_weight_update(), self.update_weights(request), self.finish_weight_update())
 
     async def pause(self) -> None:
         """Freeze running requests where they are; their next tokens come from whatever weights are there then."""
@@ -250,9 +259,11 @@ class GeneratorWorker:
 
     async def receive(self, version: int) -> None:
         """Label new weights, forget prefixes computed with the old ones, and go on generating."""
-        await self._llm.update_weight_version(str(version))
-        await self._llm.reset_prefix_cache()
-        await self._llm.resume_generation()
+        await asyncio.gather(
+            self._llm.update_weight_version(str(version)),
+            self._llm.reset_prefix_cache(),
+            self._llm.resume_generation(),
+        )
 
     async def sleep(self) -> None:
         """Free the device for the trainer: weights are dropped (they come back by sync), so is the KV cache."""
@@ -358,8 +369,8 @@ class Generators:
         with self._lock:
             self._loads[engine] -= branches
 
-    def logprobs(self, engine: int, token_ids: Sequence[int]) -> Future[list[float]]:
-        return self.group.submit(engine, GeneratorWorker.logprobs, token_ids)
+    def logprobs(self, engine: int, sequences: Sequence[Sequence[int]]) -> Future[list[list[float]]]:
+        return self.group.submit(engine, GeneratorWorker.logprobs, sequences)
 
     def pause(self) -> None:
         if self.in_flight:

@@ -239,8 +239,8 @@ def run_bare_update(workload: Workload, directory: Path, steps: int) -> dict[str
     set_up_process(master_port=29_555)
     import torch
 
-    from actors.engine import Engine, load_model, prepare_extension
     from actors.columns import with_loss_weights
+    from actors.engine import Engine, load_model, prepare_extension
     from actors.objective import PolicyObjective
     from algorithms.logprobs import PackedModel
     from algorithms.packing import Batch, pack
@@ -377,6 +377,19 @@ def ratios(workload: Workload, found: dict[str, Any]) -> dict[str, float]:
     return result
 
 
+def machine() -> dict[str, Any]:
+    from core.hardware import cpu_features, hardware
+
+    known = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+    return {
+        "cores": hardware().num_cores,
+        "instructions": next((name for name in known if name in cpu_features()), "unknown"),
+        "platform": platform.platform(),
+        "gpus": hardware().num_gpus,
+        "load_average": os.getloadavg()[2],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Seconds of a GRPO step beside TRL and beside each phase's limit.")
     parser.add_argument("--workloads", default=",".join(WORKLOADS), help="comma-separated")
@@ -391,17 +404,13 @@ def main() -> None:
         found = PARTS[given.part](WORKLOADS[names[0]], given.directory, given.steps)
         given.output.write_text(json.dumps(found))
         return
-    results = {name: measure(name, given.steps, given.parts.split(",")) for name in names}
-    machine = {
-        "cores": os.cpu_count(),
-        "platform": platform.platform(),
-        "processor": platform.processor() or "unknown",
-        "gpu": None,
-    }
+    results: dict[str, Any] = {}
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(
-        json.dumps({"machine": machine, "steps": given.steps, "workloads": results}, indent=2) + "\n"
-    )
+    for name in names:
+        results[name] = measure(name, given.steps, given.parts.split(","))
+        # After each workload: one can take many minutes, and what is measured should not be lost with the next.
+        facts = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "steps": given.steps}
+        given.output.write_text(json.dumps({**facts, "workloads": results}, indent=2) + "\n")
     for name, result in results.items():
         print(name, json.dumps({label: round(value, 3) for label, value in result["ratios"].items()}, indent=2))
 

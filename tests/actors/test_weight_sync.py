@@ -118,7 +118,7 @@ def test_the_gate_passes_a_tied_head_that_arrived_and_catches_one_that_stayed_ol
 
         stays_old.unlink()
         assert publish(3) < EXACT
-        asked = generators.logprobs(0, [*groups[0].prompt_ids, *groups[0].branches[0].token_ids]).result(60)
+        (asked,) = generators.logprobs(0, [[*groups[0].prompt_ids, *groups[0].branches[0].token_ids]]).result(60)
         torch.testing.assert_close(torch.tensor(asked[-10:]), policy.logprobs(probe)[:10], atol=1e-3, rtol=0)
     finally:
         generators.shutdown()
