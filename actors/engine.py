@@ -364,7 +364,8 @@ def _freeze(model: PreTrainedModel, share: float) -> None:
     """Switch off the gradients of the embedding and of the lowest `share` of the layers."""
     backbone = getattr(model, model.base_model_prefix)
     backbone.get_input_embeddings().requires_grad_(False)
-    for layer in backbone.layers[: round(share * len(backbone.layers))]:
+    layers = backbone.layers if hasattr(backbone, "layers") else backbone.h  # GPT-2 and GPT-J
+    for layer in layers[: round(share * len(layers))]:
         layer.requires_grad_(False)
 
 
