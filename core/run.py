@@ -109,6 +109,7 @@ class Run:
         """
         # ray.init takes SIGTERM for itself; from here on it is ours again.
         self._signals.install()
+        self._signals.patient = True
         self._progress = build_progress(self.directory.name, first, last, rich.get_console())
         self._steps = last
         # What came before (starting actors, loading a checkpoint) is wall time, but not the first step's.

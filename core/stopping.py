@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: the first asks the run to end after its step, the second ends it at once."""
+"""Ctrl-C and SIGTERM: while steps run the first asks the run to end after its step, the second ends it at once.
+
+Before the first step there is no step to finish, and one signal ends the run.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.patient = False
+        """Whether there is a step to finish."""
         self._previous: dict[int, Any] = {}
 
     def install(self) -> None:
@@ -33,7 +38,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is not None or not self.patient:
             raise KeyboardInterrupt
         self.received = number
         # Not logging: the signal may have come while a log handler held its buffer.

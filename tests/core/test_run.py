@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,17 @@ def test_a_second_ctrl_c_ends_the_run_at_once(recipe) -> None:
             for _ in run.steps(1, 3):
                 os.kill(os.getpid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        impatient()
+    assert read_json(recipe().run.path / "status.json")["state"] == "stopped"
+
+
+def test_one_ctrl_c_before_the_first_step_ends_the_run_because_there_is_no_step_to_finish(recipe) -> None:
+    def impatient() -> None:
+        with Run.open(recipe()):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
 
     with pytest.raises(KeyboardInterrupt):
         impatient()
