@@ -209,12 +209,14 @@ def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, pr
         )
         rewarder = Rewarder(config.rewards, _reward_workers(config, stage), model=reward_model)
         stack.callback(rewarder.shutdown)
+        metrics = Rewarder(config.evaluation.metrics, model=reward_model)
+        stack.callback(metrics.shutdown)
         evaluator = Evaluator(
             data.name,
             data.heldout[: config.evaluation.num_samples],
             casting.tokenizer,
             generators,
-            Rewarder(config.evaluation.metrics, model=reward_model),
+            metrics,
             max_prompt_tokens=limit.max_prompt_tokens,
             max_response_tokens=config.evaluation.max_response_tokens or limit.max_response_tokens,
             temperature=config.evaluation.temperature,

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from algorithms.attention import PACKED_ATTENTION, supports_branches
+from algorithms.hidden import inner_model
 from algorithms.logprobs import PackedModel
 from algorithms.packing import Batch, Row, pack
 from algorithms.values import PackedScalarModel
@@ -74,10 +75,10 @@ class Engine:
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
-        if config.frozen_layers:
-            _freeze(model, config.frozen_layers)
         if config.lora is not None:
             model = _with_adapter(model, config.lora, head)
+        if config.frozen_layers:  # after the adapter, so that lower layers get none that learns
+            _freeze(inner_model(model), config.frozen_layers)
         self.packed = (
             PackedModel(model, logits_chunk=config.logits_chunk) if head == "vocabulary" else PackedScalarModel(model)
         ).train()

@@ -51,10 +51,10 @@ def ranked_answers(tokenizer: PreTrainedTokenizerBase, sample: Sample, *, max_le
     return Group(sample=sample, prompt_ids=prompt, branches=[branch for branch, _ in branches.values()], scores=scores)
 
 
-def answer_branch(tokenizer: PreTrainedTokenizerBase, group: Group) -> Branch:
-    """The sample's reference answer, or the best of its ranked ones, as a branch."""
+def answer_branch(tokenizer: PreTrainedTokenizerBase, group: Group, max_length: int) -> Branch:
+    """The sample's reference answer, or the best of its ranked ones, as a branch, cut like ranked answers."""
     text = group.sample.gold or group.sample.fields["answers"][0]
-    return Branch(token_ids=encode_answer(tokenizer, text), text=text)
+    return Branch(token_ids=encode_answer(tokenizer, text)[: max_length - len(group.prompt_ids)], text=text)
 
 
 def require_answers(sample: Sample) -> None:

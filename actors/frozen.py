@@ -6,6 +6,7 @@ between calls.
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import Future
 from typing import Any
 
@@ -75,6 +76,7 @@ class Frozen:
     def __init__(self, group: Group[FrozenWorker], *, scalar: bool = False) -> None:
         self.group = group
         self._scalar = scalar
+        self._turns = itertools.count()
         self._starting: list[Future[Any]] = []
 
     def start(
@@ -112,9 +114,16 @@ class Frozen:
 
     def _read(self, batch: Batch, **options: Any) -> torch.Tensor:
         shards = [shard for shard in batch.split(self.group.size) if shard]
+        # The ranks take turns to be first, so that a caller with one group at a time keeps all of them busy.
+        first = next(self._turns)
         futures = [
-            self.group.submit(rank, FrozenWorker.read, batch.select(shard).without_columns(), **options)
-            for rank, shard in enumerate(shards)
+            self.group.submit(
+                (first + place) % self.group.size,
+                FrozenWorker.read,
+                batch.select(shard).without_columns(),
+                **options,
+            )
+            for place, shard in enumerate(shards)
         ]
         values = torch.zeros(batch.num_tokens)
         for shard, result in zip(shards, self.group.gather(futures), strict=True):

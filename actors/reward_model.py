@@ -31,8 +31,7 @@ class RewardModel:
         self.weight = config.weight
         self._relative = config.relative_to_reference
         self._frozen, self._tokenizer = frozen, tokenizer
-        # One thread per rank's queue would reorder nothing, but a single one keeps the device's work in one line.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reward-model")
+        self._thread = ThreadPoolExecutor(frozen.group.size, thread_name_prefix="reward-model")
         self._references: dict[str, float] = {}
 
     def score(self, group: Group) -> Future[list[Mapping[str, float]]]:

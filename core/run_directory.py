@@ -38,10 +38,11 @@ MAY_CHANGE = (
     "rewarder",
     "consistency",
     "rollout.timeout_s",
-    "policy.init_timeout_s",
-    "policy.row_tokens",
-    "policy.logits_chunk",
-    "policy.gradient_checkpointing",
+    *(
+        f"{engine}.{setting}"
+        for engine in ("policy", "critic", "engine")
+        for setting in ("init_timeout_s", "row_tokens", "logits_chunk", "gradient_checkpointing")
+    ),
 )
 """What a resumed run may set otherwise than before: how long, where and how watched, not what is computed."""
 

@@ -193,12 +193,14 @@ def _enrol(config: Any, lesson: Lesson, scene: Scene) -> Iterator[Course]:
         else:
             model = casting.policy(config.engine, total_steps=total, name=lesson.name)
             generators = casting.generators(config.generator, max_length=config.max_length, policy=model)
+            metrics = Rewarder(generation.metrics)
+            stack.callback(metrics.shutdown)
             evaluator = Evaluator(
                 scene.data.name,
                 scene.data.heldout[: generation.num_samples],
                 casting.tokenizer,
                 generators,
-                Rewarder(generation.metrics),
+                metrics,
                 max_prompt_tokens=config.max_length - generation.max_response_tokens,
                 max_response_tokens=generation.max_response_tokens,
                 temperature=generation.temperature,

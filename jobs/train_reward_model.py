@@ -67,7 +67,11 @@ class Ranking(Lesson):
         """Shift the scores so that the reference answers of some training samples score 0 on average."""
         samples = course.scene.data.train[: self._config.normalise_samples]
         branches = [
-            Group(sample=group.sample, prompt_ids=group.prompt_ids, branches=[answer_branch(course.tokenizer, group)])
+            Group(
+                sample=group.sample,
+                prompt_ids=group.prompt_ids,
+                branches=[answer_branch(course.tokenizer, group, self._config.max_length)],
+            )
             for sample in samples
             if (group := course.examples.encode(sample)) is not None
         ]

@@ -185,9 +185,9 @@ def test_the_reference_answer_is_the_gold_one_or_else_the_best(tokenizer: Any) -
     sample = preference(["Blue.", "Green."])
     group = ranked_answers(tokenizer, sample, max_length=100)
     assert group is not None
-    assert answer_branch(tokenizer, group).text == "Blue."
+    assert answer_branch(tokenizer, group, 64).text == "Blue."
     gold = Sample(sample_id="pair/1", prompt=sample.prompt, gold="Red.", fields=sample.fields)
-    branch = answer_branch(tokenizer, Group(sample=gold, prompt_ids=group.prompt_ids, branches=()))
+    branch = answer_branch(tokenizer, Group(sample=gold, prompt_ids=group.prompt_ids, branches=()), 64)
     assert list(branch.token_ids) == encode_answer(tokenizer, "Red.")
 
 
