@@ -40,15 +40,15 @@ class Workload:
     answer: int
     prompts: int
     group: int
-    num_end_tokens: int
-    """Of 512 nearly equally likely tokens; 1 lets almost all answers run to the limit, 13 gives a mean of 39."""
+    mean_answer: int | None
+    """Mean length of an answer that no limit cuts: so many of the nearly equally likely tokens end it. None: one does."""
     aim: float
 
 
 WORKLOADS = {
-    "short": Workload(prompt=20, answer=12, prompts=64, group=8, num_end_tokens=1, aim=2.0),
-    "long_prompt": Workload(prompt=1024, answer=64, prompts=8, group=8, num_end_tokens=1, aim=5.0),
-    "long_tail": Workload(prompt=64, answer=256, prompts=16, group=8, num_end_tokens=13, aim=3.0),
+    "short": Workload(prompt=20, answer=12, prompts=64, group=8, mean_answer=None, aim=2.0),
+    "long_prompt": Workload(prompt=1024, answer=64, prompts=8, group=8, mean_answer=None, aim=5.0),
+    "long_tail": Workload(prompt=64, answer=256, prompts=16, group=8, mean_answer=40, aim=3.0),
 }
 
 
@@ -77,7 +77,8 @@ def prepare(workload: Workload, directory: Path, steps: int) -> None:
     settings_file = directory / "generation_config.json"
     settings = json.loads(settings_file.read_text()) if settings_file.exists() else {}
     tokens = json.loads((directory / "config.json").read_text())["vocab_size"]
-    ends = [3, *rng.sample(range(20, tokens), workload.num_end_tokens - 1)]
+    num_ends = 1 if workload.mean_answer is None else round(tokens / workload.mean_answer)
+    ends = [3, *rng.sample(range(20, tokens), num_ends - 1)]
     settings_file.write_text(json.dumps({**settings, "eos_token_id": ends}))
     lines = [
         {"prompt": "".join(rng.choices("0123456789", k=workload.prompt))} for _ in range(workload.prompts * (steps + 2))
@@ -294,9 +295,9 @@ def run_bare_update(workload: Workload, directory: Path, steps: int) -> dict[str
 
 
 def _length(rng: random.Random, workload: Workload) -> int:
-    if workload.num_end_tokens == 1:
+    if workload.mean_answer is None:
         return workload.answer
-    return max(1, min(workload.answer, int(rng.expovariate(workload.num_end_tokens / 512))))
+    return max(1, min(workload.answer, int(rng.expovariate(1 / workload.mean_answer))))
 
 
 def _in_turn(first: Callable[[], Any], second: Callable[[], Any], times: int) -> tuple[float, float]:
