@@ -107,7 +107,16 @@ class SupervisedConfig(Section):
         return f"{self.batch_size} samples a step over {ranks} rank{'s' if ranks > 1 else ''}, {length}"
 
 
-class SFTConfig(SupervisedConfig):
+class GeneratingConfig(SupervisedConfig):
+    """What models that can be asked for answers while they are trained have beside."""
+
+    generation: GenerationConfig | None = None
+    """Held-out answers and their metrics; null: the held-out loss alone, and no engine is started."""
+    generator: GeneratorConfig = GeneratorConfig()
+    """The engine of `generation`."""
+
+
+class SFTConfig(GeneratingConfig):
     """Supervised fine-tuning: cross-entropy on demonstrations."""
 
     run: RunConfig = RunConfig(name="sft")
@@ -118,10 +127,6 @@ class SFTConfig(SupervisedConfig):
     """Loss weight of a prompt token beside 1 for an answer's: 0 trains on answers alone, 1 on everything."""
     turns: Literal["all", "last"] = "all"
     """Whether every assistant turn of a conversation is trained, or its last one."""
-    generation: GenerationConfig | None = None
-    """Held-out answers and their metrics; null: the held-out loss alone, and no engine is started."""
-    generator: GeneratorConfig = GeneratorConfig()
-    """The engine of `generation`."""
 
 
 class RewardModelTrainingConfig(SupervisedConfig):
@@ -135,7 +140,7 @@ class RewardModelTrainingConfig(SupervisedConfig):
     """Training samples whose reference answers score 0 on average in what is saved; 0: scores stay as they are."""
 
 
-class DPOConfig(SupervisedConfig):
+class DPOConfig(GeneratingConfig):
     """Direct preference optimisation (2305.18290) and IPO (2310.12036)."""
 
     run: RunConfig = RunConfig(name="dpo")
@@ -156,10 +161,6 @@ class DPOConfig(SupervisedConfig):
     """cached: the starting model's log-probabilities, computed once before the first step; adapter_off: the policy without its LoRA adapter, at every step."""
     reference_cache: str | None = None
     """File of the cached log-probabilities, for runs to share; null: reference_logprobs.safetensors in the run's directory."""
-    generation: GenerationConfig | None = None
-    """Held-out answers and their metrics; null: the held-out loss alone, and no engine is started."""
-    generator: GeneratorConfig = GeneratorConfig()
-    """The engine of `generation`."""
 
     @model_validator(mode="after")
     def _settings_fit(self) -> DPOConfig:

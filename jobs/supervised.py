@@ -14,22 +14,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actors.cast import Casting
-from actors.consistency import ConsistencyGate
-from actors.evaluator import Evaluator
-from actors.generator import Generators, start_generators
 from actors.objective import Objective
 from actors.placement import Seat, company
-from actors.policy import Policy
-from actors.rewarder import Rewarder
 from actors.trained import Trained
 from algorithms.packing import Batch
 from core.checkpoint import save_state
 from core.errors import DataError
-from core.recipes import ConsistencyConfig
 from core.records import Group, Sample
 from core.run import Run
-from core.supervised_recipes import SupervisedConfig
+from core.supervised_recipes import GeneratingConfig, SupervisedConfig
 from data import PromptStream
+from jobs.held_out import HeldOutAnswers
 from jobs.perform import Scene, perform
 from rewards import build_rewards
 
@@ -143,9 +138,7 @@ class Course:
     examples: Examples
     heldout_groups: Sequence[Group]
     heldout: Batch
-    evaluator: Evaluator | None = None
-    generators: Generators | None = None
-    gate: ConsistencyGate | None = None
+    answers: HeldOutAnswers | None = None
 
     @property
     def run(self) -> Run:
@@ -154,9 +147,8 @@ class Course:
 
 def train_supervised(config: SupervisedConfig, lesson: Lesson) -> None:
     """Run a supervised job from opening its directory to its summary."""
-    generation = getattr(config, "generation", None)
-    if generation is not None:
-        build_rewards(generation.metrics)
+    if isinstance(config, GeneratingConfig) and config.generation is not None:
+        build_rewards(config.generation.metrics)
     perform(
         config,
         table=lambda device: _seats(config, device),
@@ -166,14 +158,14 @@ def train_supervised(config: SupervisedConfig, lesson: Lesson) -> None:
     )
 
 
-def _seats(config: Any, device: str) -> list[Seat]:
-    generator = config.generator if getattr(config, "generation", None) is not None else None
+def _seats(config: SupervisedConfig, device: str) -> list[Seat]:
+    generator = config.generator if isinstance(config, GeneratingConfig) and config.generation is not None else None
     colocated = config.placement.mode == "colocated"
     return company(config.engine.num_ranks, generator, colocated=colocated, gpu=int(device == "cuda"))
 
 
 @contextlib.contextmanager
-def _enrol(config: Any, lesson: Lesson, scene: Scene) -> Iterator[Course]:
+def _enrol(config: SupervisedConfig, lesson: Lesson, scene: Scene) -> Iterator[Course]:
     """Start the model, and the engine of held-out answers where the recipe wants them."""
     with contextlib.ExitStack() as stack:
         casting = Casting(
@@ -186,29 +178,15 @@ def _enrol(config: Any, lesson: Lesson, scene: Scene) -> Iterator[Course]:
             seed=config.seed,
         )
         total = config.num_steps(len(scene.data.train))
-        generation = getattr(config, "generation", None)
-        evaluator = generators = gate = None
+        generation = config.generation if isinstance(config, GeneratingConfig) else None
+        answers = None
+        model: Trained[Any]
         if generation is None:
-            model: Trained[Any] = casting.trained(config.engine, name=lesson.name, head=lesson.head, total_steps=total)
+            model = casting.trained(config.engine, name=lesson.name, head=lesson.head, total_steps=total)
         else:
-            model = casting.policy(config.engine, total_steps=total, name=lesson.name)
-            generators = casting.generators(config.generator, max_length=config.max_length, policy=model)
-            metrics = Rewarder(generation.metrics)
-            stack.callback(metrics.shutdown)
-            evaluator = Evaluator(
-                scene.data.name,
-                scene.data.heldout[: generation.num_samples],
-                casting.tokenizer,
-                generators,
-                metrics,
-                max_prompt_tokens=config.max_length - generation.max_response_tokens,
-                max_response_tokens=generation.max_response_tokens,
-                temperature=generation.temperature,
-                seed=config.seed,
-            )
-            gate = ConsistencyGate(
-                [ids for _, ids in evaluator.prompts], ConsistencyConfig(), precision=scene.precision
-            )
+            assert isinstance(config, GeneratingConfig)
+            model = policy = casting.policy(config.engine, total_steps=total, name=lesson.name)
+            answers = HeldOutAnswers.cast(stack, casting, config, generation, scene.data, policy)
         examples = Examples(scene.data.train, lesson, casting.tokenizer, seed=config.seed)
         heldout = _heldout(config, lesson, scene, casting.tokenizer)
         course = Course(
@@ -219,15 +197,11 @@ def _enrol(config: Any, lesson: Lesson, scene: Scene) -> Iterator[Course]:
             examples=examples,
             heldout_groups=heldout,
             heldout=Batch.from_groups(heldout),
-            evaluator=evaluator,
-            generators=generators,
-            gate=gate,
+            answers=answers,
         )
-        if generators is not None:
-            start_generators(generators.group, config.generator)
+        if answers is not None:
+            answers.start(casting.transport)
         model.ready()
-        if generators is not None and isinstance(model, Policy):
-            model.connect(generators, transport=casting.transport, timeout_s=config.generator.sync_timeout_s)
         yield course
 
 
@@ -280,20 +254,10 @@ def teach(config: SupervisedConfig, lesson: Lesson, course: Course) -> None:
 def evaluate(config: SupervisedConfig, lesson: Lesson, course: Course, step: int) -> tuple[float, bool]:
     """Measure the held-out set; the metric that chooses the best checkpoint, and whether higher is better."""
     run, name = course.run, course.scene.data.name
-    if course.generators is not None:
-        course.generators.sleep()
     with run.timed("evaluate"):
         metrics = {f"eval/{name}/{metric}": value for metric, value in lesson.evaluate(course).items()}
-    if course.evaluator is not None and course.generators is not None and course.gate is not None:
-        assert isinstance(course.model, Policy)
-        with run.timed("publish"):
-            expected = course.gate.expect(course.model)
-            course.model.publish(course.generators, step)
-            run.log({"consistency/logprob_gap": course.gate.measure(expected, course.generators)})
-        with run.timed("generate"):
-            answered = course.evaluator.evaluate()
-            metrics |= answered.metrics
-            run.log_answers(step, name, answered.rows())
+    if course.answers is not None:
+        metrics |= course.answers.evaluate(run, step).metrics
     run.log(metrics)
     best = config.evaluation.best_metric or lesson.best
     if f"eval/{name}/{best}" not in metrics:

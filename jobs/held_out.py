@@ -1,0 +1,74 @@
+"""Held-out answers of a model that is trained without sampling: an engine gets its weights whenever they are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from actors.cast import Casting
+from actors.consistency import ConsistencyGate
+from actors.evaluator import Evaluation, Evaluator
+from actors.generator import Generators, start_generators
+from actors.policy import Policy
+from actors.rewarder import Rewarder
+from core.recipes import ConsistencyConfig
+from core.run import Run
+from core.supervised_recipes import GeneratingConfig, GenerationConfig
+from data import DataSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutAnswers:
+    """A policy, its engines, and what they are asked."""
+
+    policy: Policy
+    generators: Generators
+    evaluator: Evaluator
+    gate: ConsistencyGate
+
+    @staticmethod
+    def cast(
+        stack: contextlib.ExitStack,
+        casting: Casting,
+        config: GeneratingConfig,
+        generation: GenerationConfig,
+        data: DataSet,
+        policy: Policy,
+    ) -> HeldOutAnswers:
+        """Place the engines; `start` waits for them."""
+        metrics = Rewarder(generation.metrics)
+        stack.callback(metrics.shutdown)
+        generators = casting.generators(config.generator, max_length=config.max_length, policy=policy)
+        evaluator = Evaluator(
+            data.name,
+            data.heldout[: generation.num_samples],
+            casting.tokenizer,
+            generators,
+            metrics,
+            max_prompt_tokens=config.max_length - generation.max_response_tokens,
+            max_response_tokens=generation.max_response_tokens,
+            temperature=generation.temperature,
+            seed=config.seed,
+        )
+        prompts = [ids for _, ids in evaluator.prompts]
+        gate = ConsistencyGate(prompts, ConsistencyConfig(), precision=casting.precision)
+        return HeldOutAnswers(policy=policy, generators=generators, evaluator=evaluator, gate=gate)
+
+    def start(self, transport: str) -> None:
+        """Start the engines and open the way for the policy's weights, once it is loaded."""
+        settings = self.generators.config
+        start_generators(self.generators.group, settings)
+        self.policy.ready()
+        self.policy.connect(self.generators, transport=transport, timeout_s=settings.sync_timeout_s)
+
+    def evaluate(self, run: Run, step: int) -> Evaluation:
+        """Publish the weights after `step` and answer the held-out prompts with them."""
+        with run.timed("publish"):
+            expected = self.gate.expect(self.policy)
+            self.policy.publish(self.generators, step)
+            run.log({"consistency/logprob_gap": self.gate.measure(expected, self.generators)})
+        with run.timed("generate"):
+            evaluation = self.evaluator.evaluate()
+            run.log_answers(step, self.evaluator.name, evaluation.rows())
+        self.generators.sleep()
+        return evaluation
