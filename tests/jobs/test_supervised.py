@@ -24,9 +24,9 @@ from core.chat import encode_answer
 from core.checkpoint import CheckpointStore
 from core.errors import CheckpointError, DataError, NumericalError
 from core.files import read_lines
-from core.recipes import PlacementConfig
+from core.recipes import GeneratorConfig, PlacementConfig, RewardConfig
 from core.records import Branch, Group, Sample
-from core.supervised_recipes import DPOConfig, RewardModelTrainingConfig, SFTConfig
+from core.supervised_recipes import DPOConfig, GenerationConfig, RewardModelTrainingConfig, SFTConfig
 from jobs.supervised import Course, train_supervised
 from jobs.train_dpo import train_dpo
 from jobs.train_reward_model import train_reward_model
@@ -339,6 +339,32 @@ def test_data_without_preferences_and_samples_without_an_answer_are_told_what_is
     unanswered = {key: data[key] for key in ("type", "path", "heldout_path")}
     with pytest.raises(DataError, match="has no answer to imitate; use a data set with demonstrations"):
         train_sft(SFTConfig(**common(directory, "no-answers", unanswered, steps=1)))
+
+
+def test_a_model_in_training_is_asked_for_held_out_answers_with_its_own_weights(directory: Path) -> None:
+    config = sft(directory, "answered", steps=2)
+    train_sft(
+        config.model_copy(
+            update={
+                "engine": config.engine.model_copy(update={"num_ranks": 1}),
+                "placement": PlacementConfig(backend="inline"),
+                "generation": GenerationConfig(
+                    num_samples=4, max_response_tokens=6, metrics=[RewardConfig(fn="tests.actors.small:variety")]
+                ),
+                "generator": GeneratorConfig(cpu_cache_gib=0.1),
+                "evaluation": config.evaluation.model_copy(update={"best_metric": "variety"}),
+            }
+        )
+    )
+    run = directory / "answered"
+    lines = read_lines(run / "metrics.jsonl")
+    measured = [line for line in lines if "eval/word_problems/variety" in line]
+    assert [line["step"] for line in measured] == [0, 2]
+    # The engine has the weights of that step: the gate compared it with the trainer before it answered.
+    assert all(line["consistency/logprob_gap"] < 1e-4 for line in measured)
+    answers = read_lines(run / "answers.jsonl")
+    assert len([answer for answer in answers if answer["step"] == 2]) == 4
+    assert CheckpointStore(run / "checkpoints").best() == 2
 
 
 def test_what_is_too_long_is_left_out_and_when_that_is_everything_it_is_said(directory: Path) -> None:
