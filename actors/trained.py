@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
+import random
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -22,6 +23,9 @@ from algorithms.packing import Batch
 from core.errors import TroupeError, WorkerError
 from core.hardware import set_up_process
 from core.recipes import PolicyConfig
+
+RENDEZVOUS_PORTS = (20_000, 32_000)
+"""Above those of Ray's workers, below those that Linux gives to connections."""
 
 DEATH_IS_KNOWN_S = 10.0
 """Seconds within which the death of a process is known, from the moment that its peers miss it."""
@@ -38,9 +42,16 @@ class TrainedWorker:
     def address(self) -> tuple[str, int]:
         """A host and a free port of this rank's machine, for a rendezvous."""
         host = own_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return host, probe.getsockname()[1]
+        # The ranks meet there only once their libraries are loaded. A port that the system hands out by itself would
+        # often be somebody else's by then.
+        ports = random.SystemRandom().sample(range(*RENDEZVOUS_PORTS), 100)
+        for port in ports:
+            with contextlib.suppress(OSError), socket.socket() as probe:
+                probe.bind((host, port))
+                return host, port
+        raise WorkerError(
+            f"none of {len(ports)} ports tried between {RENDEZVOUS_PORTS[0]} and {RENDEZVOUS_PORTS[1]} of {host} is free"
+        )
 
     def alive(self) -> None:
         """Answer, which a process that died does not."""
