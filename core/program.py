@@ -7,6 +7,7 @@ Exit status: 0 done, 2 a TroupeError, 130 interrupted; any other exception is ou
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -37,6 +38,9 @@ def run_program(main: Callable[[C], Any], config_cls: type[C], program_name: str
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # whoever reads, `head` say, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush would fail too
+        raise SystemExit(0) from None
 
 
 def user_error(error: BaseException) -> BaseException:
