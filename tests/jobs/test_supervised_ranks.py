@@ -13,6 +13,7 @@ import torch
 
 from actors.placement import Stage
 from algorithms.packing import Batch
+from core.checkpoint import CheckpointStore
 from core.recipes import PlacementConfig
 from core.records import Group
 from jobs.supervised import Course, train_supervised
