@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from algorithms.losses import Metrics, _weighted, _weighted_sum
+from algorithms.losses import Metrics, weighted_metrics, weighted_sum
 
 
 def token_rewards(scores: Tensor, token_kl: Tensor, loss_mask: Tensor, branch_ids: Tensor, coef: float) -> Tensor:
@@ -91,13 +91,13 @@ def value_loss(
     squared = (values - returns).square()
     near = values if clip is None else old_values + (values - old_values).clamp(-clip, clip)
     clipped = (near - returns).square()
-    loss = _weighted_sum(torch.maximum(squared, clipped), loss_weights) / 2
+    loss = weighted_sum(torch.maximum(squared, clipped), loss_weights) / 2
     metrics = {
         "value/clip_fraction": clipped > squared,
         "value/mean": values,
         "value/error": (values - returns).abs(),
     }
-    return loss, {"value/loss": loss.detach()} | _weighted(metrics, loss_weights, metric_weights)
+    return loss, {"value/loss": loss.detach()} | weighted_metrics(metrics, loss_weights, metric_weights)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def policy_loss(
     }
     if dual_clip is not None:
         metrics["policy/dual_clip_fraction"] = (rho > dual_clip) & (advantages < 0)
-    return -_weighted_sum(objective, loss_weights), _weighted(metrics, loss_weights, metric_weights)
+    return -weighted_sum(objective, loss_weights), weighted_metrics(metrics, loss_weights, metric_weights)
 
 
 def kl_loss(
@@ -132,20 +132,22 @@ def kl_loss(
         )
     counted = loss_weights != 0
     logprobs, ref_logprobs = torch.where(counted, logprobs, 0.0), torch.where(counted, ref_logprobs, 0.0)
-    loss = _weighted_sum(kl.ESTIMATORS[estimator](logprobs, ref_logprobs), loss_weights)
-    return loss, _weighted({"policy/kl": kl.k3(logprobs, ref_logprobs)}, loss_weights, metric_weights)
+    loss = weighted_sum(kl.ESTIMATORS[estimator](logprobs, ref_logprobs), loss_weights)
+    return loss, weighted_metrics({"policy/kl": kl.k3(logprobs, ref_logprobs)}, loss_weights, metric_weights)
 
 
 def entropy_loss(
     entropy: Tensor, loss_weights: Tensor, *, metric_weights: Tensor | None = None
 ) -> tuple[Tensor, Metrics]:
     """-sum_n w_n H(n): minimising it raises the entropy; [N] -> 0-d. PPO, 1707.06347, Eq. 9, the term S."""
-    return -_weighted_sum(entropy, loss_weights), _weighted({"policy/entropy": entropy}, loss_weights, metric_weights)
+    return -weighted_sum(entropy, loss_weights), weighted_metrics(
+        {"policy/entropy": entropy}, loss_weights, metric_weights
+    )
 
 
 def sft_loss(logprobs: Tensor, loss_weights: Tensor, *, metric_weights: Tensor | None = None) -> tuple[Tensor, Metrics]:
     """Cross-entropy -sum_n w_n log pi(n); [N] -> 0-d. The metric sft/nll is the negative log-likelihood per token."""
-    return -_weighted_sum(logprobs, loss_weights), _weighted({"sft/nll": -logprobs}, loss_weights, metric_weights)
+    return -weighted_sum(logprobs, loss_weights), weighted_metrics({"sft/nll": -logprobs}, loss_weights, metric_weights)
 
 
 def importance_weights(
@@ -180,7 +182,7 @@ def importance_weights(
         outside = (q < low) | (q > high)
         weights = q.masked_fill(outside, 0.0)
         metrics["importance/masked_fraction"] = outside
-    return torch.where(counted, weights, 1.0), _weighted(metrics, metric_weights, None)
+    return torch.where(counted, weights, 1.0), weighted_metrics(metrics, metric_weights, None)
 
 
 def _sequence_sums(log_ratio: Tensor, branch_ids: Tensor | None) -> Tensor:
@@ -190,11 +192,11 @@ def _sequence_sums(log_ratio: Tensor, branch_ids: Tensor | None) -> Tensor:
     return sum_by(log_ratio, branch_ids, count_of(branch_ids))[branch_ids]  # [N] -> [B] -> [N]
 
 
-def _weighted_sum(terms: Tensor, weights: Tensor) -> Tensor:
+def weighted_sum(terms: Tensor, weights: Tensor) -> Tensor:
     # where, not only a product: 0 * NaN is NaN.
     return (torch.where(weights != 0, terms, 0.0) * weights).sum()
 
 
-def _weighted(terms: Metrics, loss_weights: Tensor, metric_weights: Tensor | None) -> Metrics:
+def weighted_metrics(terms: Metrics, loss_weights: Tensor, metric_weights: Tensor | None) -> Metrics:
     weights = loss_weights if metric_weights is None else torch.where(loss_weights != 0, metric_weights, 0.0)
-    return {name: _weighted_sum(term.detach().to(weights.dtype), weights) for name, term in terms.items()}
+    return {name: weighted_sum(term.detach().to(weights.dtype), weights) for name, term in terms.items()}

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from algorithms.advantages import sum_by
-from algorithms.losses import Metrics, _weighted, _weighted_sum
+from algorithms.losses import Metrics, weighted_metrics, weighted_sum
 
 PreferenceLoss = Literal["sigmoid", "ipo"]
 
@@ -91,7 +91,7 @@ def bradley_terry_loss(
         "reward_model/rejected": rejected,
         "reward_model/nll": -logsigmoid(difference),
     }
-    return -_weighted_sum(logsigmoid(difference - required), weights), _weighted(metrics, weights, None)
+    return -weighted_sum(logsigmoid(difference - required), weights), weighted_metrics(metrics, weights, None)
 
 
 def dpo_loss(
@@ -129,7 +129,7 @@ def dpo_loss(
         "dpo/rejected_reward": beta * rejected,
         "dpo/nll": -logsigmoid(margin),
     }
-    return _weighted_sum(terms, weights), _weighted(metrics, weights, None)
+    return weighted_sum(terms, weights), weighted_metrics(metrics, weights, None)
 
 
 def _share_right(difference: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ the whole recipe.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -455,6 +455,8 @@ class CheckpointConfig(Section):
 class GRPOConfig(Section):
     """Group-relative policy optimisation (DeepSeekMath, 2402.03300) and its relatives."""
 
+    has_critic: ClassVar[bool] = False
+
     steps: int = Field(default=30, ge=1)
     """Training steps: rollouts, each followed by its optimizer steps."""
     seed: int = 0
@@ -501,7 +503,7 @@ class GRPOConfig(Section):
                 f"algorithm.advantage {algorithm.advantage!r} compares answers of one prompt and needs rollout.group_size >= 2 "
                 f"(got {rollout.group_size}); set group_size, or advantage: reinforce"
             )
-        if algorithm.advantage == "gae" and not hasattr(self, "critic"):
+        if algorithm.advantage == "gae" and not self.has_critic:
             raise ValueError("algorithm.advantage gae needs a critic; use jobs/train_ppo.py")
         if algorithm.kl.adaptive is not None and not algorithm.kl.coef:
             raise ValueError("algorithm.kl.adaptive needs a first coefficient; set algorithm.kl.coef above 0")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field, model_validator
 
 from core.config import Section
@@ -47,6 +49,8 @@ class GAEConfig(Section):
 
 class PPOConfig(GRPOConfig):
     """Proximal policy optimisation (1707.06347) with a critic and token-level rewards, as in RLHF (2009.01325)."""
+
+    has_critic: ClassVar[bool] = True
 
     run: RunConfig = RunConfig(name="ppo")
     """Where the run lives."""

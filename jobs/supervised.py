@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Lesson:
+class Lesson(ABC):
     """What one kind of supervised training adds to the loop."""
 
     name: str
@@ -44,15 +45,15 @@ class Lesson:
     best: str
     """Held-out metric of the best checkpoint, unless the recipe names another."""
 
+    @abstractmethod
     def encode(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Group | None:
         """The sample as a group, or None when it cannot be trained on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare(self, batch: Batch, groups: Sequence[Group], course: Course) -> Batch:
         """The batch of one optimizer step with the columns that the objective reads."""
-        raise NotImplementedError
 
-    def begin(self, course: Course, *, steps: int) -> None:
+    def begin(self, course: Course, *, steps: int) -> None:  # noqa: B027 - most lessons need nothing here
         """With the starting weights in place, before the first step or a resume."""
 
     def evaluate(self, course: Course) -> dict[str, float]:
@@ -60,14 +61,14 @@ class Lesson:
         metrics = course.model.measure(course.heldout, self.objective)
         return {name.rpartition("/")[2]: value for name, value in metrics.items() if name.rpartition("/")[2] != "loss"}
 
-    def before_save(self, course: Course) -> None:
+    def before_save(self, course: Course) -> None:  # noqa: B027
         """Before every checkpoint."""
 
     def state(self) -> dict[str, Any]:
         """What a resume needs beside weights, step and position."""
         return {}
 
-    def restore(self, state: dict[str, Any], course: Course) -> None:
+    def restore(self, state: dict[str, Any], course: Course) -> None:  # noqa: B027
         """Take up what `state` gave."""
 
 
@@ -80,6 +81,8 @@ class Examples:
         self._samples, self._lesson, self._tokenizer, self._seed = samples, lesson, tokenizer, seed
         self.stream = PromptStream(samples, seed)
         self._encoded: dict[str, Group | None] = {}
+        self.left_out = 0
+        """Samples met so far that cannot be trained on."""
 
     def start_at(self, position: int) -> None:
         self.stream = PromptStream(self._samples, self._seed, position=position)
@@ -108,6 +111,7 @@ class Examples:
         """The group of a sample, remembered."""
         if sample.sample_id not in self._encoded:
             self._encoded[sample.sample_id] = self._lesson.encode(self._tokenizer, sample)
+            self.left_out += self._encoded[sample.sample_id] is None
         return self._encoded[sample.sample_id]
 
     def of_the_run(self, count: int) -> list[Group]:
@@ -120,11 +124,6 @@ class Examples:
             if stream.position >= len(self._samples) and count >= len(self._samples):
                 break  # an epoch is over: all there are
         return list(seen.values())
-
-    @property
-    def left_out(self) -> int:
-        """Samples met so far that cannot be trained on."""
-        return sum(group is None for group in self._encoded.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,9 +130,14 @@ def learn_from_groups(
                 settings,
                 temperature=config.rollout.temperature,
                 max_response_tokens=limit,
-                seed=config.seed * 1_000_003 + step,
+                seed=step_seed(config.seed, step),
             )
         )
+
+
+def step_seed(seed: int, step: int) -> int:
+    """What a step's minibatches are drawn by."""
+    return seed * 1_000_003 + step
 
 
 def evaluate(config: EvaluationConfig, run: Run, troupe: Cast, step: int) -> float:

@@ -19,7 +19,7 @@ from core.recipes import AlgorithmConfig, GRPOConfig
 from core.records import Group
 from core.rl_recipes import PPOConfig
 from core.run import Run
-from jobs.train_grpo import train
+from jobs.train_grpo import step_seed, train
 
 
 def train_ppo(config: PPOConfig) -> None:
@@ -38,7 +38,7 @@ def learn_with_critic(
     """One step of learning: values, token rewards, advantages, then policy and critic on the same minibatches."""
     assert isinstance(config, PPOConfig)
     assert troupe.critic is not None
-    limit, seed = config.rollout.max_response_tokens, config.seed * 1_000_003 + step
+    limit, seed = config.rollout.max_response_tokens, step_seed(config.seed, step)
     with run.timed("values"):
         batch = batch.with_columns(old_values=troupe.critic.values(batch))
     with run.timed("advantage"):

@@ -26,6 +26,7 @@ from core.files import to_json, write_atomically
 from core.program import run_program
 from core.records import Group, Sample
 from core.supervised_recipes import RewardModelTrainingConfig
+from data import PromptStream
 from jobs.supervised import Course, Lesson, train_supervised
 
 if TYPE_CHECKING:
@@ -64,8 +65,13 @@ class Ranking(Lesson):
         return {**named, "calibration_error": calibration.error}
 
     def before_save(self, course: Course) -> None:
-        """Shift the scores so that the reference answers of some training samples score 0 on average."""
-        samples = course.scene.data.train[: self._config.normalise_samples]
+        """Shift the scores so that the reference answers of some training samples score 0 on average.
+
+        They are the last of the first epoch: a model scores answers that it was trained on higher than others.
+        """
+        samples, count = course.scene.data.train, self._config.normalise_samples
+        count = min(count, len(samples))
+        samples = PromptStream(samples, self._config.seed, position=len(samples) - count).take(count)
         branches = [
             Group(
                 sample=group.sample,

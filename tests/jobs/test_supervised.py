@@ -131,7 +131,7 @@ def common(directory: Path, name: str, data: dict[str, Any], *, steps: int, **en
 def reward_model(directory: Path, data: dict[str, Any]) -> Path:
     """The run of a reward model on pairs and triples."""
     settings = common(directory, "reward_model", data, steps=16, learning_rate=3e-3)
-    train_reward_model(RewardModelTrainingConfig(**settings, normalise_samples=20))
+    train_reward_model(RewardModelTrainingConfig(**settings, normalise_samples=48))
     return directory / "reward_model"
 
 
@@ -173,7 +173,7 @@ def test_a_reward_model_learns_which_of_two_or_three_answers_is_better(reward_mo
 
 def test_reference_answers_score_zero_on_average_for_whoever_loads_it(reward_model: Path, directory: Path) -> None:
     rows = read_lines(directory / "train.jsonl")
-    answers = [(row["prompt"], [row["best"]]) for row in rows[:20]]  # normalise_samples
+    answers = [(row["prompt"], [row["best"]]) for row in rows]  # normalise_samples names all 48
     scores = [score for (score,) in scores_of(reward_model / "checkpoints" / "latest", answers)]
     assert abs(sum(scores) / len(scores)) < 1e-4
     assert json.loads((reward_model / "checkpoints" / "latest" / "config.json").read_text())["score_mean"] != 0
@@ -183,7 +183,7 @@ def test_reference_answers_score_zero_on_average_for_whoever_loads_it(reward_mod
     assert good > bad
 
 
-@pytest.mark.parametrize("normalise_samples", [20, 0])
+@pytest.mark.parametrize("normalise_samples", [48, 0])
 def test_a_reward_model_that_starts_from_another_has_one_mean_and_not_the_sum_of_two(
     reward_model: Path, directory: Path, data: dict[str, Any], normalise_samples: int
 ) -> None:
