@@ -17,7 +17,7 @@ from actors.placement import Seat, Stage
 from actors.reward_model import LABEL, RewardModel
 from actors.rewarder import Rewarder
 from core.chat import encode_answer, encode_prompt
-from core.errors import CheckpointError, TroupeError
+from core.errors import TroupeError
 from core.evaluate_recipes import EvaluateConfig
 from core.recipes import PretrainedModelConfig, RewardModelConfig
 from core.records import Branch, Group, Sample
@@ -160,20 +160,3 @@ def with_tokens(branch: Branch, tokenizer: PreTrainedTokenizerBase) -> Branch:
     ids = encode_answer(tokenizer, branch.text)
     kept = ids[:-1] if branch.truncated and len(ids) > 1 else ids
     return Branch(token_ids=kept, text=branch.text, finish_reason=branch.finish_reason)
-
-
-def require_trained_head(path: str, *, trust_remote_code: bool = False) -> None:
-    """Raise CheckpointError unless the model at `path` has one number as its output, going by its config.json."""
-    from transformers import AutoConfig
-
-    found = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    kinds = [name for name in found.architectures or [] if name.endswith("ForSequenceClassification")]
-    if not kinds:
-        raise CheckpointError(
-            f"reward_model.path {path} is a {', '.join(found.architectures or ['model of unknown kind'])} and has no trained scalar "
-            "head; train one with jobs/train_reward_model.py"
-        )
-    if found.num_labels != 1:
-        raise CheckpointError(
-            f"reward_model.path {path} has {found.num_labels} labels, a reward model has one; use a model trained with num_labels 1"
-        )

@@ -22,6 +22,7 @@ from actors.trained import Trained, TrainedWorker
 from algorithms.packing import Batch
 from core.chat import prompt_text
 from core.errors import DataError
+from core.model_paths import locate
 from core.recipes import ModelConfig, PolicyConfig, ScratchModelConfig
 from core.records import Group, Sample
 from core.scratch import write_scratch_model
@@ -37,9 +38,9 @@ STEPS_PER_CALL = 5
 def starting_model(
     config: ModelConfig, data: DataSet, stage: Stage, *, precision: str, seed: int, progress: Progress
 ) -> str:
-    """The directory (or hub name) of the model to start from."""
+    """The directory (or hub name) of the model to start from; of a run its best checkpoint."""
     if not isinstance(config, ScratchModelConfig):
-        return config.path
+        return locate(config.path)
     demonstrations = [sample for sample in data.train if sample.fields.get("demonstration")]
     if not demonstrations:
         raise DataError(

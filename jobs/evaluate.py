@@ -24,8 +24,8 @@ import rich
 from rich.table import Table
 
 from actors.cast import load_tokenizer
-from actors.evaluation import evaluation_stage, generate, require_trained_head, reward_scores
-from actors.reward_model import require_same_tokenizer
+from actors.evaluation import evaluation_stage, generate, reward_scores
+from actors.reward_model import located, require_same_tokenizer
 from core.chat import encode_prompt, prompt_text
 from core.comparison import Comparison, compare
 from core.config import dump_config
@@ -123,7 +123,7 @@ def prepare(config: EvaluateConfig) -> Examination:
     check_trackers(config.trackers, mode=config.wandb.mode)
     rewards = build_rewards(config.all_metrics) if config.all_metrics else None
     paths = {name: locate(path) for name, path in config.named_models.items()}
-    reward_model = located_reward_model(config.reward_model)
+    reward_model = located(config.reward_model) if config.reward_model is not None else None
     samples = load_data(config.data).heldout[: config.num_samples]
     require_gold(config, samples)
     tokenizers = {
@@ -143,15 +143,6 @@ def prepare(config: EvaluateConfig) -> Examination:
         rewards=rewards,
         reward_model=reward_model,
     )
-
-
-def located_reward_model(settings: RewardModelConfig | None) -> RewardModelConfig | None:
-    """The reward model's settings with the directory of its checkpoint; refused without a trained head."""
-    if settings is None:
-        return None
-    path = locate(settings.path)
-    require_trained_head(path, trust_remote_code=settings.trust_remote_code)
-    return settings.model_copy(update={"path": path})
 
 
 def require_gold(config: EvaluateConfig, samples: Sequence[Sample]) -> None:

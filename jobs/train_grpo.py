@@ -21,6 +21,7 @@ from actors.cast import Cast, cast
 from actors.columns import with_advantages, with_importance
 from actors.kl_coefficient import KLCoefficient
 from actors.placement import seats
+from actors.reward_model import located
 from actors.rollouts import Rollouts
 from algorithms.packing import Batch
 from core.checkpoint import save_state
@@ -40,6 +41,8 @@ def train(config: GRPOConfig, learn: Learn | None = None) -> None:
     for functions in (config.rewards, config.evaluation.metrics):
         if functions:
             build_rewards(functions)  # a wrong name or argument is found before anything expensive starts
+    if config.reward_model is not None:
+        config = config.model_copy(update={"reward_model": located(config.reward_model)})
     perform(
         config,
         table=lambda device: seats(config, device=device),

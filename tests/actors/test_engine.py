@@ -3,49 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from actors.engine import Engine
 from actors.objective import PolicyObjective
 from algorithms.packing import Batch, pack
 from core.errors import CheckpointError, NumericalError
-from core.hardware import set_up_process
 from core.recipes import AlgorithmConfig, LoraConfig, PolicyConfig
 from core.records import Group
 from tests.actors.small import SMALL, ragged, with_targets, write_weights
 
+pytestmark = pytest.mark.usefixtures("one_rank")
+
 OBJECTIVE = PolicyObjective(AlgorithmConfig(clip_low=0.5, clip_high=50.0))
 BETA1 = 0.9
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_rank() -> Iterator[None]:
-    """A process group of this process alone; the environment is put back for the tests that follow."""
-    import deepspeed
-
-    from actors.engine import prepare_extension
-
-    before = dict(os.environ)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    set_up_process(master_port=port)
-    prepare_extension()
-    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
-    yield
-    dist.destroy_process_group()
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

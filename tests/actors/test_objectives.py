@@ -27,8 +27,10 @@ from algorithms.packing import Batch, pack
 from core.recipes import PolicyConfig
 from core.records import Branch, Group, Sample, Score
 from tests.actors.small import random_group, write_model
-from tests.actors.test_engine import _one_rank, assert_close, gradient_of  # noqa: F401 (a fixture of this module too)
+from tests.actors.test_engine import assert_close, gradient_of
 from tests.actors.test_values import write_scalar_model
+
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 VOCAB = 300
 BETA = 0.1

@@ -26,7 +26,9 @@ from core.errors import CheckpointError
 from core.recipes import LoraConfig, PolicyConfig
 from core.records import Group
 from tests.actors.small import SMALL, VOCAB, ragged, write_weights
-from tests.actors.test_engine import _one_rank, weights_of  # noqa: F401 (a fixture of this module too)
+from tests.actors.test_engine import weights_of
+
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 WINDOW = MistralConfig(
     vocab_size=VOCAB,

@@ -6,8 +6,7 @@ They run in this process; SFT on two ranks of Ray is in test_supervised_ranks.py
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,8 @@ from jobs.train_reward_model import train_reward_model
 from jobs.train_sft import train_sft
 from tests.actors.small import write_model
 
+pytestmark = pytest.mark.usefixtures("one_rank")
+
 STEPS = 6
 
 
@@ -40,17 +41,6 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(path / "model", tied=True)
     write_model(path / "other", tied=True, seed=1)
     return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _environment() -> Iterator[None]:
-    """What a job in this process leaves in the environment is taken back, and so is its process group."""
-    before = dict(os.environ)
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
