@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from actors.kl_coefficient import KLCoefficient
 from core.checkpoint import CheckpointStore, save_state
 from core.config import dump_config
 from core.errors import CheckpointError
@@ -308,5 +309,5 @@ def test_a_checkpoint_of_another_model_is_refused_before_it_is_loaded(
         ),
         Run.open(config) as run,
     ):
-        resume(run, troupe)  # type: ignore[arg-type]
+        resume(run, troupe, KLCoefficient(config.algorithm.kl))  # type: ignore[arg-type]
     assert contents(tmp_path / "runs" / "x") == earlier
