@@ -66,8 +66,7 @@ class Engine:
         self.config = config
         self.precision = hardware().precision(config.precision)
         settings = _deepspeed_settings(config, self.precision)
-        if not dist.is_initialized():
-            deepspeed.init_distributed(dist_backend=hardware().collective_backend, verbose=False)
+        join_process_group()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(seed)
         model = load_model(model_path, self.precision, head=head, trust_remote_code=trust_remote_code)
@@ -446,6 +445,21 @@ def _deepspeed_settings(config: PolicyConfig, precision: str) -> dict[str, Any]:
         "gradient_clipping": config.max_grad_norm,
         "steps_per_print": 2**31,
     }
+
+
+def join_process_group() -> None:
+    """Become a rank of the process group that the environment names, unless this process is in one already."""
+    if dist.is_initialized():
+        return
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend=hardware().collective_backend, verbose=False)
+    if hardware().device == "cpu":
+        dist.barrier()  # by now every rank has opened the buffers of all
+        # DeepSpeed leaves each rank's buffer of 70 MB in shared memory for ever. Without its name it ends with the
+        # processes that have it open, however they end.
+        place = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{dist.get_rank()}"
+        Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{place}").unlink(missing_ok=True)
 
 
 def prepare_extension() -> None:

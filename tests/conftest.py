@@ -8,6 +8,24 @@ from collections.abc import Iterator
 
 import pytest
 
+from actors.placement import Stage
+from core.recipes import PlacementConfig
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the two processes of `make test` one gets every file that needs Ray, so that Ray starts once."""
+    need_ray = {item.path for item in items if "stage" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in need_ray else item.path.name))
+
+
+@pytest.fixture(scope="session")
+def stage() -> Iterator[Stage]:
+    """A stage that keeps Ray alive, whose start takes longer than most tests; stages of jobs and tests join it."""
+    stage = Stage(PlacementConfig())
+    yield stage
+    stage.close()
+
 
 @pytest.fixture(scope="module")
 def one_rank() -> Iterator[None]:
@@ -16,10 +34,7 @@ def one_rank() -> Iterator[None]:
     The group itself stays until the session ends: DeepSpeed keeps groups that belong to it in globals, and no second
     process group would know them.
     """
-    import deepspeed
-    import torch.distributed
-
-    from actors.engine import prepare_extension
+    from actors.engine import join_process_group, prepare_extension
     from core.hardware import set_up_process
 
     before = dict(os.environ)
@@ -28,8 +43,7 @@ def one_rank() -> Iterator[None]:
         port = probe.getsockname()[1]
     set_up_process(master_port=port)
     prepare_extension()
-    if not torch.distributed.is_initialized():
-        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    join_process_group()
     yield
     os.environ.clear()
     os.environ.update(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,10 @@ class ObservedWorker(PolicyWorker):
 
         parameters = self._engine.packed.parameters()
         return torch.cat([safe_get_full_optimizer_state(p, "exp_avg").flatten() for p in parameters]) / (1 - BETA1)
+
+    def shared_memory(self) -> list[str]:
+        """Names in shared memory that would outlive this process."""
+        return [path.name for path in Path("/dev/shm").glob(f"deepspeed*_{os.environ['MASTER_PORT']}_*")]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +73,7 @@ def steps_of(stage: Stage, model_path: str, ranks: int, directory: Path) -> dict
     try:
         policy.start(model_path, total_steps=10, seed=0)
         policy.ready()
+        assert policy.group.call(ObservedWorker.shared_memory) == [[]] * ranks
         for name, groups in CASES.items():
             logprobs = policy.logprobs(Batch.from_groups(groups()), temperature=0.8)
             metrics = policy.step([with_targets(groups())], OBJECTIVE)

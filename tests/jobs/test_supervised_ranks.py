@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,6 @@ import torch
 from actors.placement import Stage
 from algorithms.packing import Batch
 from core.checkpoint import CheckpointStore
-from core.recipes import PlacementConfig
 from core.records import Group
 from jobs.supervised import Course, train_supervised
 from jobs.train_sft import Imitation, train_sft
@@ -49,16 +48,12 @@ class Struck(Imitation):
 
 
 @pytest.fixture(scope="module")
-def sft_runs(directory: Path) -> Iterator[tuple[Path, Path]]:
+def sft_runs(directory: Path, stage: Stage) -> tuple[Path, Path]:
     """(a run of six steps in one go, one that ended after two, was continued, and lost a worker in its last step)."""
-    stage = Stage(PlacementConfig())  # jobs join its Ray
-    try:
-        train_sft(sft(directory, "whole"))
-        train_sft(sft(directory, "troubled", steps=STOPPED_AT))
-        config = sft(directory, "troubled")
-        train_supervised(config, Struck(config))
-    finally:
-        stage.close()
+    train_sft(sft(directory, "whole"))
+    train_sft(sft(directory, "troubled", steps=STOPPED_AT))
+    config = sft(directory, "troubled")
+    train_supervised(config, Struck(config))
     return directory / "whole", directory / "troubled"
 
 

@@ -29,6 +29,8 @@ from jobs.train_grpo import resume, train
 from tests.actors.small import write_model
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("stage")
+
 STEPS = 4
 MARK = "TROUPE_TEST_MARK"
 """Set for the job under test; every process it starts inherits it."""

@@ -16,6 +16,8 @@ from jobs.train_ppo import train_ppo
 from tests.actors.small import write_model
 from tests.actors.test_values import write_scalar_model
 
+pytestmark = pytest.mark.usefixtures("stage")
+
 COEF = 0.05
 
 
