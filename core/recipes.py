@@ -114,7 +114,7 @@ class RewardConfig(Section):
     """One reward function of the weighted sum."""
 
     fn: str
-    """A reward of this project (math_answer, regex_format, length, rouge, remote_reward, remote_comparison), or `package.module:function` or `package.module:Class`; see docs/rewards.md."""
+    """A reward of this project (math_answer, regex_format, length, rouge, remote_reward, remote_comparison, judge_qa), or `package.module:function` or `package.module:Class`; see docs/rewards.md."""
     name: str | None = None
     """Name in the logs; the function's by default."""
     weight: float = 1.0
