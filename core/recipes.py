@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from core.call_log import CallLogConfig
 from core.config import Section
 from core.data_recipes import DataConfig, WordProblemsConfig
 
@@ -51,6 +52,8 @@ class RunConfig(Section):
     """Times that a run whose worker died starts its roles again and goes on from the last checkpoint."""
     samples_per_step: int = Field(default=2, ge=0)
     """Groups whose texts are written to rollouts.jsonl at every step."""
+    calls: CallLogConfig = CallLogConfig()
+    """Log of model calls, of the policy and of judges."""
 
     @field_validator("name")
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -220,18 +220,30 @@ class RulesJudge:
 
 
 def find_answer(question: str, text: str, document: str) -> str | None:
-    """The first sentence or line of `text` that is most about the question; None where none is.
+    """The sentence or line of `text` that is most about the question, of several the one that has its word first.
 
-    >>> find_answer("What is the width?", "height: rows of it.\\nwidth: columns of it.", "height: ...\\nwidth: ...")
+    None where none is.
+
+    >>> find_answer("What is the width?", "height: rows of it.\nwidth: columns of it.", "height: ...\nwidth: ...")
     'width: columns of it.'
     >>> find_answer("What is the depth?", "width: columns of it.", "width: ...") is None
     True
     """
     occurrences = Counter(word for unit in units(document) for word in content_words(unit))
     weights = {word: 1 / max(1, occurrences[word]) for word in content_words(question)}
-    found = {unit: sum(weights[word] for word in weights.keys() & content_words(unit)) for unit in units(text)}
-    best = max(found, key=found.__getitem__, default=None)
-    return best if best is not None and 2 * found[best] >= sum(weights.values()) else None
+
+    def relevance(unit: str) -> tuple[float, int]:
+        common = weights.keys() & content_words(unit)
+        return sum(weights[word] for word in common), -first_place(unit, common)
+
+    best = max(units(text), key=relevance, default=None)
+    return best if best is not None and 2 * relevance(best)[0] >= sum(weights.values()) else None
+
+
+def first_place(text: str, words: Set[str]) -> int:
+    """The number of words that stand before the first of `words`."""
+    stems = [_stem(word) for word in WORD.findall(text.lower())]
+    return next((place for place, word in enumerate(stems) if word in words), len(stems))
 
 
 def units(text: str) -> list[str]:
