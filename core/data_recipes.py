@@ -200,7 +200,7 @@ class RepliqaConfig(Section):
     unanswerable: str = r"(?i)not (found|contained|mentioned|provided|available|given|stated) in the (document|text)"
     """Regular expression of the gold answers that say that the document holds no answer."""
     demonstrations: str | None = None
-    """JSONL file with summaries by another model (`sample_id`, and `prediction`, `answer` or `text`), which SFT imitates; training documents without one are left out."""
+    """JSONL file with summaries by another model (`sample_id`, and `prediction`, `answer` or `text`), which SFT imitates; documents without one are left out, on both sides. jobs/distil.py writes it."""
 
     @field_validator("unanswerable")
     @classmethod

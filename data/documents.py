@@ -22,6 +22,8 @@ from data.facts import RESULT, Fact, split_facts
 from data.harvest import Pair, harvest
 
 MAX_PROSE_CHARS = 160
+UNKNOWN = "The document does not say."
+"""The gold answer of a question that only another document answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,22 +77,28 @@ def _sample(document: Document, others: Sequence[Document], config: DocumentsCon
         prompt=conversation(f"Summarise in {config.limit_chars} characters:\n{document.text}"),
         fields={
             "document": document.text,
-            "questions": [_question(fact, document, others, rng, config) for fact in document.facts],
+            "questions": _questions(document, others, rng, config),
             "demonstration": _demonstration(document, rng, config.limit_chars),
             "package": document.pair.package,
         },
     )
 
 
-def _question(
-    fact: Fact, document: Document, others: Sequence[Document], rng: random.Random, config: DocumentsConfig
-) -> dict[str, Any]:
-    """What the fact is; or, in seeded turns, what something is that only another document tells."""
-    if rng.random() < config.unanswerable_fraction:
+def _questions(
+    document: Document, others: Sequence[Document], rng: random.Random, config: DocumentsConfig
+) -> list[dict[str, Any]]:
+    """What each fact is; in the place of some, what something is that only another document tells.
+
+    One question at least has an answer, so that every document can earn something.
+    """
+    told = set(plain(document.text).split())
+    questions = [{"question": _asked(fact), "answer": fact.text, "answerable": True} for fact in document.facts]
+    for index in rng.sample(range(len(questions)), len(questions) - 1):
         stranger = rng.choice(rng.choice(others).facts)
-        if plain(stranger.name) not in plain(document.text).split() and stranger.name != RESULT:
-            return {"question": _asked(stranger), "answer": "The document does not say.", "answerable": False}
-    return {"question": _asked(fact), "answer": fact.text, "answerable": True}
+        unknown = stranger.name != RESULT and plain(stranger.name) not in told
+        if rng.random() < config.unanswerable_fraction and unknown:
+            questions[index] = {"question": _asked(stranger), "answer": UNKNOWN, "answerable": False}
+    return questions
 
 
 def _asked(fact: Fact) -> str:

@@ -62,7 +62,7 @@ def load_repliqa(config: RepliqaConfig) -> DataSet:
     samples = [_sample(document, config) for document in fitting]
     heldout, train = samples[: config.num_heldout], samples[config.num_heldout :]
     if config.demonstrations is not None:
-        train = _with_demonstrations(train, Path(config.demonstrations), dropped)
+        train, heldout = (_with_demonstrations(side, Path(config.demonstrations), dropped) for side in (train, heldout))
     return DataSet(name="repliqa", train=train[: config.num_train], heldout=heldout, dropped=dropped)
 
 

@@ -95,7 +95,7 @@ def test_an_unanswerable_question_asks_for_what_only_another_document_tells(sour
     data = load(source, unanswerable_fraction=0.5)
     questions = [(sample, question) for sample in data.train for question in sample.fields["questions"]]
     unknown = [(sample, question) for sample, question in questions if not question["answerable"]]
-    assert 0.3 < len(unknown) / len(questions) < 0.7
+    assert 0.2 < len(unknown) / len(questions) < 0.5  # one of three is always answerable, half of the others is
     for sample, question in unknown:
         assert question["question"].removeprefix("What is ").rstrip("?") not in sample.fields["document"]
         assert score(sample, sample.fields["document"]) == 1.0  # the judge finds that the document does not say

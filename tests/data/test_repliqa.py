@@ -83,10 +83,13 @@ def test_the_share_of_unanswerable_questions_is_told_and_a_pattern_without_a_mat
 
 
 def test_summaries_of_another_model_become_demonstrations_by_id(tmp_path: Path) -> None:
-    trained = load().train[0].sample_id
+    plain = load()
+    trained = plain.train[0].sample_id
     file = tmp_path / "teacher.jsonl"
-    write_rows(file, [{"sample_id": trained, "text": "A summary."}, {"sample_id": "repliqa/elsewhere", "text": "?"}])
+    known = (trained, plain.heldout[0].sample_id, "repliqa/elsewhere")
+    write_rows(file, [{"sample_id": name, "text": "A summary."} for name in known])
     data = load(demonstrations=str(file))
+    assert data.heldout[0].fields["demonstration"] == "A summary."
     assert [(sample.sample_id, sample.fields["demonstration"]) for sample in data.train] == [(trained, "A summary.")]
     assert data.dropped == {"no_demonstration": 2}
 
