@@ -84,7 +84,7 @@ class Rollouts:
         self._dropped_prompts = 0
         self._watch = watch
         self._trouble: Counter[str] = Counter()
-        """What judges of missing scores answered."""
+        """What judges of missing scores answered in this step."""
 
     def ahead(self, version: int) -> None:
         """Start every step that may see the weights of `version`: those up to version + 1 + max_lag."""
@@ -98,6 +98,7 @@ class Rollouts:
     def collect(self, step: int) -> Rollout:
         """The scored groups of `step`; everything that went wrong on the way is an error with a name or a metric."""
         self.ahead(step - 1)
+        self._trouble.clear()
         started = time.monotonic()
         deadline = started + self._config.timeout_s
         groups = [self._complete(group) for group in self._await(self._in_flight[step].groups, deadline)]

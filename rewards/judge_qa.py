@@ -82,6 +82,7 @@ class JudgeQA:
             if judge == "rules"
             else EndpointJudge(show_document=show_document, **endpoint)
         )
+        self._asks = judge == "endpoint"
         self._as_fraction = score == "fraction"
         self._max_length, self._unit = max_length, length_unit
         self._unwanted = letters_of(unwanted_scripts)
@@ -107,7 +108,8 @@ class JudgeQA:
             correct, judgements = side.correct, [*judgements, *side.judgements]
         parts = _size_parts(text, gated=gated, unanswerable=task.unanswerable)
         parts |= _percents(correct, None if full is None else full.correct, len(task.questions))
-        parts |= spent(judgements, priced=self._judge.is_priced)
+        if self._asks:
+            parts |= spent(judgements, priced=self._judge.is_priced)
         if correct is None:
             return Score(value=None, parts=parts)
         return Score(value=correct / len(task.questions) if self._as_fraction else float(correct), parts=parts)
