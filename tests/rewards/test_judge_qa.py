@@ -10,15 +10,19 @@ from typing import Any
 
 import pytest
 
+from core.config import load_config
 from core.errors import ConfigError, RewardError
-from core.recipes import RewardConfig
+from core.recipes import GRPOConfig, RewardConfig
 from core.records import Branch, Sample, Score
+from data import load_data
 from rewards import Rewards, build_rewards
 from rewards.judge_qa import JudgeQA
 from rewards.qa_judges import fenced, find_answer
+from tests.data.packages import FIXTURES
 from tests.rewards.chat_server import Answer, ChatServer
 from tests.rewards.conftest import branch, group_of
 
+ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk-very-secret-0123456789"
 FACTS = {"Who built it?": "Ada Brook", "What is it made of?": "larch", "When does it turn?": "on Sundays"}
 UNKNOWN = "The document does not say."
@@ -311,6 +315,32 @@ def test_a_sample_without_questions_is_told_what_it_lacks(sample: Sample) -> Non
     rewards = build_rewards([RewardConfig(fn="judge_qa", args={"judge": "rules"})])
     with pytest.raises(RewardError, match="needs the fields `document`"):
         rewards.score_now(group_of(sample, "a summary"))
+
+
+def test_the_full_recipe_judges_documents_with_the_real_fields(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its data, prompts and reward, with a server in the judge's place: the document as its own summary earns all five."""
+    monkeypatch.setenv("OPENROUTER_API_KEY", KEY)
+    recipe = str(ROOT / "configs/summarizer/full.yaml")
+    config = load_config(GRPOConfig, [recipe, f"data.path={FIXTURES / 'repliqa'}", "data.num_heldout=1"])
+    (mill,) = (each for each in load_data(config.data).train if each.sample_id == "repliqa/kvornmill")
+    gold = {question["question"]: question["answer"] for question in mill.fields["questions"]}
+    nothing = "The answer is not found in the document."
+
+    def judge(body: dict[str, Any], number: int) -> str:
+        if is_comparison(body):
+            return honest(body)
+        prompt = body["messages"][0]["content"]
+        answer = gold[prompt.rsplit("Question: ", 1)[1]]
+        return answer if answer.lower() in part(prompt, "text").lower() else nothing
+
+    reward = config.rewards[0]
+    here = {"base_url": serve(judge).url, "cache": None}
+    rewards = build_rewards([reward.model_copy(update={"args": {**reward.args, **here}})])
+    full, short, long = rewards.score_now(
+        group_of(mill, mill.fields["document"], "The wheel is of larch.", "mill " * 601)
+    )
+    assert [full.value, short.value, long.value] == [5.0, 2.0, 0.0]
+    assert "judge_qa/cost" in full.parts
 
 
 # -- the log of calls ------------------------------------------------------------------------------------------------------
