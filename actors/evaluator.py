@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from actors.generator import Generators, Request, branch_seed
 from actors.rewarder import Rewarder
 from actors.rollouts import chain
+from core.call_log import Watch
 from core.chat import encode_prompt
 from core.errors import DataError, WorkerError
 from core.records import Group, Sample
@@ -63,8 +64,8 @@ class Evaluator:
         self._max_tokens, self._temperature, self._seed = max_response_tokens, temperature, seed
         self._stop, self._timeout_s = tuple(stop), timeout_s
 
-    def evaluate(self) -> Evaluation:
-        """Answer every prompt once with the generators' current weights."""
+    def evaluate(self, watch: Watch | None = None) -> Evaluation:
+        """Answer every prompt once with the generators' current weights; `watch` is told of the calls."""
         requests = [
             Request(
                 prompt_ids=ids,
@@ -77,7 +78,7 @@ class Evaluator:
             for sample, ids in self.prompts
         ]
         futures = [
-            chain(branches, sample, ids, self._rewarder)
+            chain(branches, sample, ids, self._rewarder, watch)
             for branches, (sample, ids) in zip(self._generators.submit(requests), self.prompts, strict=True)
         ]
         done, waiting = concurrent.futures.wait(futures, self._timeout_s, concurrent.futures.FIRST_EXCEPTION)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from actors.group import Group as WorkerGroupBase
@@ -105,8 +106,10 @@ def _with_parts(group: Group, parts: Sequence[Mapping[str, float]], weight: floa
     """The scores with the reward model's parts, and its weighted score in their sums."""
     return group.with_scores(
         [
-            Score(
-                value=None if score.value is None else score.value + weight * more[LABEL], parts={**score.parts, **more}
+            replace(
+                score,
+                value=None if score.value is None else score.value + weight * more[LABEL],
+                parts={**score.parts, **more},
             )
             for score, more in zip(group.scores, parts, strict=True)
         ]

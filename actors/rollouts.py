@@ -12,7 +12,8 @@ import concurrent.futures
 import logging
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ import torch
 from actors.generator import Generators, Request, branch_seed
 from actors.rewarder import Rewarder
 from algorithms.advantages import has_signal
+from core.call_log import Watch
 from core.chat import encode_prompt
 from core.errors import DataError, RewardError, WorkerError
 from core.recipes import RolloutConfig
@@ -68,14 +70,21 @@ class Rollouts:
         seed: int,
         last_step: int,
         needs_company: bool,
+        watch: Callable[[int], Watch | None] = lambda step: None,
     ) -> None:
-        """`needs_company`: the advantage compares answers, so a group that keeps fewer than two is dropped."""
+        """`needs_company`: the advantage compares answers, so a group that keeps fewer than two is dropped.
+
+        `watch` gives what is told of a step's calls, for the log.
+        """
         self._prompts, self._tokenizer = prompts, tokenizer
         self._generators, self._rewarder = generators, rewarder
         self._config, self._seed, self._last_step = config, seed, last_step
         self._fewest = 2 if needs_company else 1
         self._in_flight: dict[int, _Draw] = {}
         self._dropped_prompts = 0
+        self._watch = watch
+        self._trouble: Counter[str] = Counter()
+        """What judges of missing scores answered in this step."""
 
     def ahead(self, version: int) -> None:
         """Start every step that may see the weights of `version`: those up to version + 1 + max_lag."""
@@ -89,6 +98,7 @@ class Rollouts:
     def collect(self, step: int) -> Rollout:
         """The scored groups of `step`; everything that went wrong on the way is an error with a name or a metric."""
         self.ahead(step - 1)
+        self._trouble.clear()
         started = time.monotonic()
         deadline = started + self._config.timeout_s
         groups = [self._complete(group) for group in self._await(self._in_flight[step].groups, deadline)]
@@ -103,7 +113,7 @@ class Rollouts:
         if metrics["reward/missing_fraction"] > MAX_MISSING:
             raise RewardError(
                 f"{metrics['reward/missing_fraction']:.0%} of the judgements of step {step} are missing (at most {MAX_MISSING:.0%} may be); "
-                "look at the judge: its address, its key, its timeout_s and retries"
+                f"{self._reason()}look at the judge: its address, its key, its timeout_s and retries"
             )
         return Rollout(groups=kept, metrics=metrics)
 
@@ -119,8 +129,10 @@ class Rollouts:
         requests = [self._request(step, sample, ids) for sample, ids in drawn]
         # Strictly on-policy nothing is asked ahead, so a batch can have the engines to itself and repeat bit by bit.
         answers = self._generators.submit(requests, alone=self._config.max_lag == 0)
+        watch = self._watch(step)
         return [
-            chain(branches, sample, ids, self._rewarder) for branches, (sample, ids) in zip(answers, drawn, strict=True)
+            chain(branches, sample, ids, self._rewarder, watch)
+            for branches, (sample, ids) in zip(answers, drawn, strict=True)
         ]
 
     def _draw(self, count: int) -> list[tuple[Sample, list[int]]]:
@@ -178,7 +190,12 @@ class Rollouts:
         kept = [index for index, score in enumerate(group.scores) if score.value is not None]
         if len(kept) == len(group.branches):
             return group
+        self._trouble.update(trouble for score in group.scores if (trouble := score.trouble) is not None)
         return replace(group, branches=[group.branches[i] for i in kept], scores=[group.scores[i] for i in kept])
+
+    def _reason(self) -> str:
+        """What most judges of missing scores answered, where any did."""
+        return f"mostly {self._trouble.most_common(1)[0][0]}; " if self._trouble else ""
 
     def _replace(self, step: int, groups: list[Group], deadline: float) -> tuple[list[Group], list[Group]]:
         """(groups with signal, all replacements): new prompts are drawn until the step is full or the bound is met.
@@ -232,20 +249,34 @@ class Rollouts:
 
 
 def chain(
-    branches: Future[list[Branch]], sample: Sample, prompt_ids: Sequence[int], rewarder: Rewarder
+    branches: Future[list[Branch]],
+    sample: Sample,
+    prompt_ids: Sequence[int],
+    rewarder: Rewarder,
+    watch: Watch | None = None,
 ) -> Future[Group]:
     """The scored group once its branches are there; scoring begins the moment they are, whatever the driver does."""
     answer: Future[Group] = Future()
+    requested_at = received_at = time.time()
 
     def settle(scored: Future[Group]) -> None:
         error = scored.exception()
-        answer.set_exception(error) if error is not None else answer.set_result(scored.result())
+        if error is not None:
+            answer.set_exception(error)
+            return
+        try:
+            if watch is not None:
+                watch(scored.result(), requested_at, received_at)
+        finally:
+            answer.set_result(scored.result())
 
     def score(finished: Future[list[Branch]]) -> None:
         error = finished.exception()
         if error is not None:
             answer.set_exception(error)
             return
+        nonlocal received_at
+        received_at = time.time()
         group = Group(sample=sample, prompt_ids=prompt_ids, branches=finished.result())
         rewarder.score(group).add_done_callback(settle)
 

@@ -5,6 +5,7 @@ The loader of the same name lies in `data/`; each gives a training side and a he
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -152,6 +153,65 @@ class DocstringPairsConfig(HarvestConfig):
         return kinds
 
 
+class DocumentsConfig(HarvestConfig):
+    """Documents with questions and answers without a download: docstrings, asked what their parameters are."""
+
+    type: Literal["documents"] = "documents"
+    limit_chars: int = Field(default=160, ge=40)
+    """Length of a summary, in characters, that the prompt asks for and demonstrations keep; give the reward the same."""
+    min_questions: int = Field(default=3, ge=1)
+    """Documents with fewer questions are left out."""
+    max_questions: int = Field(default=5, ge=1)
+    """Questions per document at most."""
+    unanswerable_fraction: float = Field(default=0.2, ge=0, lt=1)
+    """Share of the questions that ask for what another document tells, as RepLiQA has them."""
+
+    @model_validator(mode="after")
+    def _questions_have_a_range(self) -> DocumentsConfig:
+        if self.min_questions > self.max_questions:
+            raise ValueError(
+                f"min_questions ({self.min_questions}) must be at most max_questions ({self.max_questions})"
+            )
+        return self
+
+
+class RepliqaConfig(Section):
+    """Documents about invented people and places, five questions each (Monteiro et al. 2024, 2406.11811)."""
+
+    type: Literal["repliqa"] = "repliqa"
+    path: str = "ServiceNow/repliqa"
+    """Hub name, or a directory with `<split>.jsonl` of the same fields, or one JSONL file."""
+    split: str = "repliqa_0"
+    """Split of the data set, repliqa_0 to repliqa_4."""
+    num_train: int | None = Field(default=None, ge=1)
+    """First n training documents in seeded order; all of them when unset."""
+    num_heldout: int = Field(default=91, ge=1)
+    """Documents held out, the first ones in seeded order."""
+    seed: int = 80
+    """Seed of the order of documents; the original's."""
+    max_document_chars: int | None = Field(default=20_000, ge=200)
+    """Longest document in characters; null: no limit."""
+    long_documents: Literal["cut", "drop"] = "drop"
+    """What happens to longer ones: dropped and counted, or cut at a line's end, after which questions about the rest have no answer."""
+    limit: int | None = Field(default=3000, ge=1)
+    """Length of a summary that the prompt asks for; null: none is told, as in the original, whose reward had a limit all the same."""
+    limit_unit: Literal["characters", "words"] = "characters"
+    """Unit of that length."""
+    unanswerable: str = r"(?i)not (found|contained|mentioned|provided|available|given|stated) in the (document|text)"
+    """Regular expression of the gold answers that say that the document holds no answer."""
+    demonstrations: str | None = None
+    """JSONL file with summaries by another model (`sample_id`, and `prediction`, `answer` or `text`), which SFT imitates; documents without one are left out, on both sides. jobs/distil.py writes it."""
+
+    @field_validator("unanswerable")
+    @classmethod
+    def _is_a_pattern(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"it must be a regular expression ({error})") from None
+        return pattern
+
+
 class JsonlConfig(Section):
     """Any JSONL file."""
 
@@ -210,6 +270,8 @@ DataConfig = Annotated[
     | TldrComparisonsConfig
     | DocstringsConfig
     | DocstringPairsConfig
+    | DocumentsConfig
+    | RepliqaConfig
     | JsonlConfig,
     Field(discriminator="type"),
 ]

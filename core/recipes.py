@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from core.call_log import CallLogConfig
 from core.config import Section
 from core.data_recipes import DataConfig, WordProblemsConfig
 
@@ -51,6 +52,8 @@ class RunConfig(Section):
     """Times that a run whose worker died starts its roles again and goes on from the last checkpoint."""
     samples_per_step: int = Field(default=2, ge=0)
     """Groups whose texts are written to rollouts.jsonl at every step."""
+    calls: CallLogConfig = CallLogConfig()
+    """Log of model calls, of the policy and of judges."""
 
     @field_validator("name")
     @classmethod
@@ -114,7 +117,7 @@ class RewardConfig(Section):
     """One reward function of the weighted sum."""
 
     fn: str
-    """A reward of this project (math_answer, regex_format, length, rouge, remote_reward, remote_comparison), or `package.module:function` or `package.module:Class`; see docs/rewards.md."""
+    """A reward of this project (math_answer, regex_format, length, rouge, remote_reward, remote_comparison, judge_qa), or `package.module:function` or `package.module:Class`; see docs/rewards.md."""
     name: str | None = None
     """Name in the logs; the function's by default."""
     weight: float = 1.0

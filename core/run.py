@@ -18,6 +18,7 @@ from typing import Any
 
 import rich
 
+from core.call_log import CALLS_FILE, CallLog, Watch
 from core.checkpoint import CheckpointStore
 from core.config import Section
 from core.errors import TroupeError
@@ -33,7 +34,7 @@ from core.tracking import Tracker, build_trackers, check_trackers
 
 log = logging.getLogger(__name__)
 
-STEP_FILES = ("metrics.jsonl", "rollouts.jsonl", "answers.jsonl")
+STEP_FILES = ("metrics.jsonl", "rollouts.jsonl", "answers.jsonl", CALLS_FILE)
 
 
 class Run:
@@ -48,6 +49,7 @@ class Run:
         self.step = 0
         self._steps: int = getattr(config, "steps", None) or 0
         self._events = JsonLines(self.directory / "events.jsonl")
+        self._calls = CallLog(self.directory, config.run.calls, model=_model_name(config))  # type: ignore[attr-defined]
         self._metrics: dict[str, float] = {}
         self._shown: dict[str, float] = {}
         self._clock = PhaseClock()
@@ -207,6 +209,11 @@ class Run:
         lines = [{"step": step, "set": set_name, **row} for row in chosen]
         JsonLines(self.directory / "answers.jsonl").append(*lines)
 
+    def watch_calls(self, step: int, purpose: str) -> Watch | None:
+        """What is told of the model calls of a step, for calls.jsonl; None where `run.calls` wants none."""
+        self._forget_from(step)
+        return self._calls.at(step, purpose)
+
     def write_placement(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep the table of which role has which devices in placement.json, for the report."""
         write_atomically(self.directory / "placement.json", to_json([dict(row) for row in rows], indent=2) + "\n")
@@ -258,6 +265,12 @@ def build_store(config: Section, *, on_event: Any = lambda kind, **fields: None)
     settings = getattr(config, "checkpoint", None)
     directory = config.run.path / "checkpoints"  # type: ignore[attr-defined]
     return CheckpointStore(directory, keep_last=getattr(settings, "keep_last", 2), on_event=on_event)
+
+
+def _model_name(config: Section) -> str:
+    """The path or hub name of the model that a run starts from, or its type where it is made here."""
+    model = getattr(config, "model", None)
+    return str(getattr(model, "path", None) or getattr(model, "type", "model"))
 
 
 def seed_everything(seed: int) -> None:

@@ -191,14 +191,23 @@ def public_text(text: str) -> str:
     return str(_without_secrets(text, "$%s"))
 
 
+def public_record(record: Mapping[str, Any]) -> Any:
+    """A record of dictionaries, lists and texts, without the secrets that are in the environment."""
+    return _without_secrets(record, "$%s")
+
+
 def _without_secrets(value: Any, form: str) -> Any:
+    return _replaced(value, {secret: form % name for name, secret in _secrets().items()})
+
+
+def _replaced(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_secrets(item, form) for key, item in value.items()}
+        return {key: _replaced(item, names) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_secrets(item, form) for item in value]
+        return [_replaced(item, names) for item in value]
     if isinstance(value, str):
-        for name, secret in _secrets().items():
-            value = value.replace(secret, form % name)
+        for secret, name in names.items():
+            value = value.replace(secret, name)
     return value
 
 

@@ -16,9 +16,11 @@ from core.errors import DataError
 from data.dataset import DataSet
 from data.docstring_pairs import load_docstring_pairs
 from data.docstrings import load_docstrings
+from data.documents import load_documents
 from data.gsm8k import load_gsm8k
 from data.jsonl import load_jsonl
 from data.preferences import settled
+from data.repliqa import load_repliqa
 from data.smoltalk import load_smoltalk
 from data.stream import PromptStream
 from data.tldr import load_tldr, load_tldr_comparisons
@@ -38,6 +40,8 @@ LOADERS: dict[str, Callable[[Any], DataSet]] = {
     "tldr_comparisons": load_tldr_comparisons,
     "docstrings": load_docstrings,
     "docstring_pairs": load_docstring_pairs,
+    "documents": load_documents,
+    "repliqa": load_repliqa,
     "jsonl": load_jsonl,
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from core.data_recipes import HarvestConfig
@@ -23,9 +24,9 @@ MIN_HELDOUT_PACKAGES = 8
 
 def load_docstrings(config: HarvestConfig, cache: Path = CACHE) -> DataSet:
     pairs = [pair for pair in harvest(config.roots, cache) if len(pair.summary) <= config.max_summary_chars]
-    heldout_packages = _heldout_packages(pairs, config)
-    train = [pair for pair in pairs if pair.package not in heldout_packages]
-    heldout = [pair for pair in pairs if pair.package in heldout_packages]
+    held_out = heldout_packages(pairs, config)
+    train = [pair for pair in pairs if pair.package not in held_out]
+    heldout = [pair for pair in pairs if pair.package in held_out]
     random.Random(f"docstrings/heldout/{config.seed}").shuffle(heldout)
     return DataSet(
         name="docstrings",
@@ -34,7 +35,7 @@ def load_docstrings(config: HarvestConfig, cache: Path = CACHE) -> DataSet:
     )
 
 
-def _heldout_packages(pairs: list[Pair], config: HarvestConfig) -> set[str]:
+def heldout_packages(pairs: Sequence[Pair], config: HarvestConfig) -> set[str]:
     """Packages in seeded order, until they have enough pairs: small ones first, so that the held-out set is broad."""
     sizes: dict[str, int] = defaultdict(int)
     for pair in pairs:
@@ -52,7 +53,7 @@ def _heldout_packages(pairs: list[Pair], config: HarvestConfig) -> set[str]:
         num_chosen += sizes[package]
     if num_chosen < config.num_heldout:
         raise DataError(
-            f"docstrings: {len(pairs)} pairs of {len(sizes)} packages are too few to hold out {config.num_heldout} and "
+            f"{config.type}: {len(pairs)} pairs of {len(sizes)} packages are too few to hold out {config.num_heldout} and "
             "keep a package for training; lower data.num_heldout or add data.roots"
         )
     return chosen

@@ -56,9 +56,22 @@ def _rows(config: PublishedConfig, train: str, heldout: str, subset: str | None)
     path = Path(config.path)
     if path.is_dir():
         return _file(path / f"{train}.jsonl"), _file(path / f"{heldout}.jsonl")
-    if path.is_file() or path.suffix in (".jsonl", ".json") or path.is_absolute() or config.path.startswith("."):
+    if _is_local(config.path):
         return _split(_file(path), config)
     return _hub(config.path, subset, train, heldout)
+
+
+def one_split(name: str, split: str) -> Located:
+    """The rows of one split: of `<split>.jsonl` in a directory, of a JSONL file, or of the hub."""
+    path = Path(name)
+    if path.is_dir():
+        return _file(path / f"{split}.jsonl")
+    return _file(path) if _is_local(name) else _located(name, split, _hub_split(name, None, split, f"{split}.jsonl"))
+
+
+def _is_local(name: str) -> bool:
+    path = Path(name)
+    return path.is_file() or path.suffix in (".jsonl", ".json") or path.is_absolute() or name.startswith(".")
 
 
 def _file(path: Path) -> list[tuple[str, Row]]:
@@ -77,16 +90,22 @@ def _split(rows: list[tuple[str, Row]], config: PublishedConfig) -> tuple[Locate
 
 
 def _hub(name: str, subset: str | None, train: str, heldout: str) -> tuple[Located, Located]:
+    files = f"{train}.jsonl and {heldout}.jsonl"
+    sides = [_hub_split(name, subset, split, files) for split in (train, heldout)]
+    return _located(name, train, sides[0]), _located(name, heldout, sides[1])
+
+
+def _hub_split(name: str, subset: str | None, split: str, files: str) -> Any:
+    """A split of the hub; `files` would do as well."""
     import datasets  # seconds of import that local files do not need
 
     try:
-        sides: list[Any] = [datasets.load_dataset(name, subset, split=split) for split in (train, heldout)]
+        return datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # the hub's failures have no common base: network, missing repository, missing split
         raise DataError(
             f"data set {name!r} cannot be loaded from the Hugging Face hub ({type(error).__name__}: {error}); check the "
-            f"name and the network, or put {train}.jsonl and {heldout}.jsonl into a directory and set data.path to it"
+            f"name and the network, or put {files} into a directory and set data.path to it"
         ) from None
-    return _located(name, train, sides[0]), _located(name, heldout, sides[1])
 
 
 def _located(name: str, split: str, rows: Iterable[Row]) -> Located:

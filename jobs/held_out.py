@@ -68,7 +68,7 @@ class HeldOutAnswers:
             self.policy.publish(self.generators, step)
             run.log({"consistency/logprob_gap": self.gate.measure(expected, self.generators)})
         with run.timed("generate"):
-            evaluation = self.evaluator.evaluate()
+            evaluation = self.evaluator.evaluate(run.watch_calls(step, "evaluation"))
             run.log_answers(step, self.evaluator.name, evaluation.rows())
         self.generators.sleep()
         return evaluation

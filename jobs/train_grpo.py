@@ -65,6 +65,7 @@ def run_loop(config: GRPOConfig, learn: Learn, scene: Scene, troupe: Cast) -> No
         seed=config.seed,
         last_step=config.steps,
         needs_company=config.algorithm.advantage not in ("reinforce", "gae"),
+        watch=lambda step: run.watch_calls(step, "rollout"),
     )
     with run.timed("publish"):
         run.log({"consistency/logprob_gap": troupe.publish(first), "consistency/max_gap": troupe.gate.bound})
@@ -146,7 +147,7 @@ def step_seed(seed: int, step: int) -> int:
 def evaluate(config: EvaluationConfig, run: Run, troupe: Cast, step: int) -> float:
     """Answer the held-out set; the value of the metric that chooses the best checkpoint."""
     with run.timed("evaluate"):
-        evaluation = troupe.evaluator.evaluate()
+        evaluation = troupe.evaluator.evaluate(run.watch_calls(step, "evaluation"))
         run.log(evaluation.metrics)
         run.log_answers(step, troupe.evaluator.name, evaluation.rows())
     return evaluation.metrics[f"eval/{troupe.evaluator.name}/{config.best}"]

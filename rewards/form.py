@@ -12,6 +12,8 @@ from pydantic import Field
 
 from core.records import Branch, Sample
 
+Unit = Literal["tokens", "words", "chars"]
+
 
 def regex_format(
     sample: Sample, branch: Branch, *, pattern: re.Pattern[str], match: Literal["full", "search"] = "full"
@@ -47,21 +49,22 @@ class Length:
         *,
         limit: Annotated[int, Field(ge=1)],
         target: Annotated[int, Field(ge=0)] | None = None,
-        unit: Literal["tokens", "words", "chars"] = "tokens",
+        unit: Unit = "tokens",
     ) -> None:
         if target is not None and target >= limit:
             raise ValueError(f"target ({target}) must be below limit ({limit})")
         self._limit, self._target = limit, target
-        self._unit: Literal["tokens", "words", "chars"] = unit
+        self._unit: Unit = unit
 
     def __call__(self, sample: Sample, branch: Branch) -> float:
-        size = _size(branch, self._unit)
+        size = size_of(branch, self._unit)
         if self._target is None:
             return float(size <= self._limit)
         return min(1.0, max(0.0, (self._limit - size) / (self._limit - self._target)))
 
 
-def _size(branch: Branch, unit: Literal["tokens", "words", "chars"]) -> int:
+def size_of(branch: Branch, unit: Unit) -> int:
+    """The answer's length; ValueError for tokens of an answer that is known as text only."""
     if unit == "tokens":
         if branch.text and not branch.token_ids:
             raise ValueError("the answer is known as text only, without its tokens; set unit: words or chars")

@@ -24,6 +24,7 @@ from core.errors import ConfigError, TroupeError
 from core.recipes import RewardConfig
 from rewards.answers import math_answer
 from rewards.form import Length, regex_format
+from rewards.judge_qa import JudgeQA
 from rewards.overlap import rouge
 from rewards.remote import RemoteComparison, RemoteReward
 
@@ -34,6 +35,7 @@ BUILT_IN: dict[str, Callable[..., Any]] = {
     "rouge": rouge,
     "remote_reward": RemoteReward,
     "remote_comparison": RemoteComparison,
+    "judge_qa": JudgeQA,
 }
 
 

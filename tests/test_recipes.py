@@ -23,6 +23,7 @@ from core.recipes import GRPOConfig, PretrainedModelConfig, RewardConfig
 from core.rl_recipes import PPOConfig, RLOOConfig
 from core.run_directory import flat_values
 from core.supervised_recipes import DPOConfig, RewardModelTrainingConfig, SFTConfig, SupervisedConfig
+from jobs.distil import DistilConfig
 from jobs.run_pipeline import check_command, checked_stage, missing_files
 from rewards import build_rewards
 
@@ -39,6 +40,10 @@ JOBS: dict[str, type[Section]] = {
     "ppo": PPOConfig,
     "rloo": RLOOConfig,
     "evaluate": EvaluateConfig,
+    "grpo": GRPOConfig,
+    "full": GRPOConfig,
+    "small": GRPOConfig,
+    "distil": DistilConfig,
 }
 
 
@@ -90,7 +95,7 @@ def functions_of(config: Any) -> list[list[RewardConfig]]:
 
 
 def place_of(config: Any) -> Path:
-    return Path(config.output) if isinstance(config, EvaluateConfig) else config.run.path
+    return Path(config.output) if isinstance(config, EvaluateConfig | DistilConfig) else config.run.path
 
 
 def by_name(recipe: Path) -> str:
@@ -102,6 +107,8 @@ def test_a_recipe_loads_and_states_its_arithmetic(recipe: Path) -> None:
     config = loaded(recipe)
     if isinstance(config, GRPOConfig):
         said = f"= {config.rollout.prompts_per_step * config.rollout.group_size} sequences a step"
+    elif isinstance(config, DistilConfig):
+        said = f"= {config.num_train + config.num_heldout} prompts"
     elif isinstance(config, SupervisedConfig):
         said = f"{config.batch_size} samples a step"
     else:
@@ -112,7 +119,7 @@ def test_a_recipe_loads_and_states_its_arithmetic(recipe: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
 def test_a_recipe_differs_from_its_jobs_defaults_only_where_it_says_so(recipe: Path) -> None:
     job = job_config(recipe)
-    usual = None if job is EvaluateConfig else job()  # an evaluation without a model does not exist
+    usual = None if job in (EvaluateConfig, DistilConfig) else job()  # an evaluation without a model does not exist
     assert list(unwritten_changes(loaded(recipe), written(recipe), usual)) == []
 
 
@@ -120,7 +127,8 @@ def test_a_recipe_differs_from_its_jobs_defaults_only_where_it_says_so(recipe: P
 def test_the_rewards_and_metrics_of_a_recipe_exist_and_take_its_arguments(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NVIDIA_API_KEY", "not-a-key")
+    for judge in ("NVIDIA", "OPENROUTER"):
+        monkeypatch.setenv(f"{judge}_API_KEY", "not-a-key")
     for functions in functions_of(loaded(recipe)):
         build_rewards(functions)
 
@@ -215,7 +223,7 @@ def test_a_stage_run_by_hand_reads_and_writes_where_its_pipeline_does(path: Path
             )
 
 
-@pytest.mark.parametrize("name", ["cs224r/small", "tldr/small"])
+@pytest.mark.parametrize("name", ["cs224r/small", "tldr/small", "summarizer/small"])
 def test_all_stages_of_a_small_system_hold_out_the_same_texts(name: str) -> None:
     """Another seed or limit in one stage would let it train on what another is measured on."""
     chosen = [
@@ -236,7 +244,9 @@ def test_the_judge_of_the_small_system_1_has_seen_no_text_of_those_it_judges() -
     assert stages["rloo"].reward_model.path == f"{stages['reward_model'].run.path}/checkpoints/best"
 
 
-@pytest.mark.parametrize("name", ["cs224r/full", "cs224r/small", "tldr/full", "tldr/small"])
+@pytest.mark.parametrize(
+    "name", ["cs224r/full", "cs224r/small", "tldr/full", "tldr/small", "summarizer/full", "summarizer/small"]
+)
 def test_every_later_stage_starts_from_the_sft_model(name: str) -> None:
     stages = system(name)
     start = f"{stages['sft'].run.path}/checkpoints/best"
@@ -260,3 +270,30 @@ def test_what_a_reward_model_scores_is_no_longer_than_what_it_was_trained_on(nam
             if stage in stages:
                 rollout = stages[stage].rollout
                 assert rollout.max_prompt_tokens + rollout.max_response_tokens <= limit
+
+
+@pytest.mark.parametrize("size", ["full", "small"])
+def test_the_summarizer_is_told_the_limit_that_its_reward_has(size: str) -> None:
+    """In training and evaluation, alone and in the pipeline: a gate that nobody told of would only cost groups."""
+    recipes = {"alone": loaded(CONFIGS / f"summarizer/{size}.yaml"), **system(f"summarizer/{size}")}
+    told = {name: getattr(config.data, "limit_chars", None) or config.data.limit for name, config in recipes.items()}
+    gates = {
+        args["max_length"] for config in recipes.values() for args in map(judge_arguments, functions_of(config)) if args
+    }
+    assert set(told.values()) == gates
+    assert len(gates) == 1
+
+
+def judge_arguments(functions: list[RewardConfig]) -> dict[str, Any]:
+    return next((function.args for function in functions if function.fn == "judge_qa"), {})
+
+
+@pytest.mark.parametrize("size", ["full", "small"])
+def test_the_summarizers_pipeline_trains_as_its_recipe_alone_does(size: str) -> None:
+    """But for the model that they start from: the supervised start is inside the one, a stage of the other."""
+    alone, staged = (
+        flat_values(config.model_dump(mode="json"))
+        for config in (loaded(CONFIGS / f"summarizer/{size}.yaml"), system(f"summarizer/{size}")["grpo"])
+    )
+    differing = {key for key in alone.keys() | staged.keys() if alone.get(key) != staged.get(key)}
+    assert {key.split(".")[0] for key in differing} <= {"run", "model"}

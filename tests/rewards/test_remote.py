@@ -320,10 +320,11 @@ def test_the_recipes_of_the_documentation_can_be_built(tmp_path: Path, monkeypat
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NVIDIA_API_KEY", KEY)
+    for judge in ("NVIDIA", "OPENROUTER"):
+        monkeypatch.setenv(f"{judge}_API_KEY", KEY)
     recipes = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     labels = [
         build_rewards([RewardConfig(**reward) for reward in yaml.safe_load(recipe)["rewards"]]).labels
         for recipe in recipes
     ]
-    assert labels == [["math_answer", "length", "brief"], ["nemotron"], ["beats_human"]]
+    assert labels == [["math_answer", "length", "brief"], ["judge_qa"], ["nemotron"], ["beats_human"]]
