@@ -74,6 +74,26 @@ class Branch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeCall:
+    """One request to a remote judge and what came back, for the log of calls; no header is in it, so no key either."""
+
+    host: str
+    model: str
+    messages: Sequence[Message]
+    status: int | str
+    """The HTTP status, or what kept the request from getting one."""
+    requested_at: float
+    """Seconds since 1970, UTC."""
+    latency_s: float
+    text: str | None = None
+    """The reply; None where there is none."""
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    """Tokens as the endpoint counts them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """What a reward says of one branch: the weighted sum, and the unweighted parts for the logs.
 
@@ -82,6 +102,21 @@ class Score:
 
     value: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
+    calls: Sequence[JudgeCall] = field(default=(), compare=False, repr=False)
+    """The requests that were made for it."""
+
+    @property
+    def trouble(self) -> str | None:
+        """What the last request came to, where the judgement is missing and one was made."""
+        if self.value is not None or not self.calls:
+            return None
+        last = self.calls[-1]
+        said = f"{last.status}" if last.text is None else f"{last.status} and said {last.text[-80:]!r}"
+        return (
+            f"the judge at {last.host} answered {said}"
+            if isinstance(last.status, int)
+            else f"the judge at {last.host}: {said}"
+        )
 
     def __post_init__(self) -> None:
         if self.value is not None and not math.isfinite(self.value):

@@ -80,4 +80,4 @@ class Rewards:
             else:
                 parts[reward.label] = float(score.value)
                 total = None if total is None else total + reward.config.weight * score.value
-        return Score(value=total, parts=parts)
+        return Score(value=total, parts=parts, calls=[call for score in scores for call in score.calls])

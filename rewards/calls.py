@@ -15,12 +15,14 @@ import numbers
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from core.errors import RewardError
-from core.records import Branch, Sample, Score
+from core.records import Branch, JudgeCall, Sample, Score
+from rewards.made_calls import collected_calls
 from rewards.resolve import Reward
 
 log = logging.getLogger(__name__)
@@ -31,19 +33,29 @@ MISSING = Score(value=None)
 async def judge(reward: Reward, sample: Sample, branches: Sequence[Branch]) -> list[Score]:
     """One score per branch; where the reward did not answer in time, its value is None."""
     if reward.per_group:
-        results = await _result(reward, sample, branches)
+        results, calls = await _result(reward, sample, branches)
         if results is MISSING:
-            return [MISSING] * len(branches)
+            return [replace(MISSING, calls=calls), *[MISSING for _ in branches]][: len(branches)]
         if not isinstance(results, Sequence) or len(results) != len(branches):
             got = len(results) if isinstance(results, Sequence) else f"a {type(results).__name__}"
             raise _error(reward, sample, branches, f"must return a list of {len(branches)} scores, got {got}")
+        made = [calls, *[[] for _ in branches]][: len(branches)]  # those for the group go with its first branch
     else:
-        results = await asyncio.gather(*(_result(reward, sample, branch) for branch in branches))
-    return [_score(reward, sample, branch, result) for branch, result in zip(branches, results, strict=True)]
+        found = await asyncio.gather(*(_result(reward, sample, branch) for branch in branches))
+        results, made = [result for result, _ in found], [calls for _, calls in found]
+    return [
+        replace(_score(reward, sample, branch, result), calls=tuple(calls))
+        for branch, result, calls in zip(branches, results, made, strict=True)
+    ]
 
 
-async def _result(reward: Reward, sample: Sample, judged: Branch | Sequence[Branch]) -> Any:
-    """What the function returned, or MISSING once every attempt ran out of time."""
+async def _result(reward: Reward, sample: Sample, judged: Branch | Sequence[Branch]) -> tuple[Any, list[JudgeCall]]:
+    """What the function returned, or MISSING once every attempt ran out of time; and the requests that it made."""
+    with collected_calls() as calls:
+        return await _attempts(reward, sample, judged), calls
+
+
+async def _attempts(reward: Reward, sample: Sample, judged: Branch | Sequence[Branch]) -> Any:
     attempts = 1 + reward.config.retries
     for attempt in range(1, attempts + 1):
         try:

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from core.chat import prompt_text
 from core.records import Branch, Message, Sample, Score
-from rewards.chat_endpoint import ChatEndpoint, EndpointConfig, Judgement
+from rewards.chat_endpoint import ChatEndpoint, EndpointConfig, Judgement, spent
 
 _ORNAMENT = r"""[\s*_`"']{0,16}"""
 _LINE_END = r"""[\s*_`"'.,;!)}]{0,16}$"""
@@ -68,15 +68,19 @@ class RemoteReward:
         **endpoint: Any,
     ) -> None:
         _check_pattern(pattern)
-        self._empty = empty
-        self._endpoint = ChatEndpoint(EndpointConfig(**endpoint), read=lambda reply: read_number(reply, pattern))
+        self._empty, self._pattern = empty, pattern
+        self._endpoint = ChatEndpoint(EndpointConfig(**endpoint))
         self.counters = self._endpoint.counters
 
     async def __call__(self, sample: Sample, branch: Branch) -> Score:
         if not branch.text.strip():
             return Score(value=self._empty)
         answer = Message(role="assistant", content=branch.text)
-        return _score([await self._endpoint.ask([*_messages(sample), answer])])
+        judgement = await self._endpoint.ask([*_messages(sample), answer], self._read)
+        return _score([judgement], priced=self._endpoint.is_priced)
+
+    def _read(self, reply: str) -> float | None:
+        return read_number(reply, self._pattern)
 
 
 class RemoteComparison:
@@ -99,8 +103,9 @@ class RemoteComparison:
         _check_pattern(pattern)
         _check_template(template)
         self._template, self._both_orders, self._reference_field = template, both_orders, reference_field
+        self._pattern = pattern
         config = EndpointConfig(**{"options": {"temperature": 0}, **endpoint})
-        self._endpoint = ChatEndpoint(config, read=lambda reply: read_verdict(reply, pattern))
+        self._endpoint = ChatEndpoint(config)
         self.counters = self._endpoint.counters
 
     async def __call__(self, sample: Sample, branch: Branch) -> Score:
@@ -113,11 +118,14 @@ class RemoteComparison:
         if self._both_orders:
             asked.append(self._first_wins(sample, reference, branch.text))
         forward, *backward = await asyncio.gather(*asked)
-        return _score([forward], [*backward])
+        return _score([forward], [*backward], priced=self._endpoint.is_priced)
 
-    async def _first_wins(self, sample: Sample, first: str, second: str) -> Judgement:
+    async def _first_wins(self, sample: Sample, first: str, second: str) -> Judgement[float]:
         text = self._template.format(prompt=prompt_text(sample), first=first, second=second)
-        return await self._endpoint.ask([Message(role="user", content=text)])
+        return await self._endpoint.ask([Message(role="user", content=text)], self._read)
+
+    def _read(self, reply: str) -> float | None:
+        return read_verdict(reply, self._pattern)
 
     def _reference(self, sample: Sample) -> str:
         field = self._reference_field
@@ -167,18 +175,15 @@ def _messages(sample: Sample) -> list[Message]:
     return list(turns)
 
 
-def _score(forward: Sequence[Judgement], backward: Sequence[Judgement] = ()) -> Score:
+def _score(forward: Sequence[Judgement[float]], backward: Sequence[Judgement[float]] = (), *, priced: bool) -> Score:
     """The mean over the judgements, those of the other order turned round; one that is missing makes it missing."""
-    judgements = [*forward, *backward]
     values = [judgement.value for judgement in forward]
     values += [None if judgement.value is None else 1 - judgement.value for judgement in backward]
     known = [value for value in values if value is not None]
-    parts = {
-        "cached": sum(judgement.cached for judgement in judgements) / len(judgements),
-        "retries": float(sum(judgement.retries for judgement in judgements)),
-        "tokens": float(sum(judgement.tokens for judgement in judgements)),
-    }
-    return Score(value=sum(known) / len(known) if len(known) == len(values) else None, parts=parts)
+    return Score(
+        value=sum(known) / len(known) if len(known) == len(values) else None,
+        parts=spent([*forward, *backward], priced=priced),
+    )
 
 
 def _check_pattern(pattern: re.Pattern[str]) -> None:

@@ -35,18 +35,18 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
 def endpoint_of(url: str, **settings: Any) -> ChatEndpoint:
     quick = {"timeout_s": 5, "patience_s": 5, "backoff_s": 0.01, "cache": None}
     config = EndpointConfig(**{"base_url": url, "model": "m", "api_key_env": "JUDGE_KEY", **quick, **settings})
-    return ChatEndpoint(config, read=read_number)
+    return ChatEndpoint(config)
 
 
 def question(text: str) -> list[Message]:
     return [Message(role="user", content=text)]
 
 
-def ask(endpoint: ChatEndpoint, *texts: str) -> list[Judgement]:
+def ask(endpoint: ChatEndpoint, *texts: str) -> list[Judgement[float]]:
     """All at once, in a fresh event loop, as callers without a loop of their own do."""
 
-    async def together() -> list[Judgement]:
-        return await asyncio.gather(*(endpoint.ask(question(text)) for text in texts))
+    async def together() -> list[Judgement[float]]:
+        return await asyncio.gather(*(endpoint.ask(question(text), read_number) for text in texts))
 
     return asyncio.run(together())
 
@@ -208,7 +208,7 @@ def test_one_question_that_the_judge_cannot_take_is_given_up_while_others_are_an
     monkeypatch.setattr("rewards.chat_endpoint.MAX_PAUSE_S", 0.02)
     server = serve(lambda body, number: Answer(status=500) if body["messages"][0]["content"] == "x" else "reward:1")
     endpoint = endpoint_of(server.url, patience_s=0.3)
-    waiting: list[Judgement] = []
+    waiting: list[Judgement[float]] = []
     thread = threading.Thread(target=lambda: waiting.extend(ask(endpoint, "x")), daemon=True)
     thread.start()
     for number in range(1000):  # every answer to another question ends the outage, but not this question's patience
@@ -246,7 +246,7 @@ def test_a_caller_that_leaves_does_not_waste_the_question(serve: Serve, tmp_path
 
     async def leave() -> None:
         async with asyncio.timeout(0.05):
-            await endpoint.ask(question("?"))
+            await endpoint.ask(question("?"), read_number)
 
     with pytest.raises(TimeoutError):
         asyncio.run(leave())
