@@ -79,7 +79,7 @@ class PreferencesConfig(Section):
         """The judge once for each dimension, by whose name it is called."""
         found = []
         for name, criterion in self.dimensions.items():
-            template = TEMPLATE.format(criterion=criterion.replace("{", "{{{{").replace("}", "}}}}"))
+            template = TEMPLATE.format(criterion=criterion.replace("{", "{{").replace("}", "}}"))
             own = {"template": template} if self.judge.fn == COMPARISON else {}
             usual = {"reference_field": "against", "both_orders": True} if own else {}
             args = {**usual, **own, **self.judge.args}

@@ -68,6 +68,8 @@ def test_what_an_answer_cannot_have_is_left_out_not_zero() -> None:
 
 
 def test_sections_are_named_by_their_headings_wherever_hashes_stand() -> None:
-    prompt = "Read this.\n### Character Sheets ###\nAda # not a heading\n## Instructions\nWrite.\n### Character Sheets\nBo"
+    prompt = (
+        "Read this.\n### Character Sheets ###\nAda # not a heading\n## Instructions\nWrite.\n### Character Sheets\nBo"
+    )
     assert sections(prompt) == {"Character Sheets": "\nAda # not a heading\n\nBo", "Instructions": "\nWrite.\n"}
     assert sections("no headings, #hashtag") == {}
