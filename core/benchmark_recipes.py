@@ -74,7 +74,7 @@ class BenchmarkConfig(AnsweringConfig):
     max_missing: float = Field(default=0.1, ge=0, le=1)
     """Share of a model's answers that may be missing; beyond it the model is not measured, and its row says so."""
     charts: list[str] | None = None
-    """Metrics that are drawn; unset: every metric by its label, rouge and the reward model."""
+    """Metrics that are drawn, by label or `<label>/<part>`; unset: every metric by its label, rouge, and `reward` of the reward model."""
     preferences: PreferencesConfig | None = None
     """Pairwise comparison by a judge; unset: none."""
     diversity: bool = True
@@ -114,7 +114,8 @@ class BenchmarkConfig(AnsweringConfig):
             raise ValueError(
                 f"repeats ({self.repeats}) at temperature 0 would pay for the same answer again; raise temperature, or set repeats: 1"
             )
-        unknown = [metric for metric in self.charts or [] if metric not in self.drawable]
+        # What a reward reports beside its value is `<label>/<part>`, which only an answer shows.
+        unknown = [metric for metric in self.charts or [] if metric.partition("/")[0] not in self.drawable]
         if unknown:
             raise ValueError(
                 f"charts names {unknown[0]!r}, which is not measured; there are {', '.join(self.drawable)}"

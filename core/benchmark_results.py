@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,6 +27,8 @@ from core.evaluation_tables import (
 from core.files import to_json, write_atomically
 from core.preferences import preference_tables
 from core.records import Sample
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +114,9 @@ class Results:
             having = [one for one in self.contestants if metric in self.models.get(one.name, {})]
             points = [(one.step, self.models[one.name][metric]) for one in having if one.step is not None]
             others = {one.name: self.models[one.name][metric] for one in having if one.kind != "trained"}
-            if having:
+            if not having:
+                log.warning("%s is not drawn: nobody was measured by it", metric)
+            else:
                 name = self.config.trained_name if points else ""
                 found.append(ChartData(metric=metric, trained=name, points=points, others=others))
         return found
