@@ -189,11 +189,11 @@ def _bar(
         )
 
     if first is None:
-        yield rect("bar", zero, top, f"fill:{color}", _told(name, last, percent))
+        yield rect("model", zero, top, f"fill:{color}", _told(name, last, percent))
     else:
         start = y(first.mean)
         lesser = max(start, top) if min(first.mean, last.mean) >= 0 else start
-        yield rect("bar", zero, lesser, f"fill:{color}", _told(f"{name}, first step", first, percent))
+        yield rect("model", zero, lesser, f"fill:{color}", _told(f"{name}, first step", first, percent))
         hatched = f"fill:url(#hatch);stroke:{color}"
         yield rect("gain", start, top, hatched, _told(f"{name}, last step", last, percent))
     yield _whisker(center, last, y, "var(--ink)")

@@ -55,14 +55,16 @@ class EndpointModelConfig(Section):
 class BenchmarkConfig(AnsweringConfig):
     """A run's checkpoints, its base model and other models on the same held-out samples."""
 
-    run: str | None = None
-    """Run directory whose trained checkpoints take part."""
-    run_name: str | None = None
+    trained: str | None = None
+    """Run directory whose trained model takes part, or a checkpoint in it."""
+    trained_as: str | None = None
     """What the trained model is called; its run's name when unset."""
     steps: list[int | Literal["first", "last", "best", "all"]] = ["all"]
     """Steps of the run: numbers, or first, last, best, all of those that have a checkpoint or stored answers."""
     stored_answers: bool = True
-    """Take answers of a step from the run's answers.jsonl, where prompts and sampling agree and all samples are there (the run's evaluation.keep_answers says how many it writes)."""
+    """Take answers of a step from the run's answers.jsonl, where prompts and sampling agree and all samples are there (the run's evaluation.keep_answers says how many it keeps)."""
+    kept_samples_only: bool = False
+    """Ask only the samples whose answers the run has kept, so that every step it evaluated takes part without its weights."""
     base: str | None = None
     """The model before training: a directory or hub name, or `start`, what the run's recipe starts from."""
     models: dict[str, str] = {}
@@ -96,17 +98,21 @@ class BenchmarkConfig(AnsweringConfig):
 
     @model_validator(mode="after")
     def _settings_fit(self) -> BenchmarkConfig:
-        names = [*([self.trained_name] if self.run is not None else []), *self.others]
+        names = [*([self.trained_name] if self.trained is not None else []), *self.others]
         if not names:
-            raise ValueError("nobody would answer; name a run, base, models or endpoints")
+            raise ValueError("nobody would answer; name trained, base, models or endpoints")
         doubled = next((name for name in names if names.count(name) > 1), None)
         if doubled is not None:
             raise ValueError(f"two of the models are called {doubled!r}; give them names of their own")
         for name in names:
             require_file_name(name)
-        if self.base == START and self.run is None:
-            raise ValueError("base start means what the run's recipe starts from, and there is no run; name a model")
-        if not self.steps and self.run is not None:
+        if self.base == START and self.trained is None:
+            raise ValueError("base start means what the run's recipe starts from, and trained names none; name a model")
+        if self.kept_samples_only and (self.trained is None or not self.stored_answers):
+            raise ValueError(
+                "kept_samples_only means those of a run's answers.jsonl; name a run as trained, with stored_answers: true"
+            )
+        if not self.steps and self.trained is not None:
             raise ValueError(f"steps names none; give numbers, or {', '.join(NAMED_STEPS)}")
         if not self.all_metrics and self.reward_model is None:
             raise ValueError("nothing would be measured; name metrics, or set rouge: true, or reward_model.path")
@@ -127,7 +133,7 @@ class BenchmarkConfig(AnsweringConfig):
 
     @property
     def trained_name(self) -> str:
-        return self.run_name or run_name(str(self.run))
+        return self.trained_as or run_name(str(self.trained))
 
     @property
     def others(self) -> list[str]:
@@ -155,7 +161,7 @@ class BenchmarkConfig(AnsweringConfig):
 
     def arithmetic(self) -> str:
         """What will be done, in a sentence."""
-        who = [f"{self.trained_name} at steps {', '.join(map(str, self.steps))}"] if self.run is not None else []
+        who = [f"{self.trained_name} at steps {', '.join(map(str, self.steps))}"] if self.trained is not None else []
         who += self.others
         words = f"{len(who)} models answer held-out prompts of {self.data.type}, {self.repeats} each: {'; '.join(who)}"
         if self.reward_model is not None:

@@ -14,6 +14,7 @@ from core.statistics import Estimate
 
 SHOWN_SAMPLES = 8
 BENCHMARK = "benchmark.json"
+WIDE = "svg.benchmark { display: block; width: 100%; max-width: 860px; height: auto; }"
 
 
 def build_benchmark_report(directory: Path, output: Path | None = None) -> Path:
@@ -35,7 +36,7 @@ def build_benchmark_report(directory: Path, output: Path | None = None) -> Path:
     body = (
         f'<p class="over">Troupe · benchmark</p><div class="title"><h1>{escape(name)}</h1></div>'
         f'<p class="lead">{escape(found["lead"])}{"" if state == "finished" else f" State: {escape(state)}."}</p>'
-        f"{_remarks(found['contestants'])}{navigation(present)}<style>{CSS}</style>"
+        f"{_remarks(found['contestants'])}{navigation(present)}<style>{CSS}{WIDE}</style>"
         + "".join(section(title, body) for title, body in present.items())
     )
     output = output or directory / "report.html"

@@ -38,13 +38,23 @@ class TrainedStep:
     """The run's own, when they are to all samples."""
 
 
+def run_of(path: Path) -> Path:
+    """The run directory that `path` is, or whose checkpoint it is.
+
+    >>> str(run_of(Path("runs/x/checkpoints/best"))), str(run_of(Path("runs/x")))
+    ('runs/x', 'runs/x')
+    """
+    parts = path.parts
+    return Path(*parts[: parts.index("checkpoints")]) if "checkpoints" in parts[1:] else path
+
+
 class TrainedRun:
-    """A run directory, asked for its steps. DataError when it is none."""
+    """A run directory, named by itself or by a checkpoint in it, asked for its steps. DataError when it is none."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.record: RunRecord = read_run(directory)
-        self._checkpoints = CheckpointStore(directory / "checkpoints")
+        self.directory = run_of(directory)
+        self.record: RunRecord = read_run(self.directory)
+        self._checkpoints = CheckpointStore(self.directory / "checkpoints")
 
     @property
     def any_checkpoint(self) -> str | None:
@@ -99,6 +109,17 @@ class TrainedRun:
         return {"first": there[0], "last": there[-1]}[one] if isinstance(one, str) else one
 
     # -- its own answers -----------------------------------------------------------------------------------------
+
+    def kept_samples(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Those that the run has kept answers to. DataError when there are none."""
+        kept = {line.get("sample_id") for line in read_lines(self.directory / "answers.jsonl")}
+        found = [sample for sample in samples if sample.sample_id in kept]
+        if not found:
+            raise DataError(
+                f"{self.directory}/answers.jsonl has answers to none of the {len(samples)} held-out samples; give the run's own "
+                "data, or kept_samples_only: false"
+            )
+        return found
 
     def stored_answers(self, config: AnsweringConfig, samples: Sequence[Sample]) -> dict[int, Answers]:
         """Step -> answers to all of the samples, of steps that have them and were asked as `config` asks."""

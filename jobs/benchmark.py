@@ -1,7 +1,7 @@
 """Benchmark a run's checkpoints against its base model and other models on one validation split.
 
-    python jobs/benchmark.py configs/benchmarks/quickstart.yaml run=runs/quickstart
-    python jobs/benchmark.py run=runs/x 'endpoints.gpt={base_url: "https://api.openai.com/v1", model: gpt-4o}'
+    python jobs/benchmark.py configs/benchmarks/quickstart.yaml trained=runs/quickstart
+    python jobs/benchmark.py trained=runs/x 'endpoints.gpt={base_url: "https://api.openai.com/v1", model: gpt-4o}'
 
 Everybody answers the same held-out prompts; then the answers are scored. Every answer is on disk at once, so that a
 second call goes on from there and pays for nothing twice. docs/evaluation.md says what is written.
@@ -32,7 +32,7 @@ from core.records import Branch, Group, Score
 from core.report_benchmark import build_benchmark_report
 from core.run_directory import environment, locked, public_text, public_values
 from core.tracking import log_evaluation
-from core.trained_steps import UNKNOWN
+from core.trained_steps import UNKNOWN, run_of
 from jobs.benchmark_answers import Rounds, everybodys_answers, summed_up
 from jobs.entrants import Entrants, prepare
 from jobs.evaluate import lengths, print_tables
@@ -67,7 +67,7 @@ def benchmark(config: BenchmarkConfig) -> None:
 def output_directory(config: BenchmarkConfig) -> Path:
     if config.output is not None:
         return Path(config.output)
-    return Path(config.run) / "benchmark" if config.run is not None else Path("benchmark")
+    return run_of(Path(config.trained)) / "benchmark" if config.trained is not None else Path("benchmark")
 
 
 @contextlib.contextmanager

@@ -61,11 +61,12 @@ def prepare(config: BenchmarkConfig) -> Entrants:
     }
     bucket = None if config.upload is None else Bucket(config.upload)
     reward_model = located(config.reward_model) if config.reward_model is not None else None
-    run = None if config.run is None else TrainedRun(Path(config.run))
+    run = None if config.trained is None else TrainedRun(Path(config.trained))
     here = {name: locate(path) for name, path in config.models.items()}
     if config.base is not None:
         here = {"base": locate(run.start if run is not None and config.base == START else config.base), **here}
-    samples = load_data(config.data).heldout[: config.num_samples]
+    heldout = load_data(config.data).heldout
+    samples = (run.kept_samples(heldout) if run and config.kept_samples_only else heldout)[: config.num_samples]
     require_gold(config.needs_gold, samples)
 
     # The tokenizer of a run is that of all of its steps; it also says which prompts the run has left out.

@@ -14,6 +14,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from actors.placement import seats
+from core.answering_recipes import AnsweringConfig
+from core.benchmark_recipes import BenchmarkConfig
 from core.config import Section, load_config
 from core.data_recipes import DocstringPairsConfig, HarvestConfig, TldrComparisonsConfig, TldrConfig
 from core.dry_runs import dry_runs
@@ -43,6 +45,8 @@ JOBS: dict[str, type[Section]] = {
 
 
 def job_config(recipe: Path) -> type[Section]:
+    if recipe.parent.name == "benchmarks":
+        return BenchmarkConfig
     return GRPOConfig if recipe.parent == CONFIGS else JOBS[recipe.stem]
 
 
@@ -79,7 +83,7 @@ def unwritten_changes(
 
 def functions_of(config: Any) -> list[list[RewardConfig]]:
     """The reward functions that a recipe names: those of training, those of evaluation."""
-    if isinstance(config, EvaluateConfig):
+    if isinstance(config, AnsweringConfig):
         lists = [config.all_metrics]
     elif isinstance(config, GRPOConfig):
         lists = [config.rewards, config.evaluation.metrics]
@@ -90,7 +94,7 @@ def functions_of(config: Any) -> list[list[RewardConfig]]:
 
 
 def place_of(config: Any) -> Path:
-    return Path(config.output) if isinstance(config, EvaluateConfig) else config.run.path
+    return Path(str(config.output)) if isinstance(config, AnsweringConfig) else config.run.path
 
 
 def by_name(recipe: Path) -> str:
@@ -104,6 +108,8 @@ def test_a_recipe_loads_and_states_its_arithmetic(recipe: Path) -> None:
         said = f"= {config.rollout.prompts_per_step * config.rollout.group_size} sequences a step"
     elif isinstance(config, SupervisedConfig):
         said = f"{config.batch_size} samples a step"
+    elif isinstance(config, BenchmarkConfig):
+        said = "models answer held-out prompts"
     else:
         said = f"{len(config.named_models)} model"
     assert said in config.arithmetic()
@@ -112,7 +118,7 @@ def test_a_recipe_loads_and_states_its_arithmetic(recipe: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
 def test_a_recipe_differs_from_its_jobs_defaults_only_where_it_says_so(recipe: Path) -> None:
     job = job_config(recipe)
-    usual = None if job is EvaluateConfig else job()  # an evaluation without a model does not exist
+    usual = None if issubclass(job, AnsweringConfig) else job()  # an evaluation without a model does not exist
     assert list(unwritten_changes(loaded(recipe), written(recipe), usual)) == []
 
 

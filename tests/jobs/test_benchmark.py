@@ -26,6 +26,8 @@ from core.records import Branch, Sample
 from core.report import build_report
 from jobs.benchmark import benchmark
 from jobs.entrants import prepare
+from tests.actors.small import write_model
+from tests.jobs.test_evaluate import write_reward_model
 from tests.rewards.chat_server import Answer, ChatServer
 
 SAMPLES = 8
@@ -67,7 +69,7 @@ class Scene:
     def recipe(self, **given: Any) -> BenchmarkConfig:
         endpoint = {"model": "m", "api_key_env": None, "backoff_s": 0.01, "patience_s": 20}
         settings: dict[str, Any] = {
-            "run": str(self.directory / "run"),
+            "trained": str(self.directory / "run"),
             "data": {
                 "type": "jsonl",
                 "path": str(self.directory / "train.jsonl"),
@@ -183,20 +185,20 @@ def test_what_is_written_can_be_read_drawn_and_asked_again(scene: Scene) -> None
 
 
 def test_another_prompt_is_asked_and_what_is_known_is_not(scene: Scene) -> None:
-    benchmark(scene.recipe(num_samples=5, stored_answers=False, run=None))
+    benchmark(scene.recipe(num_samples=5, stored_answers=False, trained=None))
     asked = scene.asked()
     assert asked == 5 + 10
-    benchmark(scene.recipe(run=None))
+    benchmark(scene.recipe(trained=None))
     assert len(scene.steady.bodies) == 8
-    benchmark(scene.recipe(run=None, max_response_tokens=41))  # another question
+    benchmark(scene.recipe(trained=None, max_response_tokens=41))  # another question
     assert len(scene.steady.bodies) == 16
-    benchmark(scene.recipe(run=None))  # the first answers were kept
+    benchmark(scene.recipe(trained=None))  # the first answers were kept
     assert len(scene.steady.bodies) == 16
 
 
 def test_repeats_are_asked_each_and_count_as_their_mean_over_samples(scene: Scene) -> None:
     scene.steady.respond = lambda body, number: reply(f"#### {solve(body) if number < 12 else 0}")
-    benchmark(scene.recipe(run=None, repeats=2, temperature=1.0, endpoints={"steady": _endpoint(scene.steady)}))
+    benchmark(scene.recipe(trained=None, repeats=2, temperature=1.0, endpoints={"steady": _endpoint(scene.steady)}))
     assert len(scene.steady.bodies) == 16
     assert all(body["temperature"] == 1.0 for body in scene.steady.bodies)
     found = read_json(scene.directory / "out" / "metrics.json")["models"]["steady"]["accuracy"]
@@ -214,7 +216,7 @@ def test_a_model_that_mostly_fails_is_not_measured_its_row_says_so_and_the_other
 
     scene.moody.respond = down
     endpoints = {"steady": _endpoint(scene.steady), "moody": _endpoint(scene.moody, patience_s=0.05)}
-    benchmark(scene.recipe(run=None, endpoints=endpoints))
+    benchmark(scene.recipe(trained=None, endpoints=endpoints))
     out = scene.directory / "out"
     assert set(read_json(out / "metrics.json")["models"]) == {"steady"}
     moody = next(one for one in read_json(out / "benchmark.json")["contestants"] if one["name"] == "moody")
@@ -223,7 +225,7 @@ def test_a_model_that_mostly_fails_is_not_measured_its_row_says_so_and_the_other
     assert "moody is not measured." in (out / "report.html").read_text()
 
     scene.moody.respond = lambda body, number: reply(f"#### {solve(body)}")
-    benchmark(scene.recipe(run=None, endpoints=endpoints))  # what failed is asked again, and only that
+    benchmark(scene.recipe(trained=None, endpoints=endpoints))  # what failed is asked again, and only that
     assert read_json(out / "metrics.json")["models"]["moody"]["accuracy"]["mean"] == 1.0
     assert len(scene.steady.bodies) == SAMPLES
 
@@ -231,7 +233,7 @@ def test_a_model_that_mostly_fails_is_not_measured_its_row_says_so_and_the_other
 def test_a_key_that_is_refused_stops_its_model_after_a_few_questions_and_nobody_else(scene: Scene) -> None:
     scene.moody.respond = lambda body, number: Answer(status=401, raw="wrong key")
     endpoints = {"steady": _endpoint(scene.steady), "moody": _endpoint(scene.moody, max_concurrency=1)}
-    benchmark(scene.recipe(run=None, endpoints=endpoints))
+    benchmark(scene.recipe(trained=None, endpoints=endpoints))
     out = scene.directory / "out"
     assert len(scene.moody.bodies) < SAMPLES
     moody = next(one for one in read_json(out / "benchmark.json")["contestants"] if one["name"] == "moody")
@@ -270,7 +272,7 @@ def test_a_remote_judge_sees_both_orders_and_its_word_is_paid_for_once(scene: Sc
             "fn": "remote_comparison",
             "args": {**_endpoint(server), "cache": str(scene.directory / "judge.sqlite")},
         }
-        recipe = scene.recipe(run=None, endpoints=endpoints, preferences={"judge": judge})
+        recipe = scene.recipe(trained=None, endpoints=endpoints, preferences={"judge": judge})
         benchmark(recipe)
         assert len(server.bodies) == 2 * SAMPLES
         assert "one respect alone, overall quality" in server.bodies[0]["messages"][0]["content"]
@@ -279,6 +281,30 @@ def test_a_remote_judge_sees_both_orders_and_its_word_is_paid_for_once(scene: Sc
     found = read_json(scene.directory / "out" / "benchmark.json")["preferences"]["overall"]
     assert found["pairs"]["steady over moody"]["preference"]["mean"] == pytest.approx(0.5)
     assert found["pairs"]["steady over moody"]["tie_rate"]["mean"] == 1.0
+
+
+def test_a_reward_model_scores_every_answer_that_is_there(scene: Scene, tmp_path: Path) -> None:
+    write_model(tmp_path / "model", tied=True)
+    write_reward_model(tmp_path / "model", tmp_path / "reward")
+    scene.moody.respond = lambda body, number: reply(f"#### {solve(body)}") if solve(body) > 2 else Answer(status=400)
+    benchmark(
+        scene.recipe(
+            trained=None,
+            endpoints={name: _endpoint(server) for name, server in (("steady", scene.steady), ("moody", scene.moody))},
+            max_missing=0.2,
+            reward_model={"path": str(tmp_path / "reward"), "precision": "fp32"},
+            placement={"backend": "inline"},
+            charts=["reward"],
+        )
+    )
+    out = scene.directory / "out"
+    rows = {name: read_lines(out / "answers" / f"{name}.jsonl") for name in ("steady", "moody")}
+    assert (len(rows["steady"]), len(rows["moody"])) == (8, 7)
+    scores = {name: [row["score_prediction"] for row in of_name] for name, of_name in rows.items()}
+    assert all(isinstance(score, float) for of_name in scores.values() for score in of_name)
+    measured = read_json(out / "metrics.json")["models"]
+    assert measured["moody"]["reward"]["mean"] == pytest.approx(sum(scores["moody"]) / 7)
+    assert read_json(out / "charts" / "charts.json")[0]["metric"] == "reward"
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------
@@ -290,7 +316,8 @@ def test_steps_are_named_by_number_or_place_and_each_is_there_once(scene: Scene)
 
     assert names() == ["run@0", "run@10", "run@20"]
     assert names(steps=["last", "first", 20]) == ["run@0", "run@20"]
-    assert names(steps=10, run_name="ours") == ["ours@10"]
+    assert names(steps=10, trained_as="ours") == ["ours@10"]
+    assert names(steps=10, trained=str(scene.directory / "run" / "checkpoints" / "best")) == ["run@10"]
 
 
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -305,7 +332,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         DataError,
         "has no complete checkpoint and no answers to all 8 samples",
     ),
-    "no run there": ({"run": "nowhere"}, DataError, "nowhere is not a run directory"),
+    "no run there": ({"trained": "nowhere"}, DataError, "nowhere is not a run directory"),
     "a start that is not kept": ({"base": "start"}, ConfigError, "starts from a model of its own making"),
     "a model that was never compared": (
         {"preferences": {"judge": {"fn": "tests.jobs.test_benchmark:longer"}, "between": ["run@5", "steady"]}},
@@ -325,11 +352,12 @@ def test_what_cannot_work_is_found_before_anybody_is_asked(case: str, scene: Sce
 
 
 BAD_RECIPES = {
-    "nobody": (["metrics=[]"], "nobody would answer; name a run, base, models or endpoints"),
-    "two of a name": (["models.run=a/b", "run=runs/run"], "two of the models are called 'run'"),
+    "nobody": (["metrics=[]"], "nobody would answer; name trained, base, models or endpoints"),
+    "two of a name": (["models.run=a/b", "trained=runs/run"], "two of the models are called 'run'"),
     "a name that is no file's": (["models={'a/b': c/d}"], "'a/b' cannot name a model"),
     "the same greedy answer twice": (["base=a/b", "repeats=2"], "repeats (2) at temperature 0 would pay"),
     "a start without a run": (["base=start"], "base start means what the run's recipe starts from"),
+    "kept samples of nobody": (["base=a/b", "kept_samples_only=true"], "kept_samples_only means those of a run's"),
     "an unknown chart": (
         ["base=a/b", "charts=[rogue]"],
         "charts names 'rogue', which is not measured; there are accuracy",
@@ -371,5 +399,7 @@ def test_a_key_that_is_not_there_is_named_and_the_status_is_2(
 def test_answers_of_some_samples_do_not_stand_for_all(tmp_path: Path, scene: Scene) -> None:
     write_run(tmp_path / "partial", keep=5)
     with pytest.raises(DataError, match="no answers to all 8 samples"):
-        prepare(scene.recipe(run=str(tmp_path / "partial")))
-    assert len(prepare(scene.recipe(run=str(tmp_path / "partial"), num_samples=5)).stored) == 3
+        prepare(scene.recipe(trained=str(tmp_path / "partial")))
+    assert len(prepare(scene.recipe(trained=str(tmp_path / "partial"), num_samples=5)).stored) == 3
+    kept = prepare(scene.recipe(trained=str(tmp_path / "partial"), kept_samples_only=True))
+    assert [sample.sample_id for sample in kept.samples] == ["s/1", "s/2", "s/3", "s/4", "s/5"]
