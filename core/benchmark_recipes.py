@@ -81,6 +81,8 @@ class BenchmarkConfig(AnsweringConfig):
     """Pairwise comparison by a judge; unset: none."""
     diversity: bool = True
     """Report words, unique words, unseen trigrams, distinct n-grams, ROUGE-L to gold and to the prompt's sections."""
+    output: str | None = None
+    """Directory of everything written; when unset `<run>/benchmark`, without a run `benchmark`."""
     upload: str | None = None
     """s3://bucket/prefix that gets a copy of everything written; credentials come from the environment."""
 
