@@ -175,11 +175,13 @@ class Results:
     def _diversity_tables(self) -> list[ResultTable]:
         if not self.diversity:
             return []
+        known = {key for found in self.diversity.values() for key in (*found.means, *found.distinct)}
+        shown = [key for key in COLUMNS if key in known]
         rows = {}
         for name, found in self.diversity.items():
             distinct = {key: f"{value:.3f}" for key, value in found.distinct.items()}
-            rows[name] = [distinct.get(key) or cell(found.means.get(key)) for key in COLUMNS]
-        tables = [ResultTable(title="Diversity", columns=list(COLUMNS.values()), rows=rows)]
+            rows[name] = [distinct.get(key) or cell(found.means.get(key)) for key in shown]
+        tables = [ResultTable(title="Diversity", columns=[COLUMNS[key] for key in shown], rows=rows)]
         sections = dict.fromkeys(
             key for found in self.diversity.values() for key in found.means if key.startswith("rouge_l_precision/")
         )
