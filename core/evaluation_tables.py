@@ -13,6 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import rich
+from rich.table import Table
+
 from core.comparison import Comparison
 from core.files import to_json, write_atomically
 from core.statistics import Estimate, estimate_difference, estimate_mean
@@ -195,3 +198,12 @@ def as_markdown(tables: Iterable[ResultTable], *, lead: str) -> str:
         lines = [head, ["---", *["---:"] * len(table.columns)], *([name, *cells] for name, cells in table.rows.items())]
         parts.append(f"## {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"
+
+
+def print_tables(tables: Sequence[ResultTable]) -> None:
+    """On the console a quantity has a row, which stays narrow."""
+    for table in tables:
+        shown = Table("", *table.rows, title=table.title, title_justify="left")
+        for index, column in enumerate(table.columns):
+            shown.add_row(column, *(cells[index] for cells in table.rows.values()))
+        rich.print(shown)

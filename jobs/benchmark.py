@@ -25,7 +25,7 @@ from core.benchmark_recipes import BenchmarkConfig
 from core.benchmark_results import Results, Taken, write_results
 from core.chat import prompt_text
 from core.config import dump_config
-from core.evaluation_tables import AnswerRow
+from core.evaluation_tables import AnswerRow, print_tables
 from core.files import now, read_json, to_json, write_atomically
 from core.program import run_program
 from core.records import Branch, Group, Score
@@ -35,7 +35,7 @@ from core.tracking import log_evaluation
 from core.trained_steps import UNKNOWN, run_of
 from jobs.benchmark_answers import Rounds, everybodys_answers, summed_up
 from jobs.entrants import Entrants, prepare
-from jobs.evaluate import lengths, print_tables
+from jobs.evaluate import lengths
 from jobs.pairwise import Verdicts, compare_pairs
 from jobs.score import score_all
 

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rich
-from rich.table import Table
 
 from actors.cast import load_tokenizer
 from actors.evaluation import evaluation_stage, generate, reward_scores
@@ -35,9 +34,9 @@ from core.evaluate_recipes import REFERENCE, REWARD_MODEL, EvaluateConfig
 from core.evaluation_tables import (
     AnswerRow,
     Estimates,
-    ResultTable,
     as_markdown,
     measure,
+    print_tables,
     result_tables,
     write_answers,
     write_metrics,
@@ -347,15 +346,6 @@ def report(
         values=public_values(config),
         measured=read_json(output / "metrics.json"),
     )
-
-
-def print_tables(tables: Sequence[ResultTable]) -> None:
-    """On the console a quantity has a row, which stays narrow."""
-    for table in tables:
-        shown = Table("", *table.rows, title=table.title, title_justify="left")
-        for index, column in enumerate(table.columns):
-            shown.add_row(column, *(cells[index] for cells in table.rows.values()))
-        rich.print(shown)
 
 
 def settings_in_words(config: EvaluateConfig) -> dict[str, str]:
