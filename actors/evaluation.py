@@ -16,9 +16,9 @@ from actors.generator import Generators, GeneratorWorker, generator_arguments, s
 from actors.placement import Seat, Stage
 from actors.reward_model import LABEL, RewardModel
 from actors.rewarder import Rewarder
+from core.answering_recipes import AnsweringConfig
 from core.chat import encode_answer, encode_prompt
 from core.errors import TroupeError
-from core.evaluate_recipes import EvaluateConfig
 from core.recipes import PretrainedModelConfig, RewardModelConfig
 from core.records import Branch, Group, Sample
 from core.stored_answers import Answers
@@ -30,7 +30,7 @@ ROW_TOKENS = 2560
 CLOSING_S = 60
 
 
-def evaluation_seats(config: EvaluateConfig, *, device: str) -> list[Seat]:
+def evaluation_seats(config: AnsweringConfig, *, device: str) -> list[Seat]:
     """Every rank's bundle: the reward model sits where the engines sat, which are gone by then."""
     gpu = int(device == "cuda")
     width = gpu * config.generator.tensor_parallel_size
@@ -45,7 +45,7 @@ def evaluation_seats(config: EvaluateConfig, *, device: str) -> list[Seat]:
 
 
 @contextlib.contextmanager
-def evaluation_stage(config: EvaluateConfig) -> Iterator[Stage]:
+def evaluation_stage(config: AnsweringConfig) -> Iterator[Stage]:
     """The machines, with a place for every role."""
     stage = Stage(config.placement)
     try:
@@ -60,30 +60,46 @@ def evaluation_stage(config: EvaluateConfig) -> Iterator[Stage]:
 
 def generate(
     stage: Stage,
-    config: EvaluateConfig,
+    config: AnsweringConfig,
     model_path: str,
     samples: Sequence[Sample],
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Branch]:
     """One answer of the model to every sample; its engines are gone afterwards."""
+    return generate_repeatedly(stage, config, model_path, samples, tokenizer, seeds=[config.seed])[0]
+
+
+def generate_repeatedly(
+    stage: Stage,
+    config: AnsweringConfig,
+    model_path: str,
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seeds: Sequence[int],
+) -> list[dict[str, Branch]]:
+    """One answer to every sample for each of the seeds, by the same engines."""
     with _engines(stage, config, model_path) as generators:
-        evaluator = Evaluator(
-            config.data.type,
-            samples,
-            tokenizer,
-            generators,
-            Rewarder([]),
-            max_prompt_tokens=config.max_prompt_tokens,
-            max_response_tokens=config.max_response_tokens,
-            temperature=config.temperature,
-            seed=config.seed,
-            timeout_s=config.timeout_s,
-        )
-        return {group.sample.sample_id: group.branches[0] for group in evaluator.evaluate().groups}
+        answers = []
+        for seed in seeds:
+            evaluator = Evaluator(
+                config.data.type,
+                samples,
+                tokenizer,
+                generators,
+                Rewarder([]),
+                max_prompt_tokens=config.max_prompt_tokens,
+                max_response_tokens=config.max_response_tokens,
+                temperature=config.temperature,
+                seed=seed,
+                timeout_s=config.timeout_s,
+            )
+            answers.append({group.sample.sample_id: group.branches[0] for group in evaluator.evaluate().groups})
+        return answers
 
 
 @contextlib.contextmanager
-def _engines(stage: Stage, config: EvaluateConfig, model_path: str) -> Iterator[Generators]:
+def _engines(stage: Stage, config: AnsweringConfig, model_path: str) -> Iterator[Generators]:
     arguments = generator_arguments(
         model_path,
         config.generator,
@@ -111,12 +127,12 @@ def _engines(stage: Stage, config: EvaluateConfig, model_path: str) -> Iterator[
 
 def reward_scores(
     stage: Stage,
-    config: EvaluateConfig,
+    config: AnsweringConfig,
     settings: RewardModelConfig,
     samples: Sequence[Sample],
     answers: Mapping[str, Answers],
 ) -> dict[str, dict[str, float]]:
-    """Name -> sample_id -> the reward model's score, of every answer of every name.
+    """Name -> sample_id -> the reward model's score, of every answer of every name; a missing answer has none.
 
     All answers to a prompt share one row and its prompt, encoded as the reward model's own tokenizer encodes it; equal
     answers are scored once, so that they cannot differ by rounding.
@@ -141,7 +157,13 @@ def _scores(
 ) -> dict[str, dict[str, float]]:
     asked = []
     for sample in samples:
-        branches = {name: with_tokens(answers[name][sample.sample_id], tokenizer) for name in answers}
+        branches = {
+            name: with_tokens(of_name[sample.sample_id], tokenizer)
+            for name, of_name in answers.items()
+            if sample.sample_id in of_name
+        }
+        if not branches:
+            continue
         distinct = {tuple(branch.token_ids): branch for branch in branches.values()}
         group = Group(sample=sample, prompt_ids=encode_prompt(tokenizer, sample), branches=list(distinct.values()))
         asked.append((sample.sample_id, branches, list(distinct), model.score(group)))

@@ -216,7 +216,7 @@ def _grid(x: Axis, y: Axis) -> str:
         marks = [10.0**decade for decade in decades[:: math.ceil(len(decades) / 5)]]
     else:
         marks = ticks(y.low, y.high)
-    labels = [_tick_label(mark, marks) for mark in marks]
+    labels = [tick_label(mark, marks) for mark in marks]
     small = ' style="font-size:8px"' if any(len(label) > 6 for label in labels) else ""
     lines = "".join(
         f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(mark)}" y2="{y(mark)}"/>'
@@ -246,7 +246,7 @@ def _shares(x: Axis, y: Axis) -> str:
     return f'<g class="grid">{lines}{marks}</g>'
 
 
-def _tick_label(mark: float, marks: Sequence[float]) -> str:
+def tick_label(mark: float, marks: Sequence[float]) -> str:
     """As many digits as the marks need, the same on the whole axis; very large and very small ones in short."""
     largest = max(abs(other) for other in marks)
     if mark == 0 or largest >= 1e4 or largest < 1e-2 or largest >= 100 * marks[0] > 0:

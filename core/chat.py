@@ -75,6 +75,13 @@ def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *
     )
 
 
+def prompt_messages(sample: Sample) -> list[Message]:
+    """The prompt as a chat endpoint takes it: its turns, or the text as the user's."""
+    if isinstance(sample.prompt, str):
+        return [Message(role="user", content=sample.prompt)]
+    return [Message(role=turn["role"], content=turn["content"]) for turn in sample.prompt]
+
+
 def prompt_text(sample: Sample) -> str:
     """The prompt for people: the text, or the turns one after the other."""
     if isinstance(sample.prompt, str):

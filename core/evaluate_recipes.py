@@ -3,58 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from core.config import Section
-from core.data_recipes import DataConfig, WordProblemsConfig
-from core.recipes import (
-    GeneratorConfig,
-    PlacementConfig,
-    Precision,
-    RewardConfig,
-    RewardModelConfig,
-    WandbConfig,
-)
+from core.answering_recipes import COMPARE_WITH_GOLD, ROUGE, AnsweringConfig, require_file_name
+from core.recipes import RewardConfig
 
 REFERENCE = "reference"
 """The name under which the data's own answers take part in comparisons."""
 REWARD_MODEL = "reward_model"
 """The name of the reward model as a judge."""
-ROUGE = RewardConfig(fn="rewards.overlap_table:rouge_table", name="rouge")
-"""What `rouge: true` adds to the metrics."""
-COMPARE_WITH_GOLD = (ROUGE.fn, "rouge", "math_answer")
-"""Functions that mean nothing without a reference answer."""
 REWARD_TIE_MARGIN = 0.1
 """Scores of a reward model that are closer than this are a tie; those of a function tie when they are equal."""
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(AnsweringConfig):
     """One or several models on the held-out set of a data set."""
 
     model: str | None = None
     """A run directory (its best checkpoint), a directory in Hugging Face format, or a hub name; or name several in `models`."""
     models: dict[str, str] = {}
     """The models by the name that tables give them: `{sft: runs/sft, ppo: runs/ppo}`. A list of paths is named after the runs."""
-    data: DataConfig = WordProblemsConfig()
-    """The data set; its held-out side is answered."""
-    num_samples: int | None = Field(default=None, ge=1)
-    """Held-out samples; all when unset."""
-    max_prompt_tokens: int = Field(default=256, ge=1)
-    """A prompt that is longer for any of the models is left out for all of them, and counted."""
-    max_response_tokens: int = Field(default=40, ge=1)
-    """Longest answer in tokens."""
-    temperature: float = Field(default=0.0, ge=0)
-    """0 is greedy; above it one answer is sampled for each prompt."""
-    seed: int = 0
-    """Seed of sampling, and of the intervals."""
-    metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]
-    """Reward functions whose means are reported. With `against`, a sample's field `against` holds the other answer."""
-    rouge: bool = False
-    """Report ROUGE-1, -2 and -L as F1, recall and precision, and the mean of the three F1 (unstemmed, as `evaluate` computes them)."""
-    reward_model: RewardModelConfig | None = None
-    """A reward model that scores the answers once all of them are there; `path` may be a run directory."""
     references: bool = True
     """Whether the reward model scores the data's own answers too, and the difference to them is reported."""
     against: str | None = None
@@ -63,24 +33,6 @@ class EvaluateConfig(Section):
     """Who compares: `reward_model`, the name of a metric, or a reward function; the reward model when unset, else the first metric, else `rouge`."""
     tie_margin: float | None = Field(default=None, ge=0)
     """Judgements closer than this are a tie, in both directions; 0.1 for the reward model and 0 for functions when unset."""
-    precision: Precision = "auto"
-    """Precision of the engines."""
-    generator: GeneratorConfig = GeneratorConfig()
-    """The engines; those of one model are gone before the next one's start."""
-    placement: PlacementConfig = PlacementConfig()
-    """Where everything runs."""
-    trust_remote_code: bool = False
-    """Whether code that comes with the models may run."""
-    timeout_s: float = Field(default=7200, gt=0)
-    """Seconds that a model may take to answer everything."""
-    max_concurrency: int = Field(default=32, ge=1)
-    """Answers that metrics judge at once, for those that wait on a network."""
-    trackers: list[Literal["wandb", "tensorboard"]] = []
-    """Trackers that get the means beside metrics.json."""
-    wandb: WandbConfig = WandbConfig()
-    """What W&B is told, when it is one of them."""
-    output: str | None = None
-    """Directory of everything written; when unset `<run>/evaluation` for one run, `evaluation` otherwise."""
 
     @field_validator("models", mode="before")
     @classmethod
@@ -99,11 +51,7 @@ class EvaluateConfig(Section):
     @classmethod
     def _names_are_file_names(cls, models: dict[str, str]) -> dict[str, str]:
         for name in models:
-            if not name or "/" in name or name.startswith(".") or name == REFERENCE:
-                raise ValueError(
-                    f"{name!r} cannot name a model: a name becomes a file's, so it is not empty, has no '/', does not start with '.', "
-                    f"and {REFERENCE!r} means the data's own answers"
-                )
+            require_file_name(name, REFERENCE)
         return models
 
     @model_validator(mode="after")
@@ -116,11 +64,6 @@ class EvaluateConfig(Section):
             )
         if not self.all_metrics and self.reward_model is None:
             raise ValueError("nothing would be measured; name metrics, or set rouge: true, or reward_model.path")
-        if self.reward_model is not None and (self.reward_model.relative_to_reference or self.reward_model.weight != 1):
-            raise ValueError(
-                "reward_model.weight and relative_to_reference belong to training; an evaluation reports scores as they are, "
-                "and the difference to the references beside them, so leave both out"
-            )
         if self.judge == REWARD_MODEL and self.reward_model is None:
             raise ValueError("judge reward_model needs reward_model.path")
         if self.judge is not None and self.against is None:
@@ -129,7 +72,7 @@ class EvaluateConfig(Section):
                 f"{REFERENCE!r} or a JSONL file, or leave judge out"
             )
         self._check_against()
-        self._check_placement()
+        self.check_scoring()
         return self
 
     def _check_against(self) -> None:
@@ -149,13 +92,6 @@ class EvaluateConfig(Section):
         if self.opponent in (*named, REFERENCE):
             raise ValueError(
                 f"against {self.against!r} would be called {self.opponent!r} in the tables, as something else is; rename the file or the model"
-            )
-
-    def _check_placement(self) -> None:
-        ranks = 1 if self.reward_model is None else self.reward_model.num_ranks
-        if self.placement.backend == "inline" and (ranks > 1 or self.generator.num_engines > 1):
-            raise ValueError(
-                "placement.backend inline runs one engine and one reward-model rank; use backend: ray for more"
             )
 
     @property

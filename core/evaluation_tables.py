@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import rich
+from rich.table import Table
 
 from core.comparison import Comparison
 from core.files import to_json, write_atomically
@@ -47,6 +50,8 @@ class AnswerRow:
     reference: str | None
     prediction: str
     finish_reason: str
+    repeat: int = 0
+    """Which of several answers to the sample."""
     score_prediction: float | None = None
     """The reward model's score of the answer."""
     score_reference: float | None = None
@@ -65,21 +70,40 @@ class ResultTable:
 
 
 def measure(rows: Sequence[AnswerRow], *, seed: int) -> dict[str, Estimate]:
-    """Means over the rows that have the metric; differences over those that have both scores."""
+    """Means over the samples that have the metric; differences over those that have both scores.
+
+    Several answers to a sample count as their mean, so that an interval is over samples.
+    """
+    samples: dict[str, list[AnswerRow]] = {}
+    for row in rows:
+        samples.setdefault(row.sample_id, []).append(row)
     names = dict.fromkeys(name for row in rows for name in row.metrics)
-    columns = {name: [row.metrics[name] for row in rows if name in row.metrics] for name in names}
-    columns["reward"] = [row.score_prediction for row in rows if row.score_prediction is not None]
-    columns["reward_reference"] = [row.score_reference for row in rows if row.score_reference is not None]
-    measured = {name: estimate_mean(values, seed=seed) for name, values in columns.items() if values}
-    both = [
-        (row.score_prediction, row.score_reference)
-        for row in rows
-        if row.score_prediction is not None and row.score_reference is not None
-    ]
+    columns = {name: _by_sample(samples, _metric(name)) for name in names}
+    columns["reward"] = _by_sample(samples, lambda row: row.score_prediction)
+    columns["reward_reference"] = _by_sample(samples, lambda row: row.score_reference)
+    measured = {name: estimate_mean(list(values.values()), seed=seed) for name, values in columns.items() if values}
+    both = columns["reward"].keys() & columns["reward_reference"].keys()
     if both:
-        predicted, referred = zip(*both, strict=True)
+        ids = [sample_id for sample_id in samples if sample_id in both]
+        predicted, referred = ([columns[name][each] for each in ids] for name in ("reward", "reward_reference"))
         measured["reward_difference"] = estimate_difference(predicted, referred, seed=seed)
     return measured
+
+
+def _metric(name: str) -> Callable[[AnswerRow], float | None]:
+    return lambda row: row.metrics.get(name)
+
+
+def _by_sample(
+    samples: Mapping[str, Sequence[AnswerRow]], value: Callable[[AnswerRow], float | None]
+) -> dict[str, float]:
+    """sample_id -> mean of the value over the sample's answers, where one of them has it."""
+    found = {}
+    for sample_id, rows in samples.items():
+        values = [known for row in rows if (known := value(row)) is not None]
+        if values:
+            found[sample_id] = sum(values) / len(values)
+    return found
 
 
 # -- files ----------------------------------------------------------------------------------------------------
@@ -155,11 +179,12 @@ def _table(title: str, columns: Mapping[str, str], models: Mapping[str, Estimate
     return ResultTable(
         title=title,
         columns=[columns[name] for name in present],
-        rows={model: [_cell(measured.get(name)) for name in present] for model, measured in models.items()},
+        rows={model: [cell(measured.get(name)) for name in present] for model, measured in models.items()},
     )
 
 
-def _cell(estimate: Estimate | None) -> str:
+def cell(estimate: Estimate | None) -> str:
+    """A mean with its interval, as all tables show it."""
     if estimate is None:
         return "–"
     return f"{estimate.mean:.3f} ({estimate.low:.3f} .. {estimate.high:.3f})"
@@ -173,3 +198,12 @@ def as_markdown(tables: Iterable[ResultTable], *, lead: str) -> str:
         lines = [head, ["---", *["---:"] * len(table.columns)], *([name, *cells] for name, cells in table.rows.items())]
         parts.append(f"## {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"
+
+
+def print_tables(tables: Sequence[ResultTable]) -> None:
+    """On the console a quantity has a row, which stays narrow."""
+    for table in tables:
+        shown = Table("", *table.rows, title=table.title, title_justify="left")
+        for index, column in enumerate(table.columns):
+            shown.add_row(column, *(cells[index] for cells in table.rows.values()))
+        rich.print(shown)

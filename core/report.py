@@ -13,6 +13,7 @@ from core.charts import short
 from core.errors import ConfigError
 from core.files import write_atomically
 from core.progress import duration
+from core.report_benchmark import BENCHMARK, build_benchmark_report
 from core.report_curves import (
     calibration,
     curve_groups,
@@ -34,8 +35,10 @@ HEADLINES = ("reward/mean", "loss", "sft/nll", "reward_model/accuracy", "dpo/acc
 
 
 def build_report(directory: Path, output: Path | None = None) -> Path:
-    """Write the report of one run; returns where it is."""
+    """Write the report of one run, or of a benchmark; returns where it is."""
     directory = Path(directory)
+    if (directory / BENCHMARK).is_file():
+        return build_benchmark_report(directory, output)
     run = read_run(directory)
     curves = curve_groups([run])
     parts = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-STYLE = """
+LIGHT = """
 :root {
   color-scheme: light dark;
   --page: #faf9f7; --card: #ffffff; --line: #e7e4de; --grid: #efece7; --ink: #1f1e1c; --soft: #75716a;
@@ -13,6 +13,12 @@ STYLE = """
   --c0: #2f5fc4; --c1: #d97b29; --c2: #2a9d78; --c3: #a24fb0; --c4: #c8453c; --c5: #6b8e23; --c6: #3fa7c4;
   --c7: #b58a1c; --c8: #a8a49c;
 }
+"""
+"""The colours by day, which drawings in files of their own have too."""
+
+STYLE = (
+    LIGHT
+    + """\
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #141416; --card: #1c1c1f; --line: #2e2e33; --grid: #29292e; --ink: #e9e8e6; --soft: #9a9792;
@@ -101,6 +107,7 @@ footer { margin-top: 56px; color: var(--soft); font-size: 13px; }
 }
 @media print { .chart, .card, .tile { break-inside: avoid; } }
 """
+)
 
 SCRIPT = """
 const short = v => {

@@ -58,14 +58,14 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean: (low, high). Raises ValueError for no values."""
     means = _resampled_means([values], resamples=resamples, seed=seed)[0]
-    return _interval(means, confidence)
+    return interval(means, confidence)
 
 
 def _estimate(columns: Sequence[Sequence[float]], statistic: Callable[[Array], Array], *, seed: int) -> Estimate:
     """A statistic of the columns' means: of the samples as they are, and of every resampling."""
     resampled = _resampled_means(columns, resamples=RESAMPLES, seed=seed)
     observed = statistic(numpy.asarray(columns, dtype=float).mean(axis=1))
-    low, high = _interval(statistic(resampled), CONFIDENCE)
+    low, high = interval(statistic(resampled))
     return Estimate(mean=float(observed), low=low, high=high)
 
 
@@ -81,7 +81,8 @@ def _resampled_means(columns: Sequence[Sequence[float]], *, resamples: int, seed
     return numpy.concatenate([table[:, rows].mean(axis=2) for rows in drawn], axis=1)
 
 
-def _interval(values: Array, confidence: float) -> tuple[float, float]:
+def interval(values: Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The percentiles of the resampled `values` that enclose the middle `confidence` of them: (low, high)."""
     tail = (1 - confidence) / 2
     ordered = numpy.sort(values)
     last = len(ordered) - 1

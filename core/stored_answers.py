@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.files import read_json, read_lines, to_json, write_atomically
+from core.files import JsonLines, read_json, read_lines, to_json, write_atomically
 from core.records import Branch
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,36 @@ class AnswerStore:
 
     def _settings(self, name: str) -> Path:
         return self._directory / f"{name}.settings.json"
+
+
+class AnswerLog:
+    """`<name>.jsonl` with what an endpoint was asked, a line as soon as it is answered or given up.
+
+    A line holds `question` (a hash of all that the answer depends on), `sample_id`, `repeat`, `text` (null: missing),
+    `finish_reason`, tokens, cost and calls. Lines of other settings stay, for they were paid for, and are not looked at.
+    """
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._path = directory / f"{name}.jsonl"
+        self._lines = JsonLines(self._path)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._lines.append(row)
+
+    def known(self) -> set[str]:
+        """The questions that have an answer."""
+        return {row["question"] for row in read_lines(self._path) if row.get("text") is not None}
+
+    def rows(self, questions: Sequence[str]) -> list[dict[str, Any]]:
+        """Every line of these questions, failures too, in the order they were written."""
+        wanted = set(questions)
+        return [row for row in read_lines(self._path) if row.get("question") in wanted]
+
+
+def text_branch(row: Mapping[str, Any]) -> Branch:
+    """The answer of a line whose tokens nobody knows."""
+    return Branch(token_ids=(), text=row["text"], finish_reason=row.get("finish_reason") or "stop")
 
 
 def _branch(row: Mapping[str, Any]) -> Branch:

@@ -65,9 +65,15 @@ def _tags(*tags: str) -> list[str]:
 
 
 def _models(values: Mapping[str, Any]) -> list[str]:
-    """The models' names: of a training one, of an evaluation those it compares."""
-    if values.get("models"):
-        return list(values["models"])
+    """The models' names: of a training one, of an evaluation or a benchmark those it compares."""
+    trained = values.get("trained")
+    compared = [
+        *([model_name(trained)] if trained else []),
+        *(values.get("models") or {}),
+        *(values.get("endpoints") or {}),
+    ]
+    if compared:
+        return compared
     model = values.get("model") or {}
     path = model if isinstance(model, str) else model.get("path")
     if path:

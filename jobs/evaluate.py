@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rich
-from rich.table import Table
 
 from actors.cast import load_tokenizer
 from actors.evaluation import evaluation_stage, generate, reward_scores
 from actors.reward_model import located, require_same_tokenizer
+from core.answering_recipes import AnsweringConfig
 from core.chat import encode_prompt, prompt_text
 from core.comparison import Comparison, compare
 from core.config import dump_config
@@ -36,6 +36,7 @@ from core.evaluation_tables import (
     Estimates,
     as_markdown,
     measure,
+    print_tables,
     result_tables,
     write_answers,
     write_metrics,
@@ -125,7 +126,7 @@ def prepare(config: EvaluateConfig) -> Examination:
     paths = {name: locate(path) for name, path in config.named_models.items()}
     reward_model = located(config.reward_model) if config.reward_model is not None else None
     samples = load_data(config.data).heldout[: config.num_samples]
-    require_gold(config, samples)
+    require_gold(config.needs_gold, samples)
     tokenizers = {
         name: load_tokenizer(path, trust_remote_code=config.trust_remote_code) for name, path in paths.items()
     }
@@ -145,17 +146,18 @@ def prepare(config: EvaluateConfig) -> Examination:
     )
 
 
-def require_gold(config: EvaluateConfig, samples: Sequence[Sample]) -> None:
+def require_gold(needed_by: str | None, samples: Sequence[Sample]) -> None:
+    """DataError where the setting `needed_by` needs a gold answer and a sample has none."""
     lacking = [sample.sample_id for sample in samples if not (sample.gold or "").strip()]
-    if lacking and config.needs_gold is not None:
+    if lacking and needed_by is not None:
         raise DataError(
-            f"{config.needs_gold} needs a reference answer for every sample, and {len(lacking)} of {len(samples)} have none, "
+            f"{needed_by} needs a reference answer for every sample, and {len(lacking)} of {len(samples)} have none, "
             f"{lacking[0]} the first; use a data set with gold answers, or leave it out (metrics: [], rouge: false, references: false)"
         )
 
 
 def fitting_samples(
-    config: EvaluateConfig, samples: Sequence[Sample], tokenizers: Mapping[str, PreTrainedTokenizerBase]
+    config: AnsweringConfig, samples: Sequence[Sample], tokenizers: Mapping[str, PreTrainedTokenizerBase]
 ) -> list[Sample]:
     """The samples whose prompt is short enough for every model, so that all are measured on the same ones."""
     fitting = [
@@ -195,7 +197,9 @@ def perform(
 ) -> tuple[dict[str, Answers], dict[str, dict[str, float]]]:
     """Everybody's answers, and the reward model's scores of them; what an earlier call answered is read."""
     ids = [sample.sample_id for sample in exam.samples]
-    settings = {name: answer_settings(config, exam, name) for name in exam.paths}
+    settings = {
+        name: answer_settings(config, path, exam.samples, exam.tokenizers[name]) for name, path in exam.paths.items()
+    }
     stored = {name: store.read(name, ids, settings[name]) for name in exam.paths}
     answers: dict[str, Answers] = dict(exam.given) | {name: kept for name, kept in stored.items() if kept is not None}
     unanswered = [name for name in exam.paths if stored[name] is None]
@@ -212,12 +216,14 @@ def perform(
         return answers, reward_scores(stage, config, exam.reward_model, exam.samples, answers)
 
 
-def answer_settings(config: EvaluateConfig, exam: Examination, name: str) -> dict[str, Any]:
+def answer_settings(
+    config: AnsweringConfig, path: str, samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
     """What a model's answers depend on."""
-    prompts = [[sample.sample_id, encode_prompt(exam.tokenizers[name], sample)] for sample in exam.samples]
+    prompts = [[sample.sample_id, encode_prompt(tokenizer, sample)] for sample in samples]
     return {
-        "weights": weights_fingerprint(exam.paths[name]),
-        "tokenizer": tokenizer_fingerprint(exam.tokenizers[name]),
+        "weights": weights_fingerprint(path),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
         "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16],
         "max_response_tokens": config.max_response_tokens,
         "temperature": config.temperature,
@@ -332,11 +338,7 @@ def report(
     tables = result_tables(models, comparisons)
     write_atomically(output / "results.md", as_markdown(tables, lead=f"# Evaluation\n\n{lead(config, exam)}"))
     rich.print(lead(config, exam))
-    for table in tables:
-        shown = Table("", *table.rows, title=table.title, title_justify="left")
-        for index, column in enumerate(table.columns):
-            shown.add_row(column, *(cells[index] for cells in table.rows.values()))
-        rich.print(shown)
+    print_tables(tables)
     rich.print(f"written to {output}")
     log_evaluation(
         config.trackers,

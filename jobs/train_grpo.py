@@ -149,7 +149,7 @@ def evaluate(config: EvaluationConfig, run: Run, troupe: Cast, step: int) -> flo
     with run.timed("evaluate"):
         evaluation = troupe.evaluator.evaluate(run.watch_calls(step, "evaluation"))
         run.log(evaluation.metrics)
-        run.log_answers(step, troupe.evaluator.name, evaluation.rows())
+        run.log_answers(step, troupe.evaluator.name, evaluation.rows(), limit=config.keep_answers)
     return evaluation.metrics[f"eval/{troupe.evaluator.name}/{config.best}"]
 
 

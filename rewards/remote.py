@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from core.chat import prompt_text
+from core.chat import prompt_messages, prompt_text
 from core.records import Branch, Message, Sample, Score
 from rewards.chat_endpoint import ChatEndpoint, EndpointConfig, Judgement, spent
 
@@ -166,13 +166,10 @@ def _last(pattern: re.Pattern[str], reply: str) -> str | None:
 
 
 def _messages(sample: Sample) -> list[Message]:
-    if isinstance(sample.prompt, str):
-        turns: Sequence[Message] = [Message(role="user", content=sample.prompt)]
-    else:
-        turns = [Message(role=turn["role"], content=turn["content"]) for turn in sample.prompt]
+    turns = prompt_messages(sample)
     if not any(turn["content"].strip() for turn in turns):
         raise ValueError("the sample has no prompt, so there is nothing to judge its answer by")
-    return list(turns)
+    return turns
 
 
 def _score(forward: Sequence[Judgement[float]], backward: Sequence[Judgement[float]] = (), *, priced: bool) -> Score:

@@ -48,6 +48,12 @@ def test_an_evaluation_is_called_by_the_models_that_it_compares() -> None:
     assert found.name == "eval_sft+a-b-ppo_docstrings"
 
 
+def test_a_benchmark_is_called_by_its_trained_model_and_those_beside_it() -> None:
+    values = {"trained": "runs/warm", "models": {}, "endpoints": {"gpt-4o": {}}, "data": {"type": "word_problems"}}
+    found = labels(Path("runs/warm/benchmark"), values, program="jobs/benchmark.py")
+    assert found.name == "benchmark_warm+gpt-4o_word_problems"
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [
