@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from actors.answers import Answers, SingleTurns
 from actors.generator import Generators, Request, branch_seed
 from actors.rewarder import Rewarder
 from algorithms.advantages import has_signal
 from core.chat import encode_prompt
 from core.errors import DataError, RewardError, WorkerError
 from core.recipes import RolloutConfig
-from core.records import Branch, Group, Sample
+from core.records import Group, Sample, Score
 from data import PromptStream
 
 if TYPE_CHECKING:
@@ -68,10 +69,13 @@ class Rollouts:
         seed: int,
         last_step: int,
         needs_company: bool,
+        answers: Answers | None = None,
     ) -> None:
-        """`needs_company`: the advantage compares answers, so a group that keeps fewer than two is dropped."""
+        """`needs_company`: the advantage compares answers, so a group that keeps fewer than two is dropped. `answers`:
+        who has prompts continued; each with one turn of the generators unless it is given."""
         self._prompts, self._tokenizer = prompts, tokenizer
         self._generators, self._rewarder = generators, rewarder
+        self._answers = answers or SingleTurns(generators)
         self._config, self._seed, self._last_step = config, seed, last_step
         self._fewest = 2 if needs_company else 1
         self._in_flight: dict[int, _Draw] = {}
@@ -118,10 +122,8 @@ class Rollouts:
         drawn = self._draw(count)
         requests = [self._request(step, sample, ids) for sample, ids in drawn]
         # Strictly on-policy nothing is asked ahead, so a batch can have the engines to itself and repeat bit by bit.
-        answers = self._generators.submit(requests, alone=self._config.max_lag == 0)
-        return [
-            chain(branches, sample, ids, self._rewarder) for branches, (sample, ids) in zip(answers, drawn, strict=True)
-        ]
+        groups = self._answers.submit(requests, [sample for sample, _ in drawn], alone=self._config.max_lag == 0)
+        return [chain(group, self._rewarder) for group in groups]
 
     def _draw(self, count: int) -> list[tuple[Sample, list[int]]]:
         """The next prompts that fit; longer ones are dropped and counted, or refused."""
@@ -214,14 +216,17 @@ class Rollouts:
             "reward/missing_fraction": 1 - sum(len(group.branches) for group in judged) / sampled,
             "rollout/groups": len(kept),
             "rollout/no_signal_fraction": _mean([not self._signals(group) for group in kept]),
-            "rollout/response_tokens": _mean([len(branch.token_ids) for branch in branches]),
+            "rollout/response_tokens": _mean([branch.num_sampled for branch in branches]),
             "rollout/prompt_tokens": _mean([len(group.prompt_ids) for group in kept]),
             "rollout/truncated_fraction": _mean([branch.truncated for branch in branches]),
-            "rollout/tokens": sum(len(branch.token_ids) for branch in branches),
+            "rollout/tokens": sum(branch.num_sampled for branch in branches),
             "rollout/dropped_prompts": self._dropped_prompts,
             "rollout/lag": _mean(lags),
             "rollout/lag_max": max(lags, default=0),
         }
+        heard = sum(len(branch.token_ids) - branch.num_sampled for branch in branches)
+        if heard:
+            metrics["rollout/environment_tokens"] = heard / len(branches)
         for name in sorted({name for score in scores for name in score.parts}):
             metrics[f"reward/{name}"] = _mean([score.parts[name] for score in scores if name in score.parts])
         if metrics["rollout/lag_max"] > self._config.max_lag:
@@ -231,26 +236,37 @@ class Rollouts:
         return metrics
 
 
-def chain(
-    branches: Future[list[Branch]], sample: Sample, prompt_ids: Sequence[int], rewarder: Rewarder
-) -> Future[Group]:
+def chain(answered: Future[Group], rewarder: Rewarder) -> Future[Group]:
     """The scored group once its branches are there; scoring begins the moment they are, whatever the driver does."""
     answer: Future[Group] = Future()
 
-    def settle(scored: Future[Group]) -> None:
-        error = scored.exception()
-        answer.set_exception(error) if error is not None else answer.set_result(scored.result())
-
-    def score(finished: Future[list[Branch]]) -> None:
+    def score(finished: Future[Group]) -> None:
         error = finished.exception()
         if error is not None:
             answer.set_exception(error)
             return
-        group = Group(sample=sample, prompt_ids=prompt_ids, branches=finished.result())
+        group = finished.result()
+
+        def settle(scored: Future[Group]) -> None:
+            error = scored.exception()
+            answer.set_exception(error) if error is not None else answer.set_result(_added(group, scored.result()))
+
         rewarder.score(group).add_done_callback(settle)
 
-    branches.add_done_callback(score)
+    answered.add_done_callback(score)
     return answer
+
+
+def _added(played: Group, scored: Group) -> Group:
+    """The scores of the rewards, added to those that an environment gave where there was one."""
+    if not played.scores:
+        return scored
+    return scored.with_scores([_sum(*scores) for scores in zip(played.scores, scored.scores, strict=True)])
+
+
+def _sum(one: Score, other: Score) -> Score:
+    value = None if one.value is None or other.value is None else one.value + other.value
+    return Score(value=value, parts={**one.parts, **other.parts})
 
 
 def _values(group: Group) -> list[float]:

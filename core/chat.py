@@ -98,8 +98,7 @@ class TurnEncoder:
     def opening(self, sample: Sample, observation: str | None) -> tuple[list[int], list[int]]:
         """(the prompt that the branches of a group share, what one of them begins with), where some of them begin with
         an observation: then the assistant's header is not the prompt's any more."""
-        if isinstance(sample.prompt, str):
-            raise DataError(f"{sample.sample_id} is plain text; an environment needs prompts that are messages")
+        assert not isinstance(sample.prompt, str)
         turns = [] if observation is None else [_user(observation)]
         prompt = _template(self._tokenizer, sample.prompt, generation=False)
         whole = _template(self._tokenizer, [*sample.prompt, *turns], generation=True)

@@ -13,6 +13,8 @@ from pydantic import Field, field_validator, model_validator
 
 from core.config import Section
 from core.data_recipes import DataConfig, WordProblemsConfig
+from core.environment_recipes import LABEL as ENVIRONMENT
+from core.environment_recipes import EnvironmentConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -152,7 +154,7 @@ class RolloutConfig(Section):
     long_prompts: Literal["drop", "refuse"] = "drop"
     """What happens to longer prompts: dropped and counted, or the run is refused."""
     max_response_tokens: int = Field(default=40, ge=1)
-    """Longest answer in tokens, its end-of-turn token included."""
+    """Longest answer in tokens, its end-of-turn token included; with an environment the longest game, both sides' tokens counted."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature; the trainer divides its logits by it too. top_p, top_k and min_p stay off: they would make the sampled distribution another one than the policy's."""
     stop: list[str] = []
@@ -426,7 +428,7 @@ class EvaluationConfig(Section):
     metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]
     """Reward functions whose held-out mean is reported as eval/<set>/<name>; a reward model is one without being named."""
     best_metric: str | None = None
-    """Metric of the best checkpoint; when unset the first of `metrics`, or the reward model where there are none."""
+    """Metric of the best checkpoint, `environment/win` say; when unset the first of `metrics`, or the reward model where there are none."""
     higher_is_better: bool = True
     """Direction of best_metric."""
 
@@ -434,12 +436,14 @@ class EvaluationConfig(Section):
     def best(self) -> str:
         return self.best_metric or (self.metrics[0].label if self.metrics else "reward_model")
 
-    def check(self, *, reward_model: bool) -> None:
+    def check(self, *, reward_model: bool, environment: bool = False) -> None:
         """Raise ValueError unless the best checkpoint's metric is measured."""
         names = [metric.label for metric in self.metrics] + ["reward_model"] * reward_model
+        if environment:  # of its parts only it knows
+            names += [ENVIRONMENT, f"{ENVIRONMENT}/<part>"]
         if not names:
             raise ValueError("evaluation.metrics must name at least one metric")
-        if self.best not in names:
+        if self.best not in names and not (environment and self.best.startswith(f"{ENVIRONMENT}/")):
             raise ValueError(f"best_metric {self.best!r} is not among the metrics ({', '.join(names)})")
 
 
@@ -471,6 +475,8 @@ class GRPOConfig(Section):
     """What a good answer is: a weighted sum."""
     reward_model: RewardModelConfig | None = None
     """A reward model, whose score is added to the sum."""
+    environment: EnvironmentConfig | None = None
+    """Who answers the model in games of several turns; its reward is added to the sum."""
     rollout: RolloutConfig = RolloutConfig()
     """What is sampled."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -495,9 +501,15 @@ class GRPOConfig(Section):
     @model_validator(mode="after")
     def _numbers_fit(self) -> GRPOConfig:
         rollout, algorithm = self.rollout, self.algorithm
-        if not self.rewards and self.reward_model is None:
-            raise ValueError("rewards must name at least one function, such as {fn: math_answer}, or set reward_model")
-        self.evaluation.check(reward_model=self.reward_model is not None)
+        if not self.rewards and self.reward_model is None and self.environment is None:
+            raise ValueError(
+                "rewards must name at least one function, such as {fn: math_answer}, or set reward_model or environment"
+            )
+        self.evaluation.check(reward_model=self.reward_model is not None, environment=self.environment is not None)
+        if self.environment is not None:
+            self.environment.check_limit(rollout.max_response_tokens)
+            if self.evaluation.max_response_tokens is not None:
+                self.environment.check_limit(self.evaluation.max_response_tokens, "evaluation.max_response_tokens")
         if algorithm.advantage in ("grpo", "dr_grpo", "rloo") and rollout.group_size < 2:
             raise ValueError(
                 f"algorithm.advantage {algorithm.advantage!r} compares answers of one prompt and needs rollout.group_size >= 2 "

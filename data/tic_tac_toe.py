@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from core.data_recipes import TicTacToeConfig
 from core.records import Message, Sample
@@ -33,7 +34,7 @@ def _game(side: str, index: int, config: TicTacToeConfig) -> Sample:
     sample_id = f"tic_tac_toe/{side}/{index}"
     rng = random.Random(f"{sample_id}/{config.seed}")
     symbol: Symbol = "x" if rng.random() < 0.5 else "o"
-    fields = {"symbol": symbol, "seed": rng.getrandbits(48), "board": config.board, "tag": config.tag}
+    fields: dict[str, Any] = {"symbol": symbol, "seed": rng.getrandbits(48), "board": config.board, "tag": config.tag}
     board = EMPTY
     if symbol == "o":
         fields["opening"] = rng.choice(CELLS)

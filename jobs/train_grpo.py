@@ -30,6 +30,7 @@ from core.recipes import AlgorithmConfig, EvaluationConfig, GRPOConfig
 from core.records import Group
 from core.run import Run
 from data import PromptStream
+from environments import build_environment
 from jobs.perform import Scene, perform
 from rewards import build_rewards
 
@@ -41,6 +42,8 @@ def train(config: GRPOConfig, learn: Learn | None = None) -> None:
     for functions in (config.rewards, config.evaluation.metrics):
         if functions:
             build_rewards(functions)  # a wrong name or argument is found before anything expensive starts
+    if config.environment is not None:
+        build_environment(config.environment).require_metric(config.evaluation.best)
     if config.reward_model is not None:
         config = config.model_copy(update={"reward_model": located(config.reward_model)})
     perform(
@@ -65,6 +68,7 @@ def run_loop(config: GRPOConfig, learn: Learn, scene: Scene, troupe: Cast) -> No
         seed=config.seed,
         last_step=config.steps,
         needs_company=config.algorithm.advantage not in ("reinforce", "gae"),
+        answers=troupe.episodes,
     )
     with run.timed("publish"):
         run.log({"consistency/logprob_gap": troupe.publish(first), "consistency/max_gap": troupe.gate.bound})
