@@ -115,14 +115,16 @@ class TurnEncoder:
     def _after(self, answer: str, observation: str) -> str:
         """The template's text behind an answer, its end of turn included."""
         asked = [_user("Begin.")]
-        before = _rendered(self._tokenizer, asked) + answer
+        before = _rendered(self._tokenizer, asked)
         whole = _rendered(self._tokenizer, [*asked, {"role": "assistant", "content": answer}, _user(observation)])
-        if not whole.startswith(before):
+        # Some templates put a space before an answer, which the model samples itself.
+        said = whole.removeprefix(before).lstrip()
+        if not whole.startswith(before) or not said.startswith(answer):
             raise DataError(
                 "the tokenizer's chat template shows an assistant's turn differently once others follow (it drops reasoning, say), "
                 "so that the turns of a game cannot grow one sequence; use a model whose template keeps earlier turns as they were"
             )
-        return whole.removeprefix(before)
+        return said.removeprefix(answer)
 
 
 PROBES = ("Yes.", "<think>\nPerhaps.\n</think>\n\nYes.")
