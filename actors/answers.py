@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Protocol
 
 from actors.generator import Generators, Request
-from core.records import Branch, Group, Sample
+from core.records import Branch, Group, Sample, Score
 
 
 class Answers(Protocol):
@@ -18,7 +19,7 @@ class Answers(Protocol):
     ) -> list[Future[Group]]:
         """Start a batch, a request per sample; each future holds the sample's group as soon as it is complete.
 
-        A group that an environment has judged has its scores already. `alone`: see `Generators.submit`.
+        `alone`: see `Generators.submit`.
         """
 
 
@@ -50,3 +51,16 @@ def _group(branches: Future[list[Branch]], sample: Sample, prompt_ids: Sequence[
 
     branches.add_done_callback(settle)
     return group
+
+
+def with_outcomes(scored: Group) -> Group:
+    """The group whose rewards have scored it, with what an environment gave for each branch added to its score."""
+    scores = [_sum(branch.outcome, score) for branch, score in zip(scored.branches, scored.scores, strict=True)]
+    return scored.with_scores(scores)
+
+
+def _sum(outcome: Score | None, score: Score) -> Score:
+    if outcome is None:
+        return score
+    value = None if outcome.value is None or score.value is None else outcome.value + score.value
+    return replace(score, value=value, parts={**outcome.parts, **score.parts})

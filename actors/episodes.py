@@ -84,7 +84,7 @@ class Game:
         self.over = True
         self.reward += unfinished_reward
 
-    def score(self) -> Score:
+    def outcome(self) -> Score:
         parts = {f"{LABEL}/{name}": float(value) for name, value in self.parts.items()}
         return Score(value=self.reward, parts={LABEL: self.reward, **parts, FAILED: float(self.failed)})
 
@@ -274,8 +274,7 @@ class _Batch:
         for games, prompt_ids, group in zip(self.games, prompts, self.groups, strict=True):
             if not group.done() and all(game.over for game in games):
                 branches = [_branch(game, tokenizer) for game in games]
-                scores = [game.score() for game in games]
-                group.set_result(Group(sample=games[0].sample, prompt_ids=prompt_ids, branches=branches, scores=scores))
+                group.set_result(Group(sample=games[0].sample, prompt_ids=prompt_ids, branches=branches))
 
     def fail(self, error: Exception) -> None:
         for group in self.groups:
@@ -293,4 +292,5 @@ def _branch(game: Game, tokenizer: PreTrainedTokenizerBase) -> Branch:
         logprobs=game.logprobs,
         finish_reason=game.finish_reason,
         weight_versions=tuple(game.spans),
+        outcome=game.outcome(),
     )

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from actors.answers import Answers, SingleTurns
+from actors.answers import Answers, SingleTurns, with_outcomes
 from actors.generator import Generators, Request, branch_seed
 from actors.rewarder import Rewarder
 from algorithms.advantages import has_signal
 from core.chat import encode_prompt
 from core.errors import DataError, RewardError, WorkerError
 from core.recipes import RolloutConfig
-from core.records import Group, Sample, Score
+from core.records import Group, Sample
 from data import PromptStream
 
 if TYPE_CHECKING:
@@ -240,33 +240,19 @@ def chain(answered: Future[Group], rewarder: Rewarder) -> Future[Group]:
     """The scored group once its branches are there; scoring begins the moment they are, whatever the driver does."""
     answer: Future[Group] = Future()
 
+    def settle(scored: Future[Group]) -> None:
+        error = scored.exception()
+        answer.set_exception(error) if error is not None else answer.set_result(with_outcomes(scored.result()))
+
     def score(finished: Future[Group]) -> None:
         error = finished.exception()
         if error is not None:
             answer.set_exception(error)
             return
-        group = finished.result()
-
-        def settle(scored: Future[Group]) -> None:
-            error = scored.exception()
-            answer.set_exception(error) if error is not None else answer.set_result(_added(group, scored.result()))
-
-        rewarder.score(group).add_done_callback(settle)
+        rewarder.score(finished.result()).add_done_callback(settle)
 
     answered.add_done_callback(score)
     return answer
-
-
-def _added(played: Group, scored: Group) -> Group:
-    """The scores of the rewards, added to those that an environment gave where there was one."""
-    if not played.scores:
-        return scored
-    return scored.with_scores([_sum(*scores) for scores in zip(played.scores, scored.scores, strict=True)])
-
-
-def _sum(one: Score, other: Score) -> Score:
-    value = None if one.value is None or other.value is None else one.value + other.value
-    return Score(value=value, parts={**one.parts, **other.parts})
 
 
 def _values(group: Group) -> list[float]:

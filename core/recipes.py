@@ -6,6 +6,7 @@ the whole recipe.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -436,14 +437,17 @@ class EvaluationConfig(Section):
     def best(self) -> str:
         return self.best_metric or (self.metrics[0].label if self.metrics else "reward_model")
 
-    def check(self, *, reward_model: bool, environment: bool = False) -> None:
-        """Raise ValueError unless the best checkpoint's metric is measured."""
-        names = [metric.label for metric in self.metrics] + ["reward_model"] * reward_model
-        if environment:  # of its parts only it knows
-            names += [ENVIRONMENT, f"{ENVIRONMENT}/<part>"]
+    def check(self, model_parts: Sequence[str]) -> None:
+        """Raise ValueError unless the best checkpoint's metric is measured, by a function or by one of `model_parts`."""
+        names = [*(metric.label for metric in self.metrics), *model_parts]
         if not names:
             raise ValueError("evaluation.metrics must name at least one metric")
-        if self.best not in names and not (environment and self.best.startswith(f"{ENVIRONMENT}/")):
+        if self.best not in names and self.best_metric is None:
+            raise ValueError(
+                f"evaluation.metrics is empty; name the metric of the best checkpoint in evaluation.best_metric ({', '.join(names)})"
+            )
+        # What a part like environment/win is called, only the environment knows.
+        if self.best not in names and self.best.partition("/")[0] not in names:
             raise ValueError(f"best_metric {self.best!r} is not among the metrics ({', '.join(names)})")
 
 
@@ -501,11 +505,11 @@ class GRPOConfig(Section):
     @model_validator(mode="after")
     def _numbers_fit(self) -> GRPOConfig:
         rollout, algorithm = self.rollout, self.algorithm
-        if not self.rewards and self.reward_model is None and self.environment is None:
+        if not self.rewards and not self.model_parts:
             raise ValueError(
                 "rewards must name at least one function, such as {fn: math_answer}, or set reward_model or environment"
             )
-        self.evaluation.check(reward_model=self.reward_model is not None, environment=self.environment is not None)
+        self.evaluation.check(self.model_parts)
         if self.environment is not None:
             self.environment.check_limit(rollout.max_response_tokens)
             if self.evaluation.max_response_tokens is not None:
@@ -555,6 +559,12 @@ class GRPOConfig(Section):
     @property
     def kl_needs_reference(self) -> bool:
         return self.algorithm.kl.coef > 0
+
+    @property
+    def model_parts(self) -> list[str]:
+        """What is measured of every answer besides the functions, in training and held out, by the names that metrics have."""
+        measured = ["reward_model"] if self.reward_model is not None else []
+        return measured + ([ENVIRONMENT] if self.environment is not None else [])
 
     def arithmetic(self) -> str:
         """The derived numbers in one sentence, printed at the start."""

@@ -63,6 +63,8 @@ class Branch:
     finish_reason: str = "stop"
     """`stop`: it ended by itself; `length`: it hit the limit and is truncated."""
     weight_versions: Sequence[WeightSpan] = ()
+    outcome: Score | None = None
+    """What the environment gave for it, where it is a game with one."""
 
     @property
     def truncated(self) -> bool:

@@ -23,6 +23,7 @@ from core.recipes import GRPOConfig, PretrainedModelConfig, RewardConfig
 from core.rl_recipes import PPOConfig, RLOOConfig
 from core.run_directory import flat_values
 from core.supervised_recipes import DPOConfig, RewardModelTrainingConfig, SFTConfig, SupervisedConfig
+from environments import build_environment
 from jobs.run_pipeline import check_command, checked_stage, missing_files
 from rewards import build_rewards
 
@@ -39,6 +40,8 @@ JOBS: dict[str, type[Section]] = {
     "ppo": PPOConfig,
     "rloo": RLOOConfig,
     "evaluate": EvaluateConfig,
+    "full": GRPOConfig,
+    "small": GRPOConfig,
 }
 
 
@@ -123,6 +126,14 @@ def test_the_rewards_and_metrics_of_a_recipe_exist_and_take_its_arguments(
     monkeypatch.setenv("NVIDIA_API_KEY", "not-a-key")
     for functions in functions_of(loaded(recipe)):
         build_rewards(functions)
+
+
+def test_the_environment_of_a_recipe_exists_and_gives_the_metric_that_chooses_the_best_checkpoint() -> None:
+    configs = [loaded(recipe) for recipe in RECIPES if job_config(recipe) is GRPOConfig]
+    playing = [config for config in configs if config.environment is not None]
+    assert len(playing) >= 2
+    for config in playing:
+        build_environment(config.environment).require_metric(config.evaluation.best)
 
 
 def test_no_two_recipes_write_the_same_run_directory() -> None:

@@ -79,7 +79,9 @@ def test_an_opening_stands_between_the_shared_prompt_and_the_first_answer() -> N
     assert [*shared, *header] == encode_prompt(tokenizer, sample)
 
 
-@pytest.mark.parametrize("template", [DROPS_REASONING_LATER, DROPS_REASONING, THINKS_FIRST], ids=["later", "always", "first"])
+@pytest.mark.parametrize(
+    "template", [DROPS_REASONING_LATER, DROPS_REASONING, THINKS_FIRST], ids=["later", "always", "first"]
+)
 def test_a_template_that_rewrites_earlier_turns_is_refused(template: str) -> None:
     with pytest.raises(DataError, match="shows an assistant's turn differently once others follow"):
         TurnEncoder(tokenizer_of(template))
