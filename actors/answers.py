@@ -55,11 +55,13 @@ def _group(branches: Future[list[Branch]], sample: Sample, prompt_ids: Sequence[
 
 def with_outcomes(scored: Group) -> Group:
     """The group whose rewards have scored it, with what an environment gave for each branch added to its score."""
-    scores = [_sum(branch.outcome, score) for branch, score in zip(scored.branches, scored.scores, strict=True)]
+    scores = [with_outcome(branch, score) for branch, score in zip(scored.branches, scored.scores, strict=True)]
     return scored.with_scores(scores)
 
 
-def _sum(outcome: Score | None, score: Score) -> Score:
+def with_outcome(branch: Branch, score: Score) -> Score:
+    """The score of a branch, an environment's included."""
+    outcome = branch.outcome
     if outcome is None:
         return score
     value = None if outcome.value is None or score.value is None else outcome.value + score.value

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from actors.cast import Casting
+from actors.episodes import Episodes
 from actors.evaluator import Evaluator
 from actors.generator import Generators, GeneratorWorker, generator_arguments, start_generators
 from actors.placement import Seat, Stage
@@ -66,7 +67,7 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Branch]:
     """One answer of the model to every sample; its engines are gone afterwards."""
-    with _engines(stage, config, model_path) as generators:
+    with _engines(stage, config, model_path) as generators, _games(config, generators, tokenizer) as episodes:
         evaluator = Evaluator(
             config.data.type,
             samples,
@@ -78,8 +79,24 @@ def generate(
             temperature=config.temperature,
             seed=config.seed,
             timeout_s=config.timeout_s,
+            answers=episodes,
         )
         return {group.sample.sample_id: group.branches[0] for group in evaluator.evaluate().groups}
+
+
+@contextlib.contextmanager
+def _games(
+    config: EvaluateConfig, generators: Generators, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Episodes | None]:
+    """Who plays the games, where there is an environment."""
+    if config.environment is None:
+        yield None
+        return
+    episodes = Episodes(config.environment, generators, tokenizer)
+    try:
+        yield episodes
+    finally:
+        episodes.shutdown()
 
 
 @contextlib.contextmanager

@@ -100,7 +100,6 @@ class Rollouts:
         if self._config.dynamic_sampling.enabled:
             groups, replacements = self._replace(step, groups, deadline)
             judged = [*judged, *replacements]
-        del self._in_flight[step]
         kept = [group for group in groups if len(group.branches) >= self._fewest]
         metrics = self._measure(step, judged, kept)
         metrics["rollout/replaced_prompts"] = len(judged) - self._config.prompts_per_step
@@ -109,6 +108,7 @@ class Rollouts:
                 f"{metrics['reward/missing_fraction']:.0%} of the judgements of step {step} are missing (at most {MAX_MISSING:.0%} may be); "
                 "look at the judge: its address, its key, its timeout_s and retries"
             )
+        del self._in_flight[step]  # from here on a checkpoint's position is behind these prompts
         return Rollout(groups=kept, metrics=metrics)
 
     def state(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from core.config import Section
 from core.data_recipes import DataConfig, WordProblemsConfig
+from core.environment_recipes import LABEL as ENVIRONMENT
+from core.environment_recipes import EnvironmentConfig
 from core.recipes import (
     GeneratorConfig,
     PlacementConfig,
@@ -44,7 +46,7 @@ class EvaluateConfig(Section):
     max_prompt_tokens: int = Field(default=256, ge=1)
     """A prompt that is longer for any of the models is left out for all of them, and counted."""
     max_response_tokens: int = Field(default=40, ge=1)
-    """Longest answer in tokens."""
+    """Longest answer in tokens; with an environment the longest game, both sides' tokens counted."""
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy; above it one answer is sampled for each prompt."""
     seed: int = 0
@@ -55,12 +57,14 @@ class EvaluateConfig(Section):
     """Report ROUGE-1, -2 and -L as F1, recall and precision, and the mean of the three F1 (unstemmed, as `evaluate` computes them)."""
     reward_model: RewardModelConfig | None = None
     """A reward model that scores the answers once all of them are there; `path` may be a run directory."""
+    environment: EnvironmentConfig | None = None
+    """Who answers the models in games of several turns: one game per held-out sample; its reward and parts are reported as `environment` and `environment/<part>`."""
     references: bool = True
     """Whether the reward model scores the data's own answers too, and the difference to them is reported."""
     against: str | None = None
     """What each model is compared with: the name of a model, `reference` (the data's own answers), or a JSONL file of answers by `sample_id`."""
     judge: str | None = None
-    """Who compares: `reward_model`, the name of a metric, or a reward function; the reward model when unset, else the first metric, else `rouge`."""
+    """Who compares: `reward_model`, the name of a metric, a part of the environment's, or a reward function; the reward model when unset, else the first metric, else the environment, else `rouge`."""
     tie_margin: float | None = Field(default=None, ge=0)
     """Judgements closer than this are a tie, in both directions; 0.1 for the reward model and 0 for functions when unset."""
     precision: Precision = "auto"
@@ -114,8 +118,12 @@ class EvaluateConfig(Section):
             raise ValueError(
                 f"{REFERENCE!r} means the data's own answers; give the model another name: models={{other: {self.model}}}"
             )
-        if not self.all_metrics and self.reward_model is None:
-            raise ValueError("nothing would be measured; name metrics, or set rouge: true, or reward_model.path")
+        if not self.all_metrics and self.reward_model is None and self.environment is None:
+            raise ValueError(
+                "nothing would be measured; name metrics, or set rouge: true, or reward_model.path, or environment"
+            )
+        if self.environment is not None:
+            self.environment.check_limit(self.max_response_tokens, "max_response_tokens")
         if self.reward_model is not None and (self.reward_model.relative_to_reference or self.reward_model.weight != 1):
             raise ValueError(
                 "reward_model.weight and relative_to_reference belong to training; an evaluation reports scores as they are, "
@@ -129,6 +137,10 @@ class EvaluateConfig(Section):
                 f"{REFERENCE!r} or a JSONL file, or leave judge out"
             )
         self._check_against()
+        if self._judged_by_games and self.against is not None and self.opponent not in self.named_models:
+            raise ValueError(
+                f"judge {self.judge_name!r} compares games, and {self.against!r} played none; set against to the name of a model"
+            )
         self._check_placement()
         return self
 
@@ -164,6 +176,11 @@ class EvaluateConfig(Section):
         return self.models if self.model is None else {run_name(self.model): self.model}
 
     @property
+    def _judged_by_games(self) -> bool:
+        """Whether models are compared by how their games ended."""
+        return self.environment is not None and self.judge_name.partition("/")[0] == ENVIRONMENT
+
+    @property
     def opponent(self) -> str | None:
         """The name of what the models are compared with; a file's is its stem."""
         if self.against is None or self.against in (*self.named_models, REFERENCE):
@@ -182,14 +199,16 @@ class EvaluateConfig(Section):
             return self.judge
         if self.reward_model is not None:
             return REWARD_MODEL
-        return self.metrics[0].label if self.metrics else ROUGE.label
+        if self.metrics:
+            return self.metrics[0].label
+        return ENVIRONMENT if self.environment is not None else ROUGE.label
 
     @property
     def all_metrics(self) -> list[RewardConfig]:
         """Every function that is measured, the judge among them."""
         metrics = [*self.metrics, *([ROUGE] if self.rouge else [])]
         known = {REWARD_MODEL, *(metric.label for metric in metrics)}
-        if self.against is not None and self.judge_name not in known:
+        if self.against is not None and self.judge_name not in known and not self._judged_by_games:
             metrics.append(RewardConfig(fn=self.judge_name, name=self.judge_name))
         return metrics
 

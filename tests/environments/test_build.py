@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -99,6 +101,18 @@ def test_a_metric_that_no_game_gives_cannot_choose_the_best_checkpoint() -> None
 def test_a_turn_that_says_nothing_or_no_number_is_refused(turn: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Turn(**turn)
+
+
+def test_the_environment_of_the_documentation_plays() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
+    (source,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict[str, Any] = {"__name__": "documented"}
+    exec(source, names)
+    game = names["Guess"](largest=10)
+    assert game.reset(Sample(sample_id="s", prompt=""), 6) == "I think of a number from 1 to 10."
+    assert game.step("5").observation == "higher"
+    turn = game.step("7")
+    assert (turn.done, turn.reward, turn.parts) == (True, 1.0, {"found": 1.0, "guesses": 2})
 
 
 # -- the recipe --------------------------------------------------------------------------------------------------
