@@ -99,6 +99,7 @@ class Episodes:
         self._loop = asyncio.new_event_loop()
         """Of a thread of its own, on which all environments live: what an async one opens survives from turn to turn."""
         self._one_batch = asyncio.Lock()
+        self._playing: set[Future[None]] = set()
         threading.Thread(target=self._loop.run_forever, name="episodes", daemon=True).start()
 
     def submit(
@@ -106,7 +107,9 @@ class Episodes:
     ) -> list[Future[Group]]:
         """`max_tokens` of a request bounds a game. Batches that run `alone` are played one after the other, to the end."""
         batch = _Batch(list(requests), list(samples))
-        asyncio.run_coroutine_threadsafe(self._play(batch, alone), self._loop)
+        playing = asyncio.run_coroutine_threadsafe(self._play(batch, alone), self._loop)
+        self._playing.add(playing)  # the loop itself holds tasks weakly
+        playing.add_done_callback(self._playing.discard)
         return batch.groups
 
     def shutdown(self) -> None:
@@ -120,6 +123,8 @@ class Episodes:
             else:
                 await self._rounds(batch, alone)
         except Exception as error:
+            for game in (game for group in batch.games for game in group):
+                await self._close(game)
             batch.fail(error)
 
     async def _rounds(self, batch: _Batch, alone: bool) -> None:

@@ -307,6 +307,15 @@ def test_a_call_that_takes_too_long_has_failed(caplog: pytest.LogCaptureFixture)
 class Brittle:
     """Breaks where it is asked to."""
 
+    opened: ClassVar[list[int]] = []
+    closed: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        self.opened.append(1)
+
+    def close(self) -> None:
+        self.closed.append(1)
+
     def reset(self, sample: Sample, seed: int) -> None:
         if sample.sample_id == "s0":
             raise KeyError("no such level")
@@ -340,9 +349,12 @@ def test_a_game_whose_environment_raises_is_an_outcome_that_is_counted(caplog: p
 def test_too_many_failures_or_a_strict_recipe_stop_the_run_in_one_sentence(
     answer: str, settings: dict[str, Any], sentence: str
 ) -> None:
+    Brittle.opened.clear()
+    Brittle.closed.clear()
     with pytest.raises(PlayError, match=sentence) as failed:
         played(CHAT, lambda text, rng: answer, fn=f"{HERE}:Brittle", group_size=2, **settings)
     assert "\n" not in str(failed.value)
+    assert len(Brittle.opened) == len(Brittle.closed) + 1  # of all games; one more was built to check the recipe
 
 
 def test_prompts_without_turns_are_refused() -> None:
