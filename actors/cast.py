@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.consistency import ConsistencyGate
 from actors.critic import Critic
+from actors.episodes import Episodes
 from actors.evaluator import Evaluator
 from actors.frozen import AdapterOff, Frozen, FrozenWorker, Reference
 from actors.generator import Generators, GeneratorWorker, generator_arguments, start_generators
@@ -54,6 +55,8 @@ class Cast:
     gate: ConsistencyGate
     reference: Reference | None = None
     critic: Critic | None = None
+    episodes: Episodes | None = None
+    """Who plays the games, where the recipe has an environment."""
 
     def publish(self, version: int) -> float:
         """Give the policy's weights to the generators as `version`; the gap that the gate measured, in nats."""
@@ -201,6 +204,10 @@ def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, pr
         critic = casting.critic(config, total_steps=updates) if isinstance(config, PPOConfig) else None
         longest = max(limit.max_response_tokens, config.evaluation.max_response_tokens or 0)
         generators = casting.generators(config.generator, max_length=limit.max_prompt_tokens + longest, policy=policy)
+        episodes = None
+        if config.environment is not None:
+            episodes = Episodes(config.environment, generators, casting.tokenizer)
+            stack.callback(episodes.shutdown)
         reference = _reference(config, casting, policy)
         reward_model = (
             casting.reward_model(config.reward_model, row_tokens=config.policy.row_tokens, timeout_s=timeout_s)
@@ -223,6 +230,7 @@ def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, pr
             seed=config.seed,
             stop=limit.stop,
             timeout_s=limit.timeout_s,
+            answers=episodes,
         )
         gate = ConsistencyGate([ids for _, ids in evaluator.prompts], config.consistency, precision=precision)
         start_generators(generators.group, config.generator)
@@ -241,6 +249,7 @@ def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, pr
             gate=gate,
             reference=reference,
             critic=critic,
+            episodes=episodes,
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from actors.cast import Casting
+from actors.episodes import Episodes
 from actors.evaluator import Evaluator
 from actors.generator import Generators, GeneratorWorker, generator_arguments, start_generators
 from actors.placement import Seat, Stage
@@ -79,7 +80,7 @@ def generate_repeatedly(
     seeds: Sequence[int],
 ) -> list[dict[str, Branch]]:
     """One answer to every sample for each of the seeds, by the same engines."""
-    with _engines(stage, config, model_path) as generators:
+    with _engines(stage, config, model_path) as generators, _games(config, generators, tokenizer) as episodes:
         answers = []
         for seed in seeds:
             evaluator = Evaluator(
@@ -93,9 +94,25 @@ def generate_repeatedly(
                 temperature=config.temperature,
                 seed=seed,
                 timeout_s=config.timeout_s,
+                answers=episodes,
             )
             answers.append({group.sample.sample_id: group.branches[0] for group in evaluator.evaluate().groups})
         return answers
+
+
+@contextlib.contextmanager
+def _games(
+    config: AnsweringConfig, generators: Generators, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Episodes | None]:
+    """Who plays the games, where there is an environment."""
+    if config.environment is None:
+        yield None
+        return
+    episodes = Episodes(config.environment, generators, tokenizer)
+    try:
+        yield episodes
+    finally:
+        episodes.shutdown()
 
 
 @contextlib.contextmanager

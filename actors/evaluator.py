@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from actors.answers import Answers, SingleTurns
 from actors.generator import Generators, Request, branch_seed
 from actors.rewarder import Rewarder
 from actors.rollouts import chain
@@ -50,8 +51,10 @@ class Evaluator:
         seed: int = 0,
         stop: Sequence[str] = (),
         timeout_s: float = 1800,
+        answers: Answers | None = None,
     ) -> None:
-        """Prompts longer than `max_prompt_tokens` are left out, at every evaluation the same ones."""
+        """Prompts longer than `max_prompt_tokens` are left out, at every evaluation the same ones. `answers`: who has
+        prompts continued; each with one turn of the generators unless it is given."""
         encoded = [(sample, encode_prompt(tokenizer, sample)) for sample in samples]
         self.prompts = [(sample, ids) for sample, ids in encoded if len(ids) <= max_prompt_tokens]
         self.num_too_long = len(encoded) - len(self.prompts)
@@ -60,7 +63,7 @@ class Evaluator:
                 f"all {len(encoded)} held-out prompts of {name} are longer than {max_prompt_tokens} tokens; raise rollout.max_prompt_tokens"
             )
         self.name = name
-        self._generators, self._rewarder = generators, rewarder
+        self._answers, self._rewarder = answers or SingleTurns(generators), rewarder
         self._max_tokens, self._temperature, self._seed = max_response_tokens, temperature, seed
         self._stop, self._timeout_s = tuple(stop), timeout_s
 
@@ -77,10 +80,8 @@ class Evaluator:
             )
             for sample, ids in self.prompts
         ]
-        futures = [
-            chain(branches, sample, ids, self._rewarder, watch)
-            for branches, (sample, ids) in zip(self._generators.submit(requests), self.prompts, strict=True)
-        ]
+        answered = self._answers.submit(requests, [sample for sample, _ in self.prompts])
+        futures = [chain(group, self._rewarder, watch) for group in answered]
         done, waiting = concurrent.futures.wait(futures, self._timeout_s, concurrent.futures.FIRST_EXCEPTION)
         for future in done:
             future.result()
@@ -99,7 +100,7 @@ class Evaluator:
         for name in sorted(parts):
             values = [score.parts[name] for score in scores if name in score.parts]
             metrics[f"eval/{self.name}/{name}"] = sum(values) / len(values)
-        metrics[f"eval/{self.name}/response_tokens"] = sum(len(branch.token_ids) for branch in branches) / len(branches)
+        metrics[f"eval/{self.name}/response_tokens"] = sum(branch.num_sampled for branch in branches) / len(branches)
         metrics[f"eval/{self.name}/truncated_fraction"] = sum(branch.truncated for branch in branches) / len(branches)
         missing = sum(score.value is None for score in scores)
         if missing:

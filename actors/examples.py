@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from core.chat import answer_spans, encode_answer, encode_prompt
+from core.chat import TurnEncoder, answer_spans, demonstration_text, encode_answer, encode_prompt
 from core.errors import DataError
 from core.records import Branch, Group, Sample, Score
 
@@ -21,15 +22,38 @@ def demonstration(
     With `whole` the branch begins behind the prompt's first token, so that the loss can also weigh the prompt.
     """
     prompt = encode_prompt(tokenizer, sample)
-    answer = encode_answer(tokenizer, sample.fields["demonstration"])
+    answer, mask = _demonstrated(tokenizer, sample)
     spans = answer_spans(tokenizer, sample, prompt) if every_turn else []
-    trained = [False] * len(prompt) + [True] * len(answer)
+    trained = [False] * len(prompt) + mask
     for span in spans:
         trained[span.start : span.stop] = [True] * len(span)
     start = 1 if whole else max(1, trained.index(True))
     ids = [*prompt, *answer]
-    branch = Branch(token_ids=ids[start:], text=sample.fields["demonstration"], loss_mask=trained[start:])
+    branch = Branch(token_ids=ids[start:], text=demonstration_text(sample), loss_mask=trained[start:])
     return Group(sample=sample, prompt_ids=ids[:start], branches=[branch])
+
+
+def _demonstrated(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> tuple[list[int], list[bool]]:
+    """Token ids of the demonstration, and which of them are the model's: of a game its own turns, as in a rollout."""
+    demonstration = sample.fields["demonstration"]
+    if isinstance(demonstration, str):
+        ids = encode_answer(tokenizer, demonstration)
+        return ids, [True] * len(ids)
+    turns = _turn_encoder(tokenizer)
+    ids, mask = [], list[bool]()
+    for turn in demonstration:
+        if turn["role"] == "assistant":
+            said = encode_answer(tokenizer, turn["content"])
+        else:
+            said = turns.after_answer(ids[-1], turn["content"])
+        ids += said
+        mask += [turn["role"] == "assistant"] * len(said)
+    return ids, mask
+
+
+@functools.lru_cache(maxsize=1)
+def _turn_encoder(tokenizer: PreTrainedTokenizerBase) -> TurnEncoder:
+    return TurnEncoder(tokenizer)
 
 
 def ranked_answers(tokenizer: PreTrainedTokenizerBase, sample: Sample, *, max_length: int) -> Group | None:

@@ -336,7 +336,9 @@ class Generators:
         """Whether the engines share their devices with the trainer and sleep while it works."""
         self._loads = [0] * group.size
         self._batches = itertools.count()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition(threading.RLock())
+        self._open = True
+        """Whether batches may be submitted; not while new weights are on their way, which an engine must not sample from."""
 
     def submit(self, requests: Sequence[Request], *, alone: bool = True) -> list[Future[list[Branch]]]:
         """Start a batch; each future holds the branches of one request, as soon as it has them.
@@ -346,13 +348,15 @@ class Generators:
         """
         futures: list[Future[list[Branch]]] = [Future() for _ in requests]
         with self._lock:
+            # The next round of a game may be asked at any moment, from another thread than the one that syncs.
+            self._lock.wait_for(lambda: self._open)
             dealt = deal(requests, [0] * len(self._loads) if alone else self._loads)
             for engine, positions in enumerate(dealt):
                 self._loads[engine] += sum(requests[position].num_branches for position in positions)
-        for engine, positions in enumerate(dealt):
-            if positions:
-                part = _Part(self, engine, [requests[i] for i in positions], [futures[i] for i in positions])
-                part.begin(next(self._batches), alone)
+            for engine, positions in enumerate(dealt):
+                if positions:
+                    part = _Part(self, engine, [requests[i] for i in positions], [futures[i] for i in positions])
+                    part.begin(next(self._batches), alone)
         return futures
 
     @property
@@ -373,11 +377,15 @@ class Generators:
         return self.group.submit(engine, GeneratorWorker.logprobs, sequences)
 
     def pause(self) -> None:
+        """Nothing is sampled until `receive`: what runs is frozen, what is submitted waits."""
+        with self._lock:
+            self._open = False
         if self.in_flight:
             self._control(GeneratorWorker.pause, phase="pause")
 
     def receive(self, version: int) -> None:
         self._control(GeneratorWorker.receive, version, phase="receive")
+        self._reopen()
 
     def sleep(self) -> None:
         if self.sleeps:
@@ -389,6 +397,12 @@ class Generators:
 
     def shutdown(self) -> None:
         self.group.shutdown()
+        self._reopen()  # whoever waits to submit finds the engines gone
+
+    def _reopen(self) -> None:
+        with self._lock:
+            self._open = True
+            self._lock.notify_all()
 
     def _control(self, method: Any, *args: Any, phase: str) -> None:
         try:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from actors.answers import Answers, SingleTurns, with_outcomes
 from actors.generator import Generators, Request, branch_seed
 from actors.rewarder import Rewarder
 from algorithms.advantages import has_signal
@@ -27,7 +28,7 @@ from core.call_log import Watch
 from core.chat import encode_prompt
 from core.errors import DataError, RewardError, WorkerError
 from core.recipes import RolloutConfig
-from core.records import Branch, Group, Sample
+from core.records import Group, Sample
 from data import PromptStream
 
 if TYPE_CHECKING:
@@ -71,13 +72,16 @@ class Rollouts:
         last_step: int,
         needs_company: bool,
         watch: Callable[[int], Watch | None] = lambda step: None,
+        answers: Answers | None = None,
     ) -> None:
         """`needs_company`: the advantage compares answers, so a group that keeps fewer than two is dropped.
 
-        `watch` gives what is told of a step's calls, for the log.
+        `watch` gives what is told of a step's calls, for the log. `answers`: who has prompts continued; each with one
+        turn of the generators unless it is given.
         """
         self._prompts, self._tokenizer = prompts, tokenizer
         self._generators, self._rewarder = generators, rewarder
+        self._answers = answers or SingleTurns(generators)
         self._config, self._seed, self._last_step = config, seed, last_step
         self._fewest = 2 if needs_company else 1
         self._in_flight: dict[int, _Draw] = {}
@@ -106,7 +110,6 @@ class Rollouts:
         if self._config.dynamic_sampling.enabled:
             groups, replacements = self._replace(step, groups, deadline)
             judged = [*judged, *replacements]
-        del self._in_flight[step]
         kept = [group for group in groups if len(group.branches) >= self._fewest]
         metrics = self._measure(step, judged, kept)
         metrics["rollout/replaced_prompts"] = len(judged) - self._config.prompts_per_step
@@ -115,6 +118,7 @@ class Rollouts:
                 f"{metrics['reward/missing_fraction']:.0%} of the judgements of step {step} are missing (at most {MAX_MISSING:.0%} may be); "
                 f"{self._reason()}look at the judge: its address, its key, its timeout_s and retries"
             )
+        del self._in_flight[step]  # from here on a checkpoint's position is behind these prompts
         return Rollout(groups=kept, metrics=metrics)
 
     def state(self) -> dict[str, Any]:
@@ -128,12 +132,9 @@ class Rollouts:
         drawn = self._draw(count)
         requests = [self._request(step, sample, ids) for sample, ids in drawn]
         # Strictly on-policy nothing is asked ahead, so a batch can have the engines to itself and repeat bit by bit.
-        answers = self._generators.submit(requests, alone=self._config.max_lag == 0)
+        groups = self._answers.submit(requests, [sample for sample, _ in drawn], alone=self._config.max_lag == 0)
         watch = self._watch(step)
-        return [
-            chain(branches, sample, ids, self._rewarder, watch)
-            for branches, (sample, ids) in zip(answers, drawn, strict=True)
-        ]
+        return [chain(group, self._rewarder, watch) for group in groups]
 
     def _draw(self, count: int) -> list[tuple[Sample, list[int]]]:
         """The next prompts that fit; longer ones are dropped and counted, or refused."""
@@ -231,14 +232,17 @@ class Rollouts:
             "reward/missing_fraction": 1 - sum(len(group.branches) for group in judged) / sampled,
             "rollout/groups": len(kept),
             "rollout/no_signal_fraction": _mean([not self._signals(group) for group in kept]),
-            "rollout/response_tokens": _mean([len(branch.token_ids) for branch in branches]),
+            "rollout/response_tokens": _mean([branch.num_sampled for branch in branches]),
             "rollout/prompt_tokens": _mean([len(group.prompt_ids) for group in kept]),
             "rollout/truncated_fraction": _mean([branch.truncated for branch in branches]),
-            "rollout/tokens": sum(len(branch.token_ids) for branch in branches),
+            "rollout/tokens": sum(branch.num_sampled for branch in branches),
             "rollout/dropped_prompts": self._dropped_prompts,
             "rollout/lag": _mean(lags),
             "rollout/lag_max": max(lags, default=0),
         }
+        heard = sum(len(branch.token_ids) - branch.num_sampled for branch in branches)
+        if heard:
+            metrics["rollout/environment_tokens"] = heard / len(branches)
         for name in sorted({name for score in scores for name in score.parts}):
             metrics[f"reward/{name}"] = _mean([score.parts[name] for score in scores if name in score.parts])
         if metrics["rollout/lag_max"] > self._config.max_lag:
@@ -248,13 +252,7 @@ class Rollouts:
         return metrics
 
 
-def chain(
-    branches: Future[list[Branch]],
-    sample: Sample,
-    prompt_ids: Sequence[int],
-    rewarder: Rewarder,
-    watch: Watch | None = None,
-) -> Future[Group]:
+def chain(answered: Future[Group], rewarder: Rewarder, watch: Watch | None = None) -> Future[Group]:
     """The scored group once its branches are there; scoring begins the moment they are, whatever the driver does."""
     answer: Future[Group] = Future()
     requested_at = received_at = time.time()
@@ -264,23 +262,23 @@ def chain(
         if error is not None:
             answer.set_exception(error)
             return
+        group = with_outcomes(scored.result())
         try:
             if watch is not None:
-                watch(scored.result(), requested_at, received_at)
+                watch(group, requested_at, received_at)
         finally:
-            answer.set_result(scored.result())
+            answer.set_result(group)
 
-    def score(finished: Future[list[Branch]]) -> None:
+    def score(finished: Future[Group]) -> None:
         error = finished.exception()
         if error is not None:
             answer.set_exception(error)
             return
         nonlocal received_at
         received_at = time.time()
-        group = Group(sample=sample, prompt_ids=prompt_ids, branches=finished.result())
-        rewarder.score(group).add_done_callback(settle)
+        rewarder.score(finished.result()).add_done_callback(settle)
 
-    branches.add_done_callback(score)
+    answered.add_done_callback(score)
     return answer
 
 

@@ -20,7 +20,7 @@ from actors.objective import SupervisedObjective
 from actors.placement import Stage
 from actors.trained import Trained, TrainedWorker
 from algorithms.packing import Batch
-from core.chat import prompt_text
+from core.chat import demonstration_text, prompt_text
 from core.errors import DataError
 from core.model_paths import locate
 from core.recipes import ModelConfig, PolicyConfig, ScratchModelConfig
@@ -53,9 +53,7 @@ def starting_model(
     building = target.with_name(f".{key}.{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
     try:
-        texts = [
-            text for sample in demonstrations[:5000] for text in (prompt_text(sample), sample.fields["demonstration"])
-        ]
+        texts = [text for sample in demonstrations[:5000] for text in (prompt_text(sample), demonstration_text(sample))]
         write_scratch_model(config, texts, str(building), seed)
         if config.warm_start.steps:
             _supervise(config, demonstrations, str(building), stage, precision=precision, seed=seed, progress=progress)
@@ -70,7 +68,7 @@ def _cache_key(config: ScratchModelConfig, demonstrations: Sequence[Sample], pre
     """A hash of all that determines the weights: settings, the demonstrations themselves, precision, seed."""
     digest = hashlib.sha256(json.dumps([config.model_dump(exclude={"cache"}), precision, seed]).encode())
     for sample in demonstrations:
-        digest.update(f"{prompt_text(sample)}\0{sample.fields['demonstration']}\0".encode())
+        digest.update(f"{prompt_text(sample)}\0{demonstration_text(sample)}\0".encode())
     return digest.hexdigest()[:16]
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from core.config import Section
 from core.data_recipes import DataConfig, WordProblemsConfig
+from core.environment_recipes import EnvironmentConfig
 from core.recipes import GeneratorConfig, PlacementConfig, Precision, RewardConfig, RewardModelConfig, WandbConfig
 
 ROUGE = RewardConfig(fn="rewards.overlap_table:rouge_table", name="rouge")
@@ -26,7 +27,7 @@ class AnsweringConfig(Section):
     max_prompt_tokens: int = Field(default=256, ge=1)
     """A prompt that is longer for any of the models is left out for all of them, and counted."""
     max_response_tokens: int = Field(default=40, ge=1)
-    """Longest answer in tokens."""
+    """Longest answer in tokens; with an environment the longest game, both sides' tokens counted."""
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy; above it one answer is sampled for each prompt."""
     seed: int = 0
@@ -37,6 +38,8 @@ class AnsweringConfig(Section):
     """Report ROUGE-1, -2 and -L as F1, recall and precision, and the mean of the three F1 (unstemmed, as `evaluate` computes them)."""
     reward_model: RewardModelConfig | None = None
     """A reward model that scores the answers once all of them are there; `path` may be a run directory."""
+    environment: EnvironmentConfig | None = None
+    """Who answers the models in games of several turns: one game per held-out sample; its reward and parts are reported as `environment` and `environment/<part>`."""
     precision: Precision = "auto"
     """Precision of the engines."""
     generator: GeneratorConfig = GeneratorConfig()
@@ -57,7 +60,9 @@ class AnsweringConfig(Section):
     """Directory of everything written; when unset `<run>/evaluation` for one run, `evaluation` otherwise."""
 
     def check_scoring(self) -> None:
-        """Raise ValueError for a reward model that is set as in training, and for more ranks than one process has."""
+        """Raise ValueError for a reward model that is set as in training, and for more ranks than one process has, and for games that cannot fit."""
+        if self.environment is not None:
+            self.environment.check_limit(self.max_response_tokens, "max_response_tokens")
         if self.reward_model is not None and (self.reward_model.relative_to_reference or self.reward_model.weight != 1):
             raise ValueError(
                 "reward_model.weight and relative_to_reference belong to training; an evaluation reports scores as they are, "

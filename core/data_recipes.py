@@ -212,6 +212,22 @@ class RepliqaConfig(Section):
         return pattern
 
 
+class TicTacToeConfig(Section):
+    """Games of tic-tac-toe for the environment of that name: the agent's symbol, the opponent's opening, a seed."""
+
+    type: Literal["tic_tac_toe"] = "tic_tac_toe"
+    num_train: int = Field(default=5_000, ge=1)
+    """Training games."""
+    num_heldout: int = Field(default=48, ge=1)
+    """Held-out games."""
+    board: Literal["grid", "line"] = "grid"
+    """How boards are written: a grid with names, after a prompt that explains the rules; or one line, without a word, for models that are taught by demonstrations."""
+    tag: str | None = Field(default="move", pattern=r"^\w+$")
+    """Tag that a move is written in, `<move>B2</move>`; null: the answer is the cell alone."""
+    seed: int = 0
+    """Seed of the games; independent of the run's seed."""
+
+
 class JsonlConfig(Section):
     """Any JSONL file."""
 
@@ -272,6 +288,7 @@ DataConfig = Annotated[
     | DocstringPairsConfig
     | DocumentsConfig
     | RepliqaConfig
+    | TicTacToeConfig
     | JsonlConfig,
     Field(discriminator="type"),
 ]

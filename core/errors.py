@@ -21,6 +21,10 @@ class RewardError(TroupeError):
     """A reward raised, or returned something that is not a finite number."""
 
 
+class PlayError(TroupeError):
+    """An environment raised, or its turns are not what turns should be, in too many games."""
+
+
 class CheckpointError(TroupeError):
     """A checkpoint is incomplete, of another model, or cannot be written."""
 

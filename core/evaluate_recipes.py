@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from core.answering_recipes import COMPARE_WITH_GOLD, ROUGE, AnsweringConfig, require_file_name
+from core.environment_recipes import LABEL as ENVIRONMENT
 from core.recipes import RewardConfig
 
 REFERENCE = "reference"
@@ -30,7 +31,7 @@ class EvaluateConfig(AnsweringConfig):
     against: str | None = None
     """What each model is compared with: the name of a model, `reference` (the data's own answers), or a JSONL file of answers by `sample_id`."""
     judge: str | None = None
-    """Who compares: `reward_model`, the name of a metric, or a reward function; the reward model when unset, else the first metric, else `rouge`."""
+    """Who compares: `reward_model`, the name of a metric, a part of the environment's, or a reward function; the reward model when unset, else the first metric, else the environment, else `rouge`."""
     tie_margin: float | None = Field(default=None, ge=0)
     """Judgements closer than this are a tie, in both directions; 0.1 for the reward model and 0 for functions when unset."""
 
@@ -62,8 +63,10 @@ class EvaluateConfig(AnsweringConfig):
             raise ValueError(
                 f"{REFERENCE!r} means the data's own answers; give the model another name: models={{other: {self.model}}}"
             )
-        if not self.all_metrics and self.reward_model is None:
-            raise ValueError("nothing would be measured; name metrics, or set rouge: true, or reward_model.path")
+        if not self.all_metrics and self.reward_model is None and self.environment is None:
+            raise ValueError(
+                "nothing would be measured; name metrics, or set rouge: true, or reward_model.path, or environment"
+            )
         if self.judge == REWARD_MODEL and self.reward_model is None:
             raise ValueError("judge reward_model needs reward_model.path")
         if self.judge is not None and self.against is None:
@@ -72,6 +75,10 @@ class EvaluateConfig(AnsweringConfig):
                 f"{REFERENCE!r} or a JSONL file, or leave judge out"
             )
         self._check_against()
+        if self._judged_by_games and self.against is not None and self.opponent not in self.named_models:
+            raise ValueError(
+                f"judge {self.judge_name!r} compares games, and {self.against!r} played none; set against to the name of a model"
+            )
         self.check_scoring()
         return self
 
@@ -100,6 +107,11 @@ class EvaluateConfig(AnsweringConfig):
         return self.models if self.model is None else {run_name(self.model): self.model}
 
     @property
+    def _judged_by_games(self) -> bool:
+        """Whether models are compared by how their games ended."""
+        return self.environment is not None and self.judge_name.partition("/")[0] == ENVIRONMENT
+
+    @property
     def opponent(self) -> str | None:
         """The name of what the models are compared with; a file's is its stem."""
         if self.against is None or self.against in (*self.named_models, REFERENCE):
@@ -118,14 +130,16 @@ class EvaluateConfig(AnsweringConfig):
             return self.judge
         if self.reward_model is not None:
             return REWARD_MODEL
-        return self.metrics[0].label if self.metrics else ROUGE.label
+        if self.metrics:
+            return self.metrics[0].label
+        return ENVIRONMENT if self.environment is not None else ROUGE.label
 
     @property
     def all_metrics(self) -> list[RewardConfig]:
         """Every function that is measured, the judge among them."""
         metrics = [*self.metrics, *([ROUGE] if self.rouge else [])]
         known = {REWARD_MODEL, *(metric.label for metric in metrics)}
-        if self.against is not None and self.judge_name not in known:
+        if self.against is not None and self.judge_name not in known and not self._judged_by_games:
             metrics.append(RewardConfig(fn=self.judge_name, name=self.judge_name))
         return metrics
 

@@ -20,7 +20,7 @@ from core.errors import TroupeError
 
 C = TypeVar("C", bound=Section)
 
-PACKAGES = ("core", "algorithms", "data", "rewards", "actors", "serving", "jobs")
+PACKAGES = ("core", "algorithms", "data", "rewards", "environments", "actors", "serving", "jobs")
 
 
 def run_program(main: Callable[[C], Any], config_cls: type[C], program_name: str) -> None:

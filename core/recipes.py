@@ -6,6 +6,7 @@ the whole recipe.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,6 +15,8 @@ from pydantic import Field, field_validator, model_validator
 from core.call_log import CallLogConfig
 from core.config import Section
 from core.data_recipes import DataConfig, WordProblemsConfig
+from core.environment_recipes import LABEL as ENVIRONMENT
+from core.environment_recipes import EnvironmentConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -155,7 +158,7 @@ class RolloutConfig(Section):
     long_prompts: Literal["drop", "refuse"] = "drop"
     """What happens to longer prompts: dropped and counted, or the run is refused."""
     max_response_tokens: int = Field(default=40, ge=1)
-    """Longest answer in tokens, its end-of-turn token included."""
+    """Longest answer in tokens, its end-of-turn token included; with an environment the longest game, both sides' tokens counted."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature; the trainer divides its logits by it too. top_p, top_k and min_p stay off: they would make the sampled distribution another one than the policy's."""
     stop: list[str] = []
@@ -431,7 +434,7 @@ class EvaluationConfig(Section):
     metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]
     """Reward functions whose held-out mean is reported as eval/<set>/<name>; a reward model is one without being named."""
     best_metric: str | None = None
-    """Metric of the best checkpoint; when unset the first of `metrics`, or the reward model where there are none."""
+    """Metric of the best checkpoint, `environment/win` say; when unset the first of `metrics`, or the reward model where there are none."""
     higher_is_better: bool = True
     """Direction of best_metric."""
 
@@ -439,12 +442,17 @@ class EvaluationConfig(Section):
     def best(self) -> str:
         return self.best_metric or (self.metrics[0].label if self.metrics else "reward_model")
 
-    def check(self, *, reward_model: bool) -> None:
-        """Raise ValueError unless the best checkpoint's metric is measured."""
-        names = [metric.label for metric in self.metrics] + ["reward_model"] * reward_model
+    def check(self, model_parts: Sequence[str]) -> None:
+        """Raise ValueError unless the best checkpoint's metric is measured, by a function or by one of `model_parts`."""
+        names = [*(metric.label for metric in self.metrics), *model_parts]
         if not names:
             raise ValueError("evaluation.metrics must name at least one metric")
-        if self.best not in names:
+        if self.best not in names and self.best_metric is None:
+            raise ValueError(
+                f"evaluation.metrics is empty; name the metric of the best checkpoint in evaluation.best_metric ({', '.join(names)})"
+            )
+        # What a part like environment/win is called, only the environment knows.
+        if self.best not in names and self.best.partition("/")[0] not in names:
             raise ValueError(f"best_metric {self.best!r} is not among the metrics ({', '.join(names)})")
 
 
@@ -476,6 +484,8 @@ class GRPOConfig(Section):
     """What a good answer is: a weighted sum."""
     reward_model: RewardModelConfig | None = None
     """A reward model, whose score is added to the sum."""
+    environment: EnvironmentConfig | None = None
+    """Who answers the model in games of several turns; its reward is added to the sum."""
     rollout: RolloutConfig = RolloutConfig()
     """What is sampled."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -500,9 +510,15 @@ class GRPOConfig(Section):
     @model_validator(mode="after")
     def _numbers_fit(self) -> GRPOConfig:
         rollout, algorithm = self.rollout, self.algorithm
-        if not self.rewards and self.reward_model is None:
-            raise ValueError("rewards must name at least one function, such as {fn: math_answer}, or set reward_model")
-        self.evaluation.check(reward_model=self.reward_model is not None)
+        if not self.rewards and not self.model_parts:
+            raise ValueError(
+                "rewards must name at least one function, such as {fn: math_answer}, or set reward_model or environment"
+            )
+        self.evaluation.check(self.model_parts)
+        if self.environment is not None:
+            self.environment.check_limit(rollout.max_response_tokens)
+            if self.evaluation.max_response_tokens is not None:
+                self.environment.check_limit(self.evaluation.max_response_tokens, "evaluation.max_response_tokens")
         if algorithm.advantage in ("grpo", "dr_grpo", "rloo") and rollout.group_size < 2:
             raise ValueError(
                 f"algorithm.advantage {algorithm.advantage!r} compares answers of one prompt and needs rollout.group_size >= 2 "
@@ -548,6 +564,12 @@ class GRPOConfig(Section):
     @property
     def kl_needs_reference(self) -> bool:
         return self.algorithm.kl.coef > 0
+
+    @property
+    def model_parts(self) -> list[str]:
+        """What is measured of every answer besides the functions, in training and held out, by the names that metrics have."""
+        measured = ["reward_model"] if self.reward_model is not None else []
+        return measured + ([ENVIRONMENT] if self.environment is not None else [])
 
     def arithmetic(self) -> str:
         """The derived numbers in one sentence, printed at the start."""

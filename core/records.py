@@ -35,7 +35,8 @@ class Sample:
     gold: str | None = None
     """The reference answer that rewards and metrics compare with; never part of the prompt."""
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else the data set knows; `demonstration` is the text that supervised training imitates."""
+    """Whatever else the data set knows; `demonstration` is what supervised training imitates: a text, or the
+    turns of a whole game, the assistant's first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +63,17 @@ class Branch:
     finish_reason: str = "stop"
     """`stop`: it ended by itself; `length`: it hit the limit and is truncated."""
     weight_versions: Sequence[WeightSpan] = ()
+    outcome: Score | None = None
+    """What the environment gave for it, where it is a game with one."""
 
     @property
     def truncated(self) -> bool:
         return self.finish_reason == "length"
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens of the model; what an environment said in between is not among them."""
+        return len(self.token_ids) if self.loss_mask is None else sum(self.loss_mask)
 
     @property
     def oldest_version(self) -> int | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.files import JsonLines, read_json, read_lines, to_json, write_atomically
-from core.records import Branch
+from core.records import Branch, Score
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class AnswerStore:
                     "text": branch.text,
                     "finish_reason": branch.finish_reason,
                     "token_ids": list(branch.token_ids),
+                    **_game(branch),
                 }
             )
             for sample_id, branch in answers.items()
@@ -94,5 +95,19 @@ def text_branch(row: Mapping[str, Any]) -> Branch:
     return Branch(token_ids=(), text=row["text"], finish_reason=row.get("finish_reason") or "stop")
 
 
+def _game(branch: Branch) -> dict[str, Any]:
+    """What only a game has: whose tokens are whose, and how it ended."""
+    mask = {} if branch.loss_mask is None else {"loss_mask": list(branch.loss_mask)}
+    if branch.outcome is None:
+        return mask
+    return {**mask, "outcome": {"value": branch.outcome.value, "parts": dict(branch.outcome.parts)}}
+
+
 def _branch(row: Mapping[str, Any]) -> Branch:
-    return Branch(token_ids=row["token_ids"], text=row["text"], finish_reason=row["finish_reason"])
+    return Branch(
+        token_ids=row["token_ids"],
+        text=row["text"],
+        finish_reason=row["finish_reason"],
+        loss_mask=row.get("loss_mask"),
+        outcome=Score(**row["outcome"]) if "outcome" in row else None,
+    )

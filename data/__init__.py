@@ -13,6 +13,7 @@ from typing import Any
 from core.chat import prompt_text
 from core.data_recipes import DataConfig
 from core.errors import DataError
+from core.records import Sample
 from data.dataset import DataSet
 from data.docstring_pairs import load_docstring_pairs
 from data.docstrings import load_docstrings
@@ -23,6 +24,7 @@ from data.preferences import settled
 from data.repliqa import load_repliqa
 from data.smoltalk import load_smoltalk
 from data.stream import PromptStream
+from data.tic_tac_toe import load_tic_tac_toe
 from data.tldr import load_tldr, load_tldr_comparisons
 from data.ultrafeedback import load_ultrafeedback
 from data.word_problems import load_word_problems
@@ -42,6 +44,7 @@ LOADERS: dict[str, Callable[[Any], DataSet]] = {
     "docstring_pairs": load_docstring_pairs,
     "documents": load_documents,
     "repliqa": load_repliqa,
+    "tic_tac_toe": load_tic_tac_toe,
     "jsonl": load_jsonl,
 }
 
@@ -74,7 +77,12 @@ def _refuse_shared_ids(data: DataSet) -> None:
 
 
 def _warn_of_overlap(data: DataSet) -> None:
-    trained = {prompt_text(sample) for sample in data.train}
-    overlap = sum(prompt_text(sample) in trained for sample in data.heldout)
+    trained = {_task(sample) for sample in data.train}
+    overlap = sum(_task(sample) in trained for sample in data.heldout)
     if overlap:
         log.warning("%s: %d of %d held-out prompts also occur in training", data.name, overlap, len(data.heldout))
+
+
+def _task(sample: Sample) -> tuple[str, Any]:
+    """What is asked; games that begin alike are told apart by their seed."""
+    return prompt_text(sample), sample.fields.get("seed")

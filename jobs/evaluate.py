@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rich
 
+from actors.answers import with_outcome
 from actors.cast import load_tokenizer
 from actors.evaluation import evaluation_stage, generate, reward_scores
 from actors.reward_model import located, require_same_tokenizer
@@ -52,6 +53,7 @@ from core.stored_answers import Answers, AnswerStore
 from core.tracking import check_trackers, log_evaluation
 from data import load_data
 from data.answers import read_answers
+from environments import build_environment
 from jobs.score import score_all
 from rewards import Rewards, build_rewards
 
@@ -123,6 +125,8 @@ def prepare(config: EvaluateConfig) -> Examination:
     """Everything that is read before a device is taken; see docs/evaluation.md for what is refused."""
     check_trackers(config.trackers, mode=config.wandb.mode)
     rewards = build_rewards(config.all_metrics) if config.all_metrics else None
+    if config.environment is not None:
+        build_environment(config.environment)
     paths = {name: locate(path) for name, path in config.named_models.items()}
     reward_model = located(config.reward_model) if config.reward_model is not None else None
     samples = load_data(config.data).heldout[: config.num_samples]
@@ -229,15 +233,22 @@ def answer_settings(
         "temperature": config.temperature,
         "seed": config.seed,
         "precision": config.precision,
+        **({} if config.environment is None else {"environment": config.environment.model_dump()}),
     }
 
 
 def function_scores(
     config: EvaluateConfig, exam: Examination, answers: Mapping[str, Answers]
 ) -> dict[str, dict[str, Score]]:
-    """Name -> sample_id -> what the reward functions say; of the references too where they are compared with."""
+    """Name -> sample_id -> what the reward functions say, and how games ended; of the references too where they are
+    compared with."""
     if exam.rewards is None:
-        return {}
+        return {
+            name: {
+                sample_id: branch.outcome for sample_id, branch in answers[name].items() if branch.outcome is not None
+            }
+            for name in exam.contestants
+        }
     names = exam.contestants
     if config.opponent == REFERENCE and config.judge_name != REWARD_MODEL:
         names = [*names, REFERENCE]
@@ -248,7 +259,12 @@ def function_scores(
         for sample in exam.samples
     ]
     scored = iter(asyncio.run(score_all(groups, exam.rewards, config.max_concurrency)))
-    return {name: {sample.sample_id: next(scored)[0] for sample in exam.samples} for name in names}
+    return {
+        name: {
+            sample.sample_id: with_outcome(answers[name][sample.sample_id], next(scored)[0]) for sample in exam.samples
+        }
+        for name in names
+    }
 
 
 def with_opponent(sample: Sample, other: Answers) -> Sample:
@@ -287,7 +303,7 @@ def answer_rows(exam: Examination, name: str, answers: Answers, marks: Marks) ->
 def lengths(branch: Branch) -> dict[str, float]:
     """Words, and where the tokens are known these too."""
     found = {"response_words": float(num_words(branch)), "truncated_fraction": float(branch.truncated)}
-    return {**found, "response_tokens": float(len(branch.token_ids))} if branch.token_ids else found
+    return {**found, "response_tokens": float(branch.num_sampled)} if branch.token_ids else found
 
 
 def num_words(branch: Branch) -> int:

@@ -9,10 +9,11 @@ PPO, another way to learn.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,11 +26,13 @@ from actors.reward_model import located
 from actors.rollouts import Rollouts
 from algorithms.packing import Batch
 from core.checkpoint import save_state
+from core.errors import PlayError, RewardError
 from core.program import run_program
 from core.recipes import AlgorithmConfig, EvaluationConfig, GRPOConfig
 from core.records import Group
 from core.run import Run
 from data import PromptStream
+from environments import build_environment
 from jobs.perform import Scene, perform
 from rewards import build_rewards
 
@@ -41,6 +44,8 @@ def train(config: GRPOConfig, learn: Learn | None = None) -> None:
     for functions in (config.rewards, config.evaluation.metrics):
         if functions:
             build_rewards(functions)  # a wrong name or argument is found before anything expensive starts
+    if config.environment is not None:
+        build_environment(config.environment).require_metric(config.evaluation.best)
     if config.reward_model is not None:
         config = config.model_copy(update={"reward_model": located(config.reward_model)})
     perform(
@@ -66,6 +71,7 @@ def run_loop(config: GRPOConfig, learn: Learn, scene: Scene, troupe: Cast) -> No
         last_step=config.steps,
         needs_company=config.algorithm.advantage not in ("reinforce", "gae"),
         watch=lambda step: run.watch_calls(step, "rollout"),
+        answers=troupe.episodes,
     )
     with run.timed("publish"):
         run.log({"consistency/logprob_gap": troupe.publish(first), "consistency/max_gap": troupe.gate.bound})
@@ -74,7 +80,7 @@ def run_loop(config: GRPOConfig, learn: Learn, scene: Scene, troupe: Cast) -> No
         run.end_step(0)
     for step in run.steps(first + 1, config.steps):
         started = time.perf_counter()
-        with run.timed("rollout"):
+        with run.timed("rollout"), saved_if_stopped(run, troupe, step - 1, rollouts, kl):
             rollout = rollouts.collect(step)
             run.log(rollout.metrics)
             run.log_rollouts(step, rollout.groups, config.run.samples_per_step)
@@ -161,6 +167,18 @@ def save(run: Run, troupe: Cast, step: int, rollouts: Rollouts, kl: KLCoefficien
     ):
         troupe.save(path)
         save_state(path, {"step": step, "kl_coef": kl.value, **rollouts.state()})
+
+
+@contextlib.contextmanager
+def saved_if_stopped(run: Run, troupe: Cast, step: int, rollouts: Rollouts, kl: KLCoefficient) -> Iterator[None]:
+    """Where judges or environments stop the run, what was trained up to `step` is saved: mended, it goes on from there."""
+    try:
+        yield
+    except (RewardError, PlayError):
+        if step > 0 and run.checkpoints.latest() != step:
+            troupe.generators.sleep()  # a policy that shares their devices needs the room
+            save(run, troupe, step, rollouts, kl)
+        raise
 
 
 def resume(run: Run, troupe: Cast, kl: KLCoefficient) -> tuple[int, int]:

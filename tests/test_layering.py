@@ -17,11 +17,12 @@ MAY_IMPORT = {
     "algorithms": {"core"},
     "data": {"core"},
     "rewards": {"core"},
-    "actors": {"core", "algorithms", "data", "rewards"},
+    "environments": {"core"},
+    "actors": {"core", "algorithms", "data", "rewards", "environments"},
     "serving": {"core", "algorithms", "data", "rewards"},
-    "jobs": {"core", "algorithms", "data", "rewards", "actors", "serving"},
+    "jobs": {"core", "algorithms", "data", "rewards", "environments", "actors", "serving"},
 }
-"""Package -> the packages below it. actors and serving never meet; rewards, data and algorithms neither."""
+"""Package -> the packages below it. actors and serving never meet; rewards, environments, data and algorithms neither."""
 
 ADDRESSES = {
     "deepspeed": ["actors/engine.py"],

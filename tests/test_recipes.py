@@ -25,6 +25,7 @@ from core.recipes import GRPOConfig, PretrainedModelConfig, RewardConfig
 from core.rl_recipes import PPOConfig, RLOOConfig
 from core.run_directory import flat_values
 from core.supervised_recipes import DPOConfig, RewardModelTrainingConfig, SFTConfig, SupervisedConfig
+from environments import build_environment
 from jobs.distil import DistilConfig
 from jobs.run_pipeline import check_command, checked_stage, missing_files
 from rewards import build_rewards
@@ -99,11 +100,7 @@ def functions_of(config: Any) -> list[list[RewardConfig]]:
 
 
 def place_of(config: Any) -> Path:
-<<<<<<< HEAD
-    return Path(config.output) if isinstance(config, EvaluateConfig | DistilConfig) else config.run.path
-=======
-    return Path(str(config.output)) if isinstance(config, AnsweringConfig) else config.run.path
->>>>>>> 61de61711116646e2d01211eb2db5c57ecba68c7
+    return Path(str(config.output)) if isinstance(config, AnsweringConfig | DistilConfig) else config.run.path
 
 
 def by_name(recipe: Path) -> str:
@@ -129,11 +126,8 @@ def test_a_recipe_loads_and_states_its_arithmetic(recipe: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
 def test_a_recipe_differs_from_its_jobs_defaults_only_where_it_says_so(recipe: Path) -> None:
     job = job_config(recipe)
-<<<<<<< HEAD
-    usual = None if job in (EvaluateConfig, DistilConfig) else job()  # an evaluation without a model does not exist
-=======
-    usual = None if issubclass(job, AnsweringConfig) else job()  # an evaluation without a model does not exist
->>>>>>> 61de61711116646e2d01211eb2db5c57ecba68c7
+    # An evaluation without a model does not exist.
+    usual = None if issubclass(job, AnsweringConfig | DistilConfig) else job()
     assert list(unwritten_changes(loaded(recipe), written(recipe), usual)) == []
 
 
@@ -145,6 +139,14 @@ def test_the_rewards_and_metrics_of_a_recipe_exist_and_take_its_arguments(
         monkeypatch.setenv(f"{judge}_API_KEY", "not-a-key")
     for functions in functions_of(loaded(recipe)):
         build_rewards(functions)
+
+
+def test_the_environment_of_a_recipe_exists_and_gives_the_metric_that_chooses_the_best_checkpoint() -> None:
+    configs = [loaded(recipe) for recipe in RECIPES if job_config(recipe) is GRPOConfig]
+    playing = [config for config in configs if config.environment is not None]
+    assert len(playing) >= 2
+    for config in playing:
+        build_environment(config.environment).require_metric(config.evaluation.best)
 
 
 def test_no_two_recipes_write_the_same_run_directory() -> None:

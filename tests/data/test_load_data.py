@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from core.chat import prompt_text
+from core.chat import demonstration_text, prompt_text
 from core.data_recipes import DataConfig
 from core.records import Sample
 from data import LOADERS, load_data
@@ -42,6 +42,7 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[s
     }
     settings: dict[str, dict[str, Any]] = {
         "word_problems": {"num_train": 50, "num_heldout": 10},
+        "tic_tac_toe": {"num_train": 50, "num_heldout": 10},
         "gsm8k": {"path": str(tmp_path / "questions.jsonl")},
         "docstrings": {"roots": roots, "num_heldout": 10},
         "docstring_pairs": {"roots": roots, "num_heldout": 10, "pairs_per_text": 3, "half": "second"},
@@ -72,7 +73,8 @@ def test_no_prompt_contains_what_is_to_be_answered(name: str, configs: dict[str,
         prompt = plain(prompt_text(sample))
         # "Tom has 8 pens and gives 4 away" names the number 4 that remains: there, the worked answer must not be told.
         golds = [] if name in ("word_problems", "gsm8k") else [sample.gold]
-        secrets = [*golds, sample.fields.get("demonstration"), *sample.fields.get("answers", [])[:1]]
+        demonstrated = [demonstration_text(sample)] if sample.fields.get("demonstration") else []
+        secrets = [*golds, *demonstrated, *sample.fields.get("answers", [])[:1]]
         assert any(secrets)
         assert not any(plain(secret) in prompt for secret in secrets if secret)
 

@@ -1,0 +1,71 @@
+"""The board of tic-tac-toe: its rules, and how it is written. Data show it in prompts, the environment plays on it.
+
+A board is a string of nine characters, row by row: `x`, `o`, or `.` for a free cell. Cells are called A1 to C3, the
+letter for the row. x moves first.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Symbol = Literal["x", "o"]
+Style = Literal["grid", "line"]
+
+EMPTY = "." * 9
+CELLS = tuple(f"{row}{column}" for row in "ABC" for column in "123")
+LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
+
+
+def free_cells(board: str) -> list[str]:
+    """Names of the free cells, in order."""
+    return [cell for cell, taken in zip(CELLS, board, strict=True) if taken == "."]
+
+
+def place(board: str, cell: str, symbol: Symbol) -> str:
+    """The board after a move; ValueError unless the cell exists and is free.
+
+    >>> place("x........", "B2", "o")
+    'x...o....'
+    """
+    if cell not in free_cells(board):
+        raise ValueError(f"{cell} is not a free cell; free are {', '.join(free_cells(board)) or 'none'}")
+    index = CELLS.index(cell)
+    return board[:index] + symbol + board[index + 1 :]
+
+
+def winner(board: str) -> Symbol | None:
+    """Who has three in a row."""
+    for a, b, c in LINES:
+        if board[a] == board[b] == board[c] != ".":
+            return "x" if board[a] == "x" else "o"
+    return None
+
+
+def is_over(board: str) -> bool:
+    return winner(board) is not None or "." not in board
+
+
+def other(symbol: Symbol) -> Symbol:
+    return "o" if symbol == "x" else "x"
+
+
+def show(board: str, style: Style) -> str:
+    """The board as text. `line` is for small models: every cell is one token, always at the same distance from the end.
+
+    >>> print(show("x...o....", "grid"))
+      1 2 3
+    A x . .
+    B . o .
+    C . . .
+    >>> show("x...o....", "line")
+    '/ x . . / . o . / . . .'
+    """
+    rows = [" ".join(board[start : start + 3]) for start in (0, 3, 6)]
+    if style == "line":
+        return " ".join(f"/ {row}" for row in rows)
+    return "\n".join(["  1 2 3", *(f"{name} {row}" for name, row in zip("ABC", rows, strict=True))])
+
+
+def written(cell: str, tag: str | None) -> str:
+    """A move as an answer gives it: `<move>B2</move>`, or without a tag `B2`."""
+    return cell if tag is None else f"<{tag}>{cell}</{tag}>"
