@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from actors.placement import seats
 from core.config import Section, load_config
-from core.data_recipes import DocstringPairsConfig, HarvestConfig, TldrComparisonsConfig, TldrConfig
+from core.data_recipes import DocstringPairsConfig, TldrComparisonsConfig, TldrConfig
+from core.data_source_recipes import HarvestConfig
 from core.dry_runs import dry_runs
 from core.evaluate_recipes import EvaluateConfig
 from core.pipeline_recipes import PipelineConfig
