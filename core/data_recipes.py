@@ -203,7 +203,7 @@ class JsonlConfig(Section):
     id_field: str | None = None
     """Field with a stable id; unset: the file's name and line number."""
     demonstration_field: str | None = None
-    """Field with the text that supervised training imitates; unset: the gold answer."""
+    """Field with the text that supervised training imitates; unset: a field called `demonstration` (null: none), else the gold answer."""
     chosen_field: str | None = None
     """Field with the better of two answers: a text, or messages whose last is the assistant's."""
     rejected_field: str | None = None
