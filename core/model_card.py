@@ -63,10 +63,15 @@ def _licence(base: str | None, license_name: str | None) -> str:
 
 
 def _check(facts: Mapping[str, Any]) -> str:
-    what = "Scores" if facts["head"] == "scalar" else "Log-probabilities"
+    texts = f"{facts['num_prompts']} texts"
+    what = (
+        f"Scores of {texts}"
+        if facts["head"] == "scalar"
+        else f"Log-probabilities of {facts['num_tokens']} tokens in {texts}"
+    )
     return (
-        f"{what} of {facts['num_tokens']} tokens in {facts['num_prompts']} texts, loaded from these files and from the source: mean |difference| "
-        f"{facts['mean_gap']:.2g}, largest {facts['largest_gap']:.2g} (bound of the mean: {facts['bound']:g})."
+        f"{what}, loaded from these files and from the source: mean |difference| {facts['mean_gap']:.2g}, largest "
+        f"{facts['largest_gap']:.2g} (bound of the mean: {facts['bound']:g})."
     )
 
 

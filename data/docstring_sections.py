@@ -41,9 +41,9 @@ def load_docstring_sections(config: DocstringSectionsConfig, cache: Path = CACHE
     dropped: Counter[str] = Counter()
     pairs = [pair for pair in harvest(config.roots, cache) if len(pair.summary) <= config.max_summary_chars]
     passages = [passage for pair in pairs for passage in _passages(pair, config, dropped)]
-    excluded = heldout_packages([passage.pair for passage in passages], config)
-    train = [passage for passage in passages if passage.pair.package not in excluded]
-    heldout = [passage for passage in passages if passage.pair.package in excluded]
+    held_out = heldout_packages([passage.pair for passage in passages], config)
+    train = [passage for passage in passages if passage.pair.package not in held_out]
+    heldout = [passage for passage in passages if passage.pair.package in held_out]
     random.Random(f"docstring_sections/heldout/{config.seed}").shuffle(heldout)
     common = _common_words(train)
     return DataSet(
