@@ -150,7 +150,8 @@ def write_adapter(model: Any, directory: Path, *, dtype: str, base: str) -> None
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.to(DTYPES[dtype])
-    model.save_pretrained(directory)
+    # Embeddings are never adapted here; asked to find out, peft would ask the hub.
+    model.save_pretrained(directory, save_embedding_layers=False)
 
 
 def read_back(source: Stored, directory: Path, *, base: str | None = None) -> PreTrainedModel:

@@ -82,16 +82,13 @@ def source_kind(config: ExportConfig, source: Stored) -> str:
     kind = config.source
     if kind == "auto":
         only_shards = config.adapter == "apart" or not source.weights or (config.dtype == "fp32" and source.has_masters)
-        kind = (
-            "shards"
-            if only_shards and (source.shards or not source.weights or config.adapter == "apart")
-            else "weights"
-        )
-    if not {"weights": source.weights, "shards": source.shards}[kind]:
-        has = [name for name, there in (("safetensors", source.weights), ("ZeRO shards", source.shards)) if there]
+        kind = "shards" if only_shards else "weights"
+    there = {"weights": source.weights, "shards": source.shards}
+    if not there[kind]:
+        names = {"weights": "safetensors", "shards": "ZeRO shards (trainer_state)"}
+        other = next((f", only {names[name]}" for name in there if there[name]), "")
         raise CheckpointError(
-            f"{source.path} has no {'safetensors' if kind == 'weights' else 'ZeRO shards (trainer_state)'}, only {' and '.join(has) or 'neither'}; "
-            "set source to what it has, or give another checkpoint"
+            f"{source.path} has no {names[kind]}{other}; set source to what it has, or give another checkpoint"
         )
     return kind
 
@@ -101,34 +98,30 @@ def write(config: ExportConfig, source: Stored, origin: Provenance, kind: str, t
     from actors.exported import merged, model_of_shards, model_of_weights, readings, write_adapter, write_model
 
     options = {"trust_remote_code": config.trust_remote_code}
-    beside = (
-        readings(model_of_weights(source, **options), tokenizer, config.prompts, source.head)
-        if source.weights
-        else None
-    )
-    if kind == "weights":
-        model = model_of_weights(source, **options)
-    else:
+    model: Any = model_of_weights(source, **options) if source.weights else None
+    # Safetensors are what evaluations have measured, so they are the measure even where shards are the source.
+    expected = None if model is None else readings(model, tokenizer, config.prompts, source.head)
+    if kind == "shards":
+        del model  # before another one needs the memory
         settings = origin.engine.get("lora")
         model = model_of_shards(source, LoraConfig(**settings) if settings else None, **options)
+        if expected is None:
+            expected = readings(model, tokenizer, config.prompts, source.head)
     if config.adapter == "apart" and not hasattr(model, "peft_config"):
         raise ConfigError(f"{source.path} was trained without adapters; leave adapter at merged")
-    # Safetensors are what evaluations have measured, so they are the measure even where shards are the source.
-    expected = beside if beside is not None else readings(model, tokenizer, config.prompts, source.head)
     if config.adapter == "merged":
         write_model(merged(model), directory, dtype=config.dtype, max_shard_gb=config.max_shard_gb)
         return expected
-    base = base_name(config, origin)
+    # A scalar head is trained whole and lies in the base model's directory, so no other base will do.
+    base = None if source.head == "scalar" else base_name(origin)
     write_adapter(model, directory, dtype=config.dtype, base=base or str(config.path / "base"))
     # Also where the base is on the hub: the check needs it, and asks no network.
     write_model(model.unload(), directory / "base", dtype=config.dtype, max_shard_gb=config.max_shard_gb)
     return expected
 
 
-def base_name(config: ExportConfig, origin: Provenance) -> str | None:
-    """The hub name of the model that the adapter belongs to; None where it is another run's, or was made here."""
-    if config.base_model:
-        return config.base_model
+def base_name(origin: Provenance) -> str | None:
+    """The hub name of the model that the adapter belongs to; None where that is another run's, or was made here."""
     start = origin.chain[1] if len(origin.chain) == 2 else ""
     return start if hub_name(start) else None
 

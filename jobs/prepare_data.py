@@ -89,10 +89,11 @@ def load_tokenizer(name: str | None) -> Any:
 
 def statistics_of(name: str, part: Sequence[Item], tokenizer: Any) -> dict[str, Any]:
     """Rows, keys, and for each text its quantiles in words and, with a tokenizer, in tokens."""
+    units = ["words"] if tokenizer is None else ["words", "tokens"]
     lengths: dict[str, dict[str, list[int]]] = {}
     for item in track(part, description=f"measuring {name}", transient=True, disable=len(part) < 1000):
         for field, text in item.texts.items():
-            counts = lengths.setdefault(field, {"words": []} | ({} if tokenizer is None else {"tokens": []}))
+            counts = lengths.setdefault(field, {unit: [] for unit in units})
             counts["words"].append(len(text.split()))
             if tokenizer is not None:
                 counts["tokens"].append(len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]))
