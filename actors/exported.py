@@ -166,12 +166,17 @@ def read_back(source: Stored, directory: Path, *, base: str | None = None) -> Pr
 
 
 def tokenizer_of(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} has no tokenizer ({str(error).splitlines()[0]}); copy tokenizer.json and tokenizer_config.json of its base model there"
-        ) from None
+    """The tokenizer beside a model. Raises CheckpointError where there is none."""
+    directory, reason = Path(path), "no tokenizer.json"
+    # Asked for one that is not there, transformers makes up a tokenizer without tokens.
+    if not directory.is_dir() or any(directory.glob("tokenizer*")) or (directory / "vocab.json").is_file():
+        try:
+            return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+    raise CheckpointError(
+        f"{path} has no tokenizer ({reason}); copy tokenizer.json and tokenizer_config.json of its base model there"
+    )
 
 
 @torch.no_grad()

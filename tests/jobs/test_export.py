@@ -203,7 +203,7 @@ def refusals() -> Iterator[Any]:
     )
 
 
-@pytest.mark.parametrize(("kind", "spoil", "settings", "error", "sentence"), refusals())
+@pytest.mark.parametrize(("kind", "spoil", "settings", "error", "sentence"), list(refusals()))
 def test_what_cannot_be_exported_is_said_and_leaves_nothing(
     copied: Callable[[str], Path], tmp_path: Path, kind: str, spoil: Any, settings: Any, error: Any, sentence: str
 ) -> None:
