@@ -14,6 +14,7 @@ from core.data_recipes import DataConfig
 from core.records import Sample
 from data import LOADERS, load_data
 from tests.data.packages import FIXTURES, write_packages, write_paragraphs
+from tests.data.test_documents import write_documents
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -48,6 +49,8 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[s
             "path": str(FIXTURES / "messages" / "train.jsonl"),
             "heldout_path": str(FIXTURES / "messages" / "val.jsonl"),
         },
+        "documents": {"roots": [str(write_documents(tmp_path / "documents"))], "num_heldout": 8},
+        "repliqa": {"path": str(FIXTURES / "repliqa"), "num_heldout": 1},
         "docstring_sections": {"roots": [str(write_paragraphs(tmp_path / "paragraphs"))], "num_heldout": 10},
         "jsonl": {
             "path": str(tmp_path / "pairs.jsonl"),
