@@ -8,6 +8,7 @@ as a function of flat vectors.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -75,7 +76,7 @@ class Engine:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
         if config.lora is not None:
-            model = _with_adapter(model, config.lora, head)
+            model = with_adapter(model, config.lora, head)
         if config.frozen_layers:  # after the adapter, so that lower layers get none that learns
             _freeze(inner_model(model), config.frozen_layers)
         self.packed = (
@@ -360,6 +361,32 @@ def load_model(
     return model
 
 
+def gathered_state(directory: str) -> dict[str, torch.Tensor]:
+    """The whole model out of the trainer state in `directory`, under the names of the engine's model, adapters apart.
+
+    Trained weights are ZeRO's fp32 masters, where it keeps some. The files are pickles: only those of one's own runs
+    are to be read. Raises CheckpointError when a rank's file is missing.
+    """
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    shards = Path(directory) / TRAINER_STATE / "state"
+    state: dict[str, torch.Tensor] = {}
+    whole = shards / "mp_rank_00_model_states.pt"
+    if whole.is_file():  # below stage 3 each rank has all of the model, frozen weights among it
+        state |= torch.load(whole, map_location="cpu", weights_only=False)["module"]
+    if next(shards.glob("*_optim_states.pt"), None) is not None:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                state |= get_fp32_state_dict_from_zero_checkpoint(str(shards.parent), tag=shards.name)
+        except (ValueError, FileNotFoundError, KeyError) as error:
+            raise CheckpointError(
+                f"{shards} is not a whole ZeRO checkpoint: {error}; bring the files of all ranks together"
+            ) from None
+    if not state:
+        raise CheckpointError(f"{directory} holds no trainer state to gather weights from")
+    return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
 def _freeze(model: PreTrainedModel, share: float) -> None:
     """Switch off the gradients of the embedding and of the lowest `share` of the layers."""
     backbone = getattr(model, model.base_model_prefix)
@@ -384,7 +411,7 @@ def _add(totals: dict[str, torch.Tensor], metrics: dict[str, torch.Tensor]) -> N
         totals[name] = totals[name] + metric if name in totals else metric
 
 
-def _with_adapter(model: PreTrainedModel, lora: LoraConfig, head: Head) -> PreTrainedModel:
+def with_adapter(model: PreTrainedModel, lora: LoraConfig, head: Head) -> PreTrainedModel:
     import peft
 
     scalar = head == "scalar"

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from core.config import Section
+from core.data_source_recipes import HarvestConfig, PublishedConfig
+from core.story_recipes import DocstringSectionsConfig, MessagesConfig, NextChapterConfig
 
 
 class WordProblemsConfig(Section):
@@ -27,18 +29,6 @@ class WordProblemsConfig(Section):
     """Share of demonstrations that lack the `#### n` line."""
     seed: int = 0
     """Seed of the generator; independent of the run's seed so that runs share their data."""
-
-
-class PublishedConfig(Section):
-    """A data set of the Hugging Face hub, or local JSONL files with the same fields; docs/data.md says how they lie."""
-
-    type: str
-    path: str
-    """Hub name, or a directory with one JSONL file per split, or one JSONL file (then its last rows are held out)."""
-    num_train: int | None = Field(default=None, ge=1)
-    """First n training rows that pass the filters; all of them when unset. Pairs found equal are missing from the n."""
-    num_heldout: int | None = Field(default=None, ge=1)
-    """First n held-out rows that pass the filters; all of them when unset (of one file, a tenth)."""
 
 
 class GSM8KConfig(PublishedConfig):
@@ -105,22 +95,6 @@ class TldrComparisonsConfig(PublishedConfig):
     """Longest prompt in characters; the same cut as that of `tldr`, so that a policy's posts and a reward model's agree."""
     min_answer_words: int = Field(default=5, ge=1)
     """Pairs with fewer words than this in either summary are left out; `TL;DR:` does not count."""
-
-
-class HarvestConfig(Section):
-    """What the data sets from docstrings share: where to harvest, and how the packages are split."""
-
-    type: str
-    roots: list[str] = []
-    """Directories to harvest; empty: the standard library and site-packages."""
-    max_prompt_chars: int = Field(default=600, ge=100)
-    """Longest text in characters; longer ones are cut at a line's end."""
-    max_summary_chars: int = Field(default=120, ge=20)
-    """Longest summary in characters; pairs beyond it are left out."""
-    num_heldout: int = Field(default=256, ge=1)
-    """Held-out texts, from packages that occur nowhere in training."""
-    seed: int = 0
-    """Seed of the split by package; independent of the run's seed."""
 
 
 class DocstringsConfig(HarvestConfig):
@@ -245,7 +219,7 @@ class JsonlConfig(Section):
     id_field: str | None = None
     """Field with a stable id; unset: the file's name and line number."""
     demonstration_field: str | None = None
-    """Field with the text that supervised training imitates; unset: the gold answer."""
+    """Field with the text that supervised training imitates; unset: a field called `demonstration` (null: none), else the gold answer."""
     chosen_field: str | None = None
     """Field with the better of two answers: a text, or messages whose last is the assistant's."""
     rejected_field: str | None = None
@@ -289,6 +263,9 @@ DataConfig = Annotated[
     | DocumentsConfig
     | RepliqaConfig
     | TicTacToeConfig
+    | NextChapterConfig
+    | MessagesConfig
+    | DocstringSectionsConfig
     | JsonlConfig,
     Field(discriminator="type"),
 ]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from core.checkpoint import CheckpointStore
 from core.errors import CheckpointError
 
 
-def locate(model: str) -> str:
-    """The directory of a run's best (else latest) checkpoint, or the name as it was given.
+def locate(model: str, checkpoint: Literal["best", "latest"] | int = "best") -> str:
+    """The directory of a run's checkpoint, or the name as it was given, when that is no run.
 
-    Raises CheckpointError for a run without a complete checkpoint, and for a path where nothing is.
+    `best` is the latest where nothing was measured; a number is a step. Raises CheckpointError for a run without a
+    complete checkpoint of that kind, and for a path where nothing is.
     """
     checkpoints = Path(model) / "checkpoints"
     if not checkpoints.is_dir():
@@ -21,7 +23,14 @@ def locate(model: str) -> str:
             )
         return model
     store = CheckpointStore(checkpoints)
-    best = store.best()
+    if isinstance(checkpoint, int):
+        steps = store.steps()
+        if checkpoint not in steps:
+            raise CheckpointError(
+                f"{model} has no complete checkpoint of step {checkpoint}; it has {', '.join(map(str, steps)) or 'none'}"
+            )
+        return str(store.path(checkpoint))
+    best = store.best() if checkpoint == "best" else None
     step = best if best is not None else store.latest()
     if step is None:
         raise CheckpointError(

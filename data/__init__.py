@@ -14,12 +14,15 @@ from core.chat import prompt_text
 from core.data_recipes import DataConfig
 from core.errors import DataError
 from core.records import Sample
+from data.chats import load_messages
 from data.dataset import DataSet
 from data.docstring_pairs import load_docstring_pairs
+from data.docstring_sections import load_docstring_sections
 from data.docstrings import load_docstrings
 from data.documents import load_documents
 from data.gsm8k import load_gsm8k
 from data.jsonl import load_jsonl
+from data.next_chapter import load_next_chapter
 from data.preferences import settled
 from data.repliqa import load_repliqa
 from data.smoltalk import load_smoltalk
@@ -45,6 +48,9 @@ LOADERS: dict[str, Callable[[Any], DataSet]] = {
     "documents": load_documents,
     "repliqa": load_repliqa,
     "tic_tac_toe": load_tic_tac_toe,
+    "next_chapter": load_next_chapter,
+    "messages": load_messages,
+    "docstring_sections": load_docstring_sections,
     "jsonl": load_jsonl,
 }
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.data_recipes import HarvestConfig
+from core.data_source_recipes import HarvestConfig
 from core.errors import DataError
 from core.records import Sample
 from data.dataset import DataSet, conversation, shorten

@@ -50,8 +50,12 @@ def _sample(path: Path, number: int, row: Row, config: JsonlConfig) -> Sample:
     demonstration = answer or gold
     if config.demonstration_field is not None:
         demonstration = answer_of(row, config.demonstration_field, where)
+    elif "demonstration" in row:
+        demonstration = None if row["demonstration"] is None else answer_of(row, "demonstration", where)
     named = {getattr(config, name) for name in type(config).model_fields if name.endswith("_field")}
-    fields = {name: value for name, value in row.items() if name not in named} | _preference(row, where, config)
+    fields = {name: value for name, value in row.items() if name not in {*named, "demonstration"}} | _preference(
+        row, where, config
+    )
     return Sample(
         sample_id=f"{path.name}:{number}" if config.id_field is None else text_of(row, config.id_field, where),
         prompt=prompt,

@@ -55,3 +55,8 @@ def answer_of(row: Mapping[str, Any], name: str, where: str) -> str:
     if answer is None or not answer.strip():
         raise DataError(f"{where}: the messages in {name!r} must end with an assistant's turn that is not empty")
     return answer
+
+
+def num_words(messages: list[Message]) -> int:
+    """Words of all turns together, parted by white space."""
+    return sum(len(message["content"].split()) for message in messages)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from core.data_recipes import PublishedConfig
+from core.data_source_recipes import PublishedConfig
 from core.errors import DataError
 from core.records import Sample
 from data.dataset import DataSet, Dropped

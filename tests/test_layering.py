@@ -34,6 +34,7 @@ ADDRESSES = {
     "boto3": ["core/"],
     "botocore": ["core/"],
     "datasets": ["data/"],
+    "huggingface_hub": ["core/hub.py"],
 }
 """Library -> the only files that may import it."""
 

@@ -17,7 +17,8 @@ from actors.placement import seats
 from core.answering_recipes import AnsweringConfig
 from core.benchmark_recipes import BenchmarkConfig
 from core.config import Section, load_config
-from core.data_recipes import DocstringPairsConfig, HarvestConfig, TldrComparisonsConfig, TldrConfig
+from core.data_recipes import DocstringPairsConfig, TldrComparisonsConfig, TldrConfig
+from core.data_source_recipes import HarvestConfig
 from core.dry_runs import dry_runs
 from core.evaluate_recipes import EvaluateConfig
 from core.pipeline_recipes import PipelineConfig

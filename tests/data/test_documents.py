@@ -34,12 +34,16 @@ def function(topic: str, number: int) -> str:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
+    return write_documents(tmp_path / "source")
+
+
+def write_documents(root: Path) -> Path:
     """Eight packages of four documents each."""
     for topic in TOPICS:
-        package = tmp_path / "source" / topic
+        package = root / topic
         package.mkdir(parents=True)
         (package / "module.py").write_text("".join(function(topic, number) for number in range(4)))
-    return tmp_path / "source"
+    return root
 
 
 def load(source: Path, **settings: Any) -> DataSet:
