@@ -6,6 +6,7 @@ the whole recipe.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from core.config import Section
 from core.data_recipes import DataConfig, WordProblemsConfig
+from core.perplexity_recipes import PERPLEXITY_PARTS, PerplexityRewardConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -424,7 +426,7 @@ class EvaluationConfig(Section):
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
     metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]
-    """Reward functions whose held-out mean is reported as eval/<set>/<name>; a reward model is one without being named."""
+    """Reward functions whose held-out mean is reported as eval/<set>/<name>; a reward model and a perplexity reward are measured without being named."""
     best_metric: str | None = None
     """Metric of the best checkpoint; when unset the first of `metrics`, or the reward model where there are none."""
     higher_is_better: bool = True
@@ -434,11 +436,15 @@ class EvaluationConfig(Section):
     def best(self) -> str:
         return self.best_metric or (self.metrics[0].label if self.metrics else "reward_model")
 
-    def check(self, *, reward_model: bool) -> None:
-        """Raise ValueError unless the best checkpoint's metric is measured."""
-        names = [metric.label for metric in self.metrics] + ["reward_model"] * reward_model
+    def check(self, model_parts: Sequence[str]) -> None:
+        """Raise ValueError unless the best checkpoint's metric is measured, by a function or by one of `model_parts`."""
+        names = [*(metric.label for metric in self.metrics), *model_parts]
         if not names:
             raise ValueError("evaluation.metrics must name at least one metric")
+        if self.best not in names and self.best_metric is None:
+            raise ValueError(
+                f"evaluation.metrics is empty; name the metric of the best checkpoint in evaluation.best_metric ({', '.join(names)})"
+            )
         if self.best not in names:
             raise ValueError(f"best_metric {self.best!r} is not among the metrics ({', '.join(names)})")
 
@@ -471,6 +477,8 @@ class GRPOConfig(Section):
     """What a good answer is: a weighted sum."""
     reward_model: RewardModelConfig | None = None
     """A reward model, whose score is added to the sum."""
+    perplexity_reward: PerplexityRewardConfig | None = None
+    """How well a frozen model foresees the gold answer from the policy's, added to the sum."""
     rollout: RolloutConfig = RolloutConfig()
     """What is sampled."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -495,9 +503,11 @@ class GRPOConfig(Section):
     @model_validator(mode="after")
     def _numbers_fit(self) -> GRPOConfig:
         rollout, algorithm = self.rollout, self.algorithm
-        if not self.rewards and self.reward_model is None:
-            raise ValueError("rewards must name at least one function, such as {fn: math_answer}, or set reward_model")
-        self.evaluation.check(reward_model=self.reward_model is not None)
+        if not self.rewards and not self.model_parts:
+            raise ValueError(
+                "rewards must name at least one function, such as {fn: math_answer}, or set reward_model or perplexity_reward"
+            )
+        self.evaluation.check(self.model_parts)
         if algorithm.advantage in ("grpo", "dr_grpo", "rloo") and rollout.group_size < 2:
             raise ValueError(
                 f"algorithm.advantage {algorithm.advantage!r} compares answers of one prompt and needs rollout.group_size >= 2 "
@@ -543,6 +553,24 @@ class GRPOConfig(Section):
     @property
     def kl_needs_reference(self) -> bool:
         return self.algorithm.kl.coef > 0
+
+    @property
+    def model_parts(self) -> list[str]:
+        """What frozen models measure of every answer, in training and held out, by the names that metrics have."""
+        measured = ["reward_model"] if self.reward_model is not None else []
+        return measured + (["perplexity", *PERPLEXITY_PARTS] if self.perplexity_reward is not None else [])
+
+    @property
+    def scorer_is_reference(self) -> bool:
+        """Whether the perplexity reward can ask the reference: the same weights, in the same precision."""
+        scorer = self.perplexity_reward
+        return (
+            scorer is not None
+            and scorer.path is None
+            and scorer.precision == self.policy.precision
+            and self.kl_needs_reference
+            and self.reference.source == "own_weights"
+        )
 
     def arithmetic(self) -> str:
         """The derived numbers in one sentence, printed at the start."""
