@@ -39,6 +39,9 @@ JOBS: dict[str, type[Section]] = {
     "ppo": PPOConfig,
     "rloo": RLOOConfig,
     "evaluate": EvaluateConfig,
+    "full": GRPOConfig,
+    "small": GRPOConfig,
+    "grpo": GRPOConfig,
 }
 
 
@@ -138,7 +141,12 @@ def test_the_quickstart_recipe_spells_out_the_defaults_and_all_of_them() -> None
 
 # -- eight H100 -------------------------------------------------------------------------------------------------
 
-SAMPLING_ON_H100 = [*H100_RECIPES, CONFIGS / "cs224r/full/rloo.yaml", CONFIGS / "tldr/full/ppo.yaml"]
+SAMPLING_ON_H100 = [
+    *H100_RECIPES,
+    CONFIGS / "cs224r/full/rloo.yaml",
+    CONFIGS / "tldr/full/ppo.yaml",
+    CONFIGS / "gsm8k_perplexity/full.yaml",
+]
 
 
 @pytest.mark.parametrize("recipe", SAMPLING_ON_H100, ids=by_name)
@@ -260,3 +268,10 @@ def test_what_a_reward_model_scores_is_no_longer_than_what_it_was_trained_on(nam
             if stage in stages:
                 rollout = stages[stage].rollout
                 assert rollout.max_prompt_tokens + rollout.max_response_tokens <= limit
+
+
+def test_the_scorer_of_the_full_system_2_is_a_model_beside_the_reference() -> None:
+    """The reference is the policy without its adapter, which is in use elsewhere while answers are scored."""
+    full = system("gsm8k_perplexity")["full"]
+    assert not full.scorer_is_reference
+    assert [seat.role for seat in seats(full, device="cuda")].count("perplexity") == 1
