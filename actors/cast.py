@@ -20,11 +20,13 @@ from actors.evaluator import Evaluator
 from actors.frozen import AdapterOff, Frozen, FrozenWorker, Reference
 from actors.generator import Generators, GeneratorWorker, generator_arguments, start_generators
 from actors.group import Group
+from actors.perplexity_reward import PerplexityReward, ScorerPlan, plan_scorer
 from actors.placement import Stage
 from actors.policy import Policy, PolicyWorker
 from actors.reward_model import RewardModel, require_same_tokenizer
-from actors.rewarder import Rewarder, RewarderWorker
+from actors.rewarder import Rewarder, RewarderWorker, RewardPart
 from actors.trained import Trained, TrainedWorker
+from core.perplexity_recipes import PerplexityRewardConfig
 from core.recipes import (
     GeneratorConfig,
     GRPOConfig,
@@ -33,6 +35,7 @@ from core.recipes import (
     PretrainedModelConfig,
     RewardModelConfig,
 )
+from core.records import Sample
 from core.rl_recipes import PPOConfig
 from data import DataSet
 
@@ -184,6 +187,33 @@ class Casting:
         frozen.ready(timeout_s)
         return model
 
+    def scorer_plan(
+        self, config: PerplexityRewardConfig, samples: Sequence[Sample], *, complete: bool = True
+    ) -> ScorerPlan:
+        """What the perplexity reward will ask, checked; nothing is started."""
+        path, trust = (self.model_path, self.trust) if config.path is None else (config.path, config.trust_remote_code)
+        tokenizer = load_tokenizer(path, trust_remote_code=trust)
+        precision = self._stage.machine.precision(config.precision)
+        return plan_scorer(config, path, tokenizer, samples, precision=precision, complete=complete)
+
+    def scorer(self, plan: ScorerPlan, *, row_tokens: int) -> Frozen:
+        """The frozen model of the perplexity reward, loading."""
+        return self.frozen(
+            plan.path,
+            role="perplexity",
+            num_ranks=plan.config.num_ranks,
+            precision=plan.precision,
+            row_tokens=row_tokens,
+            scalar=False,
+            trust=self.trust if plan.config.path is None else plan.config.trust_remote_code,
+        )
+
+    def perplexity_reward(self, plan: ScorerPlan, frozen: Frozen) -> PerplexityReward:
+        """The perplexity reward over a scorer, which may be the reference, too."""
+        reward = PerplexityReward(frozen, plan)
+        self._stack.callback(reward.shutdown)
+        return reward
+
 
 @contextlib.contextmanager
 def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, precision: str) -> Iterator[Cast]:
@@ -199,6 +229,9 @@ def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, pr
             seed=config.seed,
         )
         limit, timeout_s = config.rollout, config.policy.init_timeout_s
+        heldout = data.heldout[: config.evaluation.num_samples]
+        asked = config.perplexity_reward
+        plan = casting.scorer_plan(asked, [*data.train, *heldout]) if asked is not None else None
         updates = config.steps * config.algorithm.minibatches * config.algorithm.epochs
         policy = casting.policy(config.policy, total_steps=updates)
         critic = casting.critic(config, total_steps=updates) if isinstance(config, PPOConfig) else None
@@ -209,18 +242,23 @@ def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, pr
             episodes = Episodes(config.environment, generators, casting.tokenizer)
             stack.callback(episodes.shutdown)
         reference = _reference(config, casting, policy)
-        reward_model = (
-            casting.reward_model(config.reward_model, row_tokens=config.policy.row_tokens, timeout_s=timeout_s)
-            if config.reward_model is not None
-            else None
-        )
-        rewarder = Rewarder(config.rewards, _reward_workers(config, stage), model=reward_model)
+        row_tokens = config.policy.row_tokens
+        parts: list[RewardPart] = []
+        if config.reward_model is not None:
+            parts.append(casting.reward_model(config.reward_model, row_tokens=row_tokens, timeout_s=timeout_s))
+        if plan is not None:
+            shared = isinstance(reference, Frozen) and config.scorer_is_reference
+            scorer = reference if shared else casting.scorer(plan, row_tokens=row_tokens)
+            assert isinstance(scorer, Frozen)
+            scorer.ready(timeout_s)
+            parts.append(casting.perplexity_reward(plan, scorer))
+        rewarder = Rewarder(config.rewards, _reward_workers(config, stage), parts=parts)
         stack.callback(rewarder.shutdown)
-        metrics = Rewarder(config.evaluation.metrics, model=reward_model)
+        metrics = Rewarder(config.evaluation.metrics, parts=parts)
         stack.callback(metrics.shutdown)
         evaluator = Evaluator(
             data.name,
-            data.heldout[: config.evaluation.num_samples],
+            heldout,
             casting.tokenizer,
             generators,
             metrics,

@@ -58,12 +58,13 @@ class FrozenWorker:
             self._packed.to(hardware().device)
 
     @torch.no_grad()
-    def read(self, batch: Batch, **options: Any) -> torch.Tensor:
-        """[N]: the head's output at this rank's tokens."""
+    def read(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+        """[N]: the head's output at this rank's tokens; with `wanted`, bool [N], at those alone, and 0 elsewhere."""
         if self._offload:
             self._packed.to(hardware().device)
         values = torch.zeros(batch.num_tokens)
-        for row in pack(batch, self._row_tokens, branches=self._branches):
+        for whole in pack(batch, self._row_tokens, branches=self._branches):
+            row = whole if wanted is None else whole.reading(wanted)
             values[row.token_index] = self._packed(row, **options)[0].float().cpu()
         if self._offload:
             self._packed.to("cpu")
@@ -104,15 +105,15 @@ class Frozen:
     def ready(self, timeout_s: float) -> None:
         self.group.gather(self._starting, timeout_s, "loading the model")
 
-    def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> torch.Tensor:
-        """[N]: log-probabilities of the batch's tokens."""
-        return self._read(batch, temperature=temperature)
+    def logprobs(self, batch: Batch, *, temperature: float = 1.0, wanted: torch.Tensor | None = None) -> torch.Tensor:
+        """[N]: log-probabilities of the batch's tokens; where `wanted`, bool [N], is false, 0 and no logits computed."""
+        return self._read(batch, wanted=wanted, temperature=temperature)
 
     def scores(self, batch: Batch) -> torch.Tensor:
         """[B]: the reward model's score of each branch, read at its last token."""
         return self._read(batch, reads="after")[last_tokens(batch.branch_ids)]
 
-    def _read(self, batch: Batch, **options: Any) -> torch.Tensor:
+    def _read(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
         shards = [shard for shard in batch.split(self.group.size) if shard]
         # The ranks take turns to be first, so that a caller with one group at a time keeps all of them busy.
         first = next(self._turns)
@@ -121,6 +122,7 @@ class Frozen:
                 (first + place) % self.group.size,
                 FrozenWorker.read,
                 batch.select(shard).without_columns(),
+                wanted=None if wanted is None else wanted[batch.tokens_of(shard)],
                 **options,
             )
             for place, shard in enumerate(shards)

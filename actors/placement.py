@@ -32,7 +32,7 @@ class Seat:
     num_gpus: float
 
 
-SHARES = {"policy": 0.4, "critic": 0.2, "reference": 0.2, "reward_model": 0.2}
+SHARES = {"policy": 0.3, "critic": 0.2, "reference": 0.2, "reward_model": 0.15, "perplexity": 0.15}
 """What the roles that work in turn take of a shared GPU in Ray's books; a generator takes nothing, since it sleeps while
 they work."""
 
@@ -52,6 +52,8 @@ def seats(config: GRPOConfig, *, device: str) -> list[Seat]:
         others["reference"] = config.reference.num_ranks
     if config.reward_model is not None:
         others["reward_model"] = config.reward_model.num_ranks
+    if config.perplexity_reward is not None and not config.scorer_is_reference:
+        others["perplexity"] = config.perplexity_reward.num_ranks
     table = company(
         config.policy.num_ranks, config.generator, others=others, colocated=colocated, gpu=int(device == "cuda")
     )

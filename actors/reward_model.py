@@ -28,6 +28,8 @@ LABEL = "reward_model"
 class RewardModel:
     """Scores branches; with `relative_to_reference`, by how much they beat the sample's reference answer."""
 
+    label = LABEL
+
     def __init__(self, frozen: Frozen, config: RewardModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self.weight = config.weight
         self._relative = config.relative_to_reference

@@ -1,18 +1,18 @@
-"""The rewarder: runs `rewards/` on finished groups, in the driver or in workers of its own, and asks the reward model.
+"""The rewarder: runs `rewards/` on finished groups, in the driver or in workers of its own, and asks frozen models.
 
 Cheap rewards (exact match) are fastest in the driver, between two answers of the generators; rewards that
-wait for a network or compute for long get workers.
+wait for a network or compute for long get workers. Functions and models work on a group at the same time.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from actors.group import Group as WorkerGroupBase
-from actors.reward_model import LABEL, RewardModel
 from core.recipes import RewardConfig
 from core.records import Group, Score
 from rewards import build_rewards
@@ -28,18 +28,33 @@ class RewarderWorker:
         return group.with_scores(await self._rewards.score(group))
 
 
+class RewardPart(Protocol):
+    """A part of the reward that asks a model: a reward model, the perplexity of the gold answer."""
+
+    @property
+    def label(self) -> str:
+        """The name of its score among the parts."""
+
+    @property
+    def weight(self) -> float:
+        """What its score counts in the sum."""
+
+    def score(self, group: Group) -> Future[list[Mapping[str, float]]]:
+        """Parts for the logs, of each branch; without `label` among them, the branch's judgement is missing."""
+
+
 class Rewarder:
-    """The weighted sum of reward functions, and of a reward model where there is one."""
+    """The weighted sum of reward functions, and of parts that ask a model."""
 
     def __init__(
         self,
         configs: Sequence[RewardConfig],
         workers: WorkerGroupBase[RewarderWorker] | None = None,
         *,
-        model: RewardModel | None = None,
+        parts: Sequence[RewardPart] = (),
     ) -> None:
-        """Another rewarder may hold the same `model`; whoever built it ends it."""
-        self._workers, self._model = workers, model
+        """Another rewarder may hold the same `parts`; whoever built them ends them."""
+        self._workers, self._parts = workers, tuple(parts)
         # Built here too when workers score, so that an unknown function fails before anything expensive starts.
         self._rewards = build_rewards(configs) if configs else None
         # A thread of its own: answers arrive on the threads of Ray or of an event loop, which must not be kept.
@@ -50,21 +65,17 @@ class Rewarder:
         """The group with its scores."""
         answer: Future[Group] = Future()
 
-        def judged(functions: Future[Group]) -> None:
-            if _failed(functions, answer):
+        def combine(judged: Future[list[Any]]) -> None:
+            error = judged.exception()
+            if error is not None:
+                answer.set_exception(error)
                 return
-            scored = functions.result()
-            if self._model is None:
-                answer.set_result(scored)
-                return
-            self._model.score(scored).add_done_callback(lambda parts: combined(scored, parts))
+            scored, *found = judged.result()
+            for part, more in zip(self._parts, found, strict=True):
+                scored = _with_part(scored, more, label=part.label, weight=part.weight)
+            answer.set_result(scored)
 
-        def combined(scored: Group, parts: Future[list[Mapping[str, float]]]) -> None:
-            if not _failed(parts, answer):
-                assert self._model is not None
-                answer.set_result(_with_parts(scored, parts.result(), self._model.weight))
-
-        self._functions(group).add_done_callback(judged)
+        _all([self._functions(group), *(part.score(group) for part in self._parts)]).add_done_callback(combine)
         return answer
 
     def _functions(self, group: Group) -> Future[Group]:
@@ -94,23 +105,37 @@ class Rewarder:
             self._workers.shutdown()
 
 
-def _failed(future: Future[Any], answer: Future[Group]) -> bool:
-    """Hand a failure on; whether there was one."""
-    error = future.exception()
-    if error is not None:
-        answer.set_exception(error)
-    return error is not None
+def _all(futures: Sequence[Future[Any]]) -> Future[list[Any]]:
+    """Every result in order once the last one is there, or the first failure of the list."""
+    answer: Future[list[Any]] = Future()
+    lock, waiting = threading.Lock(), len(futures)
+
+    def count(_: Future[Any]) -> None:
+        nonlocal waiting
+        with lock:
+            waiting -= 1
+            if waiting:
+                return
+        error = next((error for future in futures if (error := future.exception()) is not None), None)
+        if error is None:
+            answer.set_result([future.result() for future in futures])
+        else:
+            answer.set_exception(error)
+
+    for future in futures:
+        future.add_done_callback(count)
+    return answer
 
 
-def _with_parts(group: Group, parts: Sequence[Mapping[str, float]], weight: float) -> Group:
-    """The scores with the reward model's parts, and its weighted score in their sums."""
+def _with_part(group: Group, found: Sequence[Mapping[str, float]], *, label: str, weight: float) -> Group:
+    """The scores with a model's parts, and its weighted score in their sums; missing where either is."""
     return group.with_scores(
         [
             replace(
                 score,
-                value=None if score.value is None else score.value + weight * more[LABEL],
+                value=None if score.value is None or label not in more else score.value + weight * more[label],
                 parts={**score.parts, **more},
             )
-            for score, more in zip(group.scores, parts, strict=True)
+            for score, more in zip(group.scores, found, strict=True)
         ]
     )

@@ -171,6 +171,12 @@ class Row:
     token_index: torch.Tensor
     """[n] int64 into the batch's axis N: where these tokens stand in the batch."""
 
+    def reading(self, wanted: torch.Tensor) -> Row:
+        """The same forward pass, read only at the tokens where `wanted`, bool [N], is true."""
+        keep = wanted[self.token_index]  # [N] -> [n]
+        names = ("read_positions", "token_positions", "target_ids", "token_index")
+        return dataclasses.replace(self, **{name: getattr(self, name)[keep] for name in names})
+
 
 def pack(batch: Batch, row_tokens: int, *, branches: bool = True) -> list[Row]:
     """Rows of at most `row_tokens` tokens that hold every group of `batch` whole; a larger group has its own row.

@@ -17,6 +17,7 @@ from core.config import Section
 from core.data_recipes import DataConfig, WordProblemsConfig
 from core.environment_recipes import LABEL as ENVIRONMENT
 from core.environment_recipes import EnvironmentConfig
+from core.perplexity_recipes import PERPLEXITY_PARTS, PerplexityRewardConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -432,7 +433,7 @@ class EvaluationConfig(Section):
     keep_answers: int = Field(default=24, ge=0)
     """Held-out answers of an evaluation that go into answers.jsonl, the same samples each time; jobs/benchmark.py uses them where all of its samples are there."""
     metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]
-    """Reward functions whose held-out mean is reported as eval/<set>/<name>; a reward model is one without being named."""
+    """Reward functions whose held-out mean is reported as eval/<set>/<name>; a reward model and a perplexity reward are measured without being named."""
     best_metric: str | None = None
     """Metric of the best checkpoint, `environment/win` say; when unset the first of `metrics`, or the reward model where there are none."""
     higher_is_better: bool = True
@@ -484,6 +485,8 @@ class GRPOConfig(Section):
     """What a good answer is: a weighted sum."""
     reward_model: RewardModelConfig | None = None
     """A reward model, whose score is added to the sum."""
+    perplexity_reward: PerplexityRewardConfig | None = None
+    """How well a frozen model foresees the gold answer from the policy's, added to the sum."""
     environment: EnvironmentConfig | None = None
     """Who answers the model in games of several turns; its reward is added to the sum."""
     rollout: RolloutConfig = RolloutConfig()
@@ -512,7 +515,7 @@ class GRPOConfig(Section):
         rollout, algorithm = self.rollout, self.algorithm
         if not self.rewards and not self.model_parts:
             raise ValueError(
-                "rewards must name at least one function, such as {fn: math_answer}, or set reward_model or environment"
+                "rewards must name at least one function, such as {fn: math_answer}, or set reward_model, perplexity_reward or environment"
             )
         self.evaluation.check(self.model_parts)
         if self.environment is not None:
@@ -569,7 +572,20 @@ class GRPOConfig(Section):
     def model_parts(self) -> list[str]:
         """What is measured of every answer besides the functions, in training and held out, by the names that metrics have."""
         measured = ["reward_model"] if self.reward_model is not None else []
+        measured += ["perplexity", *PERPLEXITY_PARTS] if self.perplexity_reward is not None else []
         return measured + ([ENVIRONMENT] if self.environment is not None else [])
+
+    @property
+    def scorer_is_reference(self) -> bool:
+        """Whether the perplexity reward can ask the reference: the same weights, in the same precision."""
+        scorer = self.perplexity_reward
+        return (
+            scorer is not None
+            and scorer.path is None
+            and scorer.precision == self.policy.precision
+            and self.kl_needs_reference
+            and self.reference.source == "own_weights"
+        )
 
     def arithmetic(self) -> str:
         """The derived numbers in one sentence, printed at the start."""

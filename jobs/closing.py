@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from actors.placement import Stage
 from core.files import read_lines
+from core.statistics import Estimate, estimate_difference
 
 SHOWN_ANSWERS = 3
 WARM_START_LINES = 20
@@ -67,20 +68,52 @@ def print_summary(directory: Path) -> None:
     """Held-out metrics before and after, the same samples' answers before and after, and where everything lies."""
     lines = read_lines(directory / "metrics.jsonl")
     evaluated = [line for line in lines if any(name.startswith("eval/") for name in line)]
-    if evaluated:
-        rich.print(_metrics_table(evaluated[0], evaluated[-1]))
     answers = read_lines(directory / "answers.jsonl")
+    if evaluated:
+        rich.print(_metrics_table(evaluated[0], evaluated[-1], paired_answers(answers)))
     if answers:
         rich.print(_answers_table(answers))
     rich.print(f"report      {directory / 'report.html'}\ncheckpoint  {directory / 'checkpoints' / 'latest'}")
 
 
-def _metrics_table(before: dict[str, Any], after: dict[str, Any]) -> Table:
+Pairs = Sequence[tuple[dict[str, Any], dict[str, Any]]]
+"""Rows of answers.jsonl: of the first evaluation and of the last, by sample."""
+
+
+def paired_answers(answers: Sequence[dict[str, Any]]) -> Pairs:
+    """The same samples' answers before and after; none where there was one evaluation."""
+    steps = [row["step"] for row in answers]
+    if not steps or steps[0] == steps[-1]:
+        return []
+    before = {(row["set"], row["sample_id"]): row for row in answers if row["step"] == steps[0]}
+    after = [row for row in answers if row["step"] == steps[-1]]
+    return [(before[key], row) for row in after if (key := (row["set"], row["sample_id"])) in before]
+
+
+def change(name: str, pairs: Pairs) -> Estimate | None:
+    """By how much `<set>/<metric>` changed, over the kept answers that have it before and after; None without two."""
+    both = [
+        (first["metrics"][metric], last["metrics"][metric])
+        for first, last in pairs
+        if (metric := name.removeprefix(f"{last['set']}/")) in first["metrics"] and metric in last["metrics"]
+    ]
+    if len(both) < 2:
+        return None
+    before, after = zip(*both, strict=True)
+    return estimate_difference(after, before)
+
+
+def _metrics_table(before: dict[str, Any], after: dict[str, Any], pairs: Pairs) -> Table:
     table = Table(title="held out", title_justify="left")
-    for column in ("metric", f"before (step {before['step']})", f"after (step {after['step']})"):
+    columns = ["metric", f"before (step {before['step']})", f"after (step {after['step']})"]
+    for column in [*columns, *([f"change, 95 % ({len(pairs)} samples)"] if pairs else [])]:
         table.add_column(column, justify="left" if column == "metric" else "right")
-    for name in sorted(name for name in after if name.startswith("eval/")):
-        table.add_row(name.removeprefix("eval/"), f"{before.get(name, float('nan')):.3f}", f"{after[name]:.3f}")
+    for full in sorted(name for name in after if name.startswith("eval/")):
+        name = full.removeprefix("eval/")
+        cells = [name, f"{before.get(full, float('nan')):.3f}", f"{after[full]:.3f}"]
+        if (found := change(name, pairs)) is not None:
+            cells.append(f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})")
+        table.add_row(*cells)
     return table
 
 

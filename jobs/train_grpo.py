@@ -27,6 +27,7 @@ from actors.rollouts import Rollouts
 from algorithms.packing import Batch
 from core.checkpoint import save_state
 from core.errors import PlayError, RewardError
+from core.model_paths import locate
 from core.program import run_program
 from core.recipes import AlgorithmConfig, EvaluationConfig, GRPOConfig
 from core.records import Group
@@ -48,6 +49,9 @@ def train(config: GRPOConfig, learn: Learn | None = None) -> None:
         build_environment(config.environment).require_metric(config.evaluation.best)
     if config.reward_model is not None:
         config = config.model_copy(update={"reward_model": located(config.reward_model)})
+    if config.perplexity_reward is not None and config.perplexity_reward.path is not None:
+        found = {"path": locate(config.perplexity_reward.path)}
+        config = config.model_copy(update={"perplexity_reward": config.perplexity_reward.model_copy(update=found)})
     perform(
         config,
         table=lambda device: seats(config, device=device),

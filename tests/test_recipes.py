@@ -163,7 +163,12 @@ def test_the_quickstart_recipe_spells_out_the_defaults_and_all_of_them() -> None
 
 # -- eight H100 -------------------------------------------------------------------------------------------------
 
-SAMPLING_ON_H100 = [*H100_RECIPES, CONFIGS / "cs224r/full/rloo.yaml", CONFIGS / "tldr/full/ppo.yaml"]
+SAMPLING_ON_H100 = [
+    *H100_RECIPES,
+    CONFIGS / "cs224r/full/rloo.yaml",
+    CONFIGS / "tldr/full/ppo.yaml",
+    CONFIGS / "gsm8k_perplexity/full.yaml",
+]
 
 
 @pytest.mark.parametrize("recipe", SAMPLING_ON_H100, ids=by_name)
@@ -314,3 +319,10 @@ def test_the_summarizers_pipeline_trains_as_its_recipe_alone_does(size: str) -> 
     )
     differing = {key for key in alone.keys() | staged.keys() if alone.get(key) != staged.get(key)}
     assert {key.split(".")[0] for key in differing} <= {"run", "model"}
+
+
+def test_the_scorer_of_the_full_system_2_is_a_model_beside_the_reference() -> None:
+    """The reference is the policy without its adapter, which is in use elsewhere while answers are scored."""
+    full = system("gsm8k_perplexity")["full"]
+    assert not full.scorer_is_reference
+    assert [seat.role for seat in seats(full, device="cuda")].count("perplexity") == 1

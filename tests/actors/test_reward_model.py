@@ -180,7 +180,7 @@ def rewarders() -> Iterator[list[Rewarder]]:
 def test_the_sum_is_that_of_functions_and_model_each_with_its_weight(
     build: Any, frozen: Frozen, tokenizer: Any, rewarders: list[Rewarder]
 ) -> None:
-    rewarders.append(Rewarder([BREVITY], model=build(weight=0.5)))
+    rewarders.append(Rewarder([BREVITY], parts=[build(weight=0.5)]))
     asked_about = group(tokenizer, 0)
     scored = rewarders[0].score(asked_about).result(60)
     for branch, score in zip(asked_about.branches, scored.scores, strict=True):
@@ -193,7 +193,7 @@ def test_the_sum_is_that_of_functions_and_model_each_with_its_weight(
 def test_the_model_may_be_the_whole_reward(
     build: Any, frozen: Frozen, tokenizer: Any, rewarders: list[Rewarder]
 ) -> None:
-    rewarders.append(Rewarder([], model=build(weight=3.0)))
+    rewarders.append(Rewarder([], parts=[build(weight=3.0)]))
     asked_about = group(tokenizer, 1)
     scored = rewarders[0].score(asked_about).result(60)
     expected = [3.0 * alone(frozen, asked_about, branch.token_ids) for branch in asked_about.branches]
@@ -203,7 +203,7 @@ def test_the_model_may_be_the_whole_reward(
 def test_a_missing_judgement_stays_missing_whatever_the_model_says(
     build: Any, tokenizer: Any, rewarders: list[Rewarder]
 ) -> None:
-    rewarders.append(Rewarder([BREVITY], model=build()))
+    rewarders.append(Rewarder([BREVITY], parts=[build()]))
     given = group(tokenizer, 0)
     unlucky = Branch(token_ids=[13, 40, 41])
     asked_about = Group(sample=given.sample, prompt_ids=given.prompt_ids, branches=[given.branches[0], unlucky])
@@ -218,7 +218,7 @@ def test_a_score_that_is_no_number_is_an_error_and_not_an_endless_wait(
     build: Any, frozen: Frozen, tokenizer: Any, rewarders: list[Rewarder], monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     monkeypatch.setattr(frozen, "scores", lambda batch: torch.full((batch.num_branches,), value))
-    rewarders.append(Rewarder([BREVITY], model=build()))
+    rewarders.append(Rewarder([BREVITY], parts=[build()]))
     answer: Future[Group] = rewarders[0].score(group(tokenizer, 0))
     with pytest.raises(RewardError, match=rf"the reward model's score of task/0 is {value}"):
         answer.result(20)
@@ -227,6 +227,6 @@ def test_a_score_that_is_no_number_is_an_error_and_not_an_endless_wait(
 def test_a_failure_of_the_model_reaches_whoever_waits_for_the_score(
     build: Any, tokenizer: Any, rewarders: list[Rewarder]
 ) -> None:
-    rewarders.append(Rewarder([BREVITY], model=build(relative_to_reference=True)))
+    rewarders.append(Rewarder([BREVITY], parts=[build(relative_to_reference=True)]))
     with pytest.raises(DataError, match="has no reference answer"):
         rewarders[0].score(group(tokenizer, 0, gold=None)).result(20)
