@@ -1,4 +1,4 @@
-"""The full recipe of system 2 on rows with the real fields: what policy and scorer read, piece by piece."""
+"""The full recipes of systems 2 and 4 on rows with the real fields: what policy and scorer read, piece by piece."""
 
 from __future__ import annotations
 
@@ -51,3 +51,25 @@ def test_system_2_asks_for_reasoning_and_the_scorer_reads_question_reasoning_and
         tokenizer.decode(prompt.with_answer(frame, str(handed)).token_ids)
         == "May: 24 clips.\nThe final answer is: 1072"
     )
+
+
+def test_system_4_asks_for_a_plan_and_the_scorer_reads_sections_plan_and_chapter(tokenizer: Any) -> None:
+    recipe = ROOT / "configs/next_chapter/full/grpo.yaml"
+    rows = f"data.path={ROOT / 'tests/fixtures/next_chapter'}"
+    config = load_config(
+        GRPOConfig, [str(recipe), rows, "data.min_chapter_words=1"]
+    )  # the fixture's chapters are short
+    data = load_data(config.data)
+    prompt = scorer(config, tokenizer)
+    for sample in (*data.train, *data.heldout):
+        assert "In summary:" in tokenizer.decode(encode_prompt(tokenizer, sample))
+        frame = prompt.frame(sample)
+        shared = tokenizer.decode(frame.prompt_ids)
+        assert "In summary:" not in shared  # it is asked for the chapter, not for a plan
+        assert str(sample.gold) not in shared
+        plain = tokenizer.decode(prompt.without_answer(frame).token_ids)
+        assert plain == f"<|im_end|>\n<|im_start|>assistant\n{sample.gold}<|im_end|>"
+        handed = str(prompt.handed_over("He must go. In summary: they {leave}."))
+        planned = tokenizer.decode(prompt.with_answer(frame, handed).token_ids)
+        assert planned.startswith("\n\n### Detailed Plan for the Next Chapter\nthey {leave}.<|im_end|>")
+        assert planned.endswith(plain)

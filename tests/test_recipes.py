@@ -48,6 +48,7 @@ JOBS: dict[str, type[Section]] = {
     "full": GRPOConfig,
     "small": GRPOConfig,
     "distil": DistilConfig,
+    "scorer": SFTConfig,
 }
 
 
@@ -168,6 +169,7 @@ SAMPLING_ON_H100 = [
     CONFIGS / "cs224r/full/rloo.yaml",
     CONFIGS / "tldr/full/ppo.yaml",
     CONFIGS / "gsm8k_perplexity/full.yaml",
+    CONFIGS / "next_chapter/full/grpo.yaml",
 ]
 
 
@@ -245,7 +247,7 @@ def test_a_stage_run_by_hand_reads_and_writes_where_its_pipeline_does(path: Path
             )
 
 
-@pytest.mark.parametrize("name", ["cs224r/small", "tldr/small", "summarizer/small"])
+@pytest.mark.parametrize("name", ["cs224r/small", "tldr/small", "summarizer/small", "next_chapter/small"])
 def test_all_stages_of_a_small_system_hold_out_the_same_texts(name: str) -> None:
     """Another seed or limit in one stage would let it train on what another is measured on."""
     chosen = [
@@ -321,8 +323,17 @@ def test_the_summarizers_pipeline_trains_as_its_recipe_alone_does(size: str) -> 
     assert {key.split(".")[0] for key in differing} <= {"run", "model"}
 
 
-def test_the_scorer_of_the_full_system_2_is_a_model_beside_the_reference() -> None:
-    """The reference is the policy without its adapter, which is in use elsewhere while answers are scored."""
-    full = system("gsm8k_perplexity")["full"]
-    assert not full.scorer_is_reference
-    assert [seat.role for seat in seats(full, device="cuda")].count("perplexity") == 1
+def test_the_scorer_of_the_full_system_4_is_its_reference_and_that_of_system_2_a_model_beside_it() -> None:
+    """A second copy of 7B would need a ninth GPU; the adapter's reference is switched off while answers are scored."""
+    system_4, system_2 = system("next_chapter/full")["grpo"], system("gsm8k_perplexity")["full"]
+    assert system_4.scorer_is_reference
+    assert not system_2.scorer_is_reference
+    assert [seat.role for seat in seats(system_2, device="cuda")].count("perplexity") == 1
+
+
+def test_the_small_system_4_asks_for_the_marker_that_its_demonstrations_have() -> None:
+    grpo = system("next_chapter/small")["grpo"]
+    assert grpo.perplexity_reward.marker == [grpo.data.marker]
+    assert (
+        system("next_chapter/full")["grpo"].data.marker in system("next_chapter/full")["grpo"].perplexity_reward.marker
+    )
