@@ -6,16 +6,17 @@ wait for a network or compute for long get workers. Functions and models work on
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Protocol
 
 from actors.group import Group as WorkerGroupBase
 from core.recipes import RewardConfig
 from core.records import Group, Score
-from rewards import build_rewards
+from rewards import Rewards, build_rewards
 
 
 class RewarderWorker:
@@ -25,7 +26,7 @@ class RewarderWorker:
         self._rewards = build_rewards(configs)
 
     async def score(self, group: Group) -> Group:
-        return group.with_scores(await self._rewards.score(group))
+        return await _scored(self._rewards, group)
 
 
 class RewardPart(Protocol):
@@ -57,8 +58,10 @@ class Rewarder:
         self._workers, self._parts = workers, tuple(parts)
         # Built here too when workers score, so that an unknown function fails before anything expensive starts.
         self._rewards = build_rewards(configs) if configs else None
-        # A thread of its own: answers arrive on the threads of Ray or of an event loop, which must not be kept.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rewarder")
+        # A thread of its own: answers arrive on the threads of Ray or of an event loop, which must not be kept. Groups
+        # whose judges wait for a network wait side by side there.
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="rewarder", daemon=True).start()
         self._next = 0
 
     def score(self, group: Group) -> Future[Group]:
@@ -85,8 +88,7 @@ class Rewarder:
             nothing.set_result(group.with_scores([Score(value=0.0)] * len(group.branches)))
             return nothing
         if self._workers is None:
-            rewards = self._rewards
-            return self._thread.submit(lambda: group.with_scores(rewards.score_now(group)))
+            return asyncio.run_coroutine_threadsafe(_scored(self._rewards, group), self._loop)
         rank = self._next = (self._next + 1) % self._workers.size
         workers, scored = self._workers, Future[Group]()
 
@@ -100,9 +102,13 @@ class Rewarder:
         return scored
 
     def shutdown(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._loop.call_soon_threadsafe(self._loop.stop)
         if self._workers is not None:
             self._workers.shutdown()
+
+
+async def _scored(rewards: Rewards, group: Group) -> Group:
+    return group.with_scores(await rewards.score(group))
 
 
 def _all(futures: Sequence[Future[Any]]) -> Future[list[Any]]:
