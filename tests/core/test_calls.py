@@ -205,9 +205,10 @@ def test_what_the_rollouts_and_a_real_judge_did_is_in_the_file_and_no_key(
         run = stack.enter_context(Run.open(config))
         rewarder = rewarder_of(server)
         stack.callback(rewarder.shutdown)
-        branches: Future[list[Branch]] = Future()
-        answer = chain(branches, SAMPLE, [1, 2], rewarder, run.watch_calls(1, "rollout"))
-        branches.set_result([Branch(token_ids=[5], text=f"my key is {KEY}"), Branch(token_ids=[6], text="B")])
+        answered: Future[Group] = Future()
+        answer = chain(answered, rewarder, run.watch_calls(1, "rollout"))
+        branches = [Branch(token_ids=[5], text=f"my key is {KEY}"), Branch(token_ids=[6], text="B")]
+        answered.set_result(Group(sample=SAMPLE, prompt_ids=[1, 2], branches=branches))
         scored = answer.result(30)
     policy, *judged = read_lines(config.run.path / "calls.jsonl")
     assert [found["reward"] for found in policy["answers"]] == [2.0, 2.0]
@@ -258,9 +259,9 @@ def test_a_log_that_has_a_bug_leaves_nobody_waiting() -> None:
         raise ZeroDivisionError
 
     rewarder = Rewarder([])
-    branches: Future[list[Branch]] = Future()
-    answer = chain(branches, SAMPLE, [1], rewarder, broken)
-    branches.set_result([Branch(token_ids=[1])])
+    answered: Future[Group] = Future()
+    answer = chain(answered, rewarder, broken)
+    answered.set_result(Group(sample=SAMPLE, prompt_ids=[1], branches=[Branch(token_ids=[1])]))
     done, _ = concurrent.futures.wait([answer], timeout=10)
     rewarder.shutdown()
     assert done

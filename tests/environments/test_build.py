@@ -138,7 +138,10 @@ def test_an_environment_is_reward_enough() -> None:
             r"name the metric of the best checkpoint in evaluation.best_metric \(environment\)",
         ),
         ({"evaluation": BY_WINS.model_copy(update={"max_response_tokens": 9})}, r"at most evaluation\.max_response"),
-        ({"environment": None}, "rewards must name at least one function, .* or set reward_model or environment"),
+        (
+            {"environment": None},
+            "rewards must name at least one function, .* or set reward_model, perplexity_reward or environment",
+        ),
         ({"environment": None, "rewards": GRPOConfig().rewards}, "must name at least one metric"),
     ],
 )
