@@ -12,6 +12,7 @@ from actors.placement import Stage
 from core.recipes import PlacementConfig
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of the two processes of `make test` one gets every file that needs Ray, so that Ray starts once."""
     need_ray = {item.path for item in items if "stage" in getattr(item, "fixturenames", ())}
