@@ -25,7 +25,7 @@ demo: environment  ## Train a small model with GRPO from nothing, in minutes, on
 	@$(RUN) python jobs/train_grpo.py
 
 test: environment  ## Run the tests.
-	@$(RUN) python -m pytest -n 2 --dist loadgroup
+	@$(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: environment  ## Check style, types and layering; under a minute.
 	@$(RUN) ruff check .

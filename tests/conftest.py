@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from actors.placement import Stage
 from core.recipes import PlacementConfig
 
+ROOT = Path(__file__).resolve().parents[1]
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of the two processes of `make test` one gets every file that needs Ray, so that Ray starts once."""
-    need_ray = {item.path for item in items if "stage" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in need_ray else item.path.name))
+
+class RayTogether(LoadScopeScheduling):
+    """Files are dealt out whole; those that need Ray go to one process, so that Ray starts once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if needs_ray(file) else file
+
+
+@functools.cache
+def needs_ray(file: str) -> bool:
+    text = (ROOT / file).read_text()
+    return "stage: Stage" in text or 'usefixtures("stage")' in text
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayTogether:
+    """How pytest-xdist deals out the tests."""
+    return RayTogether(config, log)
 
 
 @pytest.fixture(scope="session")
