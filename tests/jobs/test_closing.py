@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rich
 
 from core.files import JsonLines
 from jobs.closing import change, paired_answers, print_summary
@@ -47,7 +48,7 @@ def test_without_two_evaluations_of_a_metric_there_is_no_change(name: str, answe
 def test_the_summary_shows_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(rich.get_console(), "_width", 160)  # it may have looked at COLUMNS in an earlier test
     metric = "eval/gsm8k/perplexity/gold"
     JsonLines(tmp_path / "metrics.jsonl").append({"step": 0, metric: 6.0}, {"step": 20, metric: 4.5})
     JsonLines(tmp_path / "answers.jsonl").append(*ANSWERS)
