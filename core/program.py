@@ -1,6 +1,7 @@
 """How a job is started: `run_program(train, GRPOConfig, "jobs/train_grpo.py")` at the end of its file.
 
-It reads the command line, calls the job with its config and says what the user did wrong in one sentence.
+It takes what `.env` adds to the environment, reads the command line, calls the job with its config and says what the user
+did wrong in one sentence.
 Exit status: 0 done, 2 a TroupeError, 130 interrupted; any other exception is our bug and keeps its traceback.
 """
 
@@ -16,6 +17,7 @@ import rich
 from rich.logging import RichHandler
 
 from core.config import Section, dump_config, parse_command_line
+from core.environment import load_env_file
 from core.errors import TroupeError
 
 C = TypeVar("C", bound=Section)
@@ -27,6 +29,7 @@ def run_program(main: Callable[[C], Any], config_cls: type[C], program_name: str
     """Run `main(config)` with the config that the command line describes; see the module for exit statuses."""
     show_log()
     try:
+        load_env_file()
         config, dry_run = parse_command_line(config_cls, program_name)
         if dry_run:
             describe(config)
