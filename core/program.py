@@ -19,6 +19,7 @@ from rich.logging import RichHandler
 from core.config import Section, dump_config, parse_command_line
 from core.environment import load_env_file
 from core.errors import TroupeError
+from core.secrets import SecretFilter, mask_console
 
 C = TypeVar("C", bound=Section)
 
@@ -27,6 +28,7 @@ PACKAGES = ("core", "algorithms", "data", "rewards", "environments", "actors", "
 
 def run_program(main: Callable[[C], Any], config_cls: type[C], program_name: str) -> None:
     """Run `main(config)` with the config that the command line describes; see the module for exit statuses."""
+    mask_console()
     show_log()
     try:
         load_env_file()
@@ -65,6 +67,7 @@ def show_log() -> None:
     on_terminal = rich.get_console().is_terminal
     handler = RichHandler(show_path=False, markup=False) if on_terminal else logging.StreamHandler()
     plain = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    handler.addFilter(SecretFilter())
     logging.basicConfig(format="%(message)s" if on_terminal else plain, handlers=[handler])
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)

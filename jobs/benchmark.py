@@ -30,7 +30,8 @@ from core.files import now, read_json, to_json, write_atomically
 from core.program import run_program
 from core.records import Branch, Group, Score
 from core.report_benchmark import build_benchmark_report
-from core.run_directory import environment, locked, public_text, public_values
+from core.run_directory import environment, locked
+from core.secrets import public_values
 from core.tracking import log_evaluation
 from core.trained_steps import UNKNOWN, run_of
 from jobs.benchmark_answers import Rounds, everybodys_answers, summed_up
@@ -74,7 +75,7 @@ def output_directory(config: BenchmarkConfig) -> Path:
 def status(output: Path, config: BenchmarkConfig) -> Iterator[None]:
     """The directory with its recipe and environment, and what became of it."""
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "config.yaml", public_text(dump_config(config)))
+    write_atomically(output / "config.yaml", dump_config(config))
     write_atomically(output / "environment.json", to_json(environment(), indent=2) + "\n")
 
     def say(state: str, **more: str) -> None:
@@ -84,7 +85,7 @@ def status(output: Path, config: BenchmarkConfig) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        say("stopped" if isinstance(error, KeyboardInterrupt) else "failed", error=public_text(f"{error}"))
+        say("stopped" if isinstance(error, KeyboardInterrupt) else "failed", error=f"{error}")
         raise
     say("finished")
 

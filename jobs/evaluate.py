@@ -48,7 +48,7 @@ from core.model_paths import locate
 from core.program import run_program
 from core.recipes import RewardModelConfig
 from core.records import Branch, Group, Sample, Score
-from core.run_directory import public_text, public_values
+from core.secrets import public_values
 from core.stored_answers import Answers, AnswerStore
 from core.tracking import check_trackers, log_evaluation
 from data import load_data
@@ -107,7 +107,7 @@ def evaluate(config: EvaluateConfig) -> None:
     exam = prepare(config)
     output = output_directory(config)
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "recipe.yaml", public_text(dump_config(config)))
+    write_atomically(output / "recipe.yaml", dump_config(config))
 
     answers, rewards = perform(config, exam, AnswerStore(output / "generated"))
     marks = Marks(rewards=rewards, functions=function_scores(config, exam, answers))
