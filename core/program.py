@@ -19,7 +19,7 @@ from rich.logging import RichHandler
 from core.config import Section, dump_config, parse_command_line
 from core.environment import load_env_file
 from core.errors import TroupeError
-from core.secrets import SecretFilter, mask_console
+from core.secrets import SecretFilter, mask_console, public_text
 
 C = TypeVar("C", bound=Section)
 
@@ -33,6 +33,7 @@ def run_program(main: Callable[[C], Any], config_cls: type[C], program_name: str
     try:
         load_env_file()
         config, dry_run = parse_command_line(config_cls, program_name)
+        sys.argv[1:] = map(public_text, sys.argv[1:])  # trackers keep the command line
         if dry_run:
             describe(config)
         else:

@@ -47,9 +47,9 @@ def name_secret(variable: str) -> None:
 def known_secrets() -> dict[str, str]:
     """Name -> value of the secrets in the environment, longest first, since one may be a part of another."""
     secrets = {
-        name: value
+        name: value.strip()
         for name, value in os.environ.items()
-        if len(value) >= SHORTEST_SECRET
+        if len(value.strip()) >= SHORTEST_SECRET
         and (name in _named or (SECRET_NAME.search(name) and not NOT_SECRET.search(name)))
     }
     return dict(sorted(secrets.items(), key=lambda item: -len(item[1])))
