@@ -27,7 +27,7 @@ from actors.cast import load_tokenizer
 from actors.evaluation import evaluation_stage, generate, reward_scores
 from actors.reward_model import located, require_same_tokenizer
 from core.answering_recipes import AnsweringConfig
-from core.chat import encode_prompt, prompt_text
+from core.chat import encode_prompt
 from core.comparison import Comparison, compare
 from core.config import dump_config
 from core.errors import DataError, RewardError
@@ -36,7 +36,9 @@ from core.evaluation_tables import (
     AnswerRow,
     Estimates,
     as_markdown,
+    build_answer_row,
     measure,
+    num_words,
     print_tables,
     result_tables,
     write_answers,
@@ -281,33 +283,16 @@ def answer_rows(exam: Examination, name: str, answers: Answers, marks: Marks) ->
     """One row per sample, in the order of the data."""
     rewards, references = marks.rewards.get(name, {}), marks.rewards.get(REFERENCE, {})
     functions = marks.functions.get(name, {})
-    rows = []
-    for sample in exam.samples:
-        branch, score = answers[sample.sample_id], functions.get(sample.sample_id)
-        metrics = {**(score.parts if score is not None else {}), **lengths(branch)}
-        rows.append(
-            AnswerRow(
-                sample_id=sample.sample_id,
-                prompt=prompt_text(sample),
-                reference=sample.gold,
-                prediction=branch.text,
-                finish_reason=branch.finish_reason,
-                score_prediction=rewards.get(sample.sample_id),
-                score_reference=references.get(sample.sample_id),
-                metrics=metrics,
-            )
+    return [
+        build_answer_row(
+            sample,
+            answers[sample.sample_id],
+            functions.get(sample.sample_id),
+            score_prediction=rewards.get(sample.sample_id),
+            score_reference=references.get(sample.sample_id),
         )
-    return rows
-
-
-def lengths(branch: Branch) -> dict[str, float]:
-    """Words, and where the tokens are known these too."""
-    found = {"response_words": float(num_words(branch)), "truncated_fraction": float(branch.truncated)}
-    return {**found, "response_tokens": float(branch.num_sampled)} if branch.token_ids else found
-
-
-def num_words(branch: Branch) -> int:
-    return len(branch.text.split())
+        for sample in exam.samples
+    ]
 
 
 def compare_all(
