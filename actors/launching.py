@@ -37,6 +37,8 @@ POLL_S = 1.0
 AGENT_TIMEOUT_S = 120.0
 """Seconds in which a cluster that just came up begins to accept jobs."""
 PROBE_TIMEOUT_S = 5.0
+STOP_WAIT_S = 600
+"""Seconds that a stopped job has to finish its step and save, before Ray kills it; by itself Ray gives it 3."""
 
 
 class Cluster:
@@ -198,7 +200,8 @@ class Jobs:
         os.environ["RAY_RUNTIME_ENV_IGNORE_GITIGNORE"] = "1"  # Ray reads it; the list above stands in for it
         settings = {
             "working_dir": str(ROOT),
-            "excludes": [*ignored, ".git", f"!/{ENV_FILE}"],
+            "excludes": [*ignored, ".git", ".*_cache", f"!/{ENV_FILE}"],
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
             "worker_process_setup_hook": "core.environment.load_env_file",
         }
         deadline = time.monotonic() + AGENT_TIMEOUT_S
