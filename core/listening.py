@@ -45,8 +45,10 @@ class Listener:
     command: str
 
     @property
-    def on_loopback(self) -> bool:
-        return ipaddress.ip_address(self.address.partition("%")[0]).is_loopback
+    def ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        """The address, an IPv4 one also where the system writes it as IPv6 (`::ffff:127.0.0.1`)."""
+        ip = ipaddress.ip_address(self.address.partition("%")[0])
+        return (ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None) or ip
 
     @property
     def purpose(self) -> str | None:
@@ -54,7 +56,7 @@ class Listener:
         return next((told for pattern, told in PURPOSES.items() if re.search(pattern, self.command)), None)
 
     def told(self) -> str:
-        host = f"[{self.address}]" if ":" in self.address else self.address
+        host = f"[{self.ip}]" if self.ip.version == 6 else str(self.ip)
         name = f" ({PORTS[self.port]})" if self.port in PORTS else ""
         return f"{host}:{self.port}{name}  {self.purpose}, pid {self.pid}"
 
@@ -78,4 +80,4 @@ def all_listeners() -> Iterable[Listener]:
 def our_listeners(found: Callable[[], Iterable[Listener]] = all_listeners) -> list[Listener]:
     """Those of Troupe, Ray and vLLM, those beyond loopback first, then by port; this process is not among them."""
     ours = {listener for listener in found() if listener.purpose is not None and listener.pid != os.getpid()}
-    return sorted(ours, key=lambda listener: (listener.on_loopback, listener.port, listener.address))
+    return sorted(ours, key=lambda listener: (listener.ip.is_loopback, listener.port, listener.address))
