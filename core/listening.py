@@ -1,7 +1,8 @@
 """Who listens on this machine for Troupe: jobs, Ray's processes, vLLM's engines, each with address, port and purpose.
 
 `jobs/doctor.py` shows the list; docs/operations.md has the table of all ports with the settings that move them. Nothing
-here needs Ray, only psutil, and only processes whose connections this user may see are found.
+here needs Ray, only psutil, and only processes whose connections this user may see are found. `listen` opens a port on one
+address only.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -59,6 +61,11 @@ class Listener:
         host = f"[{self.ip}]" if self.ip.version == 6 else str(self.ip)
         name = f" ({PORTS[self.port]})" if self.port in PORTS else ""
         return f"{host}:{self.port}{name}  {self.purpose}, pid {self.pid}"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on this one address, for torch's stores: left to themselves they listen on all of them."""
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
 
 
 def all_listeners() -> Iterable[Listener]:
