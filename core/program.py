@@ -19,6 +19,7 @@ from rich.logging import RichHandler
 from core.config import Section, dump_config, parse_command_line
 from core.environment import load_env_file
 from core.errors import TroupeError
+from core.memory_estimate import memory_lines
 from core.secrets import SecretFilter, mask_console, public_text
 
 C = TypeVar("C", bound=Section)
@@ -56,10 +57,12 @@ def user_error(error: BaseException) -> BaseException:
 
 
 def describe(config: Section) -> None:
-    """Print the derived numbers, where the recipe has some, and the resolved recipe: what `--dry-run` is for."""
+    """Print the derived numbers and the memory, where the recipe has some, and the recipe: what `--dry-run` is for."""
     arithmetic = getattr(config, "arithmetic", None)
     if arithmetic is not None:
         print(f"# {arithmetic()}")
+    for line in memory_lines(config):
+        print(f"# {line}")
     print(dump_config(config), end="")
 
 
