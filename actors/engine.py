@@ -35,6 +35,7 @@ from algorithms.values import PackedScalarModel
 from core.errors import CheckpointError, NumericalError
 from core.extension import extension_state, remove_stale_lock, use_environment_cache
 from core.hardware import hardware
+from core.listening import listen
 from core.recipes import LoraConfig, PolicyConfig
 
 LossFn = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -480,13 +481,29 @@ def join_process_group() -> None:
         return
     import deepspeed
 
+    store = _meeting_place() if os.environ["RANK"] == "0" else None
     deepspeed.init_distributed(dist_backend=hardware().collective_backend, verbose=False)
+    del store  # the process group has it
     if hardware().device == "cpu":
         dist.barrier()  # by now every rank has opened the buffers of all
         # DeepSpeed leaves each rank's buffer of 70 MB in shared memory for ever. Without its name it ends with the
         # processes that have it open, however they end.
         place = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{dist.get_rank()}"
         Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{place}").unlink(missing_ok=True)
+
+
+def _meeting_place() -> Any:
+    """The store where the ranks meet, on rank 0's address alone; torch finds it by its port (`multi_tenant`)."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(  # type: ignore[attr-defined]  # torch exports it by name only
+        host,
+        port,
+        int(os.environ["WORLD_SIZE"]),
+        is_master=True,
+        wait_for_workers=False,
+        multi_tenant=True,
+        master_listen_fd=listen(host, port).detach(),
+    )
 
 
 def prepare_extension() -> None:

@@ -242,6 +242,9 @@ class Witness:
 
 def _connect(address: str | None) -> bool:
     """Join the cluster at `address` or RAY_ADDRESS, or start one on loopback; whether it was started here."""
+    if not (address or os.environ.get("RAY_ADDRESS")):
+        # Without it Ray takes the machine's own address in place of loopback; it is read when ray is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if ray.is_initialized():

@@ -36,6 +36,7 @@ from actors.engine import Engine
 from actors.generator import GeneratorWorker
 from actors.group import Group
 from core.errors import SyncError, TroupeError
+from core.listening import listen
 
 
 class ZeroSource(WeightSource):
@@ -191,7 +192,15 @@ def _by_dtype(group: list[tuple[str, str, list[int]]]) -> dict[str, list[tuple[s
 
 
 def _gloo_group(host: str, port: int, rank: int, world_size: int, timeout: timedelta) -> Any:
-    return stateless_init_torch_distributed_process_group(host, port, rank, world_size, backend="gloo", timeout=timeout)
+    return stateless_init_torch_distributed_process_group(
+        host,
+        port,
+        rank,
+        world_size,
+        backend="gloo",
+        timeout=timeout,
+        listen_socket=listen(host, port) if rank == 0 else None,
+    )
 
 
 class _beside:

@@ -108,6 +108,11 @@ class BenchmarkConfig(AnsweringConfig):
             raise ValueError(f"two of the models are called {doubled!r}; give them names of their own")
         for name in names:
             require_file_name(name)
+        if self.environment is not None:
+            raise ValueError(
+                "environment: a benchmark compares answers and plays no games, which models behind endpoints and stored "
+                "answers could not; leave it out, and play with jobs/evaluate.py"
+            )
         if self.base == START and self.trained is None:
             raise ValueError("base start means what the run's recipe starts from, and trained names none; name a model")
         if self.kept_samples_only and (self.trained is None or not self.stored_answers):

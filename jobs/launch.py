@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from actors.launching import ROOT, Cluster, Jobs, env_names
 from core.errors import ClusterError, ConfigError, TroupeError
+from core.program import program
 
 RECONNECTIONS = 5
 """Times in a row that following a job opens the connection anew without seeing a new line."""
@@ -236,4 +237,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    with program():  # what `ray up` needs of a cloud's credentials may stand in .env
+        raise SystemExit(main(sys.argv[1:]))
