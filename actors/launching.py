@@ -159,15 +159,16 @@ class Jobs:
 
     @cached_property
     def _client(self) -> Any:
+        os.environ["RAY_AUTH_MODE"] = "token"  # Ray looks at it when it is imported
         import requests
+        from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
         try:
             return JobSubmissionClient(self.url)
-        except requests.HTTPError as error:
+        except (AuthenticationError, requests.HTTPError) as error:
             raise ClusterError(
-                f"the cluster at {self.url} lets nobody in ({error}); the token in ~/.ray/auth_token must be the one that "
+                f"the cluster at {self.url} does not let us in ({str(error).splitlines()[0]}); the token in ~/.ray/auth_token must be the one that "
                 "it was started with"
             ) from None
         except (ConnectionError, RuntimeError) as error:
@@ -175,9 +176,9 @@ class Jobs:
 
     def machines(self) -> list[dict[str, Any]]:
         """Address and resources of each machine that is up."""
+        os.environ["RAY_AUTH_MODE"] = "token"  # before Ray is imported
         from ray.util.state import list_nodes
 
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
         nodes = list_nodes(address=self.url, filters=[("state", "=", "ALIVE")])
         return [{"address": node.node_ip, **node.resources_total} for node in nodes]
 
