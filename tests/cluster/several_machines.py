@@ -70,7 +70,11 @@ class Room:
     def launch(self, verb: str, *arguments: str, cluster: str = "cluster.yaml", status: int = 0) -> str:
         """What it says, when it ended as it should."""
         process = self.start(verb, *arguments, cluster=cluster)
-        said = process.communicate(timeout=420)[0]
+        try:
+            said = process.communicate(timeout=300)[0]
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            pytest.fail(f"launch.py {verb} hangs: {process.communicate()[0]}")
         print(f"$ launch.py {verb} {' '.join(arguments)}\n{said}")
         assert process.returncode == status, said
         assert SECRET not in said
@@ -116,7 +120,7 @@ def write_cluster(room: Room, file: str, unreachable: str) -> None:
 @pytest.fixture(scope="module")
 def cluster(room: Room) -> Room:
     """The room with its cluster up."""
-    said = room.launch("up")
+    said = room.launch("up", "--timeout", "240")
     assert "troupe-local is up: 3 machines" in said
     for machine in room.machines:
         assert f"  {machine.address}: 1 CPU, 0 GPU" in said
