@@ -261,10 +261,10 @@ class Jobs:
         return self.status(job)[0]
 
 
-def env_names() -> list[str]:
-    """The variables that `.env` gives a job. Raises ConfigError with file and line where it is malformed."""
+def env_file() -> dict[str, str]:
+    """What `.env` gives a job and Ray's launcher. Raises ConfigError with file and line where it is malformed."""
     file = ROOT / ENV_FILE
-    return list(read_env_file(file)) if file.is_file() else []
+    return read_env_file(file) if file.is_file() else {}
 
 
 def _ray_command() -> list[str]:
@@ -278,7 +278,7 @@ def _ray(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "RAY_AUTH_MODE": "token"}
+    return {**env_file(), **os.environ, "RAY_AUTH_MODE": "token"}
 
 
 def _free_port() -> int:
