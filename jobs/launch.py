@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from actors.launching import ROOT, Cluster, Jobs, env_names
+from actors.launching import ROOT, Cluster, Jobs, env_file
 from core.errors import ClusterError, ConfigError, TroupeError
 from core.program import program
 
@@ -56,7 +56,7 @@ def submit(options: argparse.Namespace) -> int:
         )
     if options.down_after_run and (options.address or options.detach):
         raise ConfigError("--down-after-run needs a cluster file and follows the job; leave --address and --detach out")
-    names = env_names()
+    names = list(env_file())
     cluster = None if options.address else Cluster(options.cluster)
     runs = options.runs or (cluster.runs if cluster else None)
     command = with_run_directory(options.command, runs)
