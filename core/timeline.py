@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import threading
 import time
 from collections import deque
@@ -20,6 +21,8 @@ from typing import Any
 
 from core.files import read_json, to_json, write_atomically
 from core.watch_recipes import WatchConfig
+
+log = logging.getLogger(__name__)
 
 TIMELINE_FILE = "timeline.json"
 REQUEST_FILE = "timeline.request"
@@ -142,8 +145,11 @@ class StepTimelines:
         self._begun_ns = ended_ns
         if self._wanted(step):
             whole = Span(track=DRIVER, name=f"step {step}", begun_ns=begun_ns, ended_ns=ended_ns)
-            found = [entry for source in (RECORDER.since, *self.workers) for entry in source(begun_ns)]
-            write_step(self._directory / TIMELINE_FILE, step, whole, found)
+            try:
+                found = [entry for source in (RECORDER.since, *self.workers) for entry in source(begun_ns)]
+                write_step(self._directory / TIMELINE_FILE, step, whole, found)
+            except Exception as error:  # whatever a cluster does to those who ask: the run is worth more
+                log.warning("the timeline of step %d is missing: %s", step, error)
 
     def _wanted(self, step: int) -> bool:
         every = self._config.timeline_every
