@@ -8,10 +8,12 @@ Prometheus's format; Ray puts `ray_` before each name. Without Ray nothing is re
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,7 +47,12 @@ TAGS = ("run", "role", "rank")
 PHASED = ("working", "working_seconds")
 LATENCIES_S = [0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]
 
+REFRESH_S = 4.0
+"""Ray forgets a gauge that was not set for two of its intervals, of 10 s; a phase or a step may last much longer."""
+
 _known: dict[str, Any] = {}
+_held: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[Any, float]] = {}
+"""The gauges of this process and what they show: (name, tags) -> (gauge, value)."""
 
 
 def record(name: str, value: float, **tags: str) -> None:
@@ -58,7 +65,7 @@ def record(name: str, value: float, **tags: str) -> None:
     role, _, rank = os.environ.get(ROLE, "driver-0").rpartition("-")
     tags = {"run": os.environ.get(RUN, ""), "role": role, "rank": rank, **tags}
     if kind == "gauge":
-        meter.set(value, tags=tags)
+        hold(name, meter, value, tags)
     elif kind == "histogram":
         meter.observe(value, tags=tags)
     elif value > 0:  # Ray's counters refuse zero
@@ -74,6 +81,27 @@ def _build(name: str, kind: str, description: str) -> Any:
     else:
         meter = (Gauge if kind == "gauge" else Counter)(PREFIX + name, description, tag_keys=tags)
     return _known.setdefault(name, meter)
+
+
+def hold(name: str, gauge: Any, value: float, tags: Mapping[str, str]) -> None:
+    """Show a value until another one, however long that takes."""
+    gauge.set(value, tags=dict(tags))
+    _held[name, tuple(tags.items())] = (gauge, value)
+    _refresher()
+
+
+@functools.cache
+def _refresher() -> threading.Thread:
+    def refresh() -> None:
+        while True:
+            time.sleep(REFRESH_S)
+            for (_, tags), (gauge, value) in list(_held.items()):
+                with contextlib.suppress(Exception):  # Ray may be ending at this moment
+                    gauge.set(value, tags=dict(tags))
+
+    thread = threading.Thread(target=refresh, name="gauges", daemon=True)
+    thread.start()
+    return thread
 
 
 @contextlib.contextmanager
@@ -135,13 +163,16 @@ class PrometheusTracker:
             if name not in self._gauges:
                 self._gauges[name] = Gauge(name, f"{metric} of the last step", tag_keys=("run", "metric"))
             if math.isfinite(value):
-                self._gauges[name].set(value, tags={"run": self._run, "metric": metric})
+                hold(name, self._gauges[name], value, {"run": self._run, "metric": metric})
 
     def log_tables(self, step: int, tables: Mapping[str, Any]) -> None:
         """Texts are not Prometheus's."""
 
     def finish(self, *, failed: bool) -> None:
+        """The next run of this process may meet another Ray, which knows nothing of these."""
         os.environ.pop(RUN, None)
+        _known.clear()
+        _held.clear()
 
 
 @contextlib.contextmanager
