@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.kl_coefficient import KLCoefficient
+from actors.placement import Stage
 from core.checkpoint import CheckpointStore, save_state
 from core.config import dump_config
 from core.errors import CheckpointError
@@ -126,6 +128,20 @@ def test_the_timeline_has_every_worker_and_the_dashboard_finds_its_metrics(unint
     assert (
         unknown_names({"step", *(name for line in read_lines(uninterrupted / "metrics.jsonl") for name in line)}) == []
     )
+
+
+def test_what_workers_and_the_driver_recorded_reaches_rays_agent_under_the_name_of_the_run(
+    uninterrupted: Path, stage: Stage
+) -> None:
+    wanted = {"ray_troupe_generator_tokens_total", "ray_troupe_rewarder_judgements_total"}
+    (address,) = stage.metrics_addresses()
+
+    def arrived() -> bool:
+        shown = urllib.request.urlopen(f"http://{address}/metrics", timeout=10).read().decode().splitlines()
+        return {line.split("{")[0] for line in shown if f'run="{uninterrupted.name}"' in line} >= wanted
+
+    assert wait_until(arrived, 30)
+    assert not (uninterrupted / "prometheus.json").exists()  # its run has ended
 
 
 def test_checkpoints_are_the_newest_two_and_the_best_and_load_as_models(uninterrupted: Path, directory: Path) -> None:
