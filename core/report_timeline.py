@@ -10,30 +10,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.charts import short
+from core.report_curves import PHASE_COLORS
 from core.report_page import escape
 
 MOST_SHOWN = 2
 WIDTH, HEIGHT = 1000, 22
 COLORS = {
-    "rollout": "var(--c0)",
-    "generate": "var(--c0)",
-    "update": "var(--c1)",
-    "publish": "var(--c2)",
-    "receive weights": "var(--c2)",
-    "read": "var(--c3)",
-    "logprobs": "var(--c3)",
-    "reference": "var(--c3)",
-    "reward": "var(--c4)",
-    "judgements": "var(--c4)",
-    "score": "var(--c4)",
-    "advantage": "var(--c5)",
-    "evaluate": "var(--c6)",
-    "probe": "var(--c6)",
-    "checkpoint": "var(--c7)",
-    "save": "var(--c7)",
+    **PHASE_COLORS,
+    "generate": PHASE_COLORS["rollout"],
+    "receive weights": PHASE_COLORS["publish"],
+    "read": PHASE_COLORS["reference"],
+    "logprobs": PHASE_COLORS["reference"],
+    "judgements": PHASE_COLORS["reward"],
+    "score": PHASE_COLORS["reward"],
+    "probe": PHASE_COLORS["evaluate"],
+    "save": PHASE_COLORS["checkpoint"],
 }
 """What belongs together has one colour: a phase of the driver, and the work that it waits for."""
-OTHER_COLOR = "var(--c8)"
 WITHIN = {"optimizer step": "update"}
 """Parts of other work: drawn as lines within it."""
 
@@ -126,4 +119,4 @@ def _family(name: str) -> str:
 
 
 def _color(name: str) -> str:
-    return "var(--c2)" if name.startswith("sync: ") else COLORS.get(WITHIN.get(name, name), OTHER_COLOR)
+    return COLORS["publish"] if name.startswith("sync: ") else COLORS.get(WITHIN.get(name, name), COLORS["other"])
