@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from actors.meters import record
 from algorithms.attention import PACKED_ATTENTION, supports_branches
 from algorithms.hidden import inner_model
 from algorithms.logprobs import PackedModel
@@ -138,6 +139,8 @@ class Engine:
             # ZeRO averages over the ranks; the loss is already a share of the global sum.
             self.engine.backward(value * self.world_size)
             _add(totals, metrics)
+            record("trainer_rows", 1)
+            record("trainer_tokens", row.input_ids.numel())
         summed = self._sum_over_ranks(totals)
         if not math.isfinite(summed["loss"]):
             raise NumericalError(

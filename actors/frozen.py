@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from actors.group import Group, own_address
+from actors.meters import working
 from actors.policy import Policy
 from algorithms.packing import Batch, last_tokens, pack
 from core.hardware import hardware, set_up_process
@@ -60,14 +61,15 @@ class FrozenWorker:
     @torch.no_grad()
     def read(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
         """[N]: the head's output at this rank's tokens; with `wanted`, bool [N], at those alone, and 0 elsewhere."""
-        if self._offload:
-            self._packed.to(hardware().device)
-        values = torch.zeros(batch.num_tokens)
-        for whole in pack(batch, self._row_tokens, branches=self._branches):
-            row = whole if wanted is None else whole.reading(wanted)
-            values[row.token_index] = self._packed(row, **options)[0].float().cpu()
-        if self._offload:
-            self._packed.to("cpu")
+        with working("read"):
+            if self._offload:
+                self._packed.to(hardware().device)
+            values = torch.zeros(batch.num_tokens)
+            for whole in pack(batch, self._row_tokens, branches=self._branches):
+                row = whole if wanted is None else whole.reading(wanted)
+                values[row.token_index] = self._packed(row, **options)[0].float().cpu()
+            if self._offload:
+                self._packed.to("cpu")
         return values
 
 

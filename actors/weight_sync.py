@@ -37,6 +37,7 @@ from actors.generator import GeneratorWorker
 from actors.group import Group
 from core.errors import SyncError, TroupeError
 from core.listening import listen
+from core.timeline import RECORDER
 
 
 class ZeroSource(WeightSource):
@@ -259,7 +260,8 @@ class EngineClient:
 
     def _wait(self, futures: list[Any], phase: str) -> None:
         try:
-            self._generators.gather(futures, self._timeout_s, phase)
+            with RECORDER.span(f"sync: {phase}"):
+                self._generators.gather(futures, self._timeout_s, phase)
         except TroupeError as error:
             raise SyncError(f"weight sync failed in phase {phase!r}: {error}") from None
 

@@ -40,6 +40,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayTogether:
 @pytest.fixture(scope="session")
 def stage() -> Iterator[Stage]:
     """A stage that keeps Ray alive, whose start takes longer than most tests; stages of jobs and tests join it."""
+    os.environ.setdefault("RAY_metrics_report_interval_ms", "2000")  # tests need not wait for Ray's ten seconds
     stage = Stage(PlacementConfig())
     yield stage
     stage.close()

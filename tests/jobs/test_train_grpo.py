@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.kl_coefficient import KLCoefficient
+from actors.placement import Stage
 from core.checkpoint import CheckpointStore, save_state
 from core.config import dump_config
 from core.errors import CheckpointError
@@ -27,6 +29,8 @@ from core.recipes import GRPOConfig
 from core.run import Run
 from jobs.train_grpo import resume, train
 from tests.actors.small import write_model
+from tests.core.traces import assert_nested_and_covering
+from tests.test_grafana import unknown_names
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("stage")
@@ -99,6 +103,45 @@ def test_metrics_have_a_line_for_every_step_and_for_the_state_before(uninterrupt
         assert line["policy/grad_norm"] > 0
     # The reference is the starting model: no divergence before the first update, some at the end.
     assert lines[-1]["policy/kl"] > 1e-6
+
+
+def test_the_timeline_has_every_worker_and_the_dashboard_finds_its_metrics(uninterrupted: Path) -> None:
+    trace = json.loads((uninterrupted / "timeline.json").read_text())
+    assert set(trace["tracks"]) >= {"driver", "policy 0", "generator 0", "reference 0", "rewarder"}
+    did = {
+        (trace["tracks"][event["pid"]], event["name"])
+        for event in trace["traceEvents"]
+        if event["ph"] == "X" and event["step"] == 1
+    }
+    assert did >= {
+        ("policy 0", "update"),
+        ("policy 0", "optimizer step"),
+        ("policy 0", "publish"),
+        ("policy 0", "sync: transfer"),
+        ("generator 0", "generate"),
+        ("generator 0", "receive weights"),
+        ("reference 0", "read"),
+        ("rewarder", "judgements"),
+        ("driver", "rollout"),
+    }
+    assert_nested_and_covering(uninterrupted)
+    assert (
+        unknown_names({"step", *(name for line in read_lines(uninterrupted / "metrics.jsonl") for name in line)}) == []
+    )
+
+
+def test_what_workers_and_the_driver_recorded_reaches_rays_agent_under_the_name_of_the_run(
+    uninterrupted: Path, stage: Stage
+) -> None:
+    wanted = {"ray_troupe_generator_tokens_total", "ray_troupe_rewarder_judgements_total"}
+    (address,) = stage.metrics_addresses()
+
+    def arrived() -> bool:
+        shown = urllib.request.urlopen(f"http://{address}/metrics", timeout=10).read().decode().splitlines()
+        return {line.split("{")[0] for line in shown if f'run="{uninterrupted.name}"' in line} >= wanted
+
+    assert wait_until(arrived, 30)
+    assert not (uninterrupted / "prometheus.json").exists()  # its run has ended
 
 
 def test_checkpoints_are_the_newest_two_and_the_best_and_load_as_models(uninterrupted: Path, directory: Path) -> None:
