@@ -29,6 +29,8 @@ from core.stored_run import CHECKPOINTS, RunFile, StoredRun, begun_here, run_fil
 log = logging.getLogger(__name__)
 
 ASIDE = ".backup"
+Version = tuple[int, str]
+"""A checkpoint's step and when it was written: a run that starts again may write the same step anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,7 @@ class Shipment:
     """What one backup sends: links that stay as they are whatever the run does next."""
 
     aside: Path
+    versions: set[Version]
     checkpoints: Mapping[int, Path]
     files: list[RunFile]
 
@@ -50,8 +53,8 @@ class Backup:
         self._directory = store.directory.parent
         self._waiting: deque[Shipment] = deque()
         self._change = threading.Condition()
-        self._taken: set[int] = set()
-        self._done: set[int] = set()
+        self._taken: set[Version] = set()
+        self._done: set[Version] = set()
         self._failed: str | None = None
         self._busy = False
         self._count = 0
@@ -87,7 +90,7 @@ class Backup:
         shutil.rmtree(self._directory / ASIDE, ignore_errors=True)
 
     def _tell_what_is_missing(self, finished: bool) -> None:
-        steps = sorted(self._wanted() - self._done)
+        steps = _steps(self._wanted() - self._done)
         what = f"the checkpoint of step {', '.join(map(str, steps))}" if steps else "the last lines of the run's files"
         why = self._failed if finished else f"the store was still busy after {self._settings.wait_s:g} s"
         self._on_event("backup_incomplete", steps=steps, error=why)
@@ -99,35 +102,36 @@ class Backup:
             self._directory,
         )
 
-    def _wanted(self) -> set[int]:
-        """The steps that a store should have: the newest and the best."""
-        return {step for step in (self._store.latest(), self._store.best()) if step is not None}
+    def _wanted(self) -> set[Version]:
+        """The checkpoints that a store should have: the newest and the best."""
+        steps = {step for step in (self._store.latest(), self._store.best()) if step is not None}
+        return {(step, self._store.manifest(step)["at"]) for step in steps}
 
     # -- handing over ----------------------------------------------------------------------------------------
 
-    def _hand_over(self, steps: set[int]) -> None:
+    def _hand_over(self, versions: set[Version]) -> None:
         try:
-            shipment = self._linked_aside(steps)
+            shipment = self._linked_aside(versions)
         except OSError as error:  # a full disk, say
-            self._tell_failure(steps, error)
+            self._tell_failure(versions, error)
             return
-        self._taken.update(steps)
+        self._taken.update(versions)
         with self._change:
             self._waiting.append(shipment)
             dropped = [self._waiting.popleft() for _ in range(len(self._waiting) - self._settings.queue)]
             self._change.notify_all()
         for old in dropped:
-            missed = sorted(old.checkpoints.keys() - steps)
+            missed = old.versions - versions
             self._taken.difference_update(missed)  # one that is the best is taken again
             shutil.rmtree(old.aside, ignore_errors=True)
-            self._on_event("backup_left_out", steps=missed, reason="the store is slower than the run")
+            self._on_event("backup_left_out", steps=_steps(missed), reason="the store is slower than the run")
 
-    def _linked_aside(self, steps: set[int]) -> Shipment:
+    def _linked_aside(self, versions: set[Version]) -> Shipment:
         self._count += 1
         aside = self._directory / ASIDE / str(self._count)
         aside.mkdir(parents=True)
         checkpoints = {}
-        for step in sorted(steps):
+        for step in _steps(versions):
             place = aside / CHECKPOINTS / str(step)
             place.mkdir(parents=True)
             checkpoints[step] = self._store.set_aside(step, place)
@@ -135,7 +139,7 @@ class Backup:
             RunFile(name=file.name, path=_linked(file.path, aside / "files" / file.name), size=file.size)
             for file in run_files(self._directory)
         ]
-        return Shipment(aside=aside, checkpoints=checkpoints, files=files)
+        return Shipment(aside=aside, versions=versions, checkpoints=checkpoints, files=files)
 
     # -- the thread ------------------------------------------------------------------------------------------
 
@@ -154,22 +158,26 @@ class Backup:
                 self._change.notify_all()
 
     def _send(self, shipment: Shipment) -> None:
-        started, steps = time.monotonic(), set(shipment.checkpoints)
+        started = time.monotonic()
         try:
             self._run.push(shipment.checkpoints, shipment.files, keep=self._settings.keep)
         except Exception as error:  # whatever a store or the library does: training goes on
             if not self._run.stop.is_set():
-                self._taken.difference_update(steps)
-                self._tell_failure(steps, error)
+                self._taken.difference_update(shipment.versions)
+                self._tell_failure(shipment.versions, error)
             return
-        self._done.update(steps)
+        self._done.update(shipment.versions)
         self._failed = None
-        self._on_event("backed_up", steps=sorted(steps), seconds=round(time.monotonic() - started, 3))
+        self._on_event("backed_up", steps=_steps(shipment.versions), seconds=round(time.monotonic() - started, 3))
 
-    def _tell_failure(self, steps: set[int], error: Exception) -> None:
+    def _tell_failure(self, versions: set[Version], error: Exception) -> None:
         self._failed = str(error).splitlines()[0] if str(error) else type(error).__name__
-        self._on_event("backup_failed", steps=sorted(steps), error=self._failed)
+        self._on_event("backup_failed", steps=_steps(versions), error=self._failed)
         log.warning("a backup failed, training goes on: %s", self._failed)
+
+
+def _steps(versions: set[Version]) -> list[int]:
+    return sorted(step for step, _ in versions)
 
 
 def _linked(source: Path, place: Path) -> Path:

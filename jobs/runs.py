@@ -20,9 +20,6 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import rich
-from rich.table import Table
-
 from core.backup import pull
 from core.bucket import Bucket
 from core.checkpoint import CheckpointStore
@@ -43,16 +40,20 @@ def main(arguments: list[str]) -> None:
 
 def list_runs(given: argparse.Namespace) -> None:
     """A line for each run at the places."""
-    table = Table("run", "state", "step", "checkpoints", "size", "updated", box=None)
+    rows = [("run", "state", "step", "checkpoints", "size", "updated")]
     for place in given.places:
         found = stored_runs(_bucket(place, given)) if _is_address(place) else local_runs(Path(place))
-        for one in found:
-            table.add_row(one.place, one.state, one.progress, one.shown_checkpoints, human_bytes(one.size), one.updated)
-    if not table.row_count:
+        rows += [
+            (one.place, one.state, one.progress, one.shown_checkpoints or "-", human_bytes(one.size), one.updated)
+            for one in found
+        ]
+    if len(rows) == 1:
         raise ConfigError(
             f"there are no runs in {', '.join(given.places)}; give a directory of runs, or s3://bucket/prefix"
         )
-    rich.print(table)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def pull_run(given: argparse.Namespace) -> None:
@@ -70,7 +71,7 @@ def pull_run(given: argparse.Namespace) -> None:
             store = CheckpointStore(path / CHECKPOINTS)
             for step in sorted(steps - set(store.steps())):
                 run.pull_step(step, manifests[step], path)
-    rich.print(f"{path} has step {', '.join(map(str, sorted(steps)))} of {run.bucket.address}")
+    print(f"{path} has step {', '.join(map(str, sorted(steps)))} of {run.bucket.address}")
 
 
 def push_run(given: argparse.Namespace) -> None:
@@ -90,7 +91,7 @@ def push_run(given: argparse.Namespace) -> None:
         store = CheckpointStore(path / CHECKPOINTS)
         steps = _local_steps(store, given.step or ["latest", "best"])
         run.push({step: store.path(step) for step in steps}, run_files(path))
-    rich.print(f"{run.bucket.address} has step {', '.join(map(str, sorted(steps))) or 'none'} of {path}")
+    print(f"{run.bucket.address} has step {', '.join(map(str, sorted(steps))) or 'none'} of {path}")
 
 
 def delete(given: argparse.Namespace) -> None:
@@ -102,7 +103,7 @@ def delete(given: argparse.Namespace) -> None:
     listed = found[0]
     steps = _doomed(given, listed)
     if steps is not None and not steps:
-        rich.print(f"{listed.place} has no checkpoint to delete")
+        print(f"{listed.place} has no checkpoint to delete")
         return
     _confirm(listed, steps, sure=given.yes)
     if run is not None:
@@ -148,7 +149,7 @@ def fork_run(given: argparse.Namespace) -> None:
     """Begin a new run at a step of another one."""
     source = StoredRun(_bucket(given.source, given)) if _is_address(given.source) else Path(given.source)
     begun = fork(source, Path(given.into) / given.name, step=given.step, overrides=given.overrides)
-    rich.print(
+    print(
         f"{begun.path} stands at step {begun.step} of {given.source}; it goes on with\n  python jobs/{begun.program} {begun.path}/config.yaml"
     )
 

@@ -174,19 +174,19 @@ def test_nothing_that_a_marker_names_is_ever_incomplete(
         proxy.fault = fault
 
     proxy.after = watcher
-    directory = train(config(steps=4), pause=misbehave)
+    directory = train(config(steps=3), pause=misbehave)
     # A second attempt over what the first left, and over a step that is written anew with other bytes.
     proxy.calm()
     proxy.after = watcher
     store = CheckpointStore(directory / "checkpoints")
-    with store.writing(4) as path:
+    with store.writing(3) as path:
         (path / "model.safetensors").write_bytes(b"other weights")
     run = stored(tmp_path, proxy.address)
     run.push({step: store.path(step) for step in store.steps()}, run_files(directory), keep=2)
     assert watcher.problems == []
-    assert len(watcher.markers) > 40
-    assert sorted(run.manifests()) == [2, 3, 4]
-    assert run.manifests()[4] == read_json(store.path(4) / "manifest.json")
+    assert len(watcher.markers) > 25
+    assert sorted(run.manifests()) == [2, 3]
+    assert run.manifests()[3] == read_json(store.path(3) / "manifest.json")
 
 
 def test_training_does_not_wait_for_a_store_that_stalls_and_the_end_waits_no_longer_than_the_bound(
@@ -248,6 +248,22 @@ def test_a_checkpoint_that_the_run_removes_meanwhile_arrives_whole(
     manifests = stored(tmp_path, proxy.server).manifests()
     assert sorted(manifests) == [1, 2, 3, 4, 5]
     stored(tmp_path, proxy.server).pull_step(1, manifests[1], tmp_path / "back")
+
+
+def test_a_step_that_is_written_anew_after_a_restart_replaces_the_one_in_the_store(
+    proxy: S3Proxy, tmp_path: Path, config: Callable[..., GRPOConfig]
+) -> None:
+    with Run.open(config(steps=1)) as run:
+        for attempt in (b"lost with a worker", b"trained again"):
+            for step in run.steps(1, 1):
+                with run.checkpoints.writing(step) as path:
+                    (path / "model.safetensors").write_bytes(attempt)
+                run.end_step(step)
+            settled(run)
+            run.start_again(RuntimeError("a worker died"))
+    there = stored(tmp_path, proxy.server)
+    assert there.bucket.read("checkpoints/step-000001/model.safetensors") == b"trained again"
+    assert there.manifests()[1] == read_json(run.checkpoints.path(1) / "manifest.json")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from core.model_paths import locate
 from core.provenance import provenance
 from core.storage import fetch
 from core.stored_run import StoredRun, run_files
-from tests.s3 import S3Proxy, client, proxied
+from tests.s3 import CREDENTIALS, S3Proxy, client, proxied
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +36,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture
-def proxy(s3: str, credentials: None, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
+@pytest.fixture(scope="module")
+def store_with_run(s3: str, run: Path) -> str:
+    """The server, which has the run at s3://models/team/x."""
     client(s3).create_bucket(Bucket="models")
-    monkeypatch.chdir(tmp_path)
-    with proxied(s3) as found:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", found.address)
-        stored = StoredRun(Bucket("s3://models/team/x"))
-        store = CheckpointStore(run / "checkpoints")
+    store = CheckpointStore(run / "checkpoints")
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in CREDENTIALS.items():
+            environment.setenv(name, value)
+        stored = StoredRun(Bucket("s3://models/team/x", endpoint_url=s3))
         stored.push({step: store.path(step) for step in store.steps()}, run_files(run))
-        found.seen.clear()
+    return s3
+
+
+@pytest.fixture
+def proxy(store_with_run: str, credentials: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
+    monkeypatch.chdir(tmp_path)
+    with proxied(store_with_run) as found:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", found.address)
         yield found
 
 
@@ -113,7 +121,8 @@ def test_an_address_where_no_model_is_is_one_sentence(address: str, sentence: st
         locate(address)
 
 
-def test_a_checkpoint_that_lost_a_file_is_none(proxy: S3Proxy) -> None:
-    run = StoredRun(Bucket("s3://models/team/x"))
-    run.bucket.delete(["checkpoints/step-000002/model.safetensors"])
-    assert sorted(run.manifests()) == [1, 3]
+def test_a_checkpoint_that_lost_a_file_is_none(proxy: S3Proxy, run: Path) -> None:
+    stored = StoredRun(Bucket("s3://models/team/y"))
+    stored.push({1: run / "checkpoints" / "step-000001", 2: run / "checkpoints" / "step-000002"}, [])
+    stored.bucket.delete(["checkpoints/step-000002/model.safetensors"])
+    assert sorted(stored.manifests()) == [1]

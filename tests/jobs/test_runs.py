@@ -53,8 +53,9 @@ def test_a_run_is_pushed_listed_pulled_and_deleted(url: str, capsys: pytest.Capt
     main(["push", "runs/x", url, "--step", "all"])
     capsys.readouterr()
     main(["list", "runs", url])
-    here, there = capsys.readouterr().out.split("runs/x", 1)[1].split(f"{url}/x")
-    for line in (here, there):
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["runs/x", f"{url}/x"]
+    for line in lines:
         assert "finished" in line
         assert "3/3" in line
         assert "1, 2 (best), 3" in line
