@@ -130,13 +130,13 @@ class Bucket:
             )
 
     def get(self, key: str, file: Path, *, size: int | None = None, sha256: str | None = None) -> None:
-        """Fetch an object into `file`, which must have that size and hash, by default those that it was stored with."""
+        """Fetch an object into `file`, which must have that size and hash; without both, those that it was stored with."""
         file.parent.mkdir(parents=True, exist_ok=True)
         with self._told(f"does not give {key}"):
-            stored = self._client.head_object(Bucket=self.name, Key=self._key(key))
+            if size is None or sha256 is None:
+                stored = self._client.head_object(Bucket=self.name, Key=self._key(key))
+                size, sha256 = stored["ContentLength"], stored["Metadata"].get("sha256")
             self._client.download_file(self.name, self._key(key), str(file), Config=self._transfer)
-        size = stored["ContentLength"] if size is None else size
-        sha256 = sha256 or stored["Metadata"].get("sha256")
         found = file.stat().st_size
         with open(file, "rb") as stream:
             if found != size or (sha256 and hashlib.file_digest(stream, "sha256").hexdigest() != sha256):

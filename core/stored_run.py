@@ -100,9 +100,9 @@ class StoredRun:
     def begun(self) -> str | None:
         return begun(self.bucket.read("events.jsonl", first=EVENT_BYTES))
 
-    def manifests(self) -> dict[int, dict[str, Any]]:
-        """Step -> manifest of every complete checkpoint."""
-        sizes = self.bucket.sizes(f"{CHECKPOINTS}/")
+    def manifests(self, sizes: Mapping[str, int] | None = None) -> dict[int, dict[str, Any]]:
+        """Step -> manifest of every complete checkpoint; `sizes` where it was just listed."""
+        sizes = self.bucket.sizes(f"{CHECKPOINTS}/") if sizes is None else sizes
         found = {}
         for step in sorted(_marked(sizes)):
             manifest = _parsed(self.bucket.read(_key(step, MANIFEST)))
@@ -157,14 +157,14 @@ class StoredRun:
 
     def push(self, checkpoints: Mapping[int, Path], files: Sequence[RunFile], *, keep: int | None = None) -> None:
         """Store checkpoints (step -> directory) and files of the run; each marker last. Then retire all but `keep` and the best."""
-        there = self.manifests()
+        sizes = self.bucket.sizes(f"{CHECKPOINTS}/")
+        there = self.manifests(sizes) if checkpoints else {}
         given = {step: read_json(path / MANIFEST) for step, path in checkpoints.items()}
         for step in given:
             if given[step] is None:
                 raise StorageError(f"the checkpoint of step {step} was removed before it could be stored")
         new = {step: manifest for step, manifest in given.items() if manifest != there.get(step)}
         # From here on nothing vouches for what is being replaced.
-        sizes = self.bucket.sizes(f"{CHECKPOINTS}/")
         self.bucket.delete(_key(step, MANIFEST) for step in _marked(sizes) & new.keys())
         in_threads(
             [
@@ -181,13 +181,12 @@ class StoredRun:
         if keep is not None:
             self.retire(keep)
 
-    def retire(self, keep: int) -> list[int]:
-        """Remove all checkpoints but the newest `keep` and the best, and what never became one; the steps removed."""
+    def retire(self, keep: int) -> None:
+        """Remove all checkpoints but the newest `keep` and the best, and what never became one."""
         sizes = self.bucket.sizes(f"{CHECKPOINTS}/")
         marked = _marked(sizes)
         kept = kept_steps(marked, self.best(marked), keep)
         self._remove({step for name in sizes if (step := _step_in(name)) is not None} - kept, sizes)
-        return sorted(marked - kept)
 
     def remove_steps(self, steps: Iterable[int]) -> None:
         self._remove(set(steps), self.bucket.sizes(f"{CHECKPOINTS}/"))
