@@ -14,7 +14,6 @@ from omegaconf.errors import OmegaConfBaseException
 from core.checkpoint import INDEX, CheckpointStore
 from core.errors import CheckpointError, ConfigError
 from core.files import JsonLines, keep_lines, now, read_json, to_json, write_atomically
-from core.recipes import RunConfig
 from core.stored_run import CHECKPOINTS, StoredRun, Wanted, run_files
 
 TAKEN_OVER = ("config.yaml", "environment.json", "metrics.jsonl", "rollouts.jsonl", "answers.jsonl", "calls.jsonl")
@@ -35,7 +34,6 @@ def fork(source: StoredRun | Path, path: Path, *, step: Wanted, overrides: Seque
 
     ConfigError where the new run exists or an override cannot be read; the job checks the recipe as a whole.
     """
-    RunConfig(name=path.name)
     if path.exists():
         raise ConfigError(f"{path} exists; choose another name, or remove it: python jobs/runs.py delete {path}")
     aside = path.with_name(f".forking-{path.name}")

@@ -6,7 +6,7 @@
     python jobs/runs.py delete runs/x | s3://bucket/prefix/x [--step 40 | --keep 2] [--yes]
     python jobs/runs.py fork runs/x | s3://bucket/prefix/x NAME [--step best|latest|40] [section.field=value ...]
 
-Credentials come from the environment, as boto3 finds them; so does AWS_ENDPOINT_URL, unless --endpoint-url is given.
+Credentials come from the environment or `.env`, as boto3 finds them; so does AWS_ENDPOINT_URL, unless --endpoint-url is given.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.backup import pull
 from core.bucket import Bucket
 from core.checkpoint import CheckpointStore
+from core.environment import load_env_file
 from core.errors import ConfigError, StorageError, TroupeError
 from core.fork import fork
 from core.run_directory import locked
 from core.run_listing import Listed, human_bytes, local_runs, stored_runs
+from core.secrets import mask_console
 from core.storage_recipes import StorageConfig, check_address
 from core.stored_run import CHECKPOINTS, StoredRun, Wanted, begun_here, run_files, saved_storage
 
@@ -34,7 +36,12 @@ All = Literal["all"]
 
 
 def main(arguments: list[str]) -> None:
-    given = parser().parse_args(arguments)
+    known = parser()
+    given, rest = known.parse_known_args(arguments)
+    # argparse takes no second list of positions after an option: fork x y --step 2 steps=60
+    if rest and (given.call is not fork_run or not all("=" in one and not one.startswith("-") for one in rest)):
+        known.error(f"unknown arguments: {' '.join(rest)}")
+    given.rest = rest
     given.call(given)
 
 
@@ -147,8 +154,14 @@ def _confirm(listed: Listed, steps: set[int] | None, *, sure: bool) -> None:
 
 def fork_run(given: argparse.Namespace) -> None:
     """Begin a new run at a step of another one."""
+    if given.step == "all":
+        raise ConfigError("a fork stands at one step; give a number, best or latest")
+    if Path(given.name).name != given.name or given.name.startswith("."):
+        raise ConfigError(
+            f"a run's name is one directory name, without '/' and not starting with '.' (got {given.name!r})"
+        )
     source = StoredRun(_bucket(given.source, given)) if _is_address(given.source) else Path(given.source)
-    begun = fork(source, Path(given.into) / given.name, step=given.step, overrides=given.overrides)
+    begun = fork(source, Path(given.into) / given.name, step=given.step, overrides=[*given.overrides, *given.rest])
     print(
         f"{begun.path} stands at step {begun.step} of {given.source}; it goes on with\n  python jobs/{begun.program} {begun.path}/config.yaml"
     )
@@ -235,7 +248,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    mask_console()
     try:
+        load_env_file()
         main(sys.argv[1:])
     except TroupeError as error:
         print(f"error: {error}", file=sys.stderr)

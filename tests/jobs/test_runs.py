@@ -120,7 +120,7 @@ def test_a_fork_goes_on_from_the_step_under_its_own_name(
 ) -> None:
     directory = write_run(storage=url if stored else None)
     source = f"{url}/x" if stored else "runs/x"
-    main(["fork", source, "y", "policy.learning_rate=3e-5", "--step", "2"])
+    main(["fork", source, "y", "--step", "2", "policy.learning_rate=3e-5"])
     told = capsys.readouterr().out
     assert "runs/y stands at step 2" in told
     assert "runs/y/config.yaml" in told
@@ -152,6 +152,9 @@ BAD_INPUT = {
         CheckpointError,
         "of step 9; it has",
     ),
+    "a fork of all steps": (["fork", "runs/x", "y", "--step", "all"], ConfigError, "a fork stands at one step"),
+    "an argument too many": (["fork", "runs/x", "y", "--steps", "all"], SystemExit, "2"),
+    "a name that is a path": (["fork", "runs/x", "a/b"], ConfigError, "a run's name is one directory name"),
     "a deleted directory of runs": (["delete", "runs", "--yes"], ConfigError, "runs is no run"),
     "a step that is no number": (["pull", "{url}/x", "--step", "two"], SystemExit, "2"),
 }
