@@ -305,6 +305,19 @@ class Engine:
         path, _ = self.engine.load_checkpoint(str(source), tag="state")
         if path is None:
             raise CheckpointError(f"DeepSpeed could not load the trainer state in {source}")
+        self._keep_to_the_recipe()
+
+    def _keep_to_the_recipe(self) -> None:
+        """A loaded state brings the settings it was saved with; the recipe's count, which a fork may have changed."""
+        config, schedule = self.config, self.schedule
+        schedule.base_lrs = [config.learning_rate for _ in schedule.base_lrs]
+        rates = [
+            base * share(schedule.last_epoch)
+            for base, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        ]
+        schedule._last_lr = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group.update(lr=rate, betas=config.betas, weight_decay=config.weight_decay)
 
     def _layout(self) -> dict[str, Any]:
         """What must be the same for ZeRO's shards to fit."""

@@ -18,6 +18,7 @@ from core.data_recipes import DataConfig, WordProblemsConfig
 from core.environment_recipes import LABEL as ENVIRONMENT
 from core.environment_recipes import EnvironmentConfig
 from core.perplexity_recipes import PERPLEXITY_PARTS, PerplexityRewardConfig
+from core.storage_recipes import StorageConfig
 from core.watch_recipes import WatchConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -61,6 +62,8 @@ class RunConfig(Section):
     """Log of model calls, of the policy and of judges."""
     watch: WatchConfig = WatchConfig()
     """The timeline of steps, and the port that Prometheus reads."""
+    storage: StorageConfig = StorageConfig()
+    """Backup to an S3-compatible store, from which `resume` goes on on another machine."""
 
     @field_validator("name")
     @classmethod
@@ -112,7 +115,7 @@ class PretrainedModelConfig(Section):
 
     type: Literal["pretrained"] = "pretrained"
     path: str
-    """Directory in Hugging Face format, or a hub name such as Qwen/Qwen2.5-3B-Instruct."""
+    """Directory in Hugging Face format, a run, s3://bucket/run, or a hub name such as Qwen/Qwen2.5-3B-Instruct."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
 

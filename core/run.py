@@ -18,6 +18,7 @@ from typing import Any
 
 import rich
 
+from core.backup import Backup, settle, stored_run
 from core.call_log import CALLS_FILE, CallLog, Watch
 from core.checkpoint import CheckpointStore
 from core.config import Section
@@ -63,6 +64,7 @@ class Run:
         self._final: tuple[int, bool] | None = None
         self._progress: Any = None
         self._trackers: list[Tracker] = []
+        self._backup: Backup | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -73,9 +75,14 @@ class Run:
         """
         settings = config.run  # type: ignore[attr-defined]
         check_trackers(settings.trackers, mode=settings.wandb.mode)
+        stored = stored_run(settings)
         with locked(settings.path):
+            if stored is not None:
+                settle(stored, settings)
             continued = open_directory(config, has_checkpoint=build_store(config).latest() is not None)
             run = cls(config, continued=continued)
+            if stored is not None:
+                run._backup = Backup(stored, settings.storage, run.checkpoints, run.event)
             try:
                 run._start()
                 yield run
@@ -182,6 +189,8 @@ class Run:
         if self._progress is not None:
             self._progress.update(step, self._shown)
         self._status("running")
+        if self._backup is not None:
+            self._backup.after_step(step)
         return metrics
 
     def _forward(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -270,6 +279,8 @@ class Run:
             log.info("%s at step %d; report: %s", state, self.step, report)
         except Exception:
             log.exception("the report of %s could not be built; jobs/report.py rebuilds it", self.directory)
+        if self._backup is not None:
+            self._backup.finish(wait_s=0.0 if isinstance(error, KeyboardInterrupt) else None)
 
     def _end_state(self, error: BaseException | None) -> str:
         if error is None:

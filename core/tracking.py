@@ -237,17 +237,10 @@ class _Artifacts:
 
     def _take(self, step: int, aliases: list[str]) -> None:
         self._taken.add(step)
-        source = self._store.path(step)
         self._aside.mkdir(parents=True, exist_ok=True)
         # A new name each time: a run that was restarted may write the same step again.
-        aside = Path(tempfile.mkdtemp(prefix=f"{source.name}-", dir=self._aside))
-        try:
-            shutil.copytree(
-                source, aside, copy_function=os.link, ignore=shutil.ignore_patterns(*NOT_UPLOADED), dirs_exist_ok=True
-            )
-        except (OSError, shutil.Error):  # a file system without links: upload from where it lies, if it stays there
-            shutil.rmtree(aside, ignore_errors=True)
-            aside = source
+        aside = Path(tempfile.mkdtemp(prefix=f"{self._store.path(step).name}-", dir=self._aside))
+        aside = self._store.set_aside(step, aside, leave_out=NOT_UPLOADED)
         self._queue.put((step, aside, aliases))
 
     def _work(self) -> None:

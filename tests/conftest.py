@@ -14,6 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from actors.placement import Stage
 from core.recipes import PlacementConfig
+from tests.s3 import CREDENTIALS, s3_server
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,6 +45,22 @@ def stage() -> Iterator[Stage]:
     stage = Stage(PlacementConfig())
     yield stage
     stage.close()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of an S3 server on loopback."""
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials for it, and nothing else that boto3 could find."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from core.run import Run
 from jobs.train_grpo import resume, train
 from tests.actors.small import write_model
 from tests.core.traces import assert_nested_and_covering
+from tests.s3 import client
 from tests.test_grafana import unknown_names
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,10 +42,10 @@ MARK = "TROUPE_TEST_MARK"
 """Set for the job under test; every process it starts inherits it."""
 
 
-def recipe(directory: Path, name: str) -> GRPOConfig:
+def recipe(directory: Path, name: str, storage: dict[str, str] | None = None) -> GRPOConfig:
     return GRPOConfig(
         steps=STEPS,
-        run={"name": name, "directory": str(directory)},
+        run={"name": name, "directory": str(directory), "storage": storage or {}},
         model={"type": "pretrained", "path": str(directory / "model")},
         data={"type": "word_problems", "num_train": 100, "num_heldout": 8},
         rewards=[{"fn": "tests.actors.small:unhurried_variety", "name": "variety"}],
@@ -217,10 +219,15 @@ def wait_until(condition: Callable[[], bool], seconds: float, process: subproces
     return False
 
 
-def test_ctrl_c_saves_and_leaves_no_process_and_the_run_continues_to_the_same_weights(
-    uninterrupted: Path, directory: Path, marked_job: Callable[[GRPOConfig], subprocess.Popen]
+def test_ctrl_c_saves_and_leaves_no_process_and_the_run_continues_from_the_store_to_the_same_weights(
+    uninterrupted: Path,
+    directory: Path,
+    marked_job: Callable[[GRPOConfig], subprocess.Popen],
+    s3: str,
+    credentials: None,
 ) -> None:
-    config = recipe(directory, "stopped")
+    client(s3).create_bucket(Bucket="trained")
+    config = recipe(directory, "stopped", {"url": "s3://trained/runs", "endpoint_url": s3})
     run = directory / "stopped"
     process = marked_job(config)
 
@@ -242,7 +249,12 @@ def test_ctrl_c_saves_and_leaves_no_process_and_the_run_continues_to_the_same_we
     assert stopped_at in (3, 4)
     assert json.loads((run / "status.json").read_text())["state"] == ("stopped" if stopped_at < STEPS else "finished")
 
+    # Another machine: nothing of the run is there but what was backed up, before and after the signal.
+    told = read_lines(run / "events.jsonl")
+    assert [event for event in told if event["kind"].startswith("backup")] == []
+    shutil.rmtree(run)
     train(config)
+    assert "resumed" in [event["kind"] for event in read_lines(run / "events.jsonl")]
     lines = read_lines(run / "metrics.jsonl")
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     expected = read_lines(uninterrupted / "metrics.jsonl")
