@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def engine_arguments(engine: EngineConfig, *, max_length: int, precision: str) -> dict[str, Any]:
     """Keyword arguments of vLLM's AsyncEngineArgs. `max_length` counts the tokens of prompt and answer."""
     on_cpu = hardware().device == "cpu"
-    arguments = {
+    arguments: dict[str, Any] = {
         "dtype": "bfloat16" if precision == "bf16" else "float32",
         "enforce_eager": engine.enforce_eager or on_cpu,
         "max_model_len": max_length,

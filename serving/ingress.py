@@ -1,0 +1,240 @@
+"""The door of the endpoint: bearer token, size of requests, which model, errors in OpenAI's shape.
+
+What is asked of a model is passed on as bytes, and what the model's replica answers is passed back as it comes; this
+file knows neither vLLM nor what is in a request besides the model's name. Why it is not Ray's own ingress: decision 0009.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from serving.openai_error import openai_error
+
+log = logging.getLogger(__name__)
+
+Message = dict[str, Any]
+CARD_TIMEOUT_S = 5.0
+"""Seconds that a model has to describe itself for /v1/models; after them its name alone is listed."""
+OPEN_PATHS = ("/", "/playground", "/health")
+"""Served without the token: pages without data, which a browser asks for without a header."""
+
+
+class Model(Protocol):
+    """A served model, wherever it runs."""
+
+    def answer(self, path: str, content_type: str, body: bytes) -> AsyncIterator[list[Message]]:
+        """What `ModelServer.answer` gives."""
+
+    async def card(self) -> dict[str, Any]:
+        """What `ModelServer.card` gives."""
+
+
+class Unavailable(Exception):
+    """The model cannot answer now; status 429 for one that has too much to do, 503 for one that is starting again."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """What the endpoint asks of every request."""
+
+    key_hash: str | None
+    """SHA-256 of the bearer token; None lets everybody in."""
+    max_bytes: int
+    """Largest request body."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Adapter's name -> the model that it sits on."""
+
+
+def hash_key(key: str) -> str:
+    """What of a token is handed on to the endpoint's processes."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def build_app(models: Mapping[str, Model], door: Door) -> FastAPI:
+    """The HTTP application in front of `models` (name -> model)."""
+    app = FastAPI(title="Troupe", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(BearerToken, key_hash=door.key_hash)
+    # Routers of the playground and of scoring are included here.
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/v1/models")
+    async def list_models() -> Response:
+        cards = await asyncio.gather(*(_card(name, model) for name, model in models.items()))
+        listed = list(cards)
+        for card in cards:
+            on_it = [name for name, base in door.adapters.items() if base == card["id"]]
+            listed += [
+                {**card, "id": name, "parent": card["id"], "metadata": {**card.get("metadata", {}), "base": False}}
+                for name in on_it
+            ]
+        return JSONResponse({"object": "list", "data": listed})
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str) -> Response:
+        base = door.adapters.get(name, name)
+        if base not in models:
+            return _unknown(name)
+        return JSONResponse({**await _card(base, models[base]), "id": name})
+
+    @app.post("/v1/chat/completions")
+    @app.post("/v1/completions")
+    async def generate(request: Request) -> Response:
+        body = await _body(request, door.max_bytes)
+        if isinstance(body, Response):
+            return body
+        try:
+            asked = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            return openai_error(400, f"the request's body is not valid JSON: {error}", code="invalid_json")
+        if not isinstance(asked, dict):
+            return openai_error(400, f"the request's body must be a JSON object, not {type(asked).__name__}")
+        name = asked.get("model")
+        if not isinstance(name, str):
+            return openai_error(400, f"model must be one of: {_names()}", param="model")
+        base = door.adapters.get(name, name)
+        if base not in models:
+            return _unknown(name)
+        content_type = request.headers.get("content-type", "")
+        return await _relayed(models[base].answer(request.url.path, content_type, body))
+
+    @app.exception_handler(404)
+    @app.exception_handler(405)
+    async def no_such_route(request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        return openai_error(status, f"there is no {request.method} {request.url.path} here", code="unknown_url")
+
+    @app.exception_handler(Exception)
+    async def own_fault(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return openai_error(500, "the endpoint failed to answer; its log says why", code="internal_error")
+
+    def _unknown(name: str) -> Response:
+        message = f"The model {name[:200]!r} does not exist; there are: {_names()}"
+        return openai_error(404, message, code="model_not_found", param="model")
+
+    def _names() -> str:
+        return ", ".join([*models, *door.adapters])
+
+    return app
+
+
+class BearerToken:
+    """Lets requests in that bear the token; compares hashes, in a time that does not depend on where they differ."""
+
+    def __init__(self, app: Any, key_hash: str | None) -> None:
+        self._app, self._key_hash = app, key_hash
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or self._key_hash is None or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        scheme, _, key = given.partition(b" ")
+        if scheme.lower() == b"bearer" and hmac.compare_digest(hashlib.sha256(key.strip()).hexdigest(), self._key_hash):
+            await self._app(scope, receive, send)
+            return
+        what = "the bearer token is wrong" if given else "the request bears no token"
+        refusal = openai_error(
+            401, f"{what}; send the header Authorization: Bearer $TROUPE_API_KEY", code="invalid_api_key"
+        )
+        refusal.headers["www-authenticate"] = "Bearer"
+        await refusal(scope, receive, send)
+
+
+async def _body(request: Request, most: int) -> bytes | Response:
+    """The request's body; of one that is too large no more than `most` bytes are read."""
+    refusal = openai_error(
+        400, f"the request is larger than {most} bytes (max_request_mib); shorten it", code="context_length_exceeded"
+    )
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > most:
+        return refusal
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                return refusal
+            parts.append(part)
+    except ClientDisconnect:
+        return openai_error(400, "the client hung up before the end of its request")
+    return b"".join(parts)
+
+
+async def _card(name: str, model: Model) -> dict[str, Any]:
+    try:
+        return await asyncio.wait_for(model.card(), CARD_TIMEOUT_S)
+    except (TimeoutError, Unavailable):
+        return {"id": name, "object": "model", "created": 0, "owned_by": "troupe"}
+
+
+async def _relayed(answers: AsyncIterator[list[Message]]) -> Response:
+    """The response that a model's replica sends: at once where it is whole already, else part by part."""
+    try:
+        first: list[Message] = await anext(answers, [])
+        if not first or first[0]["type"] != "http.response.start":
+            return openai_error(500, "the model sent no answer; its log says why", code="internal_error")
+        status = int(first[0]["status"])
+        headers = {name.decode(): value.decode() for name, value in first[0]["headers"]}
+        body, done = _joined(first)
+        if headers.get("content-type", "").startswith("text/event-stream") and not done:
+            return StreamingResponse(_stream(body, answers), status, media_type="text/event-stream")
+        while not done:
+            part, done = _joined(await anext(answers))
+            body += part
+    except Unavailable as error:
+        return openai_error(error.status, str(error), code="overloaded" if error.status == 429 else "unavailable")
+    return _own_shape(status, body) if status >= 400 else Response(body, status, media_type="application/json")
+
+
+async def _stream(first: bytes, answers: AsyncIterator[list[Message]]) -> AsyncIterator[bytes]:
+    try:
+        if first:
+            yield first
+        async for messages in answers:
+            body, _ = _joined(messages)
+            if body:
+                yield body
+    except Unavailable as error:
+        # The status is sent already; clients of OpenAI's API read errors in a stream as well.
+        yield b"data: " + openai_error(error.status, str(error)).body + b"\n\n"
+    finally:
+        await answers.aclose()  # type: ignore[attr-defined]
+
+
+def _joined(messages: Sequence[Message]) -> tuple[bytes, bool]:
+    """The body in these messages, and whether it ends with them."""
+    parts = [message for message in messages if message["type"] == "http.response.body"]
+    return b"".join(part.get("body", b"") for part in parts), bool(parts) and not parts[-1].get("more_body", False)
+
+
+def _own_shape(status: int, body: bytes) -> Response:
+    """vLLM's errors have a number for a code and names of their own for the type; here they get OpenAI's."""
+    try:
+        error = json.loads(body)["error"]
+        message, param = str(error["message"]), error.get("param")
+    except (ValueError, KeyError, TypeError):
+        message, param = body.decode(errors="replace")[:500] or "the model refused the request", None
+    too_long = status == 400 and re.search(r"maximum context length|max_model_len|longer than the maximum", message)
+    code = "context_length_exceeded" if too_long else None
+    return openai_error(status, message, code=code, param=param if isinstance(param, str) else None)
