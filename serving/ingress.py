@@ -48,6 +48,9 @@ class Unavailable(Exception):
         super().__init__(message)
         self.status = status
 
+    def response(self) -> JSONResponse:
+        return openai_error(self.status, str(self), code="overloaded" if self.status == 429 else "unavailable")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
@@ -203,7 +206,7 @@ async def _relayed(answers: AsyncIterator[list[Message]]) -> Response:
             part, done = _joined(await anext(answers))
             body += part
     except Unavailable as error:
-        return openai_error(error.status, str(error), code="overloaded" if error.status == 429 else "unavailable")
+        return error.response()
     return _own_shape(status, body) if status >= 400 else Response(body, status, media_type="application/json")
 
 
@@ -217,7 +220,7 @@ async def _stream(first: bytes, answers: AsyncIterator[list[Message]]) -> AsyncI
                 yield body
     except Unavailable as error:
         # The status is sent already; clients of OpenAI's API read errors in a stream as well.
-        yield b"data: " + openai_error(error.status, str(error)).body + b"\n\n"
+        yield b"data: " + bytes(error.response().body) + b"\n\n"
     finally:
         await answers.aclose()  # type: ignore[attr-defined]
 

@@ -153,6 +153,7 @@ class ModelServer:
             "root": served.path if follower is None else str(follower.path),
             "max_model_len": served.max_length,
             "step": served.step if follower is None else follower.step,
+            "running": self._engine.output_processor.get_num_unfinished_requests(),
             **following,
             "metadata": {**served.metadata, "task": "generate", "chat": tokenizer.chat_template is not None},
         }
