@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,16 @@ from pydantic import Field, field_validator, model_validator
 from core.config import Section
 from core.evaluate_recipes import run_name
 from core.recipes import EngineConfig, PlacementConfig, Precision
+
+
+def step_of(path: str) -> int | None:
+    """The step that a checkpoint's directory is of, by its name.
+
+    >>> step_of("runs/x/checkpoints/step-000010"), step_of("Qwen/Qwen2.5-0.5B")
+    (10, None)
+    """
+    named = re.fullmatch(r"step-(\d+)", Path(path).name)
+    return int(named[1]) if named else None
 
 
 class ServedModelConfig(Section):
@@ -48,7 +59,8 @@ class ServedModelConfig(Section):
             return self.name
         is_hub_name = self.source.count("/") == 1 and not Path(self.source).exists()
         name = self.source if is_hub_name else run_name(self.source.rstrip("/"))
-        return name if self.step is None else f"{name}@{self.step}"
+        step = self.step if self.step is not None else step_of(self.source)
+        return name if step is None else f"{name}@{step}"
 
 
 class FollowConfig(Section):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from core.files import read_json
 from core.hardware import hardware
 from core.hub import hub_config
 from core.model_paths import locate
-from core.serve_recipes import ServeConfig, ServedModelConfig
+from core.serve_recipes import ServeConfig, ServedModelConfig, step_of
 
 CPU_LENGTH = 8192
 """Longest prompt and answer on a CPU where the recipe names none: prompts are prefilled whole there."""
@@ -60,22 +59,13 @@ def served_models(config: ServeConfig) -> list[Served]:
     return found
 
 
-def step_of(path: str) -> int | None:
-    """The step that a checkpoint's directory is of.
-
-    >>> step_of("runs/x/checkpoints/step-000010"), step_of("Qwen/Qwen2.5-0.5B")
-    (10, None)
-    """
-    named = re.fullmatch(r"step-(\d+)", Path(path).resolve().name)
-    return int(named[1]) if named else None
-
-
 def require_whole(path: Path, *, like: Path | None = None) -> None:
     """CheckpointError unless the files of `path` are those that its manifest names, byte by byte; with `like`, unless
     it has that checkpoint's tensors, in the same shapes."""
+    path = path.resolve()  # `latest` and `best` are links
     step = step_of(str(path))
     if step is not None and (path / MANIFEST).exists():
-        CheckpointStore(path.resolve().parent).verify(step, hashes=True)
+        CheckpointStore(path.parent).verify(step, hashes=True)
     if like is None:
         return
     ours, theirs = tensor_shapes(path), tensor_shapes(like)
@@ -126,11 +116,11 @@ def _found(config: ServeConfig, model: ServedModelConfig, *, follow: str | None)
     return Served(
         name=model.label,
         path=path,
-        step=step_of(path),
+        step=step_of(str(Path(path).resolve())),
         max_length=_max_length(config, path, settings),
         run=follow,
         adapters=model.adapters,
-        metadata={"base": follow is None and step_of(path) is None},
+        metadata={"base": follow is None and step_of(str(Path(path).resolve())) is None},
     )
 
 

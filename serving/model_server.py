@@ -20,8 +20,8 @@ from core.engine_arguments import engine_arguments, pack_heads
 from core.errors import ConfigError
 from core.hardware import hardware, set_up_generator
 from core.run_directory import locked
-from core.serve_recipes import ServeConfig
-from core.served_models import Served, step_of
+from core.serve_recipes import ServeConfig, step_of
+from core.served_models import Served
 from serving.follower import Follower
 
 log = logging.getLogger(__name__)

@@ -56,13 +56,13 @@ def test_a_run_is_its_best_checkpoint_and_at_names_a_step(tmp_path):
     for step, metric in ((1, 0.2), (2, 0.9), (3, 0.5)):
         save(run, step, metric)
     served = found(run, f"{run}@3", f"{run}/checkpoints/step-000001")
-    assert [(one.name, one.step) for one in served[:2]] == [("mine", 2), ("mine@3", 3)]
+    assert [(one.name, one.step) for one in served] == [("mine", 2), ("mine@3", 3), ("mine@1", 1)]
 
 
 def test_the_same_name_twice_is_refused_with_the_way_out(tmp_path):
     save(tmp_path / "mine", 1)
     with pytest.raises(ConfigError, match="two models are called 'mine'; name them"):
-        found(tmp_path / "mine", tmp_path / "mine" / "checkpoints" / "step-000001")
+        found(tmp_path / "mine", tmp_path / "mine" / "checkpoints" / "latest")
 
 
 def test_a_followed_run_comes_first_and_keeps_its_directory(tmp_path):
