@@ -21,6 +21,7 @@ from core.errors import DataError, TroupeError
 from core.program import user_error
 from serving.conversations import TAGS, Conversation, ScoreRequest, TooLongError, Turn, conversation_of
 from serving.openai_error import openai_error
+from serving.request_body import read_body
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +31,21 @@ Scorer = Callable[[Sequence[Conversation]], Awaitable[Sequence[float | None]]]
 MESSAGES = TypeAdapter(list[Turn])
 
 
-def scoring_router(scorers: Mapping[str, Scorer]) -> APIRouter:
-    """The route `/v1/score` for these scorers, by the names that requests call them."""
+def scoring_router(scorers: Mapping[str, Scorer], *, max_bytes: int = 2**23) -> APIRouter:
+    """The route `/v1/score` for these scorers, by the names that requests call them; `max_bytes` of a body at most."""
     router = APIRouter()
 
     @router.post("/v1/score")
     async def score(request: Request) -> Response:
+        body = await read_body(request, max_bytes)
+        if isinstance(body, Response):
+            return body
         try:
-            asked = ScoreRequest.model_validate(json.loads(await request.body()))
+            asked = ScoreRequest.model_validate(json.loads(body))
             conversations = asked.conversations()
         except (ValueError, RecursionError, DataError) as error:
             return _refusal(error)
-        name = asked.model or (next(iter(scorers)) if len(scorers) == 1 else None)
+        name = asked.model or (next(iter(scorers)) if len(scorers) == 1 else "")
         if name not in scorers:
             return openai_error(
                 404,
@@ -80,6 +84,11 @@ async def chat_reply(name: str, scorer: Scorer, body: Mapping[str, Any]) -> Resp
     return JSONResponse({**frame, "object": "chat.completion", "choices": [choice]})
 
 
+def scorer_card(name: str) -> dict[str, Any]:
+    """What `/v1/models` says of a scorer."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "troupe", "metadata": {"task": "score"}}
+
+
 async def _scores(scorer: Scorer, conversations: Sequence[Conversation]) -> Sequence[float | None] | Response:
     """The scores, or the answer that says why there are none."""
     try:
@@ -102,7 +111,7 @@ def _refusal(error: Exception) -> Response:
         where = ".".join(str(part) for part in first["loc"] if part not in TAGS)
         message = first["msg"].removeprefix("Value error, ")
         return openai_error(400, f"{where}: {message}" if where else message, param=where or None)
-    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
         return openai_error(400, f"the body is not JSON: {error}; send one JSON object")
     return openai_error(400, str(error), param="messages")
 
