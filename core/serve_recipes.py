@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from core.config import Section
 from core.evaluate_recipes import run_name
 from core.recipes import EngineConfig, PlacementConfig, Precision
+from core.scoring_recipes import ScorerConfig, ServedRewardModelConfig
 
 
 def step_of(path: str) -> int | None:
@@ -84,7 +85,9 @@ class ServeConfig(Section):
     following: FollowConfig = FollowConfig()
     """How `follow` follows."""
     reward_model: str | None = None
-    """A reward model (run, checkpoint or hub name) whose scores /v1/score and the playground give."""
+    """A reward model (run, checkpoint or hub name) whose scores /v1/score and the playground give; short for one of `scorers`."""
+    scorers: list[ScorerConfig] = []
+    """Reward models and reward functions behind /v1/score."""
     playground: bool = True
     """Whether / shows a page for prompts and answers side by side."""
     host: str = "127.0.0.1"
@@ -118,11 +121,12 @@ class ServeConfig(Section):
 
     @model_validator(mode="after")
     def _models_have_names_of_their_own(self) -> ServeConfig:
-        if not self.served:
+        if not self.served and not self.all_scorers:
             raise ValueError(
                 "nothing would be served; give a run, a checkpoint directory or a hub name: python jobs/serve.py runs/quickstart"
             )
         names = [name for model in self.served for name in (model.label, *model.adapters)]
+        names += [scorer.name for scorer in self.all_scorers]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(
@@ -137,9 +141,15 @@ class ServeConfig(Section):
         """Every model, the followed one first."""
         return [*([] if self.follow is None else [ServedModelConfig(path=self.follow)]), *self.models]
 
+    @property
+    def all_scorers(self) -> list[ScorerConfig]:
+        """Who scores, `reward_model` among them."""
+        short = [] if self.reward_model is None else [ServedRewardModelConfig(path=self.reward_model)]
+        return [*short, *self.scorers]
+
     def arithmetic(self) -> str:
         """What would be started, in one sentence."""
-        names = ", ".join(model.label for model in self.served)
+        names = ", ".join([model.label for model in self.served] + [scorer.name for scorer in self.all_scorers])
         most = self.max_replicas or self.min_replicas
         replicas = f"{self.min_replicas}" if most == self.min_replicas else f"{self.min_replicas} to {most}"
         return f"{names} at http://{self.host}:{self.port}/v1, {replicas} engine(s) a model"

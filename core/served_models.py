@@ -22,10 +22,12 @@ from core.files import read_json
 from core.hardware import hardware
 from core.hub import hub_config
 from core.model_paths import locate
+from core.scoring_recipes import ServedRewardModelConfig
 from core.serve_recipes import ServeConfig, ServedModelConfig, step_of
 
 CPU_LENGTH = 8192
 """Longest prompt and answer on a CPU where the recipe names none: prompts are prefilled whole there."""
+SCALAR = "ForSequenceClassification"
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -55,6 +57,9 @@ def served_models(config: ServeConfig) -> list[Served]:
         _found(config, model, follow=config.follow if position == 0 else None)
         for position, model in enumerate(config.served)
     ]
+    for scorer in config.all_scorers:
+        if isinstance(scorer, ServedRewardModelConfig):
+            _require_scalar_head(scorer.path)
     _require_memory(config, found)
     return found
 
@@ -147,7 +152,7 @@ def _settings(path: str) -> dict[str, Any]:
 
 def _require_architecture(path: str, settings: Mapping[str, Any]) -> None:
     kinds = [str(kind) for kind in settings.get("architectures") or []]
-    if any(kind.endswith("ForSequenceClassification") for kind in kinds):
+    if any(kind.endswith(SCALAR) for kind in kinds):
         raise ConfigError(f"{path} is a reward model and writes no text; serve it as reward_model={path}")
     # Importing vLLM takes ten seconds and a gibibyte, and its table is text.
     vllm = importlib.util.find_spec("vllm")
@@ -158,6 +163,16 @@ def _require_architecture(path: str, settings: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{path} is a {', '.join(kinds) or 'model of unnamed architecture'}, which the installed vLLM does not know; "
             "serve a model of its list (vllm.ai, supported models)"
+        )
+
+
+def _require_scalar_head(path: str) -> None:
+    found = locate(path)
+    kinds = [str(kind) for kind in _settings(found).get("architectures") or []]
+    if not any(kind.endswith(SCALAR) for kind in kinds):
+        raise ConfigError(
+            f"{path} is a {', '.join(kinds) or 'model of unnamed architecture'} and has no trained scalar head; give a run of "
+            "jobs/train_reward_model.py as reward_model, and serve this one as a model"
         )
 
 

@@ -14,7 +14,9 @@ import secrets
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -26,8 +28,10 @@ from core.errors import ConfigError
 from core.program import run_program
 from core.run_directory import SHORTEST_SECRET
 from core.serve_recipes import ServeConfig, with_sources
-from core.served_models import served_models
+from core.served_models import Served, served_models
 from core.stopping import StopSignals
+from core.trained_steps import run_of
+from serving.playground import run_examples
 
 KEY = "TROUPE_API_KEY"
 WATCH_S = 2.0
@@ -35,7 +39,7 @@ WATCH_S = 2.0
 
 
 def serve(config: ServeConfig) -> None:
-    models = served_models(config)
+    models = [with_examples(model) for model in served_models(config)] if config.playground else served_models(config)
     require_free_port(config.host, config.port)
     key, made = api_key(config)
     rich.print(f"starting {config.arithmetic()}")
@@ -63,6 +67,12 @@ def serve(config: ServeConfig) -> None:
     finally:
         stage.close()
         signals.restore()
+
+
+def with_examples(model: Served) -> Served:
+    """With prompts of its run's held-out set, for the playground."""
+    examples = run_examples(run_of(Path(model.path)))
+    return replace(model, metadata={**model.metadata, "examples": examples})
 
 
 def require_free_port(host: str, port: int) -> None:
@@ -95,7 +105,7 @@ def api_key(config: ServeConfig) -> tuple[str | None, bool]:
     return given, False
 
 
-def announce(config: ServeConfig, cards: list[dict], *, seconds: float, key: str | None) -> None:
+def announce(config: ServeConfig, cards: list[dict[str, Any]], *, seconds: float, key: str | None) -> None:
     """What is served, where, and how to call it."""
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     url = f"http://{host}:{config.port}"
@@ -109,6 +119,11 @@ def announce(config: ServeConfig, cards: list[dict], *, seconds: float, key: str
         print(f"\nthe token, made for this time and not shown again:\n  export {KEY}={key}")
     if not config.auth:
         print("\nno token is asked for (auth=off): whoever reaches the port may use it")
+    for scorer in config.all_scorers:
+        print(f"  {scorer.name}, which scores, at {url}/v1/score")
+    if not cards:
+        print("\nCtrl-C ends it", flush=True)
+        return
     first = cards[0]
     chat = first["metadata"]["chat"]
     route = "chat/completions" if chat else "completions"

@@ -12,10 +12,12 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from core.hardware import hardware
+from core.scoring_recipes import ScorerConfig
 from core.serve_recipes import ServeConfig
 from core.served_models import Served
 from serving.ingress import Door, Message, Unavailable, build_app
 from serving.model_server import ModelServer
+from serving.scorer import scorer_app
 
 NAME = "troupe"
 """Of the application."""
@@ -56,12 +58,15 @@ class Replicas:
 class Ingress:
     """The deployment that the HTTP proxy calls; Serve asks it for its application when it starts."""
 
-    def __init__(self, models: Mapping[str, DeploymentHandle], door: Door) -> None:
+    def __init__(
+        self, models: Mapping[str, DeploymentHandle], scorers: Mapping[str, DeploymentHandle], door: Door
+    ) -> None:
         self._models = {name: Replicas(name, handle) for name, handle in models.items()}
+        self._scorers = {name: handle.score.remote for name, handle in scorers.items()}
         self._door = door
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._models, self._door)
+        return build_app(self._models, self._door, scorers=self._scorers)
 
 
 def build_application(config: ServeConfig, models: Sequence[Served], key_hash: str | None) -> serve.Application:
@@ -70,6 +75,7 @@ def build_application(config: ServeConfig, models: Sequence[Served], key_hash: s
         key_hash=key_hash,
         max_bytes=int(config.max_request_mib * 2**20),
         adapters={adapter: model.name for model in models for adapter in model.adapters},
+        playground=config.playground,
     )
     handles = {
         model.name: serve.deployment(ModelServer, **_options(config), name=f"model-{position}").bind(model, config)
@@ -81,7 +87,14 @@ def build_application(config: ServeConfig, models: Sequence[Served], key_hash: s
         max_ongoing_requests=INGRESS_REQUESTS,
         ray_actor_options={"num_cpus": 0},
     )
-    return ingress.bind(handles, door)
+    scorers = {scorer.name: scorer_app(scorer, _scorer_options(scorer)) for scorer in config.all_scorers}
+    return ingress.bind(handles, scorers, door)
+
+
+def _scorer_options(scorer: ScorerConfig) -> dict[str, Any]:
+    """Of a scorer's deployment: a GPU where there are some, for a model."""
+    reads = scorer.type == "reward_model" and hardware().device == "cuda"
+    return {"ray_actor_options": {"num_cpus": 1, "num_gpus": int(reads)}, "max_constructor_retry_count": 1}
 
 
 def _options(config: ServeConfig) -> dict[str, Any]:

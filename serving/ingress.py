@@ -17,17 +17,19 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from serving.openai_error import openai_error
+from serving.playground import PATHS, playground_router
+from serving.request_body import read_body
+from serving.scoring import Scorer, chat_reply, scorer_card, scoring_router
 
 log = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 CARD_TIMEOUT_S = 5.0
 """Seconds that a model has to describe itself for /v1/models; after them its name alone is listed."""
-OPEN_PATHS = ("/", "/playground", "/health")
+OPEN_PATHS = (*PATHS, "/health")
 """Served without the token: pages without data, which a browser asks for without a header."""
 
 
@@ -62,6 +64,8 @@ class Door:
     """Largest request body."""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """Adapter's name -> the model that it sits on."""
+    playground: bool = False
+    """Whether there is a page for people."""
 
 
 def hash_key(key: str) -> str:
@@ -69,11 +73,14 @@ def hash_key(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def build_app(models: Mapping[str, Model], door: Door) -> FastAPI:
-    """The HTTP application in front of `models` (name -> model)."""
+def build_app(models: Mapping[str, Model], door: Door, *, scorers: Mapping[str, Scorer] = {}) -> FastAPI:
+    """The HTTP application in front of `models` and `scorers`, by the names that requests call them."""
     app = FastAPI(title="Troupe", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(BearerToken, key_hash=door.key_hash)
-    # Routers of the playground and of scoring are included here.
+    if scorers:
+        app.include_router(scoring_router(scorers, max_bytes=door.max_bytes))
+    if door.playground:
+        app.include_router(playground_router())
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -89,10 +96,12 @@ def build_app(models: Mapping[str, Model], door: Door) -> FastAPI:
                 {**card, "id": name, "parent": card["id"], "metadata": {**card.get("metadata", {}), "base": False}}
                 for name in on_it
             ]
-        return JSONResponse({"object": "list", "data": listed})
+        return JSONResponse({"object": "list", "data": [*listed, *map(scorer_card, scorers)]})
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> Response:
+        if name in scorers:
+            return JSONResponse(scorer_card(name))
         base = door.adapters.get(name, name)
         if base not in models:
             return _unknown(name)
@@ -101,7 +110,7 @@ def build_app(models: Mapping[str, Model], door: Door) -> FastAPI:
     @app.post("/v1/chat/completions")
     @app.post("/v1/completions")
     async def generate(request: Request) -> Response:
-        body = await _body(request, door.max_bytes)
+        body = await read_body(request, door.max_bytes)
         if isinstance(body, Response):
             return body
         try:
@@ -113,6 +122,8 @@ def build_app(models: Mapping[str, Model], door: Door) -> FastAPI:
         name = asked.get("model")
         if not isinstance(name, str):
             return openai_error(400, f"model must be one of: {_names()}", param="model")
+        if name in scorers and request.url.path.endswith("/chat/completions"):
+            return await chat_reply(name, scorers[name], asked)
         base = door.adapters.get(name, name)
         if base not in models:
             return _unknown(name)
@@ -135,7 +146,7 @@ def build_app(models: Mapping[str, Model], door: Door) -> FastAPI:
         return openai_error(404, message, code="model_not_found", param="model")
 
     def _names() -> str:
-        return ", ".join([*models, *door.adapters])
+        return ", ".join([*models, *door.adapters, *scorers])
 
     return app
 
@@ -161,27 +172,6 @@ class BearerToken:
         )
         refusal.headers["www-authenticate"] = "Bearer"
         await refusal(scope, receive, send)
-
-
-async def _body(request: Request, most: int) -> bytes | Response:
-    """The request's body; of one that is too large no more than `most` bytes are read."""
-    refusal = openai_error(
-        400, f"the request is larger than {most} bytes (max_request_mib); shorten it", code="context_length_exceeded"
-    )
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > most:
-        return refusal
-    parts: list[bytes] = []
-    size = 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size > most:
-                return refusal
-            parts.append(part)
-    except ClientDisconnect:
-        return openai_error(400, "the client hung up before the end of its request")
-    return b"".join(parts)
 
 
 async def _card(name: str, model: Model) -> dict[str, Any]:

@@ -91,6 +91,7 @@ def test_what_cannot_be_served_is_named_with_its_reason(tmp_path):
     assert "no weights" in refusal(write_model(tmp_path / "bare", weights=False))
     assert "which the installed vLLM does not know" in refusal(write_model(tmp_path / "a", architectures=["Mine"]))
     assert "is a reward model" in refusal(write_model(tmp_path / "b", architectures=["Qwen2ForSequenceClassification"]))
+    assert "has no trained scalar head" in refusal(f"reward_model={write_model(tmp_path / 'e')}")
     assert "follow needs a run directory" in refusal(f"follow={write_model(tmp_path / 'c')}")
     assert "nothing would be served" in refusal()
     assert "there is no adapter_config.json" in refusal(
