@@ -16,7 +16,7 @@ from core.scoring_recipes import ScorerConfig
 from core.serve_recipes import ServeConfig
 from core.served_models import Served
 from serving.ingress import Door, Message, Unavailable, build_app
-from serving.model_server import ModelServer
+from serving.model_server import ModelServer, is_last
 from serving.scorer import scorer_app
 
 NAME = "troupe"
@@ -38,15 +38,18 @@ class Replicas:
     async def answer(self, path: str, content_type: str, body: bytes) -> AsyncIterator[list[Message]]:
         """Cancelled in the replica as soon as nobody reads on."""
         response = self._answer.remote(path, content_type, body)
+        done = False
         try:
             async for messages in response:
+                done = not messages or is_last(messages[-1])
                 yield messages
         except BackPressureError:
             raise Unavailable(429, f"{self._name} has as many requests waiting as it takes; try again later") from None
         except (RayActorError, DeploymentUnavailableError):
             raise Unavailable(503, f"{self._name} is being started again; try again in a minute") from None
         finally:
-            response.cancel()
+            if not done:
+                response.cancel()
 
     async def card(self) -> dict[str, Any]:
         try:

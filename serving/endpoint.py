@@ -50,10 +50,10 @@ class Endpoint:
     def _wait(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
-            application = serve.status().applications[NAME]
-            if application.status == "RUNNING":
+            application = serve.status().applications.get(NAME)
+            if application is not None and application.status == "RUNNING":
                 return
-            if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            if application is not None and application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
                 messages = [deployment.message for deployment in application.deployments.values() if deployment.message]
                 raise WorkerError(f"the endpoint did not start: {_reason(messages or [application.message])}")
             if time.monotonic() > deadline:

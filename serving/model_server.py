@@ -120,9 +120,10 @@ class ModelServer:
             task = asyncio.create_task(self._app(_scope(path, content_type), _receiver(body, gone), _sender(sent)))
             task.add_done_callback(lambda _: sent.put_nowait(None))
             try:
-                while messages := await _arrived(sent):
+                while (messages := await _arrived(sent)) and not is_last(messages[-1]):
                     yield messages
                 await task
+                yield messages
             finally:
                 gone.set()
                 if not task.done():
@@ -237,6 +238,11 @@ async def _arrived(sent: asyncio.Queue[Message | None]) -> list[Message]:
     if messages[-1] is None:
         sent.put_nowait(None)  # for the next call, which then has nothing
     return [message for message in messages if message is not None]
+
+
+def is_last(message: Message) -> bool:
+    """Whether the response ends with this message."""
+    return message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
 def _scope(path: str, content_type: str) -> dict[str, Any]:
