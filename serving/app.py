@@ -15,8 +15,9 @@ from core.hardware import hardware
 from core.scoring_recipes import ScorerConfig
 from core.serve_recipes import ServeConfig
 from core.served_models import Served
-from serving.ingress import Door, Message, Unavailable, build_app
-from serving.model_server import ModelServer, is_last
+from serving.ingress import Door, Unavailable, build_app
+from serving.messages import Message, complete
+from serving.model_server import ModelServer
 from serving.scorer import scorer_app
 
 NAME = "troupe"
@@ -41,7 +42,7 @@ class Replicas:
         done = False
         try:
             async for messages in response:
-                done = not messages or is_last(messages[-1])
+                done = not messages or complete(messages)
                 yield messages
         except BackPressureError:
             raise Unavailable(429, f"{self._name} has as many requests waiting as it takes; try again later") from None

@@ -12,13 +12,14 @@ import hmac
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from serving.messages import Message, complete, joined
 from serving.openai_error import openai_error
 from serving.playground import PATHS, playground_router
 from serving.request_body import read_body
@@ -26,7 +27,6 @@ from serving.scoring import Scorer, chat_reply, scorer_card, scoring_router
 
 log = logging.getLogger(__name__)
 
-Message = dict[str, Any]
 CARD_TIMEOUT_S = 5.0
 """Seconds that a model has to describe itself for /v1/models; after them its name alone is listed."""
 OPEN_PATHS = (*PATHS, "/health")
@@ -189,12 +189,12 @@ async def _relayed(answers: AsyncIterator[list[Message]]) -> Response:
             return openai_error(500, "the model sent no answer; its log says why", code="internal_error")
         status = int(first[0]["status"])
         headers = {name.decode(): value.decode() for name, value in first[0]["headers"]}
-        body, done = _joined(first)
+        body, done = joined(first), complete(first)
         if headers.get("content-type", "").startswith("text/event-stream") and not done:
             return StreamingResponse(_stream(body, answers), status, media_type="text/event-stream")
         while not done:
-            part, done = _joined(await anext(answers))
-            body += part
+            messages = await anext(answers)
+            body, done = body + joined(messages), complete(messages)
     except Unavailable as error:
         return error.response()
     return _own_shape(status, body) if status >= 400 else Response(body, status, media_type="application/json")
@@ -205,20 +205,13 @@ async def _stream(first: bytes, answers: AsyncIterator[list[Message]]) -> AsyncI
         if first:
             yield first
         async for messages in answers:
-            body, _ = _joined(messages)
-            if body:
+            if body := joined(messages):
                 yield body
     except Unavailable as error:
         # The status is sent already; clients of OpenAI's API read errors in a stream as well.
         yield b"data: " + bytes(error.response().body) + b"\n\n"
     finally:
         await answers.aclose()  # type: ignore[attr-defined]
-
-
-def _joined(messages: Sequence[Message]) -> tuple[bytes, bool]:
-    """The body in these messages, and whether it ends with them."""
-    parts = [message for message in messages if message["type"] == "http.response.body"]
-    return b"".join(part.get("body", b"") for part in parts), bool(parts) and not parts[-1].get("more_body", False)
 
 
 def _own_shape(status: int, body: bytes) -> Response:

@@ -23,11 +23,9 @@ from core.run_directory import locked
 from core.serve_recipes import ServeConfig, step_of
 from core.served_models import Served
 from serving.follower import Follower
+from serving.messages import Message, complete
 
 log = logging.getLogger(__name__)
-
-Message = dict[str, Any]
-"""What an ASGI application sends: the start of a response, or a part of its body."""
 
 
 class ReloadExtension:
@@ -120,7 +118,7 @@ class ModelServer:
             task = asyncio.create_task(self._app(_scope(path, content_type), _receiver(body, gone), _sender(sent)))
             task.add_done_callback(lambda _: sent.put_nowait(None))
             try:
-                while (messages := await _arrived(sent)) and not is_last(messages[-1]):
+                while (messages := await _arrived(sent)) and not complete(messages):
                     yield messages
                 await task
                 yield messages
@@ -238,11 +236,6 @@ async def _arrived(sent: asyncio.Queue[Message | None]) -> list[Message]:
     if messages[-1] is None:
         sent.put_nowait(None)  # for the next call, which then has nothing
     return [message for message in messages if message is not None]
-
-
-def is_last(message: Message) -> bool:
-    """Whether the response ends with this message."""
-    return message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
 def _scope(path: str, content_type: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.ingress import Door, Message, Unavailable, build_app, hash_key
+from serving.ingress import Door, Unavailable, build_app, hash_key
+from serving.messages import Message
 
 KEY = "a-token-of-sixteen"
 
