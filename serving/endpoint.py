@@ -16,7 +16,7 @@ from core.serve_recipes import ServeConfig
 from core.served_models import Served
 from serving.app import NAME, build_application
 
-POLL_S = 0.2
+POLL_S = 0.5
 CARD_TIMEOUT_S = 60.0
 """Seconds that a model has to describe itself; one that takes new weights does it when it is done."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from argparse import Namespace
@@ -18,6 +19,7 @@ from typing import Any
 
 from core.engine_arguments import engine_arguments, pack_heads
 from core.errors import ConfigError
+from core.files import read_json
 from core.hardware import hardware, set_up_generator
 from core.run_directory import locked
 from core.serve_recipes import ServeConfig, step_of
@@ -60,12 +62,11 @@ class ModelServer:
 
     async def _start(self) -> None:
         set_up_generator(0, 1, None)
-        from vllm import AsyncEngineArgs, SamplingParams
+        from vllm import AsyncEngineArgs
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
         from vllm.entrypoints.launchers.cli_args import FrontendArgs
         from vllm.entrypoints.openai.models.protocol import LoRAModulePath
-        from vllm.inputs import tokens_input
         from vllm.v1.engine.async_llm import AsyncLLM
 
         served, config = self._served, self._config
@@ -93,9 +94,18 @@ class ModelServer:
         await init_app_state(self._engine, self._app.state, settings, tasks)
         self._sign(served.step)
         # The first request initialises lazily for seconds; nobody should wait for that later.
-        first = tokens_input([0, 0])
-        async for _ in self._engine.generate(first, SamplingParams(max_tokens=2), "first"):
+        first: dict[str, Any] = {"model": served.name, "max_tokens": 2}
+        if self._chats:
+            path, first["messages"] = "/v1/chat/completions", [{"role": "user", "content": "1"}]
+        else:
+            path, first["prompt"] = "/v1/completions", [0]
+        async for _ in self.answer(path, "application/json", json.dumps(first).encode()):
             pass
+
+    @property
+    def _chats(self) -> bool:
+        """Whether the tokenizer has a template for conversations."""
+        return getattr(self._engine.get_tokenizer(), "chat_template", None) is not None
 
     def _sign(self, step: int | None) -> None:
         """Responses carry the served step as `system_fingerprint`: "quickstart@30"."""
@@ -143,7 +153,6 @@ class ModelServer:
         """What /v1/models says of this model."""
         served, follower = self._served, self._follower
         following = {} if follower is None else {"following": served.run, "refused": follower.refused}
-        tokenizer = self._engine.get_tokenizer()
         return {
             "id": served.name,
             "object": "model",
@@ -154,7 +163,7 @@ class ModelServer:
             "step": served.step if follower is None else follower.step,
             "running": self._engine.output_processor.get_num_unfinished_requests(),
             **following,
-            "metadata": {**served.metadata, "task": "generate", "chat": tokenizer.chat_template is not None},
+            "metadata": {**served.metadata, "task": "generate", "chat": self._chats},
         }
 
     async def check_health(self) -> None:
@@ -222,8 +231,6 @@ class ModelServer:
 
 def _largest_rank(served: Served) -> int:
     """The least of vLLM's LoRA ranks that every adapter fits."""
-    from core.files import read_json
-
     ranks = [int(read_json(Path(path) / "adapter_config.json")["r"]) for path in served.adapters.values()]
     return next(rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= max(ranks, default=8))
 
