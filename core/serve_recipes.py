@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from core.config import Section
 from core.evaluate_recipes import run_name
+from core.model_paths import is_hub_name
 from core.recipes import EngineConfig, PlacementConfig, Precision
 from core.scoring_recipes import ScorerConfig, ServedRewardModelConfig
 
@@ -58,8 +59,7 @@ class ServedModelConfig(Section):
         """What requests call it."""
         if self.name is not None:
             return self.name
-        is_hub_name = self.source.count("/") == 1 and not Path(self.source).exists()
-        name = self.source if is_hub_name else run_name(self.source.rstrip("/"))
+        name = self.source if is_hub_name(self.source) else run_name(self.source.rstrip("/"))
         step = self.step if self.step is not None else step_of(self.source)
         return name if step is None else f"{name}@{step}"
 
