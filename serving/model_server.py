@@ -24,7 +24,7 @@ from core.hardware import hardware, set_up_generator
 from core.run_directory import locked
 from core.serve_recipes import ServeConfig, step_of
 from core.served_models import Served
-from serving.follower import Follower
+from serving.follower import Follower, newest
 from serving.messages import Message, complete
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,10 @@ class ModelServer:
     """A Serve deployment; its methods are called through handles."""
 
     async def __init__(self, served: Served, config: ServeConfig) -> None:  # type: ignore[misc]
-        """Ready to answer when it returns. `served.path` is taken as it was found before Ray started."""
-        self._served, self._config = served, config
+        """Ready to answer when it returns."""
+        wanted = config.following.checkpoint
+        self._served = served if served.run is None else newest(served, wanted)
+        self._config = config
         self._created = int(time.time())
         self._broken: Exception | None = None
         self._running = 0
@@ -55,9 +57,8 @@ class ModelServer:
         self._idle.set()
         await self._start()
         self._follower: Follower | None = None
-        if served.run is not None and served.step is not None:
-            wanted = config.following.checkpoint
-            self._follower = Follower(served.run, wanted, path=served.path, step=served.step)
+        if served.run is not None and self._served.step is not None:
+            self._follower = Follower(served.run, wanted, path=self._served.path, step=self._served.step)
             self._following = asyncio.create_task(self._follow())
 
     async def _start(self) -> None:
@@ -183,8 +184,10 @@ class ModelServer:
         assert self._follower is not None
         while True:
             await asyncio.sleep(self._config.following.every_s)
-            try:
+            path = None
+            with contextlib.suppress(OSError):
                 path = await asyncio.to_thread(self._follower.newer)
+            try:
                 if path is not None:
                     with self._my_turn():
                         await self._swap(path)
@@ -226,7 +229,8 @@ class ModelServer:
             self._open.set()
 
     async def _load(self, path: Path) -> None:
-        await self._engine.collective_rpc("load_checkpoint", args=(str(path),))
+        loading = self._engine.collective_rpc("load_checkpoint", args=(str(path),))
+        await asyncio.wait_for(loading, self._config.engine.init_timeout_s)
 
 
 def _largest_rank(served: Served) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from serving.follower import Follower
+from core.served_models import Served
+from serving.follower import Follower, newest
 from tests.core.test_served_models import save
 
 
@@ -46,3 +47,13 @@ def test_a_checkpoint_that_vanished_is_no_reason_to_stop(tmp_path):
     better = save(tmp_path / "a", 2, 0.9)
     (better / "model.safetensors").unlink()
     assert follower.newer() is None
+
+
+def test_a_replica_that_starts_late_finds_what_is_kept_now(tmp_path):
+    first = save(tmp_path / "a", 1, 0.5)
+    served = Served(name="a", path=str(first), step=1, max_length=64, run=str(tmp_path / "a"))
+    assert newest(served, "best") == served
+    second = save(tmp_path / "a", 2, 0.9)
+    assert (newest(served, "best").path, newest(served, "best").step) == (str(second), 2)
+    save(tmp_path / "a", 3, 1.0, size=8)  # another model
+    assert newest(served, "best") == served
