@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import HTMLResponse
 
+from core.files import iter_lines
 from core.report_page import STYLE
 
 PATHS = ("/", "/playground")
@@ -74,17 +74,12 @@ def run_examples(run: Path, count: int = 6) -> list[dict[str, Any]]:
     the run has none; conversations of several turns are left out.
     """
     examples: dict[str, dict[str, Any]] = {}
-    path = run / "answers.jsonl"
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            example = _example(row["prompt"])
-            if example is not None and len(example["prompt"]) <= MAX_PROMPT:
-                examples.setdefault(row["prompt"], example | ({"gold": row["gold"]} if row.get("gold") else {}))
-            if len(examples) == count:
-                break
+    for row in iter_lines(run / "answers.jsonl"):
+        example = _example(row["prompt"])
+        if example is not None and len(example["prompt"]) <= MAX_PROMPT:
+            examples.setdefault(row["prompt"], example | ({"gold": row["gold"]} if row.get("gold") else {}))
+        if len(examples) == count:
+            break
     return list(examples.values())
 
 
