@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from core.errors import ConfigError
-from core.run_directory import public_text
+from core.secrets import public_text
 
 TOKEN = "HF_TOKEN"
 
