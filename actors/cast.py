@@ -26,6 +26,7 @@ from actors.policy import Policy, PolicyWorker
 from actors.reward_model import RewardModel, require_same_tokenizer
 from actors.rewarder import Rewarder, RewarderWorker, RewardPart
 from actors.trained import Trained, TrainedWorker
+from core.errors import ConfigError
 from core.perplexity_recipes import PerplexityRewardConfig
 from core.recipes import (
     GeneratorConfig,
@@ -304,9 +305,15 @@ def _ranks(count: int) -> Sequence[dict[str, int]]:
 
 def _share_devices(arguments: list[dict[str, object]], policy: Policy, width: int) -> None:
     """Engine i sees the GPUs of policy ranks i x width and following, which Ray gave to those."""
-    devices = [gpus[0] for _, gpus in policy.group.call(PolicyWorker.devices)]
+    places = policy.group.call(PolicyWorker.devices)
     for index, engine in enumerate(arguments):
-        engine["visible_devices"] = ",".join(devices[index * width : (index + 1) * width])
+        own = places[index * width : (index + 1) * width]
+        if len({machine for machine, _ in own}) > 1:
+            raise ConfigError(
+                f"generator.tensor_parallel_size ({width}) puts engine {index} on the GPUs of several machines, which colocated engines cannot "
+                "use; lower it, or set placement.mode: separate"
+            )
+        engine["visible_devices"] = ",".join(gpus[0] for _, gpus in own)
 
 
 def _reference(config: GRPOConfig, casting: Casting, policy: Policy) -> Reference | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from actors.group import Group
+from actors.group import Group, own_address
 from actors.policy import Policy
 from algorithms.packing import Batch, branch_scores
 from core.hardware import hardware, set_up_process
@@ -36,7 +36,7 @@ class FrozenWorker:
         trust_remote_code: bool,
     ) -> None:
         """Load the model; one with a scalar head must have been trained with it."""
-        set_up_process(rank=0, world_size=1)
+        set_up_process(hosts=[own_address()])
         from algorithms.reading import ReadModel
 
         self._model = ReadModel(

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from actors.group import Group
+from actors.group import Group, own_address
 from core.engine_arguments import engine_arguments
 from core.errors import SyncError, TroupeError, WorkerError
 from core.hardware import hardware, set_up_generator
@@ -90,7 +90,7 @@ class GeneratorWorker:
         visible_devices: str | None,
         trust_remote_code: bool,
     ) -> None:
-        set_up_generator(index, num_engines, visible_devices)
+        set_up_generator(index, num_engines, visible_devices, own_address())
         from vllm import AsyncEngineArgs
 
         self._index = index

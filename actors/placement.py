@@ -7,12 +7,13 @@ used in turn; `separate` gives each role its own. On CPUs bundles only say where
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actors.group import Group, InlineGroup, Slot, WorkerGroup
+from actors.group import Group, InlineGroup, Slot, WorkerGroup, own_address
 from core.errors import ConfigError, WorkerError
 from core.hardware import Hardware, hardware
 from core.recipes import GeneratorConfig, GRPOConfig, PlacementConfig
@@ -129,6 +130,8 @@ class Stage:
         self._started_ray = False
         self._reservation: Any = None
         self._seats: list[Seat] = []
+        self._machines: dict[int, str] = {}
+        """Address of the machine that holds each bundle."""
         if not self.inline:
             self._started_ray = _connect(config.address)
         self.machine: Hardware = hardware() if self.inline else _cluster_hardware()
@@ -139,7 +142,7 @@ class Stage:
         if self.inline:
             return
         import ray
-        from ray.util.placement_group import placement_group
+        from ray.util.placement_group import placement_group, placement_group_table
 
         gpus = {seat.bundle: seat.bundle_gpus for seat in sorted(table, key=lambda seat: seat.bundle)}
         bundles = [{"CPU": 1.0, **({"GPU": float(count)} if count else {})} for count in gpus.values()]
@@ -160,6 +163,31 @@ class Stage:
             raise WorkerError(
                 f"the cluster did not free {wanted} within {timeout_s:.0f} s; `ray status` shows who holds what"
             ) from None
+        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        held = placement_group_table(self._reservation)["bundles_to_node_id"]
+        self._machines = {bundle: addresses[node] for bundle, node in held.items()}
+
+    def require_shared(self, directory: Path) -> None:
+        """Every machine of the reservation must see `directory`, which trainers write and read; else a ConfigError.
+
+        Where all roles sit on the driver's machine this costs nothing.
+        """
+        away = {machine: bundle for bundle, machine in self._machines.items() if machine != own_address()}
+        if not away:
+            return
+        with tempfile.NamedTemporaryFile(dir=directory, prefix=".seen-") as probe:
+            slots = [Slot(placement_group=self._reservation, bundle=bundle) for bundle in away.values()]
+            looking = WorkerGroup(Witness, [{}] * len(slots), role="witness", slots=slots)
+            try:
+                seen = looking.call(Witness.sees, str(Path(probe.name).resolve()))
+            finally:
+                looking.shutdown()
+        blind = [machine for machine, sees in zip(away, seen, strict=True) if not sees]
+        if blind:
+            raise ConfigError(
+                f"the run directory {directory} is not the same on {', '.join(blind)}, where roles of this run sit; set run.directory to a "
+                "full path on a file system that all machines mount, or keep the run on one machine"
+            )
 
     def group(
         self, worker_cls: Callable[..., W], arguments: Sequence[dict[str, Any]], *, role: str, max_concurrency: int = 1
@@ -184,6 +212,7 @@ class Stage:
                 "role": seat.role,
                 "rank": seat.rank,
                 "place": where if self.inline else f"{where} {seat.bundle}",
+                "machine": "" if self.inline else self._machines[seat.bundle],
                 "device": f"{seat.bundle_gpus} GPU, {'shared' if seat.num_gpus < seat.bundle_gpus else 'own'}"
                 if seat.bundle_gpus
                 else "CPU",
@@ -202,6 +231,13 @@ class Stage:
             self._reservation = None
         if self._started_ray:
             ray.shutdown()
+
+
+class Witness:
+    """A process on a machine, asked what is there."""
+
+    def sees(self, path: str) -> bool:
+        return Path(path).exists()
 
 
 def _connect(address: str | None) -> bool:

@@ -65,7 +65,7 @@ class Policy(Trained[PolicyWorker]):
         self.group.call(
             PolicyWorker.connect,
             generators.group,
-            self._address(),
+            self._places()[0],
             transport=transport,
             num_receivers=receivers,
             timeout_s=timeout_s,

@@ -62,7 +62,8 @@ class TrainedWorker:
 
     def start(
         self,
-        address: tuple[str, int],
+        hosts: Sequence[str],
+        port: int,
         *,
         model_path: str,
         config: PolicyConfig,
@@ -71,8 +72,8 @@ class TrainedWorker:
         seed: int,
         trust_remote_code: bool,
     ) -> dict[str, Any]:
-        """Join the other ranks and load the model; facts about it."""
-        set_up_process(rank=self.rank, world_size=self.world_size, master_address=address[0], master_port=address[1])
+        """Join the other ranks, which sit at `hosts`, at the first one's `port`, and load the model; facts about it."""
+        set_up_process(rank=self.rank, hosts=hosts, master_port=port)
         from transformers import AutoTokenizer
 
         from actors.engine import Engine, prepare_extension
@@ -153,9 +154,11 @@ class Trained(Generic[W]):
 
     def start(self, model_path: str, *, total_steps: int, seed: int, trust_remote_code: bool = False) -> None:
         """Begin loading on every rank; `ready` waits for it."""
+        places = self._places()
         self._starting: list[Future[Any]] = self.group.start(
             TrainedWorker.start,
-            self._address(),
+            [host for host, _ in places],
+            places[0][1],
             model_path=model_path,
             config=self.config,
             head=self.head,
@@ -167,11 +170,9 @@ class Trained(Generic[W]):
     def ready(self) -> None:
         self.facts = self.group.gather(self._starting, self.config.init_timeout_s, "loading the model")[0]
 
-    def _address(self) -> tuple[str, int]:
-        """Where the ranks meet: a free port of rank 0's machine."""
-        asked = [self.group.submit(0, TrainedWorker.address)]
-        host, port = self.group.gather(asked, self.config.init_timeout_s, "its start")[0]
-        return host, port
+    def _places(self) -> list[tuple[str, int]]:
+        """A host and a free port of every rank's machine; the ranks meet at rank 0's."""
+        return self.group.gather(self.group.start(TrainedWorker.address), self.config.init_timeout_s, "its start")
 
     def read(self, batch: Batch, **options: Any) -> torch.Tensor:
         """[N]: the head's output at the batch's tokens, computed on all ranks."""

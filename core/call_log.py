@@ -20,7 +20,7 @@ from rich.markup import escape
 from core.config import Section
 from core.files import JsonLines
 from core.records import Branch, Group, JudgeCall, Score
-from core.run_directory import public_record
+from core.secrets import public_text
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +61,11 @@ class CallLog:
             common = {"step": step, "purpose": purpose, "sample_id": group.sample.sample_id}
             records = [{**common, **self._policy_call(group, requested_at, received_at)}]
             records += [{**common, **call} for call in _judge_calls(group)]
-            self._write([public_record(record) for record in records])
+            self._write(records)
         if place < self._config.console_fraction:
             _show(group, step, purpose, received_at - requested_at)
 
-    def _write(self, records: list[Any]) -> None:
+    def _write(self, records: list[dict[str, Any]]) -> None:
         try:
             self._lines.append(*records)
         except OSError as error:  # a full disk, say: the run is worth more than its log
@@ -134,7 +134,7 @@ def _show(group: Group, step: int, purpose: str, latency_s: float) -> None:
     score = group.scores[0] if group.scores else Score(value=None)
     num_judged = sum(len(score.calls) for score in group.scores)
     text = group.branches[0].text if group.branches else ""
-    shown = public_record({"text": text[:MAX_SHOWN] + (" ..." if len(text) > MAX_SHOWN else "")})["text"]
+    shown = public_text(text[:MAX_SHOWN] + (" ..." if len(text) > MAX_SHOWN else ""))
     reward = "missing" if score.value is None else f"{score.value:.3g}"
     rich.print(
         f"[dim]step {step} {purpose} {escape(group.sample.sample_id)}: {latency_s:.1f} s, {len(group.branches)} answers, "

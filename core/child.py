@@ -46,13 +46,24 @@ class Ended:
     """Its last lines that are not blank."""
     interrupted: bool
     """Whether we were asked to stop while it ran."""
+    timed_out: bool
+    """Whether it was ended because its time was over."""
 
 
-def run_logged(command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> Ended:
+def run_logged(
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    directory: Path | None = None,
+    timeout_s: float | None = None,
+) -> Ended:
     """Run `command` to its end, its output both on our standard output and appended to `log`.
 
-    The first two SIGINT or SIGTERM are passed on (a job ends after its step, then at once), the third kills.
+    The first two SIGINT or SIGTERM are passed on (a job ends after its step, then at once), the third kills. After
+    `timeout_s` it is ended.
     """
+    deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
     signals = PassedOn()
     with open(log, "ab") as file, signals, _output_pair() as (ours, theirs, copy_size):
         lines = LogLines(file)
@@ -61,21 +72,31 @@ def run_logged(command: Sequence[str], log: Path, environment: Mapping[str, str]
             stdin=subprocess.DEVNULL,
             stdout=theirs,
             stderr=subprocess.STDOUT,
+            cwd=directory,
             env={**(os.environ if environment is None else environment), "PYTHONUNBUFFERED": "1"},
             start_new_session=True,  # Ctrl-C in a terminal would otherwise reach it twice
             preexec_fn=_die_with_parent(),
         )
         os.close(theirs)
         signals.child = child
+
+        def tick() -> None:
+            copy_size()
+            if time.monotonic() > deadline:
+                hard = time.monotonic() > deadline + GRACE_S
+                _signal_group(child.pid, signal.SIGKILL if hard else signal.SIGTERM)
+
         try:
-            for data in _output(child, ours, copy_size):
+            for data in _output(child, ours, tick):
                 lines.feed(data)
                 _show(data)
             status = child.wait()
         finally:
             _end_group(child)
             lines.close()
-    return Ended(status=status, tail=list(lines.tail), interrupted=bool(signals.received))
+    return Ended(
+        status=status, tail=list(lines.tail), interrupted=bool(signals.received), timed_out=time.monotonic() > deadline
+    )
 
 
 class PassedOn:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from core.errors import ConfigError
+from core.secrets import public_values, refuse_secrets
 
 
 class Section(BaseModel):
@@ -48,6 +49,7 @@ def load_config(config_cls: type[C], arguments: Sequence[str]) -> C:
         values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the recipe cannot be resolved: {str(error).splitlines()[0]}") from None
+    refuse_secrets(values)
     try:
         return config_cls.model_validate(_onto_defaults(config_cls, values))
     except ValidationError as error:
@@ -89,8 +91,8 @@ def _laid_onto(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 
 def dump_config(config: Section) -> str:
-    """The resolved config as YAML; it is itself a valid recipe."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+    """The resolved config as YAML; it is itself a valid recipe. Secrets of the environment are named, not told."""
+    return OmegaConf.to_yaml(OmegaConf.create(public_values(config)))
 
 
 def _override(argument: str) -> Any:

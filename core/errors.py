@@ -41,5 +41,9 @@ class WorkerError(TroupeError):
     """A worker process failed to start or died."""
 
 
+class ClusterError(TroupeError):
+    """A cluster does not come up, cannot be reached, or refuses a job."""
+
+
 class NumericalError(TroupeError):
     """A loss or a gradient is NaN or infinite."""

@@ -16,9 +16,12 @@ from typing import Any
 import rich
 from rich.table import Table
 
+from core.chat import prompt_text
 from core.comparison import Comparison
 from core.files import to_json, write_atomically
+from core.records import Branch, Sample, Score
 from core.statistics import Estimate, estimate_difference, estimate_mean
+from core.trained_steps import UNKNOWN
 
 Estimates = Mapping[str, Estimate]
 
@@ -58,6 +61,41 @@ class AnswerRow:
     """And of the reference, None where it was not asked for."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """A judgement that is missing is not in it."""
+
+
+def build_answer_row(
+    sample: Sample,
+    branch: Branch,
+    score: Score | None,
+    *,
+    repeat: int = 0,
+    score_prediction: float | None = None,
+    score_reference: float | None = None,
+) -> AnswerRow:
+    """The row of an answer: what reward functions said of it (None: nothing), its lengths, the reward model's scores."""
+    return AnswerRow(
+        sample_id=sample.sample_id,
+        prompt=prompt_text(sample),
+        reference=sample.gold,
+        prediction=branch.text,
+        finish_reason=branch.finish_reason,
+        repeat=repeat,
+        score_prediction=score_prediction,
+        score_reference=score_reference,
+        metrics={**(score.parts if score is not None else {}), **_lengths(branch)},
+    )
+
+
+def _lengths(branch: Branch) -> dict[str, float]:
+    """Words; where they are known also tokens, and whether the answer was cut."""
+    found = {"response_words": float(num_words(branch))}
+    if branch.finish_reason != UNKNOWN:
+        found["truncated_fraction"] = float(branch.truncated)
+    return {**found, "response_tokens": float(branch.num_sampled)} if branch.token_ids else found
+
+
+def num_words(branch: Branch) -> int:
+    return len(branch.text.split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

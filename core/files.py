@@ -16,16 +16,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from core.secrets import public_text
+
 
 def now() -> str:
     """The time in UTC, ISO 8601 with milliseconds, as every file of a run directory writes it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`; survives a crash of the process and of the machine."""
+def write_atomically(path: Path, text: str, *, is_data: bool = False) -> None:
+    """Replace `path` by `text` without its secrets; survives a crash of the process and of the machine.
+
+    `is_data`: what is trained on is written as it is.
+    """
     with _replacing(path) as file:
-        file.write(text)
+        file.write(text if is_data else public_text(text))
 
 
 @contextlib.contextmanager
@@ -92,14 +97,14 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
 
 
 class JsonLines:
-    """An append-only JSON Lines file; each record reaches the file whole, from whatever thread it comes."""
+    """An append-only JSON Lines file; each record reaches the file whole and without secrets, from whatever thread it comes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
 
     def append(self, *records: Mapping[str, Any]) -> None:
-        text = "".join(to_json(record) + "\n" for record in records)
+        text = public_text("".join(to_json(record) + "\n" for record in records))
         with self._lock, open(self.path, "ab+") as file:
             if _unfinished(file):
                 file.write(b"\n")

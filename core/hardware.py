@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,8 @@ from typing import Literal
 from core.extension import use_environment_cache
 
 Device = Literal["cpu", "cuda"]
+
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,40 +80,56 @@ def _num_gpus() -> int:
     return len([path for path in devices.glob("nvidia[0-9]*") if path.name[6:].isdigit()])
 
 
-def set_up_process(
-    *, rank: int = 0, world_size: int = 1, master_address: str = "127.0.0.1", master_port: int = 0
-) -> None:
+def set_up_process(*, rank: int = 0, hosts: Sequence[str] = (LOOPBACK,), master_port: int = 0) -> None:
     """Environment and thread counts of a worker process, before torch or deepspeed start their own.
 
-    On a CPU each rank gets its share of the cores: more threads than cores make the ranks wait for each other.
+    `hosts` holds the address of every rank's machine; the ranks meet at the first. On a CPU each rank gets its share
+    of its machine's cores: more threads than cores make the ranks wait for each other.
     """
-    machine = hardware()
+    machine, here = hardware(), hosts[rank]
+    neighbours = hosts.count(here)
     os.environ.update(
         RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_RANK="0" if machine.device == "cuda" else str(rank),
-        LOCAL_SIZE="1" if machine.device == "cuda" else str(world_size),
-        MASTER_ADDR=master_address,
+        WORLD_SIZE=str(len(hosts)),
+        # DeepSpeed takes LOCAL_SIZE = WORLD_SIZE for "all ranks share this machine's memory".
+        LOCAL_RANK="0" if machine.device == "cuda" else str(hosts[:rank].count(here)),
+        LOCAL_SIZE="1" if machine.device == "cuda" else str(neighbours),
+        MASTER_ADDR=hosts[0],
         MASTER_PORT=str(master_port),
         TOKENIZERS_PARALLELISM="false",
     )
+    use_interface_of(here)
     if machine.device == "cpu":
         # DeepSpeed asks its accelerator, not torch; without this it looks for CUDA first and warns.
         os.environ["DS_ACCELERATOR"] = "cpu"
         use_environment_cache()
         import torch
 
-        torch.set_num_threads(max(1, machine.num_cores // world_size))
+        torch.set_num_threads(max(1, machine.num_cores // neighbours))
 
 
-def set_up_generator(index: int, num_engines: int, visible_devices: str | None) -> None:
-    """Environment of engine `index`, before vLLM is imported in its process.
+def use_interface_of(address: str) -> None:
+    """Make gloo listen at `address`, under which Ray knows this machine, unless GLOO_SOCKET_IFNAME is set.
+
+    By itself gloo takes what the machine's name resolves to: on Debian and Ubuntu that is 127.0.1.1, where no other
+    machine finds it, and elsewhere an address that a run on loopback must not listen at.
+    """
+    import psutil  # here: the doctor asks about machines on which nothing is installed
+
+    for name, addresses in psutil.net_if_addrs().items():
+        if address in [interface.address for interface in addresses]:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def set_up_generator(index: int, num_engines: int, visible_devices: str | None, address: str) -> None:
+    """Environment of engine `index` on the machine at `address`, before vLLM is imported in its process.
 
     `visible_devices` are the GPUs it shares with the policy's ranks. On a CPU vLLM binds its threads to cores;
     engines on one machine get cores of their own where there are enough.
     """
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.update(VLLM_NO_USAGE_STATS="1", TOKENIZERS_PARALLELISM="false")
+    use_interface_of(address)
     if visible_devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_devices
     machine = hardware()

@@ -8,7 +8,7 @@ from typing import Any
 
 from core.errors import ConfigError
 from core.files import read_json
-from core.run_directory import public_text
+from core.secrets import public_text
 
 TOKEN = "HF_TOKEN"
 

@@ -1,6 +1,7 @@
 """How a job is started: `run_program(train, GRPOConfig, "jobs/train_grpo.py")` at the end of its file.
 
-It reads the command line, calls the job with its config and says what the user did wrong in one sentence.
+It takes what `.env` adds to the environment, reads the command line, calls the job with its config and says what the user
+did wrong in one sentence.
 Exit status: 0 done, 2 a TroupeError, 130 interrupted; any other exception is our bug and keeps its traceback.
 """
 
@@ -16,7 +17,9 @@ import rich
 from rich.logging import RichHandler
 
 from core.config import Section, dump_config, parse_command_line
+from core.environment import load_env_file
 from core.errors import TroupeError
+from core.secrets import SecretFilter, mask_console, public_text
 
 C = TypeVar("C", bound=Section)
 
@@ -25,9 +28,12 @@ PACKAGES = ("core", "algorithms", "data", "rewards", "environments", "actors", "
 
 def run_program(main: Callable[[C], Any], config_cls: type[C], program_name: str) -> None:
     """Run `main(config)` with the config that the command line describes; see the module for exit statuses."""
+    mask_console()
     show_log()
     try:
+        load_env_file()
         config, dry_run = parse_command_line(config_cls, program_name)
+        sys.argv[1:] = map(public_text, sys.argv[1:])  # trackers keep the command line
         if dry_run:
             describe(config)
         else:
@@ -62,6 +68,7 @@ def show_log() -> None:
     on_terminal = rich.get_console().is_terminal
     handler = RichHandler(show_path=False, markup=False) if on_terminal else logging.StreamHandler()
     plain = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    handler.addFilter(SecretFilter())
     logging.basicConfig(format="%(message)s" if on_terminal else plain, handlers=[handler])
     for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.INFO)

@@ -28,7 +28,8 @@ from core.program import user_error
 from core.progress import build_progress
 from core.records import Group, Score
 from core.report import build_report
-from core.run_directory import locked, open_directory, public_text, public_values
+from core.run_directory import locked, open_directory
+from core.secrets import public_values
 from core.stopping import StopSignals
 from core.tracking import Tracker, build_trackers, check_trackers
 
@@ -189,8 +190,7 @@ class Run:
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append something that happened (restart, retry, deadline) to events.jsonl; callable from any thread."""
-        safe = {name: public_text(value) if isinstance(value, str) else value for name, value in fields.items()}
-        self._events.append({"at": now(), "step": self.step, "kind": kind, **safe})
+        self._events.append({"at": now(), "step": self.step, "kind": kind, **fields})
 
     def log_rollouts(self, step: int, groups: Sequence[Group], limit: int) -> None:
         """Append up to `limit` of the step's groups, drawn by seed, with texts, scores and parts to rollouts.jsonl."""

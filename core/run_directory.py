@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import platform
-import re
 import socket
 import subprocess
 import sys
@@ -20,11 +19,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from core.config import Section, load_config
+from core.config import Section, dump_config, load_config
 from core.errors import ConfigError
 from core.files import now, to_json, write_atomically
+from core.secrets import public_record
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +43,6 @@ MAY_CHANGE = (
     ),
 )
 """What a resumed run may set otherwise than before: how long, where and how watched, not what is computed."""
-
-SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
-NOT_SECRET = re.compile(r"(PATH|FILE|DIR|HOME|SOCK)$", re.IGNORECASE)
-SHORTEST_SECRET = 8
-"""Characters; a shorter value would match ordinary text."""
-
 
 # -- the lock ------------------------------------------------------------------------------------------------
 
@@ -122,7 +114,7 @@ def open_directory(config: Section, *, has_checkpoint: bool) -> bool:
     if existed:
         _refuse_another_recipe(config, path)
     path.mkdir(parents=True, exist_ok=True)
-    write_atomically(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(public_values(config))))
+    write_atomically(path / "config.yaml", dump_config(config))
     write_atomically(path / "environment.json", to_json(environment(), indent=2) + "\n")
     return existed
 
@@ -150,7 +142,7 @@ def _refuse_another_recipe(config: Section, path: Path) -> None:
             f"{path} was written by another job or version, its recipe is not one of this job "
             f"({str(error).splitlines()[0]}); {remedy}"
         ) from None
-    before, after = flat_values(saved.model_dump(mode="json")), flat_values(config.model_dump(mode="json"))
+    before, after = (flat_values(public_record(each.model_dump(mode="json"))) for each in (saved, config))
     differing = [
         f"  {key}: {_shown(before, key)} in the run, {_shown(after, key)} now"
         for key in sorted({*before, *after})
@@ -179,44 +171,6 @@ def flat_values(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 # -- what it says of itself ----------------------------------------------------------------------------------
-
-
-def public_values(config: Section) -> Any:
-    """The resolved recipe; a secret that came from the environment is named, not told: `${oc.env:NAME}`."""
-    return _without_secrets(config.model_dump(mode="json"), "${oc.env:%s}")
-
-
-def public_text(text: str) -> str:
-    """`text` without the secrets that are in the environment."""
-    return str(_without_secrets(text, "$%s"))
-
-
-def public_record(record: Mapping[str, Any]) -> Any:
-    """A record of dictionaries, lists and texts, without the secrets that are in the environment."""
-    return _without_secrets(record, "$%s")
-
-
-def _without_secrets(value: Any, form: str) -> Any:
-    return _replaced(value, {secret: form % name for name, secret in _secrets().items()})
-
-
-def _replaced(value: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _replaced(item, names) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_replaced(item, names) for item in value]
-    if isinstance(value, str):
-        for secret, name in names.items():
-            value = value.replace(secret, name)
-    return value
-
-
-def _secrets() -> dict[str, str]:
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if SECRET_NAME.search(name) and not NOT_SECRET.search(name) and len(value) >= SHORTEST_SECRET
-    }
 
 
 def environment() -> dict[str, Any]:

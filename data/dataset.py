@@ -5,10 +5,14 @@ The loaders beside this file build it; `data.load_data` checks it. The order of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from core.records import Message, Sample
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,15 @@ def conversation(user: str, *, system: str | None = None) -> list[Message]:
     """A prompt of one user turn, behind a system message if there is one."""
     turns: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     return [*turns, {"role": "user", "content": user}]
+
+
+def lasting_order(items: Iterable[Item], purpose: str, name: Callable[[Item], str]) -> list[Item]:
+    """`items` in an order drawn from `purpose` (with the seed in it) and from each one's name alone.
+
+    Another item coming or going moves none of the others, as a shuffle would: a package installed later leaves the
+    split of the installed ones as it was.
+    """
+    return sorted(items, key=lambda item: hashlib.sha256(f"{purpose}/{name(item)}".encode()).digest())
 
 
 def shorten(text: str, max_chars: int) -> str:

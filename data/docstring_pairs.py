@@ -15,7 +15,7 @@ from pathlib import Path
 from core.data_recipes import DocstringPairsConfig
 from core.records import Sample
 from data.damage import damaged
-from data.dataset import DataSet
+from data.dataset import DataSet, lasting_order
 from data.docstrings import CACHE, load_docstrings
 
 
@@ -34,8 +34,7 @@ def _half(samples: Sequence[Sample], config: DocstringPairsConfig) -> Sequence[S
     """The asked half of the texts, in their order."""
     if config.half == "all":
         return samples
-    ids = [sample.sample_id for sample in samples]
-    random.Random(f"docstring_pairs/half/{config.seed}").shuffle(ids)
+    ids = lasting_order((sample.sample_id for sample in samples), f"docstring_pairs/half/{config.seed}", str)
     middle = len(ids) // 2
     wanted = set(ids[:middle] if config.half == "first" else ids[middle:])
     return [sample for sample in samples if sample.sample_id in wanted]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from core.records import Sample
 from core.story_recipes import CONTEXT, DocstringSectionsConfig
-from data.dataset import DataSet, conversation, shorten
+from data.dataset import DataSet, conversation, lasting_order, shorten
 from data.distinct import plain
 from data.docstrings import CACHE, heldout_packages
 from data.harvest import Pair, harvest
@@ -43,8 +43,11 @@ def load_docstring_sections(config: DocstringSectionsConfig, cache: Path = CACHE
     passages = [passage for pair in pairs for passage in _passages(pair, config, dropped)]
     held_out = heldout_packages([passage.pair for passage in passages], config)
     train = [passage for passage in passages if passage.pair.package not in held_out]
-    heldout = [passage for passage in passages if passage.pair.package in held_out]
-    random.Random(f"docstring_sections/heldout/{config.seed}").shuffle(heldout)
+    heldout = lasting_order(
+        (passage for passage in passages if passage.pair.package in held_out),
+        f"docstring_sections/heldout/{config.seed}",
+        lambda passage: passage.pair.place,
+    )
     common = _common_words(train)
     return DataSet(
         name="docstring_sections",

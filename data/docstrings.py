@@ -6,7 +6,6 @@ pairs: whoever wrote a held-out text wrote nothing that was trained on. `data.ha
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from core.data_source_recipes import HarvestConfig
 from core.errors import DataError
 from core.records import Sample
-from data.dataset import DataSet, conversation, shorten
+from data.dataset import DataSet, conversation, lasting_order, shorten
 from data.harvest import Pair, harvest
 
 CACHE = Path(".cache/data")
@@ -26,8 +25,11 @@ def load_docstrings(config: HarvestConfig, cache: Path = CACHE) -> DataSet:
     pairs = [pair for pair in harvest(config.roots, cache) if len(pair.summary) <= config.max_summary_chars]
     held_out = heldout_packages(pairs, config)
     train = [pair for pair in pairs if pair.package not in held_out]
-    heldout = [pair for pair in pairs if pair.package in held_out]
-    random.Random(f"docstrings/heldout/{config.seed}").shuffle(heldout)
+    heldout = lasting_order(
+        (pair for pair in pairs if pair.package in held_out),
+        f"docstrings/heldout/{config.seed}",
+        lambda pair: pair.place,
+    )
     return DataSet(
         name="docstrings",
         train=[_sample(pair, config) for pair in train],
@@ -40,8 +42,7 @@ def heldout_packages(pairs: Sequence[Pair], config: HarvestConfig) -> set[str]:
     sizes: dict[str, int] = defaultdict(int)
     for pair in pairs:
         sizes[pair.package] += 1
-    order = sorted(sizes)
-    random.Random(f"docstrings/packages/{config.seed}").shuffle(order)
+    order = lasting_order(sizes, f"docstrings/packages/{config.seed}", str)
     small = max(1, config.num_heldout // MIN_HELDOUT_PACKAGES)
     order.sort(key=lambda package: max(small, sizes[package]))
     chosen: set[str] = set()

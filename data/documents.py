@@ -15,7 +15,7 @@ from typing import Any
 
 from core.data_recipes import DocumentsConfig
 from core.records import Sample
-from data.dataset import DataSet, conversation, shorten
+from data.dataset import DataSet, conversation, lasting_order, shorten
 from data.distinct import plain
 from data.docstrings import CACHE, heldout_packages
 from data.facts import RESULT, Fact, split_facts
@@ -44,8 +44,11 @@ def load_documents(config: DocumentsConfig, cache: Path = CACHE) -> DataSet:
     documents = [document for pair in pairs if (document := _document(pair, config)) is not None]
     heldout_names = heldout_packages([document.pair for document in documents], config)
     train = [document for document in documents if document.pair.package not in heldout_names]
-    heldout = [document for document in documents if document.pair.package in heldout_names]
-    random.Random(f"documents/heldout/{config.seed}").shuffle(heldout)
+    heldout = lasting_order(
+        (document for document in documents if document.pair.package in heldout_names),
+        f"documents/heldout/{config.seed}",
+        lambda document: document.pair.place,
+    )
     return DataSet(
         name="documents",
         train=[_sample(document, train, config) for document in train],

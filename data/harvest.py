@@ -67,7 +67,7 @@ def harvest(roots: Sequence[str], cache: Path) -> list[Pair]:
         return [Pair(**row) for row in read_lines(cached)]
     pairs = list(distinct(pair for file in files for pair in pairs_of(file)))
     cache.mkdir(parents=True, exist_ok=True)
-    write_atomically(cached, "".join(to_json(asdict(pair)) + "\n" for pair in pairs))
+    write_atomically(cached, "".join(to_json(asdict(pair)) + "\n" for pair in pairs), is_data=True)
     return pairs
 
 

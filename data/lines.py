@@ -61,4 +61,4 @@ def text_of(row: Mapping[str, Any], name: str, where: str) -> str:
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write all rows as one file, atomically; directories are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(to_json(row) + "\n" for row in rows))
+    write_atomically(path, "".join(to_json(row) + "\n" for row in rows), is_data=True)

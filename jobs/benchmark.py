@@ -23,19 +23,18 @@ import rich
 from actors.evaluation import evaluation_stage, reward_scores
 from core.benchmark_recipes import BenchmarkConfig
 from core.benchmark_results import Results, Taken, write_results
-from core.chat import prompt_text
 from core.config import dump_config
-from core.evaluation_tables import AnswerRow, print_tables
+from core.evaluation_tables import AnswerRow, build_answer_row, print_tables
 from core.files import now, read_json, to_json, write_atomically
 from core.program import run_program
-from core.records import Branch, Group, Score
+from core.records import Group, Score
 from core.report_benchmark import build_benchmark_report
-from core.run_directory import environment, locked, public_text, public_values
+from core.run_directory import environment, locked
+from core.secrets import public_values
 from core.tracking import log_evaluation
-from core.trained_steps import UNKNOWN, run_of
+from core.trained_steps import run_of
 from jobs.benchmark_answers import Rounds, everybodys_answers, summed_up
 from jobs.entrants import Entrants, prepare
-from jobs.evaluate import lengths
 from jobs.pairwise import Verdicts, compare_pairs
 from jobs.score import score_all
 
@@ -74,7 +73,7 @@ def output_directory(config: BenchmarkConfig) -> Path:
 def status(output: Path, config: BenchmarkConfig) -> Iterator[None]:
     """The directory with its recipe and environment, and what became of it."""
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "config.yaml", public_text(dump_config(config)))
+    write_atomically(output / "config.yaml", dump_config(config))
     write_atomically(output / "environment.json", to_json(environment(), indent=2) + "\n")
 
     def say(state: str, **more: str) -> None:
@@ -84,7 +83,7 @@ def status(output: Path, config: BenchmarkConfig) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        say("stopped" if isinstance(error, KeyboardInterrupt) else "failed", error=public_text(f"{error}"))
+        say("stopped" if isinstance(error, KeyboardInterrupt) else "failed", error=f"{error}")
         raise
     say("finished")
 
@@ -124,25 +123,15 @@ def scored_rows(
     rows: dict[str, list[AnswerRow]] = {one.name: [] for one in entrants.contestants}
     for (name, repeat, sample, branch), (score,) in zip(given, scores, strict=True):
         rows[name].append(
-            AnswerRow(
-                sample_id=sample.sample_id,
-                prompt=prompt_text(sample),
-                reference=sample.gold,
-                prediction=branch.text,
-                finish_reason=branch.finish_reason,
+            build_answer_row(
+                sample,
+                branch,
+                score,
                 repeat=repeat,
                 score_prediction=rewards.get((name, repeat), {}).get(sample.sample_id),
-                metrics={**score.parts, **known_lengths(branch)},
             )
         )
     return rows
-
-
-def known_lengths(branch: Branch) -> dict[str, float]:
-    found = lengths(branch)
-    if branch.finish_reason == UNKNOWN:
-        del found["truncated_fraction"]
-    return found
 
 
 def preferences(

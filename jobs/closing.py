@@ -25,10 +25,10 @@ MAX_TEXT = 200
 def print_opening(config: Any, stage: Stage, precision: str) -> None:
     """The placement table and the derived numbers."""
     table = Table(title=f"{config.run.name} on {stage.machine.device} in {precision}", title_justify="left")
-    for column in ("role", "rank", "place", "device"):
+    for column in ("role", "rank", "place", "machine", "device"):
         table.add_column(column)
     for row in stage.rows():
-        table.add_row(*(str(row[name]) for name in ("role", "rank", "place", "device")))
+        table.add_row(*(str(row[name]) for name in ("role", "rank", "place", "machine", "device")))
     rich.print(table)
     rich.print(config.arithmetic())
 

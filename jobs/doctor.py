@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # an install that failed is one of the things to diagnose
 
-from core import doctor
+from core import doctor, doctor_network
 from core.doctor import Finding, Status
 
 COLOURS: dict[Status, str] = {"ok": "\x1b[32m", "info": "\x1b[2m", "warn": "\x1b[33m", "fail": "\x1b[31m"}
@@ -55,9 +55,11 @@ def checks(run_directory: Path) -> dict[str, Callable[[], Finding]]:
             "stop it, or ray start --head --dashboard-agent-listen-port=52400",
         ),
         "port 8000": functools.partial(doctor.check_port, 8000, "Ray Serve", "stop it, or serve on another port"),
-        "cluster": doctor.check_cluster,
-        "hub": doctor.check_hub,
-        "secrets": doctor.check_secrets,
+        "listening": doctor_network.check_listening,
+        "cluster": doctor_network.check_cluster,
+        "hub": doctor_network.check_hub,
+        "secrets": doctor_network.check_secrets,
+        ".env": doctor_network.check_env_file,
     }
 
 
@@ -75,6 +77,7 @@ def report(findings: Mapping[str, Finding], *, coloured: bool) -> str:
         status = f"{COLOURS[finding.status]}{finding.status:4}\x1b[0m" if coloured else f"{finding.status:4}"
         remedy = f" -> {finding.remedy}" if finding.remedy else ""
         lines.append(f"{status} {name:14} {finding.message}{remedy}")
+        lines += [f"{'':20}{detail}" for detail in finding.details]
     failed = sum(finding.status == "fail" for finding in findings.values())
     warned = sum(finding.status == "warn" for finding in findings.values())
     return "\n".join([*lines, "", f"{failed} failed, {warned} warnings"])

@@ -27,7 +27,7 @@ from actors.cast import load_tokenizer
 from actors.evaluation import evaluation_stage, generate, reward_scores
 from actors.reward_model import located, require_same_tokenizer
 from core.answering_recipes import AnsweringConfig
-from core.chat import encode_prompt, prompt_text
+from core.chat import encode_prompt
 from core.comparison import Comparison, compare
 from core.config import dump_config
 from core.errors import DataError, RewardError
@@ -36,7 +36,9 @@ from core.evaluation_tables import (
     AnswerRow,
     Estimates,
     as_markdown,
+    build_answer_row,
     measure,
+    num_words,
     print_tables,
     result_tables,
     write_answers,
@@ -48,7 +50,7 @@ from core.model_paths import locate
 from core.program import run_program
 from core.recipes import RewardModelConfig
 from core.records import Branch, Group, Sample, Score
-from core.run_directory import public_text, public_values
+from core.secrets import public_values
 from core.stored_answers import Answers, AnswerStore
 from core.tracking import check_trackers, log_evaluation
 from data import load_data
@@ -107,7 +109,7 @@ def evaluate(config: EvaluateConfig) -> None:
     exam = prepare(config)
     output = output_directory(config)
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "recipe.yaml", public_text(dump_config(config)))
+    write_atomically(output / "recipe.yaml", dump_config(config))
 
     answers, rewards = perform(config, exam, AnswerStore(output / "generated"))
     marks = Marks(rewards=rewards, functions=function_scores(config, exam, answers))
@@ -281,33 +283,16 @@ def answer_rows(exam: Examination, name: str, answers: Answers, marks: Marks) ->
     """One row per sample, in the order of the data."""
     rewards, references = marks.rewards.get(name, {}), marks.rewards.get(REFERENCE, {})
     functions = marks.functions.get(name, {})
-    rows = []
-    for sample in exam.samples:
-        branch, score = answers[sample.sample_id], functions.get(sample.sample_id)
-        metrics = {**(score.parts if score is not None else {}), **lengths(branch)}
-        rows.append(
-            AnswerRow(
-                sample_id=sample.sample_id,
-                prompt=prompt_text(sample),
-                reference=sample.gold,
-                prediction=branch.text,
-                finish_reason=branch.finish_reason,
-                score_prediction=rewards.get(sample.sample_id),
-                score_reference=references.get(sample.sample_id),
-                metrics=metrics,
-            )
+    return [
+        build_answer_row(
+            sample,
+            answers[sample.sample_id],
+            functions.get(sample.sample_id),
+            score_prediction=rewards.get(sample.sample_id),
+            score_reference=references.get(sample.sample_id),
         )
-    return rows
-
-
-def lengths(branch: Branch) -> dict[str, float]:
-    """Words, and where the tokens are known these too."""
-    found = {"response_words": float(num_words(branch)), "truncated_fraction": float(branch.truncated)}
-    return {**found, "response_tokens": float(branch.num_sampled)} if branch.token_ids else found
-
-
-def num_words(branch: Branch) -> int:
-    return len(branch.text.split())
+        for sample in exam.samples
+    ]
 
 
 def compare_all(

@@ -56,6 +56,7 @@ def perform(
                     config.model, data, stage, precision=precision, seed=config.seed, progress=progress
                 )
             stage.reserve(seats, init_timeout_s)
+            stage.require_shared(run.directory)
             print_opening(config, stage, precision)
             run.write_placement(stage.rows())
             scene = Scene(run=run, stage=stage, data=data, model_path=model_path, precision=precision)

@@ -32,7 +32,8 @@ from core.pipeline_recipes import PipelineConfig, Reference, StageConfig
 from core.program import run_program
 from core.progress import duration
 from core.report_pipeline import build_pipeline_report
-from core.run_directory import flat_values, locked, public_text, public_values
+from core.run_directory import flat_values, locked
+from core.secrets import public_values
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ def checked_stage(config: PipelineConfig, name: str, asked: DryRun) -> CheckedSt
     stage = config.stages[name]
     if asked.status:
         raise ConfigError(f"the stage {name!r} ({stage.job}) cannot run: {sentence_of(asked.said)}")
-    recipe = resolved_recipe(name, stage, public_text(asked.printed))
+    recipe = resolved_recipe(name, stage, asked.printed)
     return CheckedStage(
         name=name,
         config=stage,
@@ -291,7 +292,7 @@ def run_stage(stage: CheckedStage, decision: Decision, state: PipelineState) -> 
             state=outcome,
             handover=left,
             error=error,
-            tail=[public_text(line) for line in ended.tail] if error else [],
+            tail=list(ended.tail) if error else [],
         ),
     )
     report(stage.path.parent)

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 
 from core.errors import RewardError
 from core.records import JudgeCall, Message
+from core.secrets import public_text
 from rewards.cache import ReplyCache
 from rewards.endpoint_config import EndpointConfig, check_endpoint
 from rewards.judges_thread import on_judges_thread
@@ -225,14 +226,16 @@ class ChatEndpoint:
             return _Failure(reason=reason)
         if response.is_success:
             reply = _content(response)
-            reply = replace(reply, cost=self._config.budget.cost(reply.prompt_tokens, reply.completion_tokens))
+            cost = self._config.budget.cost(reply.prompt_tokens, reply.completion_tokens)
+            # Masked at once: it goes into the cache, into data and into logs, also of other processes.
+            reply = replace(reply, cost=cost, text=None if reply.text is None else public_text(reply.text))
             self._note(body, response.status_code, requested_at, started, reply)
             self.counters["tokens"] += reply.tokens
             if self.is_priced:
                 self.counters["cost"] += reply.cost
             return reply
         self._note(body, response.status_code, requested_at, started)
-        said = f"{response.status_code} {response.reason_phrase}: {_excerpt(self._without_key(response.text))}"
+        said = f"{response.status_code} {response.reason_phrase}: {_excerpt(public_text(response.text))}"
         if response.status_code in TRANSIENT or response.status_code >= 500:
             return _Failure(reason=said, retry_after_s=parse_retry_after(response.headers.get("retry-after")))
         if response.status_code in (400, 413, 422) and TOO_LONG.search(response.text):
@@ -268,12 +271,12 @@ class ChatEndpoint:
                 host=urlsplit(self._url).netloc,
                 model=self._config.model,
                 messages=[
-                    Message(role=turn["role"], content=self._without_key(turn["content"])) for turn in body["messages"]
+                    Message(role=turn["role"], content=public_text(turn["content"])) for turn in body["messages"]
                 ],
-                status=status if isinstance(status, int) else self._without_key(status),
+                status=status if isinstance(status, int) else public_text(status),
                 requested_at=requested_at,
                 latency_s=time.monotonic() - started,
-                text=None if known.text is None else self._without_key(known.text),
+                text=known.text,
                 finish_reason=known.finish_reason,
                 prompt_tokens=known.prompt_tokens,
                 completion_tokens=known.completion_tokens,
@@ -294,9 +297,6 @@ class ChatEndpoint:
     def _key(self) -> str:
         """Read for each request and kept nowhere."""
         return os.environ.get(self._config.api_key_env or "", "").strip()
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key(), "<key>") if self._key() else text
 
     def _remedy(self, status: int) -> str:
         variable = self._config.api_key_env

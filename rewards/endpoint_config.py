@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from core.config import Section
+from core.secrets import name_secret
 
 OURS = {"model", "messages", "stream", "n"}
 """Fields of a request that `options` may not set."""
@@ -98,6 +99,7 @@ def check_endpoint(config: EndpointConfig) -> None:
             "argument api_key_env: it is the NAME of an environment variable, in capitals, such as OPENAI_API_KEY, "
             "never the key itself"
         )
+    name_secret(variable)
     key = os.environ.get(variable, "").strip()
     if not key:
         raise ValueError(

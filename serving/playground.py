@@ -1,7 +1,7 @@
 """The playground: one page beside the API, where two served models answer the same prompt side by side.
 
-The page (`playground.html`) is the same for everybody and holds no data: models, example prompts, answers and rewards
-come from the public API, with the token that the person gives it. So the page itself needs no token.
+The page (`playground.html`, `.css` and `.js`, sent as one) is the same for everybody and holds no data: models, example
+prompts, answers and rewards come from the public API, with the token that the person gives it. So it needs no token.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import HTMLResponse
 
+from core.files import iter_lines
 from core.report_page import STYLE
 
-PAGE = Path(__file__).with_name("playground.html")
 PATHS = ("/", "/playground")
 """Where the page is; these are to be reachable without a token, which a browser cannot send for a page."""
 MAX_PROMPT = 4000
@@ -50,16 +49,19 @@ async def _answer() -> HTMLResponse:
 @functools.cache
 def playground_page() -> tuple[str, str]:
     """(the page, its content security policy: no script but its own, no address but this server's)."""
-    page = PAGE.read_text(encoding="utf-8").replace("<style>", f"<style>{STYLE}", 1)
-    style, script = (_hash(page, tag) for tag in ("style", "script"))
-    rules = ["default-src 'none'", f"style-src {style}", f"script-src {script}", "connect-src 'self'", "img-src data:"]
-    return page, "; ".join([*rules, "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"])
+    style, script = STYLE + _part("css"), "\n" + _part("js")
+    page = _part("html").replace("<style>", f"<style>{style}", 1).replace("<script>", f"<script>{script}", 1)
+    rules = ["default-src 'none'", f"style-src {_hash(style)}", f"script-src {_hash(script)}", "connect-src 'self'"]
+    return page, "; ".join([*rules, "img-src data:", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"])
 
 
-def _hash(page: str, tag: str) -> str:
-    inside = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-    assert inside is not None
-    return f"'sha256-{base64.b64encode(hashlib.sha256(inside[1].encode()).digest()).decode()}'"
+def _part(kind: str) -> str:
+    return Path(__file__).with_name(f"playground.{kind}").read_text(encoding="utf-8")
+
+
+def _hash(inside: str) -> str:
+    """How a content security policy names a style or a script that stands in the page."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"
 
 
 TURN = re.compile(r"(?:\A|\n\n)(system|user|assistant): ")
@@ -72,17 +74,12 @@ def run_examples(run: Path, count: int = 6) -> list[dict[str, Any]]:
     the run has none; conversations of several turns are left out.
     """
     examples: dict[str, dict[str, Any]] = {}
-    path = run / "answers.jsonl"
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            example = _example(row["prompt"])
-            if example is not None and len(example["prompt"]) <= MAX_PROMPT:
-                examples.setdefault(row["prompt"], example | ({"gold": row["gold"]} if row.get("gold") else {}))
-            if len(examples) == count:
-                break
+    for row in iter_lines(run / "answers.jsonl"):
+        example = _example(row["prompt"])
+        if example is not None and len(example["prompt"]) <= MAX_PROMPT:
+            examples.setdefault(row["prompt"], example | ({"gold": row["gold"]} if row.get("gold") else {}))
+        if len(examples) == count:
+            break
     return list(examples.values())
 
 

@@ -48,19 +48,16 @@ class ModelScorer:
         )
         self._model.to(hardware().device)
         self._max_length = min(config.max_length or math.inf, self._model.max_length or math.inf)
-        self._read_together.set_max_batch_size(config.batching.max_batch)
-        self._read_together.set_batch_wait_timeout_s(config.batching.wait_s)
 
     async def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
         """One score per conversation. Raises TooLongError, and DataError for chats that the tokenizer has no template for."""
-        groups = await asyncio.to_thread(self._encode, conversations)
-        return await self._read_together(groups)
+        (scores,) = await self._read_together([await asyncio.to_thread(self._encode, conversations)])
+        return scores
 
-    @serve.batch
     async def _read_together(self, requests: list[list[Group]]) -> list[list[float | None]]:
-        scores = await asyncio.to_thread(self._read, [group for groups in requests for group in groups])
-        ends = iter(scores)
-        return [[next(ends) for _ in groups] for groups in requests]
+        """The scores of several requests, each request's own."""
+        read = iter(await asyncio.to_thread(self._read, [group for groups in requests for group in groups]))
+        return [[next(read) for _ in groups] for groups in requests]
 
     def _encode(self, conversations: Sequence[Conversation]) -> list[Group]:
         return [self._encoded(place, conversation) for place, conversation in enumerate(conversations)]
@@ -88,6 +85,22 @@ class ModelScorer:
                 f"{self._name} gave a score that is no finite number; look at its checkpoint and precision"
             )
         return [scores[place] for place in places]
+
+
+class BatchedModelScorer(ModelScorer):
+    """The same in a Serve replica, where requests that come at the same time are read together."""
+
+    def __init__(self, config: ServedRewardModelConfig) -> None:
+        super().__init__(config)
+        self._batched.set_max_batch_size(config.batching.max_batch)
+        self._batched.set_batch_wait_timeout_s(config.batching.wait_s)
+
+    async def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
+        return await self._batched(await asyncio.to_thread(self._encode, conversations))
+
+    @serve.batch
+    async def _batched(self, requests: list[list[Group]]) -> list[list[float | None]]:
+        return await self._read_together(requests)
 
 
 class FunctionScorer:
@@ -130,7 +143,7 @@ def scorer_app(config: ScorerConfig, deployment: Mapping[str, Any] | None = None
         return serve.deployment(**options)(FunctionScorer).bind(config)
     # Ray Serve lets five requests at a time into a replica, which would be the largest batch.
     options.setdefault("max_ongoing_requests", 2 * config.batching.max_batch)
-    return serve.deployment(**options)(ModelScorer).bind(config)
+    return serve.deployment(**options)(BatchedModelScorer).bind(config)
 
 
 def _tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

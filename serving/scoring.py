@@ -15,6 +15,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import TypeAdapter, ValidationError
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from core.errors import DataError, TroupeError
@@ -93,6 +95,12 @@ async def _scores(scorer: Scorer, conversations: Sequence[Conversation]) -> Sequ
     """The scores, or the answer that says why there are none."""
     try:
         return await scorer(conversations)
+    except BackPressureError:
+        return openai_error(
+            429, "the scorer has as many requests waiting as it takes; try again later", code="overloaded"
+        )
+    except (RayActorError, DeploymentUnavailableError):
+        return openai_error(503, "the scorer is being started again; try again in a minute", code="unavailable")
     except Exception as raised:  # Ray hands over what a replica raised inside an error of its own
         error = user_error(raised)
         if isinstance(error, DataError):

@@ -83,3 +83,24 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch) -> None:
 
     with pytest.raises(ZeroDivisionError):
         start(monkeypatch, job)
+
+
+def test_the_file_env_where_the_job_starts_is_read_before_the_recipe(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TROUPE_TEST_NAME", "kept for the end of the test")
+    monkeypatch.delenv("TROUPE_TEST_NAME")
+    (tmp_path / ".env").write_text("TROUPE_TEST_NAME=from_the_file\n")
+    seen = []
+    start(monkeypatch, seen.append, "run.name=${oc.env:TROUPE_TEST_NAME}")
+    assert [config.run.name for config in seen] == ["from_the_file"]
+
+
+def test_a_faulty_file_env_is_one_sentence_and_status_2(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("TOKEN='not for the eye\n")
+    with pytest.raises(SystemExit) as exit_:
+        start(monkeypatch, refuse)
+    assert exit_.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: .env line 1: a quote is missing")
+    assert "eye" not in told

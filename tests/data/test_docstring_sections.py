@@ -25,11 +25,12 @@ def text(sample: Sample) -> str:
 
 
 def test_the_prompt_is_the_docstring_up_to_a_paragraph_and_the_gold_is_that_paragraph(source: Path) -> None:
-    sample = next(s for s in load(source).train if s.sample_id == "docstring_sections/parsers/module.py:2")
-    whole = (source / "parsers" / "module.py").read_text().split('"""')[1].replace("\n    ", "\n")
+    sample = next(s for s in load(source).train if s.sample_id.endswith("/module.py:2"))
+    package = sample.fields["package"]
+    whole = (source / package / "module.py").read_text().split('"""')[1].replace("\n    ", "\n")
     before, request = text(sample).rsplit("\n\n", 1)
     assert f"{before}\n\n{sample.gold}" in whole
-    assert before.startswith("Describe parsers with rule 0.")
+    assert before.startswith(f"Describe {package} with rule 0.")
     assert request == "Name what comes next."
 
 

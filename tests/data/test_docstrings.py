@@ -153,3 +153,13 @@ def test_too_few_pairs_are_refused_with_the_remedy(root: Path) -> None:
 def test_a_root_that_is_no_directory_is_named(root: Path) -> None:
     with pytest.raises(DataError, match=r"there is no directory '.*nowhere'"):
         load(root / "nowhere")
+
+
+def test_another_package_moves_no_other_to_the_other_side(root: Path) -> None:
+    before = load(root)
+    (root / "zebras").mkdir()
+    (root / "zebras" / "module.py").write_text("".join(function("zebras", number) for number in range(6)))
+    after = load(root)
+    # At most the newcomer takes a place in the held-out set, and the package whose place it was goes to training.
+    sides = [{sample.fields["package"] for sample in data.heldout} for data in (before, after)]
+    assert sides[1] - sides[0] <= {"zebras"}

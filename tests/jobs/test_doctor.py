@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from core import doctor
+from core import doctor, doctor_network
 from core.extension import extension_state, remove_stale_lock
+from core.listening import Listener
 from jobs.doctor import checks, examine, report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -218,36 +219,108 @@ def dashboard():
 def test_a_running_cluster_must_take_our_token(dashboard, tmp_path):
     url, handler = dashboard
     nowhere = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
-    assert "wants a token" in doctor.check_cluster(url, nowhere).message
-    assert "refuses" in doctor.check_cluster(url, {"RAY_AUTH_TOKEN": "wrong"}).message
+    assert "wants a token" in doctor_network.check_cluster(url, nowhere).message
+    assert "refuses" in doctor_network.check_cluster(url, {"RAY_AUTH_TOKEN": "wrong"}).message
 
     (tmp_path / "token").write_text("right\n")
-    unset = doctor.check_cluster(url, nowhere)
+    unset = doctor_network.check_cluster(url, nowhere)
     assert (unset.status, unset.remedy) == ("warn", "export RAY_AUTH_MODE=token")
-    assert doctor.check_cluster(url, {**nowhere, "RAY_AUTH_MODE": "token"}).status == "ok"
+    assert doctor_network.check_cluster(url, {**nowhere, "RAY_AUTH_MODE": "token"}).status == "ok"
 
     handler.mode = "disabled"
-    assert doctor.check_cluster(url, nowhere).status == "warn"
+    assert doctor_network.check_cluster(url, nowhere).status == "warn"
 
 
 def test_no_cluster_is_fine():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        assert doctor.check_cluster(f"http://127.0.0.1:{free.getsockname()[1]}", {}).status == "ok"
+        assert doctor_network.check_cluster(f"http://127.0.0.1:{free.getsockname()[1]}", {}).status == "ok"
 
 
 # --- what lies outside -----------------------------------------------------------------------------------------------
 
 
 def test_a_hub_that_is_not_there_is_information_only():
-    assert doctor.check_hub({"HF_ENDPOINT": "http://127.0.0.1:9"}).status == "info"
-    assert "HF_HUB_OFFLINE" in doctor.check_hub({"HF_HUB_OFFLINE": "1"}).message
+    assert doctor_network.check_hub({"HF_ENDPOINT": "http://127.0.0.1:9"}).status == "info"
+    assert "HF_HUB_OFFLINE" in doctor_network.check_hub({"HF_HUB_OFFLINE": "1"}).message
 
 
 def test_a_secret_is_named_and_never_shown():
-    finding = doctor.check_secrets({"HF_TOKEN": "hf_abcdef", "WANDB_API_KEY": ""})
+    finding = doctor_network.check_secrets({"HF_TOKEN": "hf_abcdef", "WANDB_API_KEY": ""})
     assert "set: HF_TOKEN;" in finding.message
     assert "hf_abcdef" not in str(finding)
+
+
+def test_a_file_env_is_read_and_never_shown(tmp_path):
+    path = tmp_path / ".env"
+    assert doctor_network.check_env_file(path).status == "info"
+    path.write_text("HF_TOKEN='hf_abcdef\n")
+    broken = doctor_network.check_env_file(path)
+    assert broken.status == "fail"
+    assert "a quote is missing" in broken.message
+    path.write_text("HF_TOKEN=hf_abcdef\n")
+    path.chmod(0o644)
+    assert doctor_network.check_env_file(path).remedy == f"chmod 600 {path}"
+    path.chmod(0o600)
+    whole = doctor_network.check_env_file(path)
+    assert (whole.status, whole.message) == ("ok", f"{path} sets HF_TOKEN")
+    assert "hf_abcdef" not in str((broken, whole))
+
+
+# --- who listens -----------------------------------------------------------------------------------------------------
+
+RAY = "/x/ray/core/src/ray/"
+
+
+def listener(address: str, port: int, command: str) -> Listener:
+    return Listener(address=address, port=port, pid=7, command=command)
+
+
+def test_ports_beyond_loopback_are_told_first_with_the_remedy_and_other_programs_not_at_all():
+    found = [
+        listener("127.0.0.1", 8265, "python /x/ray/dashboard/dashboard.py --host=127.0.0.1"),
+        listener("::1", 9000, "VLLM::EngineCore"),
+        listener("0.0.0.0", 8000, "ray::ProxyActor"),
+        listener("::", 6379, f"{RAY}gcs/gcs_server --log_dir=/tmp"),
+        listener("0.0.0.0", 22, "/usr/sbin/sshd"),
+    ]
+    finding = doctor_network.check_listening(lambda: found)
+    assert finding.status == "warn"
+    assert finding.message.startswith("4 ports open, 2 of them")
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0" in finding.remedy
+    assert [detail.split("  ")[0] for detail in finding.details] == [
+        "[::]:6379 (GCS)",
+        "0.0.0.0:8000 (endpoint)",
+        "127.0.0.1:8265 (dashboard)",
+        "[::1]:9000",
+    ]
+    assert doctor_network.check_listening(lambda: found[:2]).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("command", "purpose"),
+    [
+        (f"{RAY}raylet/raylet --raylet_socket_name=/tmp", "raylet"),
+        ("ray::DashboardAgent", "agent of a node"),
+        ("ray::ServeReplica:troupe:LLMServer", "replica"),
+        ("ray::PolicyWorker.publish", "a worker"),
+        ("python /home/me/troupe/jobs/train_grpo.py steps=2", "a job"),
+    ],
+)
+def test_a_port_is_told_by_what_its_process_is_for(command, purpose):
+    assert purpose in (listener("::", 1, command).purpose or "")
+
+
+def test_a_real_port_of_a_process_of_ours_is_found():
+    """A job is known by its command line, here one that only listens."""
+    source = "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", source, "jobs/serve.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        port = int(process.stdout.readline())
+        finding = doctor_network.check_listening()
+        process.stdin.close()
+    assert f"127.0.0.1:{port}  Troupe: the job that serves, pid {process.pid}" in finding.details
 
 
 # --- the report ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +11,17 @@ from pathlib import Path
 from core.files import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
+KEY = "sk-planted-0123456789abcdef"
+PROMPTED = "How many"
+"""What every word problem asks, taken for a secret."""
 
 TRAIN = """
-import sys
-from core.config import load_config
+from core.program import run_program
 from core.recipes import GRPOConfig
 from jobs.train_grpo import train
 
 if __name__ == "__main__":
-    train(load_config(GRPOConfig, sys.argv[1:]))
+    run_program(train, GRPOConfig, "jobs/train_grpo.py")
     import ray
     assert not ray.is_initialized()
     print("without ray")
@@ -39,9 +42,11 @@ def test_a_model_is_made_warmed_up_and_trained_in_one_process_without_ray(tmp_pa
         "algorithm.minibatches=2",
         "generator.cpu_cache_gib=0.1",
         "policy.precision=fp32",
+        f"run.wandb.group={KEY}",
     ]
     command = [sys.executable, "-c", TRAIN, *overrides]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    environment = {**os.environ, "PLANTED_API_KEY": KEY, "PLANTED_TOKEN": PROMPTED}
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, env=environment)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert ran.stdout.endswith("without ray\n")
     run = tmp_path / "inline"
@@ -51,3 +56,13 @@ def test_a_model_is_made_warmed_up_and_trained_in_one_process_without_ray(tmp_pa
     assert lines[1]["policy/grad_norm"] > 0
     assert {row["place"] for row in json.loads((run / "placement.json").read_text())} == {"this process"}
     assert len(list((tmp_path / "cache").iterdir())) == 1  # the warmed-up model, and no half-made one
+    # A secret in the recipe, and one in prompts, answers and calls: in no file, the checkpoint's among them, and not printed.
+    written = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert len([path for path in written if "checkpoints" in path.parts]) > 5
+    assert {path.name for path, content in written.items() if b"$PLANTED_TOKEN" in content} >= {
+        "answers.jsonl",
+        "calls.jsonl",
+    }
+    for secret in (KEY, PROMPTED):
+        assert [str(path) for path, content in written.items() if secret.encode() in content] == []
+        assert secret not in ran.stdout + ran.stderr

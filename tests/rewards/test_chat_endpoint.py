@@ -115,7 +115,7 @@ def test_a_refusal_for_good_is_one_sentence_and_is_not_repeated(serve: Serve, st
         ask(endpoint_of(server.url), "?")
     sentence = str(refused.value)
     assert sentence.startswith(f"the judge at {server.url}/chat/completions answered {status} ")
-    assert ": no, not with <key>; check " in sentence
+    assert ": no, not with $JUDGE_KEY; check " in sentence
     assert "environment variable JUDGE_KEY" in sentence
     assert KEY not in sentence
     assert len(server.bodies) == 1

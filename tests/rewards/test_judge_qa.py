@@ -357,7 +357,7 @@ def test_every_request_is_noted_with_the_summary_it_was_made_for_and_without_the
     assert call.text is not None
     assert 0 < call.latency_s < 5
     assert not any(KEY in str(call) for call in second.calls)
-    assert any("larch <key>" in str(call.messages) for call in second.calls)
+    assert any("larch $OPENAI_API_KEY" in str(call.messages) for call in second.calls)
 
 
 # -- the judge by rules ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,239 @@
+"""Rent or gather machines, run a job on them, and give them back: a line for each.
+
+    python jobs/launch.py up                                           # start the cluster of cluster.yaml, or reuse it
+    python jobs/launch.py submit -- python jobs/train_grpo.py my.yaml  # start a job there and follow it
+    python jobs/launch.py logs | stop | fetch | down
+
+`--cluster FILE` names another cluster (cluster.local.yaml: your own machines), `--address URL` one that something else
+started. Exit status: 0; 1 where the job failed; 2 with one sentence where something is wrong; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from actors.launching import ROOT, Cluster, Jobs, env_names
+from core.errors import ClusterError, ConfigError, TroupeError
+
+RECONNECTIONS = 5
+"""Times in a row that following a job opens the connection anew without seeing a new line."""
+
+
+def up(options: argparse.Namespace) -> int:
+    """Start the cluster, or find it up; wait until its machines have joined."""
+    cluster = Cluster(options.cluster)
+    with contextlib.suppress(ClusterError):
+        if cluster.exists():
+            show_machines(cluster, options, "is up already")
+            return 0
+    cluster.start(options.timeout)
+    show_machines(cluster, options, "is up")
+    return 0
+
+
+def show_machines(cluster: Cluster, options: argparse.Namespace, state: str) -> None:
+    with cluster.forwarded(options.connect_timeout) as url:
+        machines = Jobs(url).wait_for_machines(cluster.num_machines, options.timeout)
+    print(f"{cluster.name} {state}: {len(machines)} machines")
+    for machine in machines:
+        print(f"  {machine['address']}: {machine.get('CPU', 0):g} CPU, {machine.get('GPU', 0):g} GPU")
+
+
+def submit(options: argparse.Namespace) -> int:
+    """Start a job in a copy of this project, and follow it."""
+    if not options.command:
+        raise ConfigError(
+            "there is no command; write it after two dashes: submit -- python jobs/train_grpo.py my.yaml run.name=mine"
+        )
+    if options.down_after_run and (options.address or options.detach):
+        raise ConfigError("--down-after-run needs a cluster file and follows the job; leave --address and --detach out")
+    names = env_names()
+    cluster = None if options.address else Cluster(options.cluster)
+    runs = options.runs or (cluster.runs if cluster else None)
+    command = with_run_directory(options.command, runs)
+    with reached(cluster, options) as jobs:
+        job = jobs.submit(command)
+    print(f"job {job}: {' '.join(command)}", flush=True)
+    if names:
+        print(f"  with {', '.join(names)} of .env", flush=True)
+    if options.detach:
+        print(hints(job, options))
+        return 0
+    status = follow(job, cluster, options)
+    if options.down_after_run and cluster is not None:
+        if runs is not None and not options.no_fetch:
+            bring_back(cluster, runs)
+        cluster.stop(options.timeout)
+    return status
+
+
+def with_run_directory(command: Sequence[str], runs: str | None) -> list[str]:
+    """The command; a training job that says nothing else writes to `runs`, since a job's own directory is temporary."""
+    trains = any(Path(part).name.startswith("train_") and part.endswith(".py") for part in command)
+    if not trains or any(part.startswith("run.directory=") for part in command):
+        return list(command)
+    if runs is None:
+        raise ConfigError(
+            "where is the run directory to lie on the cluster? Add --runs DIRECTORY with a full path there"
+        )
+    return [*command, f"run.directory={runs}"]
+
+
+def logs(options: argparse.Namespace) -> int:
+    """Show what a job has said, and go on until it ends."""
+    cluster = None if options.address else Cluster(options.cluster)
+    with reached(cluster, options) as jobs:
+        job = options.job or jobs.newest()
+        jobs.status(job)
+    return follow(job, cluster, options)
+
+
+def follow(job: str, cluster: Cluster | None, options: argparse.Namespace) -> int:
+    """Show the job's output to its end, over broken connections; 0 where it succeeded."""
+    shown, broken = 0, 0
+    try:
+        while True:
+            with reached(cluster, options) as jobs:
+                try:
+                    shown = jobs.follow(job, lambda piece: print(piece, end="", flush=True), shown=shown)
+                except ConnectionError as error:
+                    broken = broken + 1 if error.args[0] == shown else 1
+                    shown = error.args[0]
+                    if broken > RECONNECTIONS:
+                        raise ClusterError(
+                            f"the connection to the cluster breaks again and again; {hints(job, options)}"
+                        ) from None
+                    continue
+                state, message = jobs.status(job)
+            if state not in ("PENDING", "RUNNING"):
+                break
+    except KeyboardInterrupt:
+        print(f"\nno longer followed; the job goes on. {hints(job, options)}", file=sys.stderr)
+        raise SystemExit(130) from None
+    print(f"job {job}: {state}" + (f" ({message.splitlines()[0]})" if message and state != "SUCCEEDED" else ""))
+    return int(state != "SUCCEEDED")
+
+
+def hints(job: str, options: argparse.Namespace) -> str:
+    where = f"--address {options.address}" if options.address else f"--cluster {options.cluster}"
+    return (
+        f"To follow it: python jobs/launch.py logs {job} {where}; to end it: python jobs/launch.py stop {job} {where}"
+    )
+
+
+def stop(options: argparse.Namespace) -> int:
+    """End a job; the cluster stays."""
+    cluster = None if options.address else Cluster(options.cluster)
+    with reached(cluster, options) as jobs:
+        job = options.job or jobs.newest()
+        print(f"job {job}: {jobs.stop(job, options.timeout)}")
+    return 0
+
+
+def fetch(options: argparse.Namespace) -> int:
+    """Copy run directories from the head into runs/ here."""
+    cluster = Cluster(options.cluster)
+    runs = options.runs or cluster.runs
+    if runs is None:
+        raise ConfigError(f"{options.cluster} does not say where the runs lie; add --runs DIRECTORY")
+    bring_back(cluster, runs, options.run)
+    return 0
+
+
+def bring_back(cluster: Cluster, runs: str, name: str | None = None) -> None:
+    source, target = (f"{runs}/{name}", ROOT / "runs" / name) if name else (runs, ROOT / "runs")
+    cluster.fetch(source, target)
+    print(f"{source} of {cluster.name} is in {target}")
+
+
+def down(options: argparse.Namespace) -> int:
+    """Give the machines back; what was not fetched or stored elsewhere is lost."""
+    cluster = Cluster(options.cluster)
+    cluster.stop(options.timeout)
+    print(f"{cluster.name} is down")
+    return 0
+
+
+@contextlib.contextmanager
+def reached(cluster: Cluster | None, options: argparse.Namespace) -> Iterator[Jobs]:
+    """The jobs of the cluster, or of the dashboard that --address names."""
+    if cluster is None:
+        yield Jobs(options.address)
+        return
+    with cluster.forwarded(options.connect_timeout) as url:
+        yield Jobs(url)
+
+
+def parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--cluster", type=Path, default=Path("cluster.yaml"), help="the file for `ray up` (cluster.yaml)"
+    )
+    common.add_argument(
+        "--timeout", type=float, default=1800, metavar="S", help="seconds for starting, stopping (1800)"
+    )
+    common.add_argument(
+        "--connect-timeout", type=float, default=60, metavar="S", help="seconds until the dashboard must answer (60)"
+    )
+    elsewhere = argparse.ArgumentParser(add_help=False)
+    elsewhere.add_argument(
+        "--address", metavar="URL", help="a dashboard that is reachable already, instead of --cluster"
+    )
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--runs", metavar="DIRECTORY", help="where runs lie on the cluster (beside the project there)")
+    a_job = argparse.ArgumentParser(add_help=False)
+    a_job.add_argument("job", nargs="?", help="the job's id; the newest when left out")
+
+    whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = whole.add_subparsers(required=True, metavar="up|submit|logs|stop|fetch|down")
+
+    def verb(function, *parents):  # type: ignore[no-untyped-def]
+        added = verbs.add_parser(
+            function.__name__, parents=[common, *parents], help=function.__doc__, description=function.__doc__
+        )
+        added.set_defaults(function=function)
+        return added
+
+    verb(up)
+    start = verb(submit, elsewhere, place)
+    start.add_argument("--detach", action="store_true", help="do not follow the job")
+    start.add_argument(
+        "--down-after-run", action="store_true", help="when the job ends, fetch the runs and give the cluster back"
+    )
+    start.add_argument(
+        "--no-fetch", action="store_true", help="with --down-after-run: the runs are stored elsewhere already"
+    )
+    verb(logs, elsewhere, a_job)
+    verb(stop, elsewhere, a_job)
+    verb(fetch, place).add_argument("run", nargs="?", help="name of the run; all of them when left out")
+    verb(down)
+    return whole
+
+
+def main(arguments: Sequence[str]) -> int:
+    own = list(itertools.takewhile(lambda part: part != "--", arguments))
+    options = parser().parse_args(own)
+    options.command = list(arguments[len(own) + 1 :])
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    try:
+        return int(options.function(options))
+    except TroupeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "interrupted; what was started goes on: python jobs/launch.py down gives the machines back", file=sys.stderr
+        )
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
