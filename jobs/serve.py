@@ -26,7 +26,7 @@ from actors.placement import Stage
 from core.doctor import port_holder
 from core.errors import ConfigError
 from core.program import run_program
-from core.run_directory import SHORTEST_SECRET
+from core.secrets import SHORTEST_SECRET
 from core.serve_recipes import ServeConfig, with_sources
 from core.served_models import Served, served_models
 from core.stopping import StopSignals

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ray
+
 from core.engine_arguments import engine_arguments, pack_heads
 from core.errors import ConfigError
 from core.files import read_json
@@ -62,7 +64,7 @@ class ModelServer:
             self._following = asyncio.create_task(self._follow())
 
     async def _start(self) -> None:
-        set_up_generator(0, 1, None)
+        set_up_generator(0, 1, None, ray.util.get_node_ip_address())
         from vllm import AsyncEngineArgs
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
