@@ -15,21 +15,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from actors.meters import record
-from algorithms.attention import PACKED_ATTENTION, supports_branches
+from algorithms.attention import PACKED_ATTENTION
 from algorithms.hidden import inner_model
+from algorithms.loading import Head, load_model
 from algorithms.logprobs import PackedModel
 from algorithms.packing import Batch, Row, pack
 from algorithms.values import PackedScalarModel
@@ -43,9 +38,6 @@ LossFn = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(what the model's forward returns, [n] each; then the batch's columns at these tokens, with their `branch_ids` and
 `group_ids`) -> (loss, metrics); both are sums that already contain the division by the global count. A vocabulary head
 returns log-probabilities and entropies, a scalar head values. The tokens are those of whole groups."""
-
-Head = Literal["vocabulary", "scalar"]
-"""What is read off the hidden states: log-probabilities of tokens, or one number."""
 
 TRAINER_STATE = "trainer_state"
 
@@ -340,42 +332,6 @@ class Engine:
         """Give the memory back. The process group stays: DeepSpeed remembers groups of its own that belong to it, and
         the next engine in this process (a policy after its warm start, inline) joins it again."""
         self.engine.destroy()
-
-
-def load_model(
-    path: str,
-    precision: str,
-    *,
-    head: Head = "vocabulary",
-    trained_head: bool = False,
-    trust_remote_code: bool = False,
-) -> PreTrainedModel:
-    """A language model with packed attention where its architecture allows, its own attention otherwise.
-
-    A scalar head that the checkpoint lacks starts at zero, so that training starts from a value of 0 for everything;
-    with `trained_head` it is refused.
-    """
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    options: dict[str, Any] = {"dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
-    if supports_branches(config):
-        options["attn_implementation"] = PACKED_ATTENTION
-    if head == "vocabulary":
-        return AutoModelForCausalLM.from_pretrained(path, config=config, trust_remote_code=trust_remote_code, **options)
-    config.num_labels = 1
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        path, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, **options
-    )
-    if not isinstance(getattr(model, "score", None), torch.nn.Linear):
-        raise CheckpointError(
-            f"{path} is a {type(model).__name__}, whose head is not one linear layer called score; use a model of another family"
-        )
-    if "score.weight" in info["missing_keys"]:
-        if trained_head:
-            raise CheckpointError(
-                f"{path} has no trained scalar head, so it cannot score answers; train one with jobs/train_reward_model.py"
-            )
-        torch.nn.init.zeros_(model.score.weight)
-    return model
 
 
 def gathered_state(directory: str) -> dict[str, torch.Tensor]:

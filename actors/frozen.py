@@ -15,7 +15,7 @@ import torch
 from actors.group import Group, own_address
 from actors.meters import working
 from actors.policy import Policy
-from algorithms.packing import Batch, last_tokens, pack
+from algorithms.packing import Batch, branch_scores
 from core.hardware import hardware, set_up_process
 
 
@@ -38,38 +38,28 @@ class FrozenWorker:
     ) -> None:
         """Load the model; one with a scalar head must have been trained with it."""
         set_up_process(hosts=[own_address()])
-        from actors.engine import load_model
-        from algorithms.attention import PACKED_ATTENTION
-        from algorithms.logprobs import PackedModel
-        from algorithms.values import PackedScalarModel
+        from algorithms.reading import ReadModel
 
-        model = load_model(
+        self._model = ReadModel(
             model_path,
-            precision,
             head="scalar" if scalar else "vocabulary",
-            trained_head=True,
+            precision=precision,
+            row_tokens=row_tokens,
+            logits_chunk=logits_chunk,
             trust_remote_code=trust_remote_code,
         )
-        self._branches = model.config._attn_implementation == PACKED_ATTENTION
-        model.requires_grad_(False)
-        self._packed = PackedScalarModel(model) if scalar else PackedModel(model, logits_chunk=logits_chunk)
-        self._packed.eval()
-        self._row_tokens, self._offload = row_tokens, offload
+        self._offload = offload
         if not offload:
-            self._packed.to(hardware().device)
+            self._model.to(hardware().device)
 
-    @torch.no_grad()
     def read(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
         """[N]: the head's output at this rank's tokens; with `wanted`, bool [N], at those alone, and 0 elsewhere."""
         with working("read"):
             if self._offload:
-                self._packed.to(hardware().device)
-            values = torch.zeros(batch.num_tokens)
-            for whole in pack(batch, self._row_tokens, branches=self._branches):
-                row = whole if wanted is None else whole.reading(wanted)
-                values[row.token_index] = self._packed(row, **options)[0].float().cpu()
+                self._model.to(hardware().device)
+            values = self._model.read(batch, wanted=wanted, **options)
             if self._offload:
-                self._packed.to("cpu")
+                self._model.to("cpu")
         return values
 
 
@@ -112,8 +102,8 @@ class Frozen:
         return self._read(batch, wanted=wanted, temperature=temperature)
 
     def scores(self, batch: Batch) -> torch.Tensor:
-        """[B]: the reward model's score of each branch, read at its last token."""
-        return self._read(batch, reads="after")[last_tokens(batch.branch_ids)]
+        """[B]: the reward model's score of each branch."""
+        return branch_scores(self._read(batch, reads="after"), batch.branch_ids)
 
     def _read(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
         shards = [shard for shard in batch.split(self.group.size) if shard]

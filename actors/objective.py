@@ -15,7 +15,7 @@ import torch
 
 from algorithms import losses, preferences
 from algorithms.gae import value_loss
-from algorithms.packing import last_tokens
+from algorithms.packing import branch_scores, last_tokens
 from core.recipes import AlgorithmConfig
 
 Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -124,7 +124,8 @@ class RankingObjective:
         ends = last_tokens(columns["branch_ids"])
         pairs, weights = _pairs(columns, ends)
         margins = columns["margins"][ends][pairs.winners] if "margins" in columns else None
-        return preferences.bradley_terry_loss(values[ends], pairs, weights, margins)
+        scores = branch_scores(values, columns["branch_ids"])
+        return preferences.bradley_terry_loss(scores, pairs, weights, margins)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from actors.frozen import Frozen
 from algorithms.packing import Batch
 from core.chat import encode_answer
-from core.errors import CheckpointError, ConfigError, DataError, RewardError
+from core.errors import ConfigError, DataError, RewardError
 from core.model_paths import locate
 from core.recipes import RewardModelConfig
 from core.records import Branch, Group
@@ -89,23 +89,8 @@ def require_same_tokenizer(
 
 def located(settings: RewardModelConfig) -> RewardModelConfig:
     """The settings with the directory of the model's checkpoint; refused without a trained head, before anything starts."""
+    from algorithms.loading import require_trained_head  # transformers, which takes seconds
+
     path = locate(settings.path)
     require_trained_head(path, trust_remote_code=settings.trust_remote_code)
     return settings.model_copy(update={"path": path})
-
-
-def require_trained_head(path: str, *, trust_remote_code: bool = False) -> None:
-    """Raise CheckpointError unless the model at `path` has one number as its output, going by its config.json."""
-    from transformers import AutoConfig
-
-    found = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    kinds = [name for name in found.architectures or [] if name.endswith("ForSequenceClassification")]
-    if not kinds:
-        raise CheckpointError(
-            f"reward_model.path {path} is a {', '.join(found.architectures or ['model of unknown kind'])} and has no trained scalar "
-            "head; train one with jobs/train_reward_model.py"
-        )
-    if found.num_labels != 1:
-        raise CheckpointError(
-            f"reward_model.path {path} has {found.num_labels} labels, a reward model has one; use a model trained with num_labels 1"
-        )

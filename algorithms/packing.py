@@ -200,6 +200,11 @@ def last_tokens(branch_ids: torch.Tensor) -> torch.Tensor:
     return ends.nonzero().flatten()
 
 
+def branch_scores(values: torch.Tensor, branch_ids: torch.Tensor) -> torch.Tensor:
+    """A scalar head's output behind each token of whole branches, [n], -> [b]: a branch's score is the one at its last token."""
+    return values[last_tokens(branch_ids)]
+
+
 def _fill(order: Sequence[int], *, sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
     row: list[int] = []
     used = 0

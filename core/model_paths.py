@@ -20,7 +20,7 @@ def locate(model: str, checkpoint: Literal["best", "latest"] | int = "best") -> 
         return str(fetch(model, checkpoint=checkpoint))
     checkpoints = Path(model) / "checkpoints"
     if not checkpoints.is_dir():
-        if not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "runs/"))):
+        if not Path(model).is_dir() and not is_hub_name(model):
             raise CheckpointError(
                 f"there is no model at {model!r}; give a run directory, a checkpoint directory, s3://bucket/run or a hub name such as Qwen/Qwen2.5-0.5B-Instruct"
             )
@@ -40,3 +40,8 @@ def locate(model: str, checkpoint: Literal["best", "latest"] | int = "best") -> 
             f"{model} has no complete checkpoint yet; let the run write one, or give a checkpoint directory"
         )
     return str(store.path(step))
+
+
+def is_hub_name(model: str) -> bool:
+    """Whether `model` is a repository of the hub rather than a path: nothing is there, and it has a hub name's form."""
+    return not Path(model).exists() and model.count("/") == 1 and not model.startswith((".", "/", "runs/"))

@@ -375,11 +375,9 @@ class ReferenceConfig(Section):
     """Processes of a reference with its own weights."""
 
 
-class GeneratorConfig(Section):
-    """The vLLM engines that sample."""
+class EngineConfig(Section):
+    """A vLLM engine."""
 
-    num_engines: int = Field(default=1, ge=1)
-    """Engines."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs per engine."""
     max_running: int = Field(default=256, ge=1)
@@ -390,10 +388,17 @@ class GeneratorConfig(Section):
     """KV cache in GiB on a CPU."""
     enforce_eager: bool = False
     """Run without CUDA graphs (always so on a CPU)."""
-    sync_timeout_s: float = Field(default=300, gt=0)
-    """Seconds each phase of a weight sync may take."""
     init_timeout_s: float = Field(default=600, gt=0)
     """Seconds an engine may take to start."""
+
+
+class GeneratorConfig(EngineConfig):
+    """The vLLM engines that sample."""
+
+    num_engines: int = Field(default=1, ge=1)
+    """Engines."""
+    sync_timeout_s: float = Field(default=300, gt=0)
+    """Seconds each phase of a weight sync may take."""
 
 
 class RewarderConfig(Section):

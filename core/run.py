@@ -272,6 +272,8 @@ class Run:
                 self._drop(tracker, trouble)
         if len(self._trackers) < in_order:
             self._report(state)  # with what went wrong
+        if self._backup is not None:
+            self._backup.finish(wait_s=0.0 if isinstance(error, KeyboardInterrupt) else None)
 
     def _report(self, state: str) -> None:
         try:
@@ -279,8 +281,6 @@ class Run:
             log.info("%s at step %d; report: %s", state, self.step, report)
         except Exception:
             log.exception("the report of %s could not be built; jobs/report.py rebuilds it", self.directory)
-        if self._backup is not None:
-            self._backup.finish(wait_s=0.0 if isinstance(error, KeyboardInterrupt) else None)
 
     def _end_state(self, error: BaseException | None) -> str:
         if error is None:

@@ -19,7 +19,7 @@ import torch
 from actors.columns import with_ranks
 from actors.examples import answer_branch, ranked_answers, require_answers
 from actors.objective import RankingObjective
-from algorithms.packing import Batch, last_tokens
+from algorithms.packing import Batch, branch_scores
 from algorithms.preferences import bradley_terry_loss, ranked_pairs
 from core.calibration import Calibration
 from core.files import to_json, write_atomically
@@ -88,8 +88,8 @@ class Ranking(Lesson):
             course.model.set_score_mean(self._score_mean)
 
     def _scores(self, course: Course, batch: Batch) -> torch.Tensor:
-        """[B]: read at each branch's last token."""
-        return course.model.read(batch, reads="after")[last_tokens(batch.branch_ids)]
+        """[B]."""
+        return branch_scores(course.model.read(batch, reads="after"), batch.branch_ids)
 
     def state(self) -> dict[str, Any]:
         return {"score_mean": self._score_mean}

@@ -15,11 +15,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, MistralConfig, PreTrainedConfig
 
-from actors.engine import Engine, load_model
+from actors.engine import Engine
 from actors.frozen import Frozen, FrozenWorker
 from actors.group import InlineGroup
 from actors.objective import RankingObjective, ValueObjective
 from algorithms.attention import PACKED_ATTENTION
+from algorithms.loading import load_model
 from algorithms.packing import Batch, last_tokens, pack
 from algorithms.values import PackedScalarModel, Reads
 from core.errors import CheckpointError

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from actors.evaluation import evaluation_seats, with_tokens
-from actors.reward_model import require_trained_head
+from algorithms.loading import require_trained_head
 from core.chat import encode_answer, encode_prompt
 from core.config import load_config
 from core.errors import CheckpointError, DataError, RewardError

@@ -1,0 +1,227 @@
+"""The playground in a real browser: token, two streams side by side, probabilities, rewards, stop, small screens."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from core.scoring_recipes import ServedRewardModelConfig
+from serving.playground import playground_page, run_examples
+from serving.scorer import ModelScorer
+from tests.serving.browser import CHROMIUM, Page, browser
+from tests.serving.tiny_api import TinyApi, TinyModel
+
+KEY = "sk-tiny/+=&#"
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no chromium on PATH (Debian: apt install chromium)"
+)
+
+EXAMPLES = [
+    {"prompt": "Tom has 3 pens and buys 5 more. How many pens now?", "gold": "8", "chat": True},
+    {"prompt": "Once upon a time", "chat": False},
+]
+
+
+@pytest.fixture(scope="module")
+def api(tiny_models: dict[str, str]) -> TinyApi:
+    judge = ModelScorer(ServedRewardModelConfig(path=tiny_models["judge"], precision="fp32"))
+    return TinyApi(
+        models={name: TinyModel(tiny_models[name]) for name in ("tuned", "base")},
+        scorers={"judge": judge.score},
+        metadata={"base": {"base": True, "chat": True}, "tuned": {"chat": True, "examples": EXAMPLES}},
+        key=KEY,
+    )
+
+
+@pytest.fixture(scope="module")
+def url(api: TinyApi) -> Iterator[str]:
+    with api.running() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with browser(tmp_path_factory.mktemp("chromium")) as page:
+        yield page
+
+
+@pytest.fixture
+def page(opened: Page, url: str, api: TinyApi) -> Page:
+    """The playground, connected."""
+    from urllib.parse import quote
+
+    api.pause_s = 0.0
+    opened.size(1280, 900)
+    opened.open(f"{url}/playground#token={quote(KEY, safe='')}")
+    opened.until("answers[0].select.value")
+    opened.errors.clear()
+    return opened
+
+
+def run(page: Page, **fields: Any) -> list[dict[str, Any]]:
+    """Press Run and wait; what each side shows."""
+    values = {"max_tokens": 16, "seed": 7, **fields}
+    for name, value in values.items():
+        page.js(f"$({name!r}).value = {json.dumps(str(value))}")
+    page.js("$('run').click()")
+    page.until("!running")
+    return list(
+        page.js(
+            """answers.map(a => ({content: a.content, shown: [...a.text.childNodes].filter(n => !n.classList?.contains('special')).map(n => n.textContent).join(''),
+                 tokens: [...a.text.querySelectorAll('.t')].flatMap(s => s.tokens.map(t => t.logprob)),
+                 told: a.told.innerText, error: a.error.hidden ? null : a.error.textContent, score: a.score, reward: a.number.textContent}))"""
+        )
+    )
+
+
+# -- the page alone ------------------------------------------------------------------------------------------------
+
+
+def test_the_page_names_no_other_address_and_runs_no_script_but_its_own() -> None:
+    page, policy = playground_page()
+    assert not re.search(r"https?://|//[a-z]+\.|@import|url\(|<link[^>]+href=\"(?!data:)|src=", page)
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert policy.count("sha256-") == 2
+
+
+def test_examples_are_the_held_out_prompts_of_a_run(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "user: 3+5?", "gold": "8"},
+        {"prompt": "user: 3+5?", "gold": "8"},  # a later evaluation
+        {"prompt": "system: Be brief.\n\nuser: a\n\nb", "gold": None},
+        {"prompt": "user: a\n\nassistant: b\n\nuser: c", "gold": "d"},
+        {"prompt": "POST: ...\nTL;DR:", "gold": " short"},
+        {"prompt": "x" * 5000, "gold": "long"},
+    ]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run_examples(tmp_path) == [
+        {"prompt": "3+5?", "chat": True, "gold": "8"},
+        {"prompt": "a\n\nb", "system": "Be brief.", "chat": True},
+        {"prompt": "POST: ...\nTL;DR:", "chat": False, "gold": " short"},
+    ]
+    assert run_examples(tmp_path, count=1) == [{"prompt": "3+5?", "chat": True, "gold": "8"}]
+    assert run_examples(tmp_path / "elsewhere") == []
+
+
+# -- in the browser ------------------------------------------------------------------------------------------------
+
+
+@needs_browser
+def test_the_token_is_asked_for_once_and_kept_out_of_addresses(opened: Page, url: str) -> None:
+    opened.open(url)
+    opened.js("sessionStorage.clear()")
+    opened.open(url)
+    opened.until("$('ask').open")
+    opened.js("$('secret').value = 'wrong'; $('ask').querySelector('button').click()")
+    opened.until("!$('refused').hidden && $('ask').open")
+    opened.js(f"$('secret').value = {json.dumps(KEY)}; $('ask').querySelector('button').click()")
+    opened.until("answers[0].select.value")
+    opened.open(f"{url}/playground")
+    opened.until("answers[0].select.value")
+    assert opened.js("$('ask').open") is False
+    assert opened.js("location.href") == f"{url}/playground"
+    assert opened.js("document.cookie + JSON.stringify(localStorage)") == "{}"
+
+
+@needs_browser
+def test_a_token_in_the_fragment_is_taken_and_leaves_the_address_bar(page: Page, url: str) -> None:
+    assert page.js("sessionStorage.getItem('troupe-token')") == KEY
+    assert page.js("location.href") == f"{url}/playground"
+
+
+@needs_browser
+def test_two_models_answer_side_by_side_as_the_api_does(page: Page, url: str, api: TinyApi) -> None:
+    assert page.js("answers.map(a => a.select.value)") == ["base", "tuned"]
+    assert page.js("$('prompt').value") == EXAMPLES[0]["prompt"]
+    api.asked.clear()
+    left, right = run(page)
+    assert {body["model"] for body in api.asked} == {"base", "tuned"}
+    assert {body["seed"] for body in api.asked} == {7}
+    for name, side in (("base", left), ("tuned", right)):
+        assert side["error"] is None
+        assert side["shown"] == side["content"] != ""
+        expected = [
+            (token, logprob)
+            for token, logprob, _ in api.models[name].sample(
+                api.models[name].tokenizer.apply_chat_template(
+                    [{"role": "user", "content": EXAMPLES[0]["prompt"]}], add_generation_prompt=True, return_dict=False
+                ),
+                {"seed": 7, "max_tokens": 16},
+            )
+        ]
+        text = api.models[name].tokenizer.decode([token for token, _ in expected], skip_special_tokens=True)
+        assert side["content"] == text.rstrip("�")
+        # Every token is on the page once, those of a character that takes several together; but for one cut off at the end.
+        assert side["tokens"] == pytest.approx([logprob for _, logprob in expected], abs=1e-6)
+        item = {"prompt": [{"role": "user", "content": EXAMPLES[0]["prompt"]}], "response": side["content"]}
+        headers = {"Authorization": f"Bearer {KEY}"}
+        scored = httpx.post(f"{url}/v1/score", json={"model": "judge", "input": [item]}, headers=headers, timeout=60)
+        assert side["score"] == pytest.approx(scored.json()["data"][0]["score"], abs=1e-5)
+    better = page.js("answers.map(a => a.better.textContent !== '')")
+    assert better == [left["score"] > right["score"], right["score"] > left["score"]]
+    assert page.errors == []
+
+
+@needs_browser
+def test_a_token_under_the_pointer_shows_its_probability_and_the_alternatives(page: Page) -> None:
+    run(page, temperature=1)
+    box = page.js(
+        "(r => [r.left + r.width / 2, r.top + r.height / 2])(answers[1].text.querySelector('.t').getBoundingClientRect())"
+    )
+    page.move(*box)
+    shown = page.until("hint.style.visibility === 'visible' && hint.innerText")
+    token = page.js("answers[1].text.querySelector('.t').tokens[0]")
+    assert f"logprob {token['logprob']:.3f}".replace("-", "\u2212") in shown
+    assert page.js("hint.querySelectorAll('.row').length") in (5, 6)
+    page.move(2, 2)
+    page.until("hint.style.visibility === 'hidden'")
+
+
+@needs_browser
+def test_plain_text_goes_to_completions_with_its_own_form_of_log_probabilities(page: Page, api: TinyApi) -> None:
+    page.js("$('examples').value = '1'; $('examples').dispatchEvent(new Event('change'))")
+    api.asked.clear()
+    left, right = run(page)
+    assert [body["prompt"] for body in api.asked] == ["Once upon a time"] * 2
+    for side in (left, right):
+        assert side["shown"] == side["content"] != ""
+        assert len(side["tokens"]) == int(side["told"].split()[0])
+    page.js(f"$('prompt').value = {json.dumps('word ' * 200)}")
+    assert "this model takes 100" in run(page)[0]["error"]
+
+
+@needs_browser
+def test_stop_ends_the_work_on_the_server(page: Page, api: TinyApi) -> None:
+    api.pause_s = 0.05
+    page.js("$('max_tokens').value = 2000; $('run').click()")
+    page.until("answers.every(a => a.tokens > 2)")
+    assert api.under_way == 2
+    page.js("$('stop').click()")
+    page.until("!running && answers.every(a => a.told.innerText.includes('stopped'))")
+    deadline = time.monotonic() + 10
+    while api.under_way and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert api.under_way == 0
+    assert page.js("!$('run').disabled && $('stop').disabled")
+
+
+@needs_browser
+@pytest.mark.parametrize(("width", "height", "phone"), [(1280, 900, False), (820, 1100, False), (360, 740, True)])
+def test_nothing_is_wider_than_the_screen_and_nothing_comes_from_elsewhere(
+    page: Page, url: str, width: int, height: int, phone: bool
+) -> None:
+    page.size(width, height, phone=phone)
+    run(page, prompt="word" * 20, scorer="")
+    assert page.js("document.documentElement.scrollWidth") <= width
+    assert {
+        resource.split("/v1/")[0] for resource in page.js("performance.getEntriesByType('resource').map(r => r.name)")
+    } == {url}
+    assert page.errors == []
