@@ -6,6 +6,7 @@ used in turn; `separate` gives each role its own. On CPUs bundles only say where
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,11 @@ from core.recipes import GeneratorConfig, GRPOConfig, PlacementConfig, RunConfig
 from core.rl_recipes import PPOConfig
 from core.timeline import Entry
 
+log = logging.getLogger(__name__)
+
 W = TypeVar("W")
+
+START_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,17 +290,7 @@ def _connect(address: str | None, metrics_port: int) -> bool:
                 **{**quiet, "runtime_env": {}} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else quiet,
             )
             return False
-        # More workers than cores is fine: roles take turns. Nothing listens beyond loopback.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Ray gives its workers the lowest share of a busy machine (nice 15); here they are what the machine is for.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(
-            num_cpus=max(16, hardware().num_cores),
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            _metrics_export_port=metrics_port or None,
-            **quiet,
-        )
+        _start_ray(_metrics_export_port=metrics_port or None, **quiet)
     except Exception as error:  # a slow start is a bare Exception of Ray's
         where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
         raise WorkerError(
@@ -303,6 +298,30 @@ def _connect(address: str | None, metrics_port: int) -> bool:
             "the authentication token (RAY_AUTH_MODE=token)"
         ) from None
     return address is None
+
+
+def _start_ray(**options: Any) -> None:
+    """Start a Ray on loopback; again where it took more than the 30 s that Ray grants its own start."""
+    import ray
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray gives its workers the lowest share of a busy machine (nice 15); here they are what the machine is for.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            # More workers than cores is fine: roles take turns. Nothing listens beyond loopback.
+            ray.init(
+                num_cpus=max(16, hardware().num_cores),
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                **options,
+            )
+            return
+        except Exception as error:
+            if attempt == START_ATTEMPTS or "timed out during startup" not in str(error):
+                raise
+            log.warning("Ray did not start within its 30 s, as on a busy machine; trying again")
+            ray.shutdown()
 
 
 def _cluster_hardware() -> Hardware:
