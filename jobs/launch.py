@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -223,7 +222,6 @@ def main(arguments: Sequence[str]) -> int:
     own = list(itertools.takewhile(lambda part: part != "--", arguments))
     options = parser().parse_args(own)
     options.command = list(arguments[len(own) + 1 :])
-    logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         return int(options.function(options))
     except TroupeError as error:

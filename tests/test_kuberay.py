@@ -16,7 +16,9 @@ import yaml
 
 from actors.placement import seats
 from core.config import load_config
+from core.errors import ConfigError
 from core.recipes import GRPOConfig
+from core.serve_recipes import ServeConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFINITIONS = yaml.safe_load((ROOT / "tests/fixtures/kuberay.yaml").read_text())["$defs"]
@@ -101,13 +103,8 @@ def test_the_service_names_an_application_and_models_of_ours():
     served = yaml.safe_load(document["spec"]["serveConfigV2"])
     (application,) = served["applications"]
     module, _, function = application["import_path"].partition(":")
-    source = ROOT / f"{module.replace('.', '/')}.py"
-    if not source.exists():
-        pytest.skip("the endpoint is not part of this checkout")
-    tree = ast.parse(source.read_text())
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
     assert function in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-    from core.serve_recipes import ServeConfig
-
     config = ServeConfig.model_validate(application["args"])
     assert len(config.models) * config.min_replicas <= gpus_of(document, "minReplicas")
     assert len(config.models) * (config.max_replicas or 1) <= gpus_of(document, "maxReplicas")
@@ -123,3 +120,12 @@ def test_the_image_holds_the_project_and_its_environment():
     assert "ENV PATH=/opt/troupe/.venv/bin:$PATH PYTHONPATH=/opt/troupe" in lines
     for file in KINDS:
         assert {pod["containers"][0]["image"] for pod in pods(manifest(file))} == {"REGISTRY/troupe:0.1.0"}
+
+
+def test_the_service_does_not_start_without_a_token(monkeypatch):
+    from serving.builder import application
+
+    monkeypatch.delenv("TROUPE_API_KEY", raising=False)
+    served = yaml.safe_load(manifest("serve.yaml")["spec"]["serveConfigV2"])
+    with pytest.raises(ConfigError, match="TROUPE_API_KEY must be set for every pod"):
+        application(served["applications"][0]["args"])
