@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actors.group import Group, own_address
+from actors.meters import Throughput, working
 from core.engine_arguments import engine_arguments
 from core.errors import SyncError, TroupeError, WorkerError
 from core.hardware import hardware, set_up_generator
 from core.recipes import GeneratorConfig
 from core.records import Branch, WeightSpan
+from core.timeline import RECORDER
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -110,6 +112,7 @@ class GeneratorWorker:
         self._llm: Any = None
         self._requests = 0
         self._inboxes: dict[int, _Inbox] = {}
+        self._counted = Throughput()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> str:
@@ -177,8 +180,11 @@ class GeneratorWorker:
 
     async def _deliver(self, inbox: _Inbox, collectors: Sequence[Any]) -> None:
         async def one(position: int) -> None:
-            inbox.put((position, self._branches(await _last(collectors[position]))))
+            branches = self._branches(await _last(collectors[position]))
+            self._counted.finished(sum(len(branch.token_ids) for branch in branches))
+            inbox.put((position, branches))
 
+        self._counted.asked(len(collectors))
         await asyncio.gather(*(one(position) for position in range(len(collectors))))
 
     def _branches(self, output: Any) -> list[Branch]:
@@ -211,7 +217,8 @@ class GeneratorWorker:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         async with self._turn:
-            outputs = [await _last(asked) for asked in await self._enter([(ids, sampling) for ids in sequences])]
+            with working("probe"):
+                outputs = [await _last(asked) for asked in await self._enter([(ids, sampling) for ids in sequences])]
         return [
             [float(step[token].logprob) for step, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
             for output, ids in zip(outputs, sequences, strict=True)
@@ -226,7 +233,8 @@ class GeneratorWorker:
         await self._llm.start_weight_update()
 
     async def update_weights(self, request: WeightTransferUpdateRequest) -> None:
-        await self._llm.update_weights(request)
+        with working("receive weights"):
+            await self._llm.update_weights(request)
 
     async def finish_weight_update(self) -> None:
         await self._llm.finish_weight_update()
@@ -376,7 +384,8 @@ class Generators:
 
     def _control(self, method: Any, *args: Any, phase: str) -> None:
         try:
-            self.group.gather(self.group.start(method, *args), self.config.sync_timeout_s, phase)
+            with RECORDER.span(f"sync: {phase}"):
+                self.group.gather(self.group.start(method, *args), self.config.sync_timeout_s, phase)
         except TroupeError as error:
             raise SyncError(f"weight sync failed in phase {phase!r}: {error}") from None
 

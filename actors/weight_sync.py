@@ -37,6 +37,8 @@ from actors.generator import GeneratorWorker
 from actors.group import Group
 from core.engine_arguments import pack_heads
 from core.errors import SyncError, TroupeError
+from core.listening import listen
+from core.timeline import RECORDER
 
 
 class ZeroSource(WeightSource):
@@ -186,7 +188,15 @@ def _by_dtype(group: list[tuple[str, str, list[int]]]) -> dict[str, list[tuple[s
 
 
 def _gloo_group(host: str, port: int, rank: int, world_size: int, timeout: timedelta) -> Any:
-    return stateless_init_torch_distributed_process_group(host, port, rank, world_size, backend="gloo", timeout=timeout)
+    return stateless_init_torch_distributed_process_group(
+        host,
+        port,
+        rank,
+        world_size,
+        backend="gloo",
+        timeout=timeout,
+        listen_socket=listen(host, port) if rank == 0 else None,
+    )
 
 
 class _beside:
@@ -245,7 +255,8 @@ class EngineClient:
 
     def _wait(self, futures: list[Any], phase: str) -> None:
         try:
-            self._generators.gather(futures, self._timeout_s, phase)
+            with RECORDER.span(f"sync: {phase}"):
+                self._generators.gather(futures, self._timeout_s, phase)
         except TroupeError as error:
             raise SyncError(f"weight sync failed in phase {phase!r}: {error}") from None
 
