@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,12 +185,18 @@ def _max_length(config: ServeConfig, path: str, settings: Mapping[str, Any]) -> 
             raise ConfigError(f"max_length ({config.max_length}) is more than {path} takes ({own}); lower it")
         return config.max_length
     longest = int(own or CPU_LENGTH)
-    return min(longest, CPU_LENGTH) if hardware().device == "cpu" else longest
+    return min(longest, CPU_LENGTH) if _on_this_cpu(config) else longest
+
+
+def _on_this_cpu(config: ServeConfig) -> bool:
+    """Whether the engines will run on this machine, without a GPU; what a cluster's machines have is not known yet."""
+    elsewhere = config.placement.address or os.environ.get("RAY_ADDRESS")
+    return hardware().device == "cpu" and elsewhere is None
 
 
 def _require_memory(config: ServeConfig, models: Sequence[Served]) -> None:
     """On a CPU, where weights and caches lie in the machine's memory. Of a GPU's memory vLLM speaks itself."""
-    if hardware().device != "cpu" or config.placement.address is not None:
+    if not _on_this_cpu(config):
         return
     width = 2 if hardware().precision(config.precision) == "bf16" else 4
     weights = {model.name: _parameters(Path(model.path)) * width / 2**30 for model in models}
