@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from actors.meters import record
 from algorithms.attention import PACKED_ATTENTION
 from algorithms.hidden import inner_model
 from algorithms.loading import Head, load_model
@@ -30,6 +31,7 @@ from algorithms.values import PackedScalarModel
 from core.errors import CheckpointError, NumericalError
 from core.extension import extension_state, remove_stale_lock, use_environment_cache
 from core.hardware import hardware
+from core.listening import listen
 from core.recipes import LoraConfig, PolicyConfig
 
 LossFn = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -129,6 +131,8 @@ class Engine:
             # ZeRO averages over the ranks; the loss is already a share of the global sum.
             self.engine.backward(value * self.world_size)
             _add(totals, metrics)
+            record("trainer_rows", 1)
+            record("trainer_tokens", row.input_ids.numel())
         summed = self._sum_over_ranks(totals)
         if not math.isfinite(summed["loss"]):
             raise NumericalError(
@@ -293,6 +297,19 @@ class Engine:
         path, _ = self.engine.load_checkpoint(str(source), tag="state")
         if path is None:
             raise CheckpointError(f"DeepSpeed could not load the trainer state in {source}")
+        self._keep_to_the_recipe()
+
+    def _keep_to_the_recipe(self) -> None:
+        """A loaded state brings the settings it was saved with; the recipe's count, which a fork may have changed."""
+        config, schedule = self.config, self.schedule
+        schedule.base_lrs = [config.learning_rate for _ in schedule.base_lrs]
+        rates = [
+            base * share(schedule.last_epoch)
+            for base, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        ]
+        schedule._last_lr = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group.update(lr=rate, betas=config.betas, weight_decay=config.weight_decay)
 
     def _layout(self) -> dict[str, Any]:
         """What must be the same for ZeRO's shards to fit."""
@@ -436,13 +453,29 @@ def join_process_group() -> None:
         return
     import deepspeed
 
+    store = _meeting_place() if os.environ["RANK"] == "0" else None
     deepspeed.init_distributed(dist_backend=hardware().collective_backend, verbose=False)
+    del store  # the process group has it
     if hardware().device == "cpu":
         dist.barrier()  # by now every rank has opened the buffers of all
         # DeepSpeed leaves each rank's buffer of 70 MB in shared memory for ever. Without its name it ends with the
         # processes that have it open, however they end.
         place = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{dist.get_rank()}"
         Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{place}").unlink(missing_ok=True)
+
+
+def _meeting_place() -> Any:
+    """The store where the ranks meet, on rank 0's address alone; torch finds it by its port (`multi_tenant`)."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(  # type: ignore[attr-defined]  # torch exports it by name only
+        host,
+        port,
+        int(os.environ["WORLD_SIZE"]),
+        is_master=True,
+        wait_for_workers=False,
+        multi_tenant=True,
+        master_listen_fd=listen(host, port).detach(),
+    )
 
 
 def prepare_extension() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from actors.group import Group, own_address
+from actors.meters import working
 from actors.policy import Policy
 from algorithms.packing import Batch, branch_scores
 from core.hardware import hardware, set_up_process
@@ -53,11 +54,12 @@ class FrozenWorker:
 
     def read(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
         """[N]: the head's output at this rank's tokens; with `wanted`, bool [N], at those alone, and 0 elsewhere."""
-        if self._offload:
-            self._model.to(hardware().device)
-        values = self._model.read(batch, wanted=wanted, **options)
-        if self._offload:
-            self._model.to("cpu")
+        with working("read"):
+            if self._offload:
+                self._model.to(hardware().device)
+            values = self._model.read(batch, wanted=wanted, **options)
+            if self._offload:
+                self._model.to("cpu")
         return values
 
 

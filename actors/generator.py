@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -18,10 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actors.group import Group, own_address
+from actors.meters import Throughput, working
+from core.engine_arguments import engine_arguments
 from core.errors import SyncError, TroupeError, WorkerError
 from core.hardware import hardware, set_up_generator
 from core.recipes import GeneratorConfig
 from core.records import Branch, WeightSpan
+from core.timeline import RECORDER
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -93,28 +95,9 @@ class GeneratorWorker:
         set_up_generator(index, num_engines, visible_devices, own_address())
         from vllm import AsyncEngineArgs
 
-        on_cpu = hardware().device == "cpu"
-        extra: dict[str, Any] = {}
-        if on_cpu:
-            extra = {
-                # Seeded requests crash when a prompt is prefilled in chunks: the CPU generator takes no offset.
-                "enable_chunked_prefill": False,
-                "max_num_batched_tokens": max(max_length, 16384),
-                # With an explicit size vLLM skips its warm-up run.
-                "kv_cache_memory_bytes": int(config.cpu_cache_gib * 2**30),
-            }
-            if config.tensor_parallel_size == 1:
-                extra["distributed_executor_backend"] = _one_process()
-        else:
-            extra = {"gpu_memory_utilization": config.memory_fraction, "enable_sleep_mode": sleep}
         self._index = index
         self._arguments = AsyncEngineArgs(
             model=model_path,
-            dtype="bfloat16" if precision == "bf16" else "float32",
-            enforce_eager=config.enforce_eager or on_cpu,
-            max_model_len=max_length,
-            max_num_seqs=config.max_running,
-            tensor_parallel_size=config.tensor_parallel_size,
             trust_remote_code=trust_remote_code,
             seed=seed,
             # Log-probabilities of the distribution that was sampled, temperature included.
@@ -123,11 +106,13 @@ class GeneratorWorker:
             # Registers the gloo transport inside vLLM's own worker process.
             worker_extension_cls="actors.weight_sync.WeightSyncExtension",
             disable_log_stats=True,
-            **extra,
+            **({} if hardware().device == "cpu" else {"enable_sleep_mode": sleep}),
+            **engine_arguments(config, max_length=max_length, precision=precision),
         )
         self._llm: Any = None
         self._requests = 0
         self._inboxes: dict[int, _Inbox] = {}
+        self._counted = Throughput()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> str:
@@ -195,8 +180,11 @@ class GeneratorWorker:
 
     async def _deliver(self, inbox: _Inbox, collectors: Sequence[Any]) -> None:
         async def one(position: int) -> None:
-            inbox.put((position, self._branches(await _last(collectors[position]))))
+            branches = self._branches(await _last(collectors[position]))
+            self._counted.finished(sum(len(branch.token_ids) for branch in branches))
+            inbox.put((position, branches))
 
+        self._counted.asked(len(collectors))
         await asyncio.gather(*(one(position) for position in range(len(collectors))))
 
     def _branches(self, output: Any) -> list[Branch]:
@@ -229,7 +217,8 @@ class GeneratorWorker:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         async with self._turn:
-            outputs = [await _last(asked) for asked in await self._enter([(ids, sampling) for ids in sequences])]
+            with working("probe"):
+                outputs = [await _last(asked) for asked in await self._enter([(ids, sampling) for ids in sequences])]
         return [
             [float(step[token].logprob) for step, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
             for output, ids in zip(outputs, sequences, strict=True)
@@ -244,7 +233,8 @@ class GeneratorWorker:
         await self._llm.start_weight_update()
 
     async def update_weights(self, request: WeightTransferUpdateRequest) -> None:
-        await self._llm.update_weights(request)
+        with working("receive weights"):
+            await self._llm.update_weights(request)
 
     async def finish_weight_update(self) -> None:
         await self._llm.finish_weight_update()
@@ -307,18 +297,6 @@ async def _last(collector: Any) -> Any:
         output = await collector.get()
         if output.finished:
             return output
-
-
-def _one_process() -> type[Any]:
-    """vLLM's executor that computes in the scheduler's own process, with the threads that vLLM would give a worker.
-
-    The usual worker process and the scheduler spin on shared memory for a second after each message to one another,
-    on the cores that the trainer's update needs; here there is nobody to wait for, and one process less to start.
-    """
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-    os.environ.update(OMP_PLACES=f"{{{os.environ['VLLM_CPU_OMP_THREADS_BIND']}}}", OMP_PROC_BIND="true")
-    return UniProcExecutor
 
 
 def _version(label: str) -> int:
@@ -406,7 +384,8 @@ class Generators:
 
     def _control(self, method: Any, *args: Any, phase: str) -> None:
         try:
-            self.group.gather(self.group.start(method, *args), self.config.sync_timeout_s, phase)
+            with RECORDER.span(f"sync: {phase}"):
+                self.group.gather(self.group.start(method, *args), self.config.sync_timeout_s, phase)
         except TroupeError as error:
             raise SyncError(f"weight sync failed in phase {phase!r}: {error}") from None
 

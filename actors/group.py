@@ -14,13 +14,17 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from core.errors import TroupeError, WorkerError
+from core.timeline import RECORDER, TRACK, Entry
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
+
+SPANS_WITHIN_S = 10.0
+"""Seconds that a step waits for the spans of workers; a timeline is not worth more."""
 
 W = TypeVar("W")
 P = ParamSpec("P")
@@ -72,6 +76,10 @@ class Group(ABC, Generic[W]):
     def translate(self, error: BaseException, rank: int) -> BaseException:
         """A worker's failure as the driver should raise it."""
         return error
+
+    def spans(self, since_ns: int) -> list[Entry]:
+        """What the ranks did in processes of their own after `since_ns`; of one that does not answer soon, nothing."""
+        return []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +133,16 @@ class WorkerGroup(Group[W]):
     ) -> Future[Any]:
         return getattr(self.handles[rank], method.__name__).remote(*args, **kwargs).future()
 
+    def spans(self, since_ns: int) -> list[Entry]:
+        asked = [handle.__ray_call__.remote(_spans, since_ns).future() for handle in self.handles]
+        answered, _ = concurrent.futures.wait(asked, SPANS_WITHIN_S)
+        return [
+            replace(entry, track=f"{self.role} {rank}")
+            for rank, future in enumerate(asked)
+            if future in answered and future.exception() is None
+            for entry in future.result()
+        ]
+
     def shutdown(self) -> None:
         import ray
 
@@ -146,6 +164,11 @@ class WorkerGroup(Group[W]):
         return error
 
 
+def _spans(worker: object, since_ns: int) -> list[Entry]:
+    """Runs in the worker's process, whatever class it has."""
+    return RECORDER.since(since_ns)
+
+
 class InlineGroup(Group[W]):
     """One rank in this process. Coroutine methods run on an event loop in a thread of its own."""
 
@@ -160,14 +183,18 @@ class InlineGroup(Group[W]):
     def submit(
         self, rank: int, method: Callable[Concatenate[W, P], Any], *args: P.args, **kwargs: P.kwargs
     ) -> Future[Any]:
-        if inspect.iscoroutinefunction(method):
-            return asyncio.run_coroutine_threadsafe(method(self.worker, *args, **kwargs), self._loop)
-        future: Future[Any] = Future()
+        track = TRACK.set(f"{self.role} {rank}")  # a coroutine takes the context along
         try:
-            future.set_result(method(self.worker, *args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
+            if inspect.iscoroutinefunction(method):
+                return asyncio.run_coroutine_threadsafe(method(self.worker, *args, **kwargs), self._loop)
+            future: Future[Any] = Future()
+            try:
+                future.set_result(method(self.worker, *args, **kwargs))
+            except Exception as error:
+                future.set_exception(error)
+            return future
+        finally:
+            TRACK.reset(track)
 
     def shutdown(self) -> None:
         close = getattr(self.worker, "close", None)

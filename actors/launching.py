@@ -159,15 +159,16 @@ class Jobs:
 
     @cached_property
     def _client(self) -> Any:
+        os.environ["RAY_AUTH_MODE"] = "token"  # Ray looks at it when it is imported
         import requests
+        from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
         try:
             return JobSubmissionClient(self.url)
-        except requests.HTTPError as error:
+        except (AuthenticationError, requests.HTTPError) as error:
             raise ClusterError(
-                f"the cluster at {self.url} lets nobody in ({error}); the token in ~/.ray/auth_token must be the one that "
+                f"the cluster at {self.url} does not let us in ({str(error).splitlines()[0]}); the token in ~/.ray/auth_token must be the one that "
                 "it was started with"
             ) from None
         except (ConnectionError, RuntimeError) as error:
@@ -175,9 +176,9 @@ class Jobs:
 
     def machines(self) -> list[dict[str, Any]]:
         """Address and resources of each machine that is up."""
+        os.environ["RAY_AUTH_MODE"] = "token"  # before Ray is imported
         from ray.util.state import list_nodes
 
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
         nodes = list_nodes(address=self.url, filters=[("state", "=", "ALIVE")])
         return [{"address": node.node_ip, **node.resources_total} for node in nodes]
 
@@ -260,10 +261,10 @@ class Jobs:
         return self.status(job)[0]
 
 
-def env_names() -> list[str]:
-    """The variables that `.env` gives a job. Raises ConfigError with file and line where it is malformed."""
+def env_file() -> dict[str, str]:
+    """What `.env` gives a job and Ray's launcher. Raises ConfigError with file and line where it is malformed."""
     file = ROOT / ENV_FILE
-    return list(read_env_file(file)) if file.is_file() else []
+    return read_env_file(file) if file.is_file() else {}
 
 
 def _ray_command() -> list[str]:
@@ -277,7 +278,7 @@ def _ray(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "RAY_AUTH_MODE": "token"}
+    return {**env_file(), **os.environ, "RAY_AUTH_MODE": "token"}
 
 
 def _free_port() -> int:

@@ -6,6 +6,7 @@ used in turn; `separate` gives each role its own. On CPUs bundles only say where
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from actors.group import Group, InlineGroup, Slot, WorkerGroup, own_address
+from actors.meters import RUN
 from core.errors import ConfigError, WorkerError
 from core.hardware import Hardware, hardware
-from core.recipes import GeneratorConfig, GRPOConfig, PlacementConfig
+from core.recipes import GeneratorConfig, GRPOConfig, PlacementConfig, RunConfig
 from core.rl_recipes import PPOConfig
+from core.timeline import Entry
+
+log = logging.getLogger(__name__)
 
 W = TypeVar("W")
+
+START_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +131,11 @@ def company(
 class Stage:
     """Where the troupe plays: a Ray cluster with reserved bundles, or this process."""
 
-    def __init__(self, config: PlacementConfig) -> None:
+    def __init__(self, config: PlacementConfig, run: RunConfig | None = None) -> None:
+        """`run`: whose metrics and timelines the workers record."""
         self._config = config
+        self._env = {RUN: run.name} if run is not None else {}
+        self._groups: list[Group[Any]] = []
         self.inline = config.backend == "inline"
         self._started_ray = False
         self._reservation: Any = None
@@ -133,7 +143,7 @@ class Stage:
         self._machines: dict[int, str] = {}
         """Address of the machine that holds each bundle."""
         if not self.inline:
-            self._started_ray = _connect(config.address)
+            self._started_ray = _connect(config.address, run.watch.metrics_port if run is not None else 0)
         self.machine: Hardware = hardware() if self.inline else _cluster_hardware()
 
     def reserve(self, table: Sequence[Seat], timeout_s: float) -> None:
@@ -197,12 +207,31 @@ class Stage:
             return InlineGroup(worker_cls, arguments, role=role)
         places = {seat.rank: seat for seat in self._seats if seat.role == role}
         slots = [
-            Slot(placement_group=self._reservation, bundle=places[rank].bundle, num_gpus=places[rank].num_gpus)
+            Slot(
+                placement_group=self._reservation,
+                bundle=places[rank].bundle,
+                num_gpus=places[rank].num_gpus,
+                env=self._env,
+            )
             if rank in places
-            else Slot(num_gpus=1.0 if self.machine.device == "cuda" else 0.0)
+            else Slot(num_gpus=1.0 if self.machine.device == "cuda" else 0.0, env=self._env)
             for rank in range(len(arguments))
         ]
-        return WorkerGroup(worker_cls, arguments, role=role, slots=slots, max_concurrency=max_concurrency)
+        group = WorkerGroup(worker_cls, arguments, role=role, slots=slots, max_concurrency=max_concurrency)
+        self._groups.append(group)
+        return group
+
+    def spans(self, since_ns: int) -> list[Entry]:
+        """What the workers did after `since_ns`; inline they share the driver's record."""
+        return [entry for group in self._groups for entry in group.spans(since_ns)]
+
+    def metrics_addresses(self) -> list[str]:
+        """Where Ray's agents show the metrics of their machines to Prometheus: `host:port`."""
+        if self.inline:
+            return []
+        import ray
+
+        return [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
 
     def rows(self) -> list[dict[str, Any]]:
         """The table for people and the report."""
@@ -240,8 +269,11 @@ class Witness:
         return Path(path).exists()
 
 
-def _connect(address: str | None) -> bool:
+def _connect(address: str | None, metrics_port: int) -> bool:
     """Join the cluster at `address` or RAY_ADDRESS, or start one on loopback; whether it was started here."""
+    if not (address or os.environ.get("RAY_ADDRESS")):
+        # Without it Ray takes the machine's own address in place of loopback; it is read when ray is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if ray.is_initialized():
@@ -258,11 +290,7 @@ def _connect(address: str | None) -> bool:
                 **{**quiet, "runtime_env": {}} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else quiet,
             )
             return False
-        # More workers than cores is fine: roles take turns. Nothing listens beyond loopback.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Ray gives its workers the lowest share of a busy machine (nice 15); here they are what the machine is for.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(num_cpus=max(16, hardware().num_cores), include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        _start_ray(_metrics_export_port=metrics_port or None, **quiet)
     except Exception as error:  # a slow start is a bare Exception of Ray's
         where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
         raise WorkerError(
@@ -270,6 +298,30 @@ def _connect(address: str | None) -> bool:
             "the authentication token (RAY_AUTH_MODE=token)"
         ) from None
     return address is None
+
+
+def _start_ray(**options: Any) -> None:
+    """Start a Ray on loopback; again where it took more than the 30 s that Ray grants its own start."""
+    import ray
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray gives its workers the lowest share of a busy machine (nice 15); here they are what the machine is for.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            # More workers than cores is fine: roles take turns. Nothing listens beyond loopback.
+            ray.init(
+                num_cpus=max(16, hardware().num_cores),
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                **options,
+            )
+            return
+        except Exception as error:
+            if attempt == START_ATTEMPTS or "timed out during startup" not in str(error):
+                raise
+            log.warning("Ray did not start within its 30 s, as on a busy machine; trying again")
+            ray.shutdown()
 
 
 def _cluster_hardware() -> Hardware:

@@ -14,6 +14,7 @@ import torch
 from actors.columns import with_loss_weights
 from actors.generator import Generators, GeneratorWorker
 from actors.group import Group
+from actors.meters import working
 from actors.objective import PolicyObjective
 from actors.trained import Trained, TrainedWorker
 from algorithms.packing import Batch
@@ -50,7 +51,8 @@ class PolicyWorker(TrainedWorker):
 
     def publish(self) -> None:
         """Send the weights to the connected generators."""
-        self._sender.send()
+        with working("publish"):
+            self._sender.send()
 
 
 class Policy(Trained[PolicyWorker]):

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Protocol
 
 from actors.group import Group as WorkerGroupBase
+from actors.meters import record
 from core.recipes import RewardConfig
 from core.records import Group, Score
+from core.timeline import Flight
 from rewards import Rewards, build_rewards
 
 
@@ -24,9 +27,14 @@ class RewarderWorker:
 
     def __init__(self, *, configs: Sequence[RewardConfig]) -> None:
         self._rewards = build_rewards(configs)
+        self._flight = Flight("score")
 
     async def score(self, group: Group) -> Group:
-        return await _scored(self._rewards, group)
+        self._flight.change(1)
+        try:
+            return await _scored(self._rewards, group)
+        finally:
+            self._flight.change(-1)
 
 
 class RewardPart(Protocol):
@@ -60,6 +68,7 @@ class Rewarder:
         self._rewards = build_rewards(configs) if configs else None
         # A thread of its own: answers arrive on the threads of Ray or of an event loop, which must not be kept. Groups
         # whose judges wait for a network wait side by side there.
+        self._flight = Flight("judgements", track="rewarder")
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="rewarder", daemon=True).start()
         self._next = 0
@@ -67,19 +76,34 @@ class Rewarder:
     def score(self, group: Group) -> Future[Group]:
         """The group with its scores."""
         answer: Future[Group] = Future()
+        asked = time.monotonic()
+        self._measure(in_flight=self._flight.change(1))
 
         def combine(judged: Future[list[Any]]) -> None:
+            in_flight, waited_s = self._flight.change(-1), time.monotonic() - asked
             error = judged.exception()
             if error is not None:
+                self._measure(in_flight, waited_s, judged=len(group.branches), failed=len(group.branches))
                 answer.set_exception(error)
                 return
             scored, *found = judged.result()
             for part, more in zip(self._parts, found, strict=True):
                 scored = _with_part(scored, more, label=part.label, weight=part.weight)
+            missing = sum(score.value is None for score in scored.scores)
+            self._measure(in_flight, waited_s, judged=len(scored.scores), failed=missing)
             answer.set_result(scored)
 
         _all([self._functions(group), *(part.score(group) for part in self._parts)]).add_done_callback(combine)
         return answer
+
+    def _measure(self, in_flight: int, waited_s: float | None = None, *, judged: int = 0, failed: int = 0) -> None:
+        """For Prometheus, whoever does the work: the workers, the models or the driver."""
+        seat = {"role": "rewarder", "rank": "0"}
+        record("rewarder_judgements_in_flight", in_flight, **seat)
+        record("rewarder_judgements", judged, **seat)
+        record("rewarder_failures", failed, **seat)
+        if waited_s is not None:
+            record("rewarder_latency_seconds", waited_s, **seat)
 
     def _functions(self, group: Group) -> Future[Group]:
         """The group scored by the reward functions alone."""

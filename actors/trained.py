@@ -18,11 +18,13 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from actors.group import Group, own_address
+from actors.meters import working
 from actors.objective import Objective
 from algorithms.packing import Batch
 from core.errors import TroupeError, WorkerError
 from core.hardware import set_up_process
 from core.recipes import PolicyConfig
+from core.timeline import RECORDER
 
 RENDEZVOUS_PORTS = (20_000, 32_000)
 """Above those of Ray's workers, below those that Linux gives to connections."""
@@ -100,18 +102,24 @@ class TrainedWorker:
     def read(self, batch: Batch, *, adapter_off: bool = False, **options: Any) -> torch.Tensor:
         """[N]: the head's output at this rank's tokens."""
         self._back()
-        with self._engine.adapter_off() if adapter_off else contextlib.nullcontext():
+        with working("read"), self._engine.adapter_off() if adapter_off else contextlib.nullcontext():
             return self._engine.read(batch, **options)
 
     def update(self, minibatches: Sequence[Batch], *, objective: Objective) -> list[dict[str, float]]:
         """One optimizer step per minibatch; the metrics of each."""
         self._back()
-        return [self._engine.step(batch, objective, **objective.options) for batch in minibatches]
+        metrics = []
+        with working("update"):
+            for batch in minibatches:
+                with RECORDER.span("optimizer step"):
+                    metrics.append(self._engine.step(batch, objective, **objective.options))
+        return metrics
 
     def measure(self, batch: Batch, *, objective: Objective) -> dict[str, float]:
         """The objective's metrics; nothing is trained."""
         self._back()
-        return self._engine.measure(batch, objective, **objective.options)
+        with working("measure"):
+            return self._engine.measure(batch, objective, **objective.options)
 
     def set_score_mean(self, mean: float) -> None:
         """What a scalar head's output is lessened by, from now on and in what is saved."""
@@ -124,7 +132,8 @@ class TrainedWorker:
 
     def save(self, directory: str, *, trainer_state: bool) -> None:
         self._back()
-        self._engine.save(directory, self._tokenizer, trainer_state=trainer_state)
+        with working("save"):
+            self._engine.save(directory, self._tokenizer, trainer_state=trainer_state)
 
     def load(self, directory: str) -> None:
         self._engine.load(directory)

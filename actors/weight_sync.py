@@ -35,7 +35,10 @@ from vllm.distributed.weight_transfer.base import (
 from actors.engine import Engine
 from actors.generator import GeneratorWorker
 from actors.group import Group
+from core.engine_arguments import pack_heads
 from core.errors import SyncError, TroupeError
+from core.listening import listen
+from core.timeline import RECORDER
 
 
 class ZeroSource(WeightSource):
@@ -111,16 +114,10 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
                 self.model.load_weights([(name, piece.view(shape)) for (name, shape), piece in pieces])
 
     def finish_weight_update(self) -> None:
-        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
-        # vLLM packs the head's weight for the CPU's kernels when it loads a model. A head tied to the embedding is
-        # not reloaded, so its packed copy would silently stay the old one.
-        for module in self.model.modules():
-            if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
-                dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+        pack_heads(self.model)
 
     def shutdown(self) -> None:
         self._group = None
@@ -191,7 +188,15 @@ def _by_dtype(group: list[tuple[str, str, list[int]]]) -> dict[str, list[tuple[s
 
 
 def _gloo_group(host: str, port: int, rank: int, world_size: int, timeout: timedelta) -> Any:
-    return stateless_init_torch_distributed_process_group(host, port, rank, world_size, backend="gloo", timeout=timeout)
+    return stateless_init_torch_distributed_process_group(
+        host,
+        port,
+        rank,
+        world_size,
+        backend="gloo",
+        timeout=timeout,
+        listen_socket=listen(host, port) if rank == 0 else None,
+    )
 
 
 class _beside:
@@ -250,7 +255,8 @@ class EngineClient:
 
     def _wait(self, futures: list[Any], phase: str) -> None:
         try:
-            self._generators.gather(futures, self._timeout_s, phase)
+            with RECORDER.span(f"sync: {phase}"):
+                self._generators.gather(futures, self._timeout_s, phase)
         except TroupeError as error:
             raise SyncError(f"weight sync failed in phase {phase!r}: {error}") from None
 

@@ -11,6 +11,7 @@ from core.config import Section
 from core.evaluate_recipes import REWARD_MODEL, run_name
 from core.preference_recipes import PreferencesConfig
 from core.recipes import RewardConfig
+from core.storage_recipes import check_address
 
 START = "start"
 """As `base`: what the run's recipe starts from."""
@@ -94,9 +95,7 @@ class BenchmarkConfig(AnsweringConfig):
     @field_validator("upload")
     @classmethod
     def _upload_is_an_address(cls, upload: str | None) -> str | None:
-        if upload is not None and (not upload.startswith("s3://") or not upload.removeprefix("s3://").split("/")[0]):
-            raise ValueError("upload is written s3://bucket/prefix")
-        return upload
+        return upload and check_address(upload, "upload")
 
     @model_validator(mode="after")
     def _settings_fit(self) -> BenchmarkConfig:
@@ -108,6 +107,11 @@ class BenchmarkConfig(AnsweringConfig):
             raise ValueError(f"two of the models are called {doubled!r}; give them names of their own")
         for name in names:
             require_file_name(name)
+        if self.environment is not None:
+            raise ValueError(
+                "environment: a benchmark compares answers and plays no games, which models behind endpoints and stored "
+                "answers could not; leave it out, and play with jobs/evaluate.py"
+            )
         if self.base == START and self.trained is None:
             raise ValueError("base start means what the run's recipe starts from, and trained names none; name a model")
         if self.kept_samples_only and (self.trained is None or not self.stored_answers):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,32 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     (path / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
 
+def step_name(step: int) -> str:
+    """The directory of a step's checkpoint: step-000010."""
+    return f"step-{step:06d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step whose checkpoint a directory of that name is, None where it is none."""
+    number = name.removeprefix("step-")
+    return int(number) if name.startswith("step-") and number.isdigit() else None
+
+
+def best_of(index: Mapping[str, Any] | None, steps: Collection[int]) -> int | None:
+    """The step with the best metric in `index` (index.json); the earliest of equals, None when none was measured."""
+    if not index:
+        return None
+    sign = 1 if index["higher_is_better"] else -1
+    measured = [step for step in steps if str(step) in index["metrics"]]
+    return max(measured, key=lambda step: (sign * index["metrics"][str(step)], -step), default=None)
+
+
+def kept_steps(steps: Collection[int], best: int | None, keep: int | None) -> set[int]:
+    """The newest `keep` of the steps (None: all) and the best."""
+    newest = sorted(steps) if keep is None else sorted(steps)[-keep:]
+    return {*newest, *([best] if best is not None else [])}
+
+
 class CheckpointStore:
     """The checkpoints of one run. Only the process that holds the run's lock writes."""
 
@@ -75,18 +101,18 @@ class CheckpointStore:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def path(self, step: int) -> Path:
-        return self.directory / f"step-{step:06d}"
+        return self.directory / step_name(step)
 
     def steps(self) -> list[int]:
         """The steps with a complete checkpoint, oldest first; an incomplete directory is reported once."""
         found = []
         for path in self.directory.glob("step-*"):
-            suffix = path.name.removeprefix("step-")
-            if not path.is_dir() or not suffix.isdigit():
+            step = step_of(path.name)
+            if not path.is_dir() or step is None:
                 continue
             problem = self._problem(path)
             if problem is None:
-                found.append(int(suffix))
+                found.append(step)
             elif path not in self._reported:
                 self._reported.add(path)
                 self._on_event("checkpoint_ignored", path=path.name, reason=problem)
@@ -100,11 +126,8 @@ class CheckpointStore:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The complete step with the best recorded metric; the earliest of equals, None when none was measured."""
-        index = self._index()
-        sign = 1 if index["higher_is_better"] else -1
-        measured = [step for step in self.steps() if str(step) in index["metrics"]]
-        return max(measured, key=lambda step: (sign * index["metrics"][str(step)], -step), default=None)
+        """The complete step with the best recorded metric, None when none was measured."""
+        return best_of(self._index(), self.steps())
 
     def manifest(self, step: int) -> dict[str, Any]:
         """step, at, metadata and files of a complete checkpoint."""
@@ -159,12 +182,25 @@ class CheckpointStore:
 
         `metadata` goes into the manifest; its `model` is what `verify(model=...)` compares.
         """
+        with self._filling(step) as temporary:
+            yield temporary
+            _write_manifest(temporary, step, metadata or {})
+        self.retire(self._keep_last)
+
+    @contextlib.contextmanager
+    def taking_in(self, step: int) -> Iterator[Path]:
+        """A directory to fill with the checkpoint of `step` from elsewhere, its manifest included."""
+        with self._filling(step) as temporary:
+            yield temporary
+        self._point_links()
+
+    @contextlib.contextmanager
+    def _filling(self, step: int) -> Iterator[Path]:
         self._clear_leftovers()
         temporary = self.directory / f".writing-{self.path(step).name}"
         try:
             temporary.mkdir(parents=True)
             yield temporary
-            _write_manifest(temporary, step, metadata or {})
             self._move_into_place(temporary, self.path(step))
         except OSError as error:
             if error.errno not in DISK_ERRORS:
@@ -172,7 +208,26 @@ class CheckpointStore:
             raise CheckpointError(f"the checkpoint of step {step} cannot be written: {error}") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self._retire()
+
+    def set_aside(self, step: int, aside: Path, *, leave_out: Sequence[str] = ()) -> Path:
+        """The checkpoint as hard links in the empty directory `aside`, which stay when the run removes its own.
+
+        On a file system without links it is the checkpoint itself, which lasts as long as the run keeps it.
+        """
+        source = self.path(step)
+        try:
+            shutil.copytree(
+                source, aside, copy_function=os.link, ignore=shutil.ignore_patterns(*leave_out), dirs_exist_ok=True
+            )
+        except (OSError, shutil.Error):
+            shutil.rmtree(aside, ignore_errors=True)
+            return source
+        return aside
+
+    def remove(self, step: int) -> None:
+        """Remove the checkpoint of `step`; a kill in the middle leaves nothing under its name."""
+        self._remove(self.path(step))
+        self._point_links()
 
     def record_metric(self, step: int, value: float, higher_is_better: bool = True) -> None:
         """Remember what was measured at `step`, before or after its checkpoint; it decides which one is best."""
@@ -182,7 +237,7 @@ class CheckpointStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         index = {"higher_is_better": higher_is_better, "metrics": metrics}
         write_atomically(self.directory / INDEX, to_json(index, indent=2) + "\n")
-        self._retire()
+        self.retire(self._keep_last)
 
     def _index(self) -> dict[str, Any]:
         return read_json(self.directory / INDEX) or {"higher_is_better": True, "metrics": {}}
@@ -201,15 +256,19 @@ class CheckpointStore:
         os.rename(temporary, path)
         _sync(self.directory)
 
-    def _retire(self) -> None:
-        """Keep the newest `keep_last` and the best; point `latest` and `best` at them for people."""
-        steps, best = self.steps(), self.best()
-        for step in steps[: -self._keep_last]:
-            if step != best:
-                self._remove(self.path(step))
-        for name, kept in (("latest", max(steps, default=None)), ("best", best)):
-            if kept is not None:
-                _point(self.directory / name, self.path(kept).name)
+    def retire(self, keep: int) -> None:
+        """Keep the newest `keep` and the best; `latest` and `best` point at them, for people."""
+        steps = self.steps()
+        for step in set(steps) - kept_steps(steps, self.best(), keep):
+            self._remove(self.path(step))
+        self._point_links()
+
+    def _point_links(self) -> None:
+        for name, step in (("latest", self.latest()), ("best", self.best())):
+            if step is None:
+                (self.directory / name).unlink(missing_ok=True)
+            else:
+                _point(self.directory / name, self.path(step).name)
 
     def _remove(self, path: Path) -> None:
         # Renamed first: a kill in the middle must not leave half of a checkpoint under its name.

@@ -24,7 +24,7 @@ def check_listening(found: Callable[[], Iterable[Listener]] = all_listeners) -> 
     except ImportError:
         return Finding(status="info", message="psutil is not installed, so open ports are not listed")
     lines = tuple(listener.told() for listener in ours)
-    beyond = sum(not listener.on_loopback for listener in ours)
+    beyond = sum(not listener.ip.is_loopback for listener in ours)
     if not beyond:
         return Finding(status="ok", message=f"{len(ours)} ports open, none of them beyond loopback", details=lines)
     return Finding(

@@ -29,6 +29,10 @@ class CheckpointError(TroupeError):
     """A checkpoint is incomplete, of another model, or cannot be written."""
 
 
+class StorageError(TroupeError):
+    """An object store cannot be reached, refuses, or does not hold what was asked of it."""
+
+
 class SyncError(TroupeError):
     """Weights did not reach a generator in time."""
 

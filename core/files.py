@@ -11,7 +11,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -75,13 +75,32 @@ def iter_lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     with open(path, "rb") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                yield record
+        yield from _records(file)
+
+
+def _records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+def last_lines(path: Path, count: int) -> list[dict[str, Any]]:
+    """The last `count` records of a JSON Lines file, of which no more than the end is read."""
+    if not path.is_file():
+        return []
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        reach = 1 << 16
+        while True:
+            file.seek(max(0, size - reach))
+            end = file.read(reach)
+            if reach >= size or end.count(b"\n") > count:
+                return list(_records(end.split(b"\n")))[-count:]
+            reach *= 2
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

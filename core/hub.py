@@ -1,11 +1,13 @@
-"""Uploads to the Hugging Face hub. The token is HF_TOKEN of the environment; it is looked for first and never shown."""
+"""The Hugging Face hub: a model's config.json, and uploads. The token is HF_TOKEN of the environment and never shown."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from core.errors import ConfigError
+from core.files import read_json
 from core.secrets import public_text
 
 TOKEN = "HF_TOKEN"
@@ -35,3 +37,23 @@ def upload(directory: Path, repository: str, *, private: bool) -> str:
             "check the name and the token's rights, and upload the directory again"
         ) from None
     return str(commit.commit_url)
+
+
+def hub_config(repository: str) -> dict[str, Any]:
+    """The config.json of a model on the hub, or of the copy on this machine where the hub does not answer."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        file = hf_hub_download(
+            repository,
+            "config.json",
+            endpoint=os.environ.get("HF_ENDPOINT"),
+            token=os.environ.get(TOKEN),
+            etag_timeout=5,
+        )
+    except Exception as error:  # as above
+        reason = public_text(str(error)).strip().splitlines()[0]
+        raise ConfigError(
+            f"{repository} cannot be read from the hub: {reason}; check the name, the network and {TOKEN}, or give a directory"
+        ) from None
+    return dict(read_json(Path(file)) or {})

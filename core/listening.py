@@ -1,7 +1,8 @@
 """Who listens on this machine for Troupe: jobs, Ray's processes, vLLM's engines, each with address, port and purpose.
 
 `jobs/doctor.py` shows the list; docs/operations.md has the table of all ports with the settings that move them. Nothing
-here needs Ray, only psutil, and only processes whose connections this user may see are found.
+here needs Ray, only psutil, and only processes whose connections this user may see are found. `listen` opens a port on one
+address only.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -45,8 +47,10 @@ class Listener:
     command: str
 
     @property
-    def on_loopback(self) -> bool:
-        return ipaddress.ip_address(self.address.partition("%")[0]).is_loopback
+    def ip(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        """The address, an IPv4 one also where the system writes it as IPv6 (`::ffff:127.0.0.1`)."""
+        ip = ipaddress.ip_address(self.address.partition("%")[0])
+        return (ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None) or ip
 
     @property
     def purpose(self) -> str | None:
@@ -54,9 +58,14 @@ class Listener:
         return next((told for pattern, told in PURPOSES.items() if re.search(pattern, self.command)), None)
 
     def told(self) -> str:
-        host = f"[{self.address}]" if ":" in self.address else self.address
+        host = f"[{self.ip}]" if self.ip.version == 6 else str(self.ip)
         name = f" ({PORTS[self.port]})" if self.port in PORTS else ""
         return f"{host}:{self.port}{name}  {self.purpose}, pid {self.pid}"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on this one address, for torch's stores: left to themselves they listen on all of them."""
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
 
 
 def all_listeners() -> Iterable[Listener]:
@@ -78,4 +87,4 @@ def all_listeners() -> Iterable[Listener]:
 def our_listeners(found: Callable[[], Iterable[Listener]] = all_listeners) -> list[Listener]:
     """Those of Troupe, Ray and vLLM, those beyond loopback first, then by port; this process is not among them."""
     ours = {listener for listener in found() if listener.purpose is not None and listener.pid != os.getpid()}
-    return sorted(ours, key=lambda listener: (listener.on_loopback, listener.port, listener.address))
+    return sorted(ours, key=lambda listener: (listener.ip.is_loopback, listener.port, listener.address))

@@ -1,4 +1,5 @@
-"""How a job is started: `run_program(train, GRPOConfig, "jobs/train_grpo.py")` at the end of its file.
+"""How a job is started: `run_program(train, GRPOConfig, "jobs/train_grpo.py")` at the end of its file, or `with program():`
+around one that has a command line of its own.
 
 It takes what `.env` adds to the environment, reads the command line, calls the job with its config and says what the user
 did wrong in one sentence.
@@ -7,10 +8,11 @@ Exit status: 0 done, 2 a TroupeError, 130 interrupted; any other exception is ou
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import rich
@@ -19,6 +21,7 @@ from rich.logging import RichHandler
 from core.config import Section, dump_config, parse_command_line
 from core.environment import load_env_file
 from core.errors import TroupeError
+from core.memory_estimate import memory_lines
 from core.secrets import SecretFilter, mask_console, public_text
 
 C = TypeVar("C", bound=Section)
@@ -28,16 +31,23 @@ PACKAGES = ("core", "algorithms", "data", "rewards", "environments", "actors", "
 
 def run_program(main: Callable[[C], Any], config_cls: type[C], program_name: str) -> None:
     """Run `main(config)` with the config that the command line describes; see the module for exit statuses."""
-    mask_console()
-    show_log()
-    try:
-        load_env_file()
+    with program():
+        show_log()
         config, dry_run = parse_command_line(config_cls, program_name)
         sys.argv[1:] = map(public_text, sys.argv[1:])  # trackers keep the command line
         if dry_run:
             describe(config)
         else:
             main(config)
+
+
+@contextlib.contextmanager
+def program() -> Iterator[None]:
+    """Around all that a program does: `.env` read, the console masked, the user's mistakes told in one sentence."""
+    mask_console()
+    try:
+        load_env_file()
+        yield
     except TroupeError as error:
         print(f"error: {user_error(error)}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -56,10 +66,12 @@ def user_error(error: BaseException) -> BaseException:
 
 
 def describe(config: Section) -> None:
-    """Print the derived numbers, where the recipe has some, and the resolved recipe: what `--dry-run` is for."""
+    """Print the derived numbers and the memory, where the recipe has some, and the recipe: what `--dry-run` is for."""
     arithmetic = getattr(config, "arithmetic", None)
     if arithmetic is not None:
         print(f"# {arithmetic()}")
+    for line in memory_lines(config):
+        print(f"# {line}")
     print(dump_config(config), end="")
 
 

@@ -79,6 +79,8 @@ def _beginnings(recipe: Mapping[str, Any]) -> list[str]:
         if model.get("type", "pretrained") == "scratch":
             return [*found, "scratch"]
         start = str(model.get("path", "unknown"))
+        if start.startswith("s3://"):  # its address says enough; nothing is fetched for it
+            return [*found, start]
         with contextlib.suppress(CheckpointError):  # the earlier run may be gone; its name is still known
             start = locate(start)
         run = next((parent.parent for parent in Path(start).parents if parent.name == "checkpoints"), None)

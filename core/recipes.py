@@ -18,6 +18,8 @@ from core.data_recipes import DataConfig, WordProblemsConfig
 from core.environment_recipes import LABEL as ENVIRONMENT
 from core.environment_recipes import EnvironmentConfig
 from core.perplexity_recipes import PERPLEXITY_PARTS, PerplexityRewardConfig
+from core.storage_recipes import StorageConfig
+from core.watch_recipes import WatchConfig
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -33,8 +35,8 @@ class WandbConfig(Section):
     """Runs that are shown together; null: the directory that holds the run (a pipeline, say), unless it is `runs`."""
     tags: list[str] = []
     """Tags beside those of every run: method, model and data."""
-    artifacts: Literal["none", "best", "all"] = "none"
-    """Checkpoints that are uploaded, without the trainer's state: none, at the end the best one, or each when it is complete."""
+    artifacts: Literal["none", "report", "best", "final", "all"] = "none"
+    """What is uploaded at the end: report.html with a table of samples; the best checkpoint as well; the final one as well; or each when it is complete. Without the trainer's state."""
     mode: Literal["online", "offline"] | None = None
     """offline keeps it on this machine, in `<run>/wandb`, until `wandb sync`; null: WANDB_MODE of the environment, else online."""
 
@@ -58,6 +60,10 @@ class RunConfig(Section):
     """Groups whose texts are written to rollouts.jsonl at every step."""
     calls: CallLogConfig = CallLogConfig()
     """Log of model calls, of the policy and of judges."""
+    watch: WatchConfig = WatchConfig()
+    """The timeline of steps, and the port that Prometheus reads."""
+    storage: StorageConfig = StorageConfig()
+    """Backup to an S3-compatible store, from which `resume` goes on on another machine."""
 
     @field_validator("name")
     @classmethod
@@ -109,7 +115,7 @@ class PretrainedModelConfig(Section):
 
     type: Literal["pretrained"] = "pretrained"
     path: str
-    """Directory in Hugging Face format, or a hub name such as Qwen/Qwen2.5-3B-Instruct."""
+    """Directory in Hugging Face format, a run, s3://bucket/run, or a hub name such as Qwen/Qwen2.5-3B-Instruct."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
 
@@ -369,11 +375,9 @@ class ReferenceConfig(Section):
     """Processes of a reference with its own weights."""
 
 
-class GeneratorConfig(Section):
-    """The vLLM engines that sample."""
+class EngineConfig(Section):
+    """A vLLM engine."""
 
-    num_engines: int = Field(default=1, ge=1)
-    """Engines."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs per engine."""
     max_running: int = Field(default=256, ge=1)
@@ -384,10 +388,17 @@ class GeneratorConfig(Section):
     """KV cache in GiB on a CPU."""
     enforce_eager: bool = False
     """Run without CUDA graphs (always so on a CPU)."""
-    sync_timeout_s: float = Field(default=300, gt=0)
-    """Seconds each phase of a weight sync may take."""
     init_timeout_s: float = Field(default=600, gt=0)
     """Seconds an engine may take to start."""
+
+
+class GeneratorConfig(EngineConfig):
+    """The vLLM engines that sample."""
+
+    num_engines: int = Field(default=1, ge=1)
+    """Engines."""
+    sync_timeout_s: float = Field(default=300, gt=0)
+    """Seconds each phase of a weight sync may take."""
 
 
 class RewarderConfig(Section):

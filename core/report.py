@@ -26,6 +26,7 @@ from core.report_curves import (
 from core.report_data import RunRecord, day_and_time, read_run
 from core.report_page import escape, navigation, page, section, table
 from core.report_texts import before_and_after, events_table, last_rollouts, settings
+from core.report_timeline import timeline_strips
 from core.report_titles import LEARNING
 from core.run_directory import flat_values
 
@@ -40,12 +41,20 @@ def build_report(directory: Path, output: Path | None = None) -> Path:
     if (directory / BENCHMARK).is_file():
         return build_benchmark_report(directory, output)
     run = read_run(directory)
+    output = output or directory / "report.html"
+    write_atomically(output, page(f"{run.name} · Troupe", report_body(run)))
+    return output
+
+
+def report_body(run: RunRecord) -> str:
+    """What the page of a run shows."""
     curves = curve_groups([run])
     parts = {
         LEARNING: curves.pop(LEARNING, ""),
         "Calibration": calibration(run),
         **curves,
         "Where the time goes": _times(run),
+        "Timeline": timeline_strips(run.timeline),
         "Before and after": before_and_after(run),
         "Last rollouts": last_rollouts(run),
         "Events": events_table(run),
@@ -53,12 +62,8 @@ def build_report(directory: Path, output: Path | None = None) -> Path:
         "Recipe and environment": settings(run),
     }
     present = {title: body for title, body in parts.items() if body}
-    body = (
-        _masthead(run, list(present)) + _tiles(run) + "".join(section(title, body) for title, body in present.items())
-    )
-    output = output or directory / "report.html"
-    write_atomically(output, page(f"{run.name} · Troupe", body + _footer()))
-    return output
+    sections = "".join(section(title, body) for title, body in present.items())
+    return _masthead(run, list(present)) + _tiles(run) + sections + _footer()
 
 
 def build_comparison(directories: Sequence[Path], output: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +12,8 @@ from omegaconf import OmegaConf
 
 from core.charts import Point
 from core.errors import DataError
-from core.files import iter_lines, read_json, read_lines
+from core.files import last_lines, read_json, read_lines
+from core.timeline import TIMELINE_FILE
 
 MOST_ROLLOUTS = 64
 """Groups of the end of rollouts.jsonl that are read; the file of a long run may not fit into memory."""
@@ -39,6 +39,8 @@ class RunRecord:
     answers: list[dict[str, Any]]
     environment: Mapping[str, Any]
     placement: list[dict[str, Any]]
+    timeline: Mapping[str, Any]
+    """The trace of timeline.json."""
     calibration: list[dict[str, Any]]
     """A reward model's held-out pairs by confidence, as core.calibration makes them."""
 
@@ -157,10 +159,11 @@ def read_run(directory: Path) -> RunRecord:
         status=read_json(directory / "status.json") or {},
         metrics=sorted(lines, key=lambda line: line["step"]),
         events=read_lines(directory / "events.jsonl"),
-        rollouts=list(deque(iter_lines(directory / "rollouts.jsonl"), maxlen=MOST_ROLLOUTS)),
+        rollouts=last_lines(directory / "rollouts.jsonl", MOST_ROLLOUTS),
         answers=read_lines(directory / "answers.jsonl"),
         environment=read_json(directory / "environment.json") or {},
         placement=read_json(directory / "placement.json") or [],
+        timeline=read_json(directory / TIMELINE_FILE) or {},
         calibration=_bins(read_json(directory / "calibration.json")),
     )
 

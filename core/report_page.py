@@ -66,6 +66,12 @@ nav { margin-top: 18px; display: flex; flex-wrap: wrap; gap: 4px 18px; color: va
 .chart.crowd .keys { width: 100%; margin: 2px 0; } .chart.crowd .raw { opacity: 0.15; }
 .key { white-space: nowrap; } .key b { font-weight: 600; }
 .key i { display: inline-block; width: 9px; height: 9px; border-radius: 3px; margin-right: 5px; }
+.strips { padding-bottom: 10px; margin-bottom: 12px; } .strips figcaption { margin-bottom: 8px; } .strips h3 { flex: none; }
+.strip { display: grid; grid-template-columns: 92px minmax(0, 1fr) 44px; gap: 10px; align-items: center; font-size: 13px; }
+.strip + .strip { border-top: 1px solid var(--grid); } .strip b { font-weight: 500; text-align: right; color: var(--soft); }
+.strip span { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.chart .strip svg { height: 24px; cursor: default; } .strip .under { opacity: 0.28; } .strip .within { fill: var(--card); opacity: 0.3; }
+.strip.axis { color: var(--soft); } .strip.axis p { display: flex; justify-content: space-between; }
 .grid line { stroke: var(--grid); }
 .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
 .curve circle { fill: currentColor; stroke: none; } .curve .raw { opacity: 0.3; stroke-width: 1.1; }
@@ -103,7 +109,7 @@ footer { margin-top: 56px; color: var(--soft); font-size: 13px; }
   main { padding: 24px 14px 56px; } h1 { font-size: 24px; } h2 { margin-top: 38px; }
   .pair, .split { grid-template-columns: minmax(0, 1fr); } th, td { padding: 7px 11px; }
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 10px; } .tile { padding: 12px; }
-  .tile strong { font-size: 19px; }
+  .tile strong { font-size: 19px; } .strip { grid-template-columns: 70px minmax(0, 1fr) 38px; gap: 6px; font-size: 12px; }
 }
 @media print { .chart, .card, .tile { break-inside: avoid; } }
 """
@@ -119,11 +125,7 @@ const short = v => {
   if (a < 1e-3) return v.toExponential(1);
   return v.toFixed(a < 1 ? 3 : a < 100 ? 2 : 0);
 };
-const charts = [...document.querySelectorAll('[data-chart]')].map(el => ({
-  data: JSON.parse(el.dataset.chart), svg: el.querySelector('svg'), cursor: el.querySelector('.cursor'),
-  dots: [...el.querySelectorAll('.dot')], values: [...el.querySelectorAll('.keys b')], when: el.querySelector('em'),
-}));
-for (const c of charts) { c.rest = c.values.map(b => b.textContent); c.restWhen = c.when.textContent; }
+let charts = [];
 const nearest = (points, step) => points.reduce(
   (best, p) => best && Math.abs(best[0] - step) <= Math.abs(p[0] - step) ? best : p, null);
 function show(step) {
@@ -147,16 +149,24 @@ function hide() {
     c.values.forEach((b, i) => { b.textContent = c.rest[i]; c.dots[i].style.visibility = 'hidden'; });
   }
 }
-for (const c of charts) {
-  const move = event => {
-    const box = c.svg.getBoundingClientRect(), [low, high, begin, end] = c.data.x;
-    const x = (event.clientX - box.left) / box.width * c.data.width;
-    show(Math.min(high, Math.max(low, low + (x - begin) / (end - begin) * (high - low))));
-  };
-  c.svg.addEventListener('pointermove', move);
-  c.svg.addEventListener('pointerdown', move);
-  c.svg.addEventListener('pointerleave', hide);
+function wire() {
+  charts = [...document.querySelectorAll('[data-chart]')].map(el => ({
+    data: JSON.parse(el.dataset.chart), svg: el.querySelector('svg'), cursor: el.querySelector('.cursor'),
+    dots: [...el.querySelectorAll('.dot')], values: [...el.querySelectorAll('.keys b')], when: el.querySelector('em'),
+  }));
+  for (const c of charts) {
+    c.rest = c.values.map(b => b.textContent); c.restWhen = c.when.textContent;
+    const move = event => {
+      const box = c.svg.getBoundingClientRect(), [low, high, begin, end] = c.data.x;
+      const x = (event.clientX - box.left) / box.width * c.data.width;
+      show(Math.min(high, Math.max(low, low + (x - begin) / (end - begin) * (high - low))));
+    };
+    c.svg.addEventListener('pointermove', move);
+    c.svg.addEventListener('pointerdown', move);
+    c.svg.addEventListener('pointerleave', hide);
+  }
 }
+wire();
 """
 
 
@@ -164,13 +174,14 @@ def escape(value: object) -> str:
     return html.escape(str(value))
 
 
-def page(title: str, body: str) -> str:
-    """A whole document with its own style and script, which refers to nothing outside."""
+def page(title: str, body: str, *, script: str = "", top: str = "") -> str:
+    """A whole document with its own style and script, which refers to nothing outside; `top` goes before the body and
+    `script` after the page's own."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><main>{body}</main><script>{SCRIPT}</script></body></html>\n"
+        f"<body>{top}<main>{body}</main><script>{SCRIPT}{script}</script></body></html>\n"
     )
 
 

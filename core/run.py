@@ -18,6 +18,7 @@ from typing import Any
 
 import rich
 
+from core.backup import Backup, settle, stored_run
 from core.call_log import CALLS_FILE, CallLog, Watch
 from core.checkpoint import CheckpointStore
 from core.config import Section
@@ -31,6 +32,7 @@ from core.report import build_report
 from core.run_directory import locked, open_directory
 from core.secrets import public_values
 from core.stopping import StopSignals
+from core.timeline import RECORDER, Spans, StepTimelines
 from core.tracking import Tracker, build_trackers, check_trackers
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ class Run:
         self._metrics: dict[str, float] = {}
         self._shown: dict[str, float] = {}
         self._clock = PhaseClock()
+        self._timelines = StepTimelines(self.directory, config.run.watch)  # type: ignore[attr-defined]
         self._wall_s = 0.0
         self._wall_s_has_past = False
         self._past_is_cut = False
@@ -61,6 +64,7 @@ class Run:
         self._final: tuple[int, bool] | None = None
         self._progress: Any = None
         self._trackers: list[Tracker] = []
+        self._backup: Backup | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -71,9 +75,14 @@ class Run:
         """
         settings = config.run  # type: ignore[attr-defined]
         check_trackers(settings.trackers, mode=settings.wandb.mode)
+        stored = stored_run(settings)
         with locked(settings.path):
+            if stored is not None:
+                settle(stored, settings)
             continued = open_directory(config, has_checkpoint=build_store(config).latest() is not None)
             run = cls(config, continued=continued)
+            if stored is not None:
+                run._backup = Backup(stored, settings.storage, run.checkpoints, run.event)
             try:
                 run._start()
                 yield run
@@ -89,6 +98,11 @@ class Run:
         names = self.config.run.trackers  # type: ignore[attr-defined]
         self._trackers = build_trackers(names, directory=self.directory, values=public_values(self.config))
         self._signals.install()
+
+    def attach(self, spans: Spans, trackers: Sequence[Tracker]) -> None:
+        """Take what only the actors can give: the workers' spans for the timelines, and trackers that need them."""
+        self._timelines.workers.append(spans)
+        self._trackers += trackers
 
     # -- the steps -------------------------------------------------------------------------------------------
 
@@ -117,6 +131,7 @@ class Run:
         self._steps = last
         # What came before (starting actors, loading a checkpoint) is wall time, but not the first step's.
         self._wall_s += self._clock.end_step()["time/step_s"]
+        self._timelines.begin_step()
         try:
             for step in range(first, last + 1):
                 if self._stops_before(step):
@@ -145,12 +160,14 @@ class Run:
         promised_more = self._final == (step - 1, False)
         return self.stop_requested and not promised_more
 
-    def timed(self, phase: str) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
         """Count the block's seconds as `time/<phase>_s` of the current step.
 
         A phase inside another takes its seconds from the outer one, so the phases of a step add up.
         """
-        return self._clock.timed(phase)
+        with self._clock.timed(phase), RECORDER.span(phase):
+            yield
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Add metrics to the current step; of a name that is given twice the later value counts."""
@@ -160,6 +177,7 @@ class Run:
         """Write the step's one line to metrics.jsonl, forward it, and begin the next; returns the metrics."""
         self._forget_from(step)
         phases = self._clock.end_step()
+        self._timelines.end_step(step)
         self._wall_s += phases["time/step_s"]
         metrics = {**self._metrics, **phases}
         self._metrics = {}
@@ -171,6 +189,8 @@ class Run:
         if self._progress is not None:
             self._progress.update(step, self._shown)
         self._status("running")
+        if self._backup is not None:
+            self._backup.after_step(step)
         return metrics
 
     def _forward(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -243,11 +263,19 @@ class Run:
         state = self._end_state(error)
         self.event(state, **_told(error))
         self._status(state)
+        self._report(state)  # before the trackers, which may take it along
+        in_order = len(self._trackers)
         for tracker in list(self._trackers):
             try:
                 tracker.finish(failed=state == "failed")
             except Exception as trouble:
                 self._drop(tracker, trouble)
+        if len(self._trackers) < in_order:
+            self._report(state)  # with what went wrong
+        if self._backup is not None:
+            self._backup.finish(wait_s=0.0 if isinstance(error, KeyboardInterrupt) else None)
+
+    def _report(self, state: str) -> None:
         try:
             report = build_report(self.directory)
             log.info("%s at step %d; report: %s", state, self.step, report)

@@ -143,6 +143,15 @@ def _answer_table(lines: Sequence[Mapping[str, Any]]) -> Table:
     return Table(columns=["sample", "prompt", "answer", "gold", *metrics], rows=rows)
 
 
+def sample_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """The held-out answers of the first and the last evaluation, from the lines of answers.jsonl."""
+    steps = [line.get("step") for line in lines]
+    ends = [line for line in lines if line.get("step") in (*steps[:1], *steps[-1:])]
+    table = _answer_table(ends)
+    rows = [[line.get("step"), *row] for line, row in zip(ends, table.rows, strict=True)]
+    return Table(columns=["step", *table.columns], rows=rows)
+
+
 def _picked(line: Mapping[str, Any], metrics: Sequence[str]) -> list[float | None]:
     known = line.get("metrics") or {}
     return [float(known[name]) if isinstance(known.get(name), int | float) else None for name in metrics]

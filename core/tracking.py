@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from core.checkpoint import MANIFEST, STATE, CheckpointStore
 from core.errors import ConfigError
+from core.files import read_lines
 from core.tracked import (
     NewLines,
     Table,
@@ -32,6 +33,7 @@ from core.tracked import (
     labels,
     rewards_of,
     rollout_table,
+    sample_table,
 )
 
 log = logging.getLogger(__name__)
@@ -139,9 +141,11 @@ class WandbTracker:
         self._answers = NewLines(directory / "answers.jsonl")
         self._rollouts = NewLines(directory / "rollouts.jsonl")
         self._sampled: list[Mapping[str, Any]] = []
-        wanted = settings.get("artifacts", "none")
-        self._artifacts = _Artifacts(self._run, directory, f"{called.name}-{run_id[:6]}") if wanted != "none" else None
-        self._all_artifacts = wanted == "all"
+        self._directory = directory
+        self._wanted = settings.get("artifacts", "none")
+        self._called = re.sub(r"[^\w.-]", "-", f"{called.name}-{run_id[:6]}")
+        uploads = self._wanted in ("best", "final", "all")
+        self._artifacts = _Artifacts(self._run, directory, self._called) if uploads else None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._sampled = [*self._sampled, *self._rollouts.of_step(step)][-MOST_ROLLOUT_ROWS:]
@@ -150,17 +154,31 @@ class WandbTracker:
         if answers or any(name.startswith("eval/") for name in metrics):
             shown |= {name: self._table(table) for name, table in answers.items()} | self._of_rollouts()
         self._run.log(shown)
-        if self._artifacts is not None and self._all_artifacts:
+        if self._artifacts is not None and self._wanted == "all":
             self._artifacts.take_new()
 
     def log_tables(self, step: int, tables: Mapping[str, Table]) -> None:
         self._run.log({"step": step, **{name: self._table(table) for name, table in tables.items()}})
 
     def finish(self, *, failed: bool) -> None:
-        problems = self._artifacts.finish() if self._artifacts is not None else []
+        if self._wanted != "none":
+            self._log_report()
+        final = self._wanted in ("final", "all")
+        problems = self._artifacts.finish(final=final) if self._artifacts is not None else []
         self._run.finish(exit_code=1 if failed else 0)
         if problems:
             raise RuntimeError(f"{len(problems)} checkpoints were not uploaded, the first: {problems[0]}")
+
+    def _log_report(self) -> None:
+        """The report, and what the model answered before and after, as an artifact of their own."""
+        artifact = self._wandb.Artifact(f"{self._called}-report", type="report")
+        report = self._directory / "report.html"
+        if report.is_file():
+            artifact.add_file(str(report))
+        samples = sample_table(read_lines(self._directory / "answers.jsonl"))
+        if samples.rows:
+            artifact.add(self._table(samples), "samples")
+        self._run.log_artifact(artifact)
 
     def _of_rollouts(self) -> dict[str, Any]:
         """The rollouts since the last evaluation, and the distribution of their rewards."""
@@ -184,8 +202,7 @@ class _Artifacts:
     """
 
     def __init__(self, run: Any, directory: Path, name: str) -> None:
-        self._run = run
-        self._name = re.sub(r"[^\w.-]", "-", name)
+        self._run, self._name = run, name
         self._store = CheckpointStore(directory / "checkpoints")
         self._aside = directory / "wandb" / "checkpoints"
         self._taken: set[int] = set()
@@ -201,12 +218,17 @@ class _Artifacts:
             if step not in self._taken:
                 self._take(step, [f"step-{step}"])
 
-    def finish(self) -> list[str]:
-        """Queue the best checkpoint, or the newest where none was measured; wait; what could not be uploaded."""
-        best = self._store.best()
-        step = best if best is not None else self._store.latest()
-        if step is not None:
-            self._take(step, [f"step-{step}", *(["best"] if best is not None else [])])
+    def finish(self, *, final: bool = False) -> list[str]:
+        """Queue the best checkpoint, or the newest where none was measured, and the `final` one if it is wanted; wait;
+        what could not be uploaded."""
+        best, latest = self._store.best(), self._store.latest()
+        aliases: dict[int, list[str]] = {}
+        if latest is not None and (final or best is None):
+            aliases[latest] = ["final"] if final else []
+        if best is not None:
+            aliases.setdefault(best, []).append("best")
+        for step, names in sorted(aliases.items()):
+            self._take(step, [f"step-{step}", *names])
         self._queue.put(None)
         self._thread.join(UPLOAD_S)
         if self._thread.is_alive():
@@ -215,17 +237,10 @@ class _Artifacts:
 
     def _take(self, step: int, aliases: list[str]) -> None:
         self._taken.add(step)
-        source = self._store.path(step)
         self._aside.mkdir(parents=True, exist_ok=True)
         # A new name each time: a run that was restarted may write the same step again.
-        aside = Path(tempfile.mkdtemp(prefix=f"{source.name}-", dir=self._aside))
-        try:
-            shutil.copytree(
-                source, aside, copy_function=os.link, ignore=shutil.ignore_patterns(*NOT_UPLOADED), dirs_exist_ok=True
-            )
-        except (OSError, shutil.Error):  # a file system without links: upload from where it lies, if it stays there
-            shutil.rmtree(aside, ignore_errors=True)
-            aside = source
+        aside = Path(tempfile.mkdtemp(prefix=f"{self._store.path(step).name}-", dir=self._aside))
+        aside = self._store.set_aside(step, aside, leave_out=NOT_UPLOADED)
         self._queue.put((step, aside, aliases))
 
     def _work(self) -> None:

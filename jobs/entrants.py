@@ -11,6 +11,7 @@ from actors.cast import load_tokenizer
 from actors.reward_model import located, require_same_tokenizer
 from core.benchmark_recipes import START, BenchmarkConfig
 from core.benchmark_results import Contestant
+from core.bucket import Bucket
 from core.errors import ConfigError
 from core.model_paths import locate
 from core.recipes import RewardModelConfig
@@ -18,7 +19,6 @@ from core.records import Sample
 from core.stored_answers import Answers
 from core.tracking import check_trackers
 from core.trained_steps import TrainedRun
-from core.upload import Bucket
 from data import load_data
 from jobs.evaluate import fitting_samples, require_gold
 from rewards import Rewards, build_rewards

@@ -20,8 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from actors.launching import ROOT, Cluster, Jobs, env_names
+from actors.launching import ROOT, Cluster, Jobs, env_file
 from core.errors import ClusterError, ConfigError, TroupeError
+from core.program import program
 
 RECONNECTIONS = 5
 """Times in a row that following a job opens the connection anew without seeing a new line."""
@@ -55,7 +56,7 @@ def submit(options: argparse.Namespace) -> int:
         )
     if options.down_after_run and (options.address or options.detach):
         raise ConfigError("--down-after-run needs a cluster file and follows the job; leave --address and --detach out")
-    names = env_names()
+    names = list(env_file())
     cluster = None if options.address else Cluster(options.cluster)
     runs = options.runs or (cluster.runs if cluster else None)
     command = with_run_directory(options.command, runs)
@@ -236,4 +237,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    with program():  # what `ray up` needs of a cloud's credentials may stand in .env
+        raise SystemExit(main(sys.argv[1:]))

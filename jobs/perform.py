@@ -6,12 +6,14 @@ are ended, started again and go on from the last checkpoint, as often as the rec
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from actors.meters import PrometheusTracker, targets_told
 from actors.placement import Seat, Stage
 from actors.warm_start import starting_model
 from core.errors import SyncError, WorkerError
@@ -47,8 +49,7 @@ def perform(
     """Run a training job from opening its directory to its summary; `table` gives the seats on a device."""
     with Run.open(config) as run:
         data = load_data(config.data)
-        stage = Stage(config.placement)
-        try:
+        with _watched_stage(config, run) as stage:
             precision = stage.machine.precision(config.model_precision)
             seats = table(stage.machine.device)
             with warm_start_progress() as progress:
@@ -69,9 +70,19 @@ def perform(
                     "%s; starting again from the last checkpoint (%d of %d)", error, restarts, config.run.max_restarts
                 )
                 run.start_again(error)
-        finally:
-            stage.close()
     print_summary(run.directory)
+
+
+@contextlib.contextmanager
+def _watched_stage(config: Any, run: Run) -> Iterator[Stage]:
+    """The stage of a run, whose workers show what they do to Prometheus and in the timelines."""
+    stage = Stage(config.placement, config.run)
+    try:
+        run.attach(stage.spans, [] if stage.inline else [PrometheusTracker(config.run.name)])
+        with targets_told(run.directory, config.run.name, stage.metrics_addresses()):
+            yield stage
+    finally:
+        stage.close()
 
 
 def _attempt(

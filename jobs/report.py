@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.errors import TroupeError
+from core.program import program
 from core.report import build_comparison, build_report
 
 
@@ -27,8 +27,5 @@ def main(arguments: list[str]) -> Path:
 
 
 if __name__ == "__main__":
-    try:
+    with program():
         print(main(sys.argv[1:]))
-    except TroupeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None

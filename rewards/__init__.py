@@ -65,10 +65,6 @@ class Rewards:
         columns = await asyncio.gather(*(judge(reward, group.sample, group.branches) for reward in self._rewards))
         return [self._sum(scores) for scores in zip(*columns, strict=True)]
 
-    def score_now(self, group: Group) -> list[Score]:
-        """The same for callers without an event loop."""
-        return asyncio.run(self.score(group))
-
     def _sum(self, scores: Sequence[Score]) -> Score:
         total: float | None = 0.0
         parts: dict[str, float] = {}

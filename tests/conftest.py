@@ -14,6 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from actors.placement import Stage
 from core.recipes import PlacementConfig
+from tests.s3 import CREDENTIALS, s3_server
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,9 +41,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayTogether:
 @pytest.fixture(scope="session")
 def stage() -> Iterator[Stage]:
     """A stage that keeps Ray alive, whose start takes longer than most tests; stages of jobs and tests join it."""
+    os.environ.setdefault("RAY_metrics_report_interval_ms", "2000")  # tests need not wait for Ray's ten seconds
     stage = Stage(PlacementConfig())
     yield stage
     stage.close()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of an S3 server on loopback."""
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials for it, and nothing else that boto3 could find."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="module")

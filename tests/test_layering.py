@@ -26,7 +26,7 @@ MAY_IMPORT = {
 
 ADDRESSES = {
     "deepspeed": ["actors/engine.py"],
-    "vllm": ["actors/generator.py", "actors/weight_sync.py", "serving/"],
+    "vllm": ["core/engine_arguments.py", "actors/generator.py", "actors/weight_sync.py", "serving/"],
     "ray": ["actors/", "serving/"],
     "wandb": ["core/tracking.py"],
     "tensorboard": ["core/tracking.py"],

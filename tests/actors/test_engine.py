@@ -239,6 +239,11 @@ def test_a_new_engine_continues_a_saved_one_to_the_bit(model_path: str, tmp_path
         rates = [second.step(batch, OBJECTIVE)["learning_rate"] for batch in batches[1:]]
         assert rates == pytest.approx([0.01 * 2 / 3, 0.01 / 3])
         assert_same_weights(weights_of(second), expected)
+    with engine(model_path, **{**settings, "learning_rate": 0.002}) as forked:
+        forked.load(str(tmp_path))  # the optimizer's state is the saved one, its settings are the recipe's
+        assert [group["lr"] for group in forked.optimizer.param_groups] == pytest.approx([0.002 * 2 / 3])
+        rates = [forked.step(batch, OBJECTIVE)["learning_rate"] for batch in batches[1:]]
+        assert rates == pytest.approx([0.002 * 2 / 3, 0.002 / 3])
 
 
 def test_a_state_of_another_layout_is_refused_with_its_remedy(model_path: str, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from actors.generator import GeneratorWorker, Request, deal
+from actors.meters import Throughput
 from actors.rewarder import Rewarder
 from actors.rollouts import Rollout, Rollouts
 from core.errors import DataError, RewardError, WorkerError
@@ -255,7 +256,7 @@ class EngineDiary:
 def worker_with(diary: EngineDiary) -> GeneratorWorker:
     worker = object.__new__(GeneratorWorker)
     worker._llm, worker._turn, worker._index, worker._requests = diary, asyncio.Lock(), 0, 0
-    worker._inboxes, worker._tasks = {}, set()
+    worker._inboxes, worker._tasks, worker._counted = {}, set(), Throughput()
     worker._tokenizer = SimpleNamespace(batch_decode=lambda ids, **_: [])
     return worker
 

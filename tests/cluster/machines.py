@@ -39,6 +39,7 @@ mount -t tmpfs tmpfs /tmp/ray
 mount -t tmpfs tmpfs /srv
 mkdir {home}
 mount -t tmpfs tmpfs /dev/shm
+touch {home}/.bashrc
 ip link set lo up
 until ip link show eth0 > /dev/null 2>&1; do sleep 0.05; done
 ip address add {address}/24 dev eth0

@@ -28,6 +28,8 @@ from tests.cluster.machines import HOME, Machine, boot, on
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "planted-7f3a9c51e2"
+SSH_SOCKETS = Path("/tmp")
+"""Where Ray keeps the sockets of its ssh connections, whatever TMPDIR says."""
 NOT_COPIED = (".git", ".venv", ".env", "runs", ".cache", "__pycache__", ".*_cache")
 
 
@@ -55,7 +57,7 @@ class Room:
             else (arguments, ())
         )
         command = [sys.executable, "jobs/launch.py", verb, *before, "--cluster", str(self.scratch / cluster), *after]
-        own = {"HOME": str(self.scratch / "operator"), "RAY_TMPDIR": str(self.scratch / "operator")}
+        own = dict.fromkeys(("HOME", "TMPDIR", "RAY_TMPDIR"), str(self.scratch / "operator"))
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return subprocess.Popen(
             command,
@@ -70,7 +72,11 @@ class Room:
     def launch(self, verb: str, *arguments: str, cluster: str = "cluster.yaml", status: int = 0) -> str:
         """What it says, when it ended as it should."""
         process = self.start(verb, *arguments, cluster=cluster)
-        said = process.communicate(timeout=420)[0]
+        try:
+            said = process.communicate(timeout=300)[0]
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            pytest.fail(f"launch.py {verb} hangs: {process.communicate()[0]}")
         print(f"$ launch.py {verb} {' '.join(arguments)}\n{said}")
         assert process.returncode == status, said
         assert SECRET not in said
@@ -81,6 +87,7 @@ class Room:
 def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     if os.getpid() != 1:
         pytest.fail("this needs namespaces of its own: run it with `make test-cluster`")
+    sockets = set(SSH_SOCKETS.glob("ray_ssh_*"))
     room = Room(scratch=(scratch := tmp_path_factory.mktemp("room")), machines=boot(scratch, 3))
     shutil.copytree(ROOT, room.project, ignore=shutil.ignore_patterns(*NOT_COPIED))
     (room.project / ".env").write_text(f"PLANTED_TOKEN='{SECRET}'\n")
@@ -90,6 +97,8 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     yield room
     for machine in room.machines:
         machine.process.kill()
+    for left in set(SSH_SOCKETS.glob("ray_ssh_*")) - sockets:
+        shutil.rmtree(left)
 
 
 def write_cluster(room: Room, file: str, unreachable: str) -> None:
@@ -116,7 +125,7 @@ def write_cluster(room: Room, file: str, unreachable: str) -> None:
 @pytest.fixture(scope="module")
 def cluster(room: Room) -> Room:
     """The room with its cluster up."""
-    said = room.launch("up")
+    said = room.launch("up", "--timeout", "240")
     assert "troupe-local is up: 3 machines" in said
     for machine in room.machines:
         assert f"  {machine.address}: 1 CPU, 0 GPU" in said

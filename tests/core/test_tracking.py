@@ -160,10 +160,42 @@ def test_wandb_gets_settings_names_curves_tables_histograms_and_the_checkpoints_
 
     models = [record for kind, record in sent(run.directory) if kind == "artifact" and record.type == "model"]
     uploads = [{alias for alias in record.aliases if alias != "latest"} for record in models]
-    assert uploads == [{"step-1"}, {"step-2"}, {"step-3"}, {"step-2", "best"}]
-    for step, record in zip((1, 2, 3, 2), models, strict=True):
+    assert uploads == [{"step-1"}, {"step-2"}, {"step-3"}, {"step-2", "best"}, {"step-3", "final"}]
+    for step, record in zip((1, 2, 3, 2, 3), models, strict=True):
         assert [(file.path, file.size) for file in record.manifest.contents] == [("model.safetensors", step)]
         assert Path(record.manifest.contents[0].local_path).is_file()  # `wandb sync` will look for it
+
+    (report,) = [record for kind, record in sent(run.directory) if kind == "artifact" and record.type == "report"]
+    files = {file.path: Path(file.local_path) for file in report.manifest.contents}
+    assert set(files) == {"report.html", "samples.table.json"}
+    assert "eval/held/accuracy" in files["report.html"].read_text()
+    samples = json.loads(files["samples.table.json"].read_text())
+    assert samples["columns"] == ["step", "sample", "prompt", "answer", "gold", "accuracy"]
+    assert samples["data"] == [[2, "a", "p", "t", "g", 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("report", []),
+        ("best", [{"step-1", "best"}]),
+        ("final", [{"step-1", "best"}, {"step-2", "final"}]),
+    ],
+)
+def test_what_is_uploaded_at_the_end_is_what_was_asked_for(
+    recipe, offline, wanted: str, expected: list[set[str]]
+) -> None:
+    config = recipe(trackers=("wandb",))
+    wandb = WandbConfig(artifacts=wanted)
+    with Run.open(config.model_copy(update={"run": config.run.model_copy(update={"wandb": wandb})})) as run:
+        for step in run.steps(1, 2):
+            write_checkpoint(run.checkpoints, step)
+            run.checkpoints.record_metric(step, 1 / step)
+            run.end_step(step)
+    artifacts = [record for kind, record in sent(run.directory) if kind == "artifact"]
+    uploads = [{alias for alias in one.aliases if alias != "latest"} for one in artifacts if one.type == "model"]
+    assert uploads == expected
+    assert [one.type for one in artifacts].count("report") == 1
 
 
 def test_an_evaluation_is_logged_as_numbers_and_as_tables(offline, tmp_path: Path) -> None:

@@ -358,6 +358,7 @@ BAD_RECIPES = {
     "the same greedy answer twice": (["base=a/b", "repeats=2"], "repeats (2) at temperature 0 would pay"),
     "a start without a run": (["base=start"], "base start means what the run's recipe starts from"),
     "kept samples of nobody": (["base=a/b", "kept_samples_only=true"], "kept_samples_only means those of a run's"),
+    "games": (["base=a/b", "environment.fn=tic_tac_toe"], "a benchmark compares answers and plays no games"),
     "an unknown chart": (
         ["base=a/b", "charts=[rogue]"],
         "charts names 'rogue', which is not measured; there are accuracy",

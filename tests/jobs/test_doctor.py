@@ -279,7 +279,7 @@ def listener(address: str, port: int, command: str) -> Listener:
 def test_ports_beyond_loopback_are_told_first_with_the_remedy_and_other_programs_not_at_all():
     found = [
         listener("127.0.0.1", 8265, "python /x/ray/dashboard/dashboard.py --host=127.0.0.1"),
-        listener("::1", 9000, "VLLM::EngineCore"),
+        listener("::ffff:127.0.0.1", 9000, "VLLM::EngineCore"),
         listener("0.0.0.0", 8000, "ray::ProxyActor"),
         listener("::", 6379, f"{RAY}gcs/gcs_server --log_dir=/tmp"),
         listener("0.0.0.0", 22, "/usr/sbin/sshd"),
@@ -292,7 +292,7 @@ def test_ports_beyond_loopback_are_told_first_with_the_remedy_and_other_programs
         "[::]:6379 (GCS)",
         "0.0.0.0:8000 (endpoint)",
         "127.0.0.1:8265 (dashboard)",
-        "[::1]:9000",
+        "127.0.0.1:9000",
     ]
     assert doctor_network.check_listening(lambda: found[:2]).status == "ok"
 

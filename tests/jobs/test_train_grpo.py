@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.kl_coefficient import KLCoefficient
+from actors.placement import Stage
 from core.checkpoint import CheckpointStore, save_state
 from core.config import dump_config
 from core.errors import CheckpointError
@@ -27,6 +30,9 @@ from core.recipes import GRPOConfig
 from core.run import Run
 from jobs.train_grpo import resume, train
 from tests.actors.small import write_model
+from tests.core.traces import assert_nested_and_covering
+from tests.s3 import client
+from tests.test_grafana import unknown_names
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("stage")
@@ -36,10 +42,10 @@ MARK = "TROUPE_TEST_MARK"
 """Set for the job under test; every process it starts inherits it."""
 
 
-def recipe(directory: Path, name: str) -> GRPOConfig:
+def recipe(directory: Path, name: str, storage: dict[str, str] | None = None) -> GRPOConfig:
     return GRPOConfig(
         steps=STEPS,
-        run={"name": name, "directory": str(directory)},
+        run={"name": name, "directory": str(directory), "storage": storage or {}},
         model={"type": "pretrained", "path": str(directory / "model")},
         data={"type": "word_problems", "num_train": 100, "num_heldout": 8},
         rewards=[{"fn": "tests.actors.small:unhurried_variety", "name": "variety"}],
@@ -99,6 +105,45 @@ def test_metrics_have_a_line_for_every_step_and_for_the_state_before(uninterrupt
         assert line["policy/grad_norm"] > 0
     # The reference is the starting model: no divergence before the first update, some at the end.
     assert lines[-1]["policy/kl"] > 1e-6
+
+
+def test_the_timeline_has_every_worker_and_the_dashboard_finds_its_metrics(uninterrupted: Path) -> None:
+    trace = json.loads((uninterrupted / "timeline.json").read_text())
+    assert set(trace["tracks"]) >= {"driver", "policy 0", "generator 0", "reference 0", "rewarder"}
+    did = {
+        (trace["tracks"][event["pid"]], event["name"])
+        for event in trace["traceEvents"]
+        if event["ph"] == "X" and event["step"] == 1
+    }
+    assert did >= {
+        ("policy 0", "update"),
+        ("policy 0", "optimizer step"),
+        ("policy 0", "publish"),
+        ("policy 0", "sync: transfer"),
+        ("generator 0", "generate"),
+        ("generator 0", "receive weights"),
+        ("reference 0", "read"),
+        ("rewarder", "judgements"),
+        ("driver", "rollout"),
+    }
+    assert_nested_and_covering(uninterrupted)
+    assert (
+        unknown_names({"step", *(name for line in read_lines(uninterrupted / "metrics.jsonl") for name in line)}) == []
+    )
+
+
+def test_what_workers_and_the_driver_recorded_reaches_rays_agent_under_the_name_of_the_run(
+    uninterrupted: Path, stage: Stage
+) -> None:
+    wanted = {"ray_troupe_generator_tokens_total", "ray_troupe_rewarder_judgements_total"}
+    (address,) = stage.metrics_addresses()
+
+    def arrived() -> bool:
+        shown = urllib.request.urlopen(f"http://{address}/metrics", timeout=10).read().decode().splitlines()
+        return {line.split("{")[0] for line in shown if f'run="{uninterrupted.name}"' in line} >= wanted
+
+    assert wait_until(arrived, 30)
+    assert not (uninterrupted / "prometheus.json").exists()  # its run has ended
 
 
 def test_checkpoints_are_the_newest_two_and_the_best_and_load_as_models(uninterrupted: Path, directory: Path) -> None:
@@ -174,10 +219,15 @@ def wait_until(condition: Callable[[], bool], seconds: float, process: subproces
     return False
 
 
-def test_ctrl_c_saves_and_leaves_no_process_and_the_run_continues_to_the_same_weights(
-    uninterrupted: Path, directory: Path, marked_job: Callable[[GRPOConfig], subprocess.Popen]
+def test_ctrl_c_saves_and_leaves_no_process_and_the_run_continues_from_the_store_to_the_same_weights(
+    uninterrupted: Path,
+    directory: Path,
+    marked_job: Callable[[GRPOConfig], subprocess.Popen],
+    s3: str,
+    credentials: None,
 ) -> None:
-    config = recipe(directory, "stopped")
+    client(s3).create_bucket(Bucket="trained")
+    config = recipe(directory, "stopped", {"url": "s3://trained/runs", "endpoint_url": s3})
     run = directory / "stopped"
     process = marked_job(config)
 
@@ -199,7 +249,12 @@ def test_ctrl_c_saves_and_leaves_no_process_and_the_run_continues_to_the_same_we
     assert stopped_at in (3, 4)
     assert json.loads((run / "status.json").read_text())["state"] == ("stopped" if stopped_at < STEPS else "finished")
 
+    # Another machine: nothing of the run is there but what was backed up, before and after the signal.
+    told = read_lines(run / "events.jsonl")
+    assert [event for event in told if event["kind"].startswith("backup")] == []
+    shutil.rmtree(run)
     train(config)
+    assert "resumed" in [event["kind"] for event in read_lines(run / "events.jsonl")]
     lines = read_lines(run / "metrics.jsonl")
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     expected = read_lines(uninterrupted / "metrics.jsonl")

@@ -76,7 +76,7 @@ def rewards_of(server: ChatServer, **args: Any) -> Rewards:
 
 
 def scores(rewards: Rewards, *texts: str) -> list[Score]:
-    return rewards.score_now(group_of(SAMPLE, *texts))
+    return asyncio.run(rewards.score(group_of(SAMPLE, *texts)))
 
 
 def values(rewards: Rewards, *texts: str) -> list[float | None]:
@@ -314,7 +314,7 @@ def test_a_wrong_argument_is_named(monkeypatch: pytest.MonkeyPatch, args: dict[s
 def test_a_sample_without_questions_is_told_what_it_lacks(sample: Sample) -> None:
     rewards = build_rewards([RewardConfig(fn="judge_qa", args={"judge": "rules"})])
     with pytest.raises(RewardError, match="needs the fields `document`"):
-        rewards.score_now(group_of(sample, "a summary"))
+        asyncio.run(rewards.score(group_of(sample, "a summary")))
 
 
 def test_the_full_recipe_judges_documents_with_the_real_fields(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,8 +336,8 @@ def test_the_full_recipe_judges_documents_with_the_real_fields(serve: Serve, mon
     reward = config.rewards[0]
     here = {"base_url": serve(judge).url, "cache": None}
     rewards = build_rewards([reward.model_copy(update={"args": {**reward.args, **here}})])
-    full, short, long = rewards.score_now(
-        group_of(mill, mill.fields["document"], "The wheel is of larch.", "mill " * 601)
+    full, short, long = asyncio.run(
+        rewards.score(group_of(mill, mill.fields["document"], "The wheel is of larch.", "mill " * 601))
     )
     assert [full.value, short.value, long.value] == [5.0, 2.0, 0.0]
     assert "judge_qa/cost" in full.parts

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 import re
@@ -41,7 +42,7 @@ def rewards_of(fn: str, server: ChatServer, **args: Any) -> Rewards:
 
 
 def values(rewards: Rewards, group: Group) -> list[float | None]:
-    return [score.value for score in rewards.score_now(group)]
+    return [score.value for score in asyncio.run(rewards.score(group))]
 
 
 # -- one number ------------------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ def test_half_a_character_in_an_answer_does_not_stop_the_run(serve: Serve, sampl
 def test_the_parts_say_what_the_judgement_cost_and_the_counters_sum_it_up(serve: Serve, sample: Sample) -> None:
     server = serve(lambda body, number: "reward:2")
     rewards = rewards_of("remote_reward", server)
-    first, second = rewards.score_now(group_of(sample, "8", "8"))  # the same answer twice is asked once
+    first, second = asyncio.run(rewards.score(group_of(sample, "8", "8")))  # the same answer twice is asked once
     assert {tuple(sorted(score.parts.items())) for score in (first, second)} == {
         (("judge", 2.0), ("judge/cached", 0.0), ("judge/retries", 0.0), ("judge/tokens", 7.0)),
         (("judge", 2.0), ("judge/cached", 1.0), ("judge/retries", 0.0), ("judge/tokens", 0.0)),
@@ -191,7 +192,7 @@ def test_asking_in_both_orders_cancels_a_preference_for_a_place(serve: Serve, sa
 
 def test_each_order_is_asked_once_and_a_tie_in_one_order_counts_a_quarter(serve: Serve, sample: Sample) -> None:
     server = serve(lambda body, number: "verdict: A" if places(body)[0] == "nine" else "verdict: tie")
-    (score,) = rewards_of("remote_comparison", server).score_now(group_of(sample, "nine"))
+    (score,) = asyncio.run(rewards_of("remote_comparison", server).score(group_of(sample, "nine")))
     assert score.value == (1.0 + 0.5) / 2
     assert score.parts["judge/tokens"] == 14
     assert sorted(map(places, server.bodies)) == [("8", "nine"), ("nine", "8")]
@@ -220,7 +221,7 @@ def test_the_reference_may_be_a_field_and_the_template_ones_own(serve: Serve) ->
         "[End of answer A] {} [Answer B]\n{eight}\n[End of answer B] of 3+5?"
     ) or (server.bodies[1]["messages"][0]["content"].endswith("{} [Answer B]\n{eight}\n[End of answer B] of 3+5?"))
     with pytest.raises(RewardError, match="the sample has no text in its field 'demonstration' to compare with"):
-        rewards.score_now(group_of(Sample(sample_id="s", prompt="?", gold="8"), "8"))
+        asyncio.run(rewards.score(group_of(Sample(sample_id="s", prompt="?", gold="8"), "8")))
 
 
 # -- recipes ---------------------------------------------------------------------------------------------------------

@@ -1,3 +1,4 @@
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_a_module_beside_the_started_job_is_importable(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [entry for entry in __import__("sys").path if entry])
     rewards = build_rewards([RewardConfig(fn="my_own_rewards:always", args={"value": 3})])
-    assert rewards.score_now(group_of(sample, "x"))[0].value == 3.0
+    assert asyncio.run(rewards.score(group_of(sample, "x")))[0].value == 3.0
 
 
 def test_two_rewards_of_one_name_are_refused_until_one_is_renamed() -> None:
@@ -72,7 +73,7 @@ def test_no_rewards_at_all_are_refused() -> None:
 
 def test_a_class_is_built_once_and_keeps_what_it_saw(sample: Sample) -> None:
     rewards = build_rewards([RewardConfig(fn=f"{EXAMPLES}:Novelty", name="novelty", args={"memory": 2})])
-    scores = [rewards.score_now(group_of(sample, text))[0].value for text in ("a", "b", "a", "c", "a")]
+    scores = [asyncio.run(rewards.score(group_of(sample, text)))[0].value for text in ("a", "b", "a", "c", "a")]
     # It remembers the last two new answers: a and b when the third comes, b and c when the fifth does.
     assert scores == [1.0, 1.0, 0.0, 1.0, 1.0]
     assert rewards.counters == {"novelty/repeats": 1}

@@ -24,19 +24,21 @@ def rewards_of(*configs: RewardConfig) -> Rewards:
 
 def test_the_value_is_the_weighted_sum_and_the_parts_are_unweighted(sample: Sample) -> None:
     rewards = rewards_of(RewardConfig(fn="math_answer"), RewardConfig(fn="length", weight=-0.5, args={"limit": 2}))
-    right, wrong = rewards.score_now(group_of(sample, "#### 8", "nine or so pens"))
+    right, wrong = asyncio.run(rewards.score(group_of(sample, "#### 8", "nine or so pens")))
     assert right == Score(value=1.0 * 1 - 0.5 * 1, parts={"math_answer": 1.0, "length": 1.0})
     assert wrong == Score(value=1.0 * 0 - 0.5 * 0, parts={"math_answer": 0.0, "length": 0.0})
 
 
 def test_a_name_replaces_the_functions_name_in_the_parts(sample: Sample) -> None:
-    (score,) = rewards_of(RewardConfig(fn="math_answer", name="accuracy")).score_now(group_of(sample, "#### 8"))
+    (score,) = asyncio.run(
+        rewards_of(RewardConfig(fn="math_answer", name="accuracy")).score(group_of(sample, "#### 8"))
+    )
     assert score.parts == {"accuracy": 1.0}
 
 
 def test_sync_async_and_grouped_functions_are_called_alike(sample: Sample) -> None:
     rewards = rewards_of(*map(example, ("words", "words_async", "rank", "rank_async")))
-    scores = rewards.score_now(group_of(sample, "one two three", "one", "one two"))
+    scores = asyncio.run(rewards.score(group_of(sample, "one two three", "one", "one two")))
     # 3 words, 1, 2; the ranks by length are 2, 0, 1.
     assert [dict(score.parts) for score in scores] == [
         {"words": w, "words_async": w, "rank": r, "rank_async": r, "rank_async/raw": r + 10}
@@ -45,16 +47,11 @@ def test_sync_async_and_grouped_functions_are_called_alike(sample: Sample) -> No
     assert [score.value for score in scores] == [10.0, 2.0, 6.0]
 
 
-def test_scoring_inside_an_event_loop_gives_the_same(sample: Sample) -> None:
-    rewards, group = rewards_of(example("words_async")), group_of(sample, "a b", "c")
-    assert asyncio.run(rewards.score(group)) == rewards.score_now(group)
-
-
 @pytest.mark.parametrize(
     ("value", "number"), [(True, 1.0), (2, 2.0), (np.float32(0.5), 0.5), (Score(value=0.25), 0.25)]
 )
 def test_whatever_is_a_number_is_accepted(sample: Sample, value: object, number: float) -> None:
-    (score,) = rewards_of(example("constant", args={"value": value})).score_now(group_of(sample, "x"))
+    (score,) = asyncio.run(rewards_of(example("constant", args={"value": value})).score(group_of(sample, "x")))
     assert score == Score(value=number, parts={"constant": number})
     assert type(score.value) is float
 
@@ -64,13 +61,13 @@ def test_whatever_is_a_number_is_accepted(sample: Sample, value: object, number:
 )
 def test_whatever_is_no_finite_number_stops_the_run_and_names_the_sample(sample: Sample, value: object) -> None:
     with pytest.raises(RewardError, match=r"reward constant .* not a finite number on sample word_problems/17"):
-        rewards_of(example("constant", args={"value": value})).score_now(group_of(sample, "x"))
+        asyncio.run(rewards_of(example("constant", args={"value": value})).score(group_of(sample, "x")))
 
 
 def test_an_exception_stops_the_run_and_names_function_place_sample_and_answer(sample: Sample) -> None:
     answer = "silence" * 20
     with pytest.raises(RewardError) as caught:
-        rewards_of(example("buggy")).score_now(group_of(sample, "fine", answer))
+        asyncio.run(rewards_of(example("buggy")).score(group_of(sample, "fine", answer)))
     message = str(caught.value)
     assert "reward buggy (tests.rewards.example_rewards:buggy) raised ZeroDivisionError: division by zero" in message
     assert "(example_rewards.py line " in message
@@ -83,19 +80,19 @@ def test_an_iterator_that_ends_inside_a_reward_is_an_exception_like_any_other(
     sample: Sample, timeout_s: float | None
 ) -> None:
     with pytest.raises(RewardError, match="StopIteration"):
-        rewards_of(example("exhausted", timeout_s=timeout_s)).score_now(group_of(sample, "x"))
+        asyncio.run(rewards_of(example("exhausted", timeout_s=timeout_s)).score(group_of(sample, "x")))
 
 
 def test_a_grouped_reward_must_return_a_score_per_branch(sample: Sample) -> None:
     with pytest.raises(RewardError, match="must return a list of 3 scores, got 2"):
-        rewards_of(example("one_too_few")).score_now(group_of(sample, "a", "b", "c"))
+        asyncio.run(rewards_of(example("one_too_few")).score(group_of(sample, "a", "b", "c")))
     with pytest.raises(RewardError, match="must return a list of 3 scores, got a float"):
-        rewards_of(example("one_number")).score_now(group_of(sample, "a", "b", "c"))
+        asyncio.run(rewards_of(example("one_number")).score(group_of(sample, "a", "b", "c")))
 
 
 def test_a_missing_part_makes_the_score_missing_and_is_counted(sample: Sample) -> None:
     rewards = rewards_of(example("words"), example("missing_on_silence"))
-    said, silent = rewards.score_now(group_of(sample, "one two", ""))
+    said, silent = asyncio.run(rewards.score(group_of(sample, "one two", "")))
     assert said == Score(
         value=3.0, parts={"words": 2.0, "missing_on_silence": 1.0, "missing_on_silence/confidence": 0.5}
     )
@@ -110,7 +107,7 @@ def test_a_judge_that_does_not_answer_in_time_is_missing_and_not_an_error(
     rewards = rewards_of(example("words"), example(name, timeout_s=0.05, retries=1))
     start = time.perf_counter()
     with caplog.at_level(logging.WARNING):
-        scores = rewards.score_now(group_of(sample, "a b", "c"))
+        scores = asyncio.run(rewards.score(group_of(sample, "a b", "c")))
     # Two attempts of 0.05 s, both branches at once; generous for a busy machine, and far from the judge's 30 s.
     assert time.perf_counter() - start < 5
     assert scores == [Score(value=None, parts={"words": 2.0}), Score(value=None, parts={"words": 1.0})]
@@ -121,14 +118,14 @@ def test_a_judge_that_does_not_answer_in_time_is_missing_and_not_an_error(
 def test_a_timeout_is_retried(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(example_rewards, "slow_at_first", example_rewards.SlowAtFirst())
     rewards = rewards_of(example("slow_at_first", timeout_s=0.2, retries=2, args={"slow_calls": 2}))
-    assert rewards.score_now(group_of(sample, "x"))[0].value == 1.0
+    assert asyncio.run(rewards.score(group_of(sample, "x")))[0].value == 1.0
     assert not rewards.missing
 
 
 def test_an_exception_aside_is_an_error_too(sample: Sample) -> None:
     with pytest.raises(RewardError, match="ZeroDivisionError"):
-        rewards_of(example("buggy", timeout_s=5.0)).score_now(group_of(sample, "silence"))
+        asyncio.run(rewards_of(example("buggy", timeout_s=5.0)).score(group_of(sample, "silence")))
 
 
 def test_a_group_without_branches_has_no_scores(sample: Sample) -> None:
-    assert rewards_of(example("words"), example("rank")).score_now(group_of(sample)) == []
+    assert asyncio.run(rewards_of(example("words"), example("rank")).score(group_of(sample))) == []

@@ -1,0 +1,211 @@
+"""From what a person named to what an engine loads: where the model lies, and whether it can be served at all.
+
+Everything that can be known from its files is asked here, before Ray and vLLM start: whether the checkpoint is whole,
+whether vLLM knows the architecture, whether it fits in memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from core.checkpoint import MANIFEST, CheckpointStore
+from core.doctor import available_memory_gib
+from core.errors import CheckpointError, ConfigError
+from core.files import read_json
+from core.hardware import hardware
+from core.hub import hub_config
+from core.model_paths import locate
+from core.scoring_recipes import ServedRewardModelConfig
+from core.serve_recipes import ServeConfig, ServedModelConfig, step_of
+
+CPU_LENGTH = 8192
+"""Longest prompt and answer on a CPU where the recipe names none: prompts are prefilled whole there."""
+SCALAR = "ForSequenceClassification"
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A model that an engine can load."""
+
+    name: str
+    """What requests call it."""
+    path: str
+    """Directory, or hub name."""
+    step: int | None
+    """The training step of its weights, where its path says so."""
+    max_length: int
+    """Tokens of prompt and answer."""
+    run: str | None = None
+    """The run directory whose newer checkpoints take its place."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Name -> peft directory."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What else /v1/models says of it."""
+
+
+def served_models(config: ServeConfig) -> list[Served]:
+    """Every model of the recipe, found and checked; CheckpointError or ConfigError says which cannot be served and why."""
+    found = [
+        _found(config, model, follow=config.follow if position == 0 else None)
+        for position, model in enumerate(config.served)
+    ]
+    for scorer in config.all_scorers:
+        if isinstance(scorer, ServedRewardModelConfig):
+            _require_scalar_head(scorer.path)
+    _require_memory(config, found)
+    return found
+
+
+def require_whole(path: Path, *, like: Path | None = None) -> None:
+    """CheckpointError unless the files of `path` are those that its manifest names, byte by byte; with `like`, unless
+    it has that checkpoint's tensors, in the same shapes."""
+    path = path.resolve()  # `latest` and `best` are links
+    step = step_of(str(path))
+    if step is not None and (path / MANIFEST).exists():
+        CheckpointStore(path.parent).verify(step, hashes=True)
+    if like is None:
+        return
+    ours, theirs = tensor_shapes(path), tensor_shapes(like)
+    for name in sorted({*ours, *theirs}):
+        if ours.get(name) != theirs.get(name):
+            raise CheckpointError(
+                f"{path} is not a later step of the model that is served: {name} is {_shape(ours, name)} there and "
+                f"{_shape(theirs, name)} in {like}"
+            )
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape, from the headers of the safetensors files of a directory."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt") as tensors:
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from None
+    if not shapes:
+        raise CheckpointError(f"{path} has no safetensors file; a model is served from one or several of them")
+    return shapes
+
+
+def _shape(shapes: Mapping[str, Sequence[int]], name: str) -> str:
+    return f"of shape {list(shapes[name])}" if name in shapes else "absent"
+
+
+def _found(config: ServeConfig, model: ServedModelConfig, *, follow: str | None) -> Served:
+    checkpoint = model.step if model.step is not None else (config.following.checkpoint if follow else "best")
+    if model.source.startswith("s3://"):
+        path = str(importlib.import_module("core.storage").fetch(model.source, checkpoint=checkpoint))
+    else:
+        path = locate(model.source, checkpoint)
+    if follow is not None and path == model.source:
+        raise ConfigError(
+            f"follow needs a run directory, and {follow} is none; give one that has a directory checkpoints, or leave follow out"
+        )
+    settings = _settings(path)
+    _require_architecture(path, settings)
+    for name, adapter in model.adapters.items():
+        if not (Path(adapter) / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"adapter {name!r}: there is no adapter_config.json in {adapter}; give a peft directory, as jobs/export.py writes "
+                "with adapter=apart"
+            )
+    return Served(
+        name=model.label,
+        path=path,
+        step=step_of(str(Path(path).resolve())),
+        max_length=_max_length(config, path, settings),
+        run=follow,
+        adapters=model.adapters,
+        metadata={"base": follow is None and step_of(str(Path(path).resolve())) is None},
+    )
+
+
+def _settings(path: str) -> dict[str, Any]:
+    """The model's config.json; CheckpointError where the directory is no whole model."""
+    directory = Path(path)
+    if not directory.is_dir():
+        return hub_config(path)
+    if (directory / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{path} holds an adapter alone; serve its base model with it: "
+            f"models='[{{path: <base model>, adapters: {{{directory.name}: {path}}}}}]'"
+        )
+    settings = read_json(directory / "config.json")
+    if not isinstance(settings, dict):
+        raise CheckpointError(
+            f"{path} has no readable config.json, so it is no model; give a run or a model's directory"
+        )
+    if not list(directory.glob("*.safetensors")) and not list(directory.glob("*.bin")):
+        raise CheckpointError(f"{path} has no weights (*.safetensors); it was not copied or downloaded to its end")
+    require_whole(directory)
+    return settings
+
+
+def _require_architecture(path: str, settings: Mapping[str, Any]) -> None:
+    kinds = [str(kind) for kind in settings.get("architectures") or []]
+    if any(kind.endswith(SCALAR) for kind in kinds):
+        raise ConfigError(f"{path} is a reward model and writes no text; serve it as reward_model={path}")
+    # Importing vLLM takes ten seconds and a gibibyte, and its table is text.
+    vllm = importlib.util.find_spec("vllm")
+    if vllm is None or vllm.origin is None:
+        raise ConfigError("vLLM is not installed; `make install` does it")
+    table = (Path(vllm.origin).parent / "model_executor" / "models" / "registry.py").read_text(encoding="utf-8")
+    if not any(f'"{kind}"' in table for kind in kinds):
+        raise ConfigError(
+            f"{path} is a {', '.join(kinds) or 'model of unnamed architecture'}, which the installed vLLM does not know; "
+            "serve a model of its list (vllm.ai, supported models)"
+        )
+
+
+def _require_scalar_head(path: str) -> None:
+    found = locate(path)
+    kinds = [str(kind) for kind in _settings(found).get("architectures") or []]
+    if not any(kind.endswith(SCALAR) for kind in kinds):
+        raise ConfigError(
+            f"{path} is a {', '.join(kinds) or 'model of unnamed architecture'} and has no trained scalar head; give a run of "
+            "jobs/train_reward_model.py as reward_model, and serve this one as a model"
+        )
+
+
+def _max_length(config: ServeConfig, path: str, settings: Mapping[str, Any]) -> int:
+    inner = settings.get("text_config") or settings
+    own = inner.get("max_position_embeddings")
+    if config.max_length is not None:
+        if own is not None and config.max_length > own:
+            raise ConfigError(f"max_length ({config.max_length}) is more than {path} takes ({own}); lower it")
+        return config.max_length
+    longest = int(own or CPU_LENGTH)
+    return min(longest, CPU_LENGTH) if hardware().device == "cpu" else longest
+
+
+def _require_memory(config: ServeConfig, models: Sequence[Served]) -> None:
+    """On a CPU, where weights and caches lie in the machine's memory. Of a GPU's memory vLLM speaks itself."""
+    if hardware().device != "cpu" or config.placement.address is not None:
+        return
+    width = 2 if hardware().precision(config.precision) == "bf16" else 4
+    weights = {model.name: _parameters(Path(model.path)) * width / 2**30 for model in models}
+    caches = len(models) * config.engine.cpu_cache_gib
+    needed, available = (sum(weights.values()) + caches) * config.min_replicas, available_memory_gib()
+    if needed > available:
+        each = ", ".join(f"{name} {gib:.1f} GiB" for name, gib in weights.items())
+        raise ConfigError(
+            f"weights ({each}) and KV caches ({caches:.1f} GiB), {config.min_replicas} time(s), need {needed:.1f} GiB, and "
+            f"{available:.1f} GiB are available; serve fewer or smaller models, precision=bf16, or a smaller engine.cpu_cache_gib"
+        )
+
+
+def _parameters(directory: Path) -> float:
+    """Weights of a model in a directory; 0 for a hub name, whose files are not here yet."""
+    files = list(directory.glob("*.safetensors")) or list(directory.glob("*.bin"))
+    settings = read_json(directory / "config.json") or {}
+    dtype = settings.get("dtype") or settings.get("torch_dtype") or "float32"
+    return sum(file.stat().st_size for file in files) / BYTES.get(str(dtype), 4)

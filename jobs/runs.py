@@ -1,0 +1,259 @@
+"""Runs here and in an S3-compatible store: what there is, copies in both directions, and new runs from old ones.
+
+    python jobs/runs.py list [runs | runs/x | s3://bucket/prefix ...]
+    python jobs/runs.py pull s3://bucket/prefix/x [--step best|latest|all|40 ...]      # into runs/x
+    python jobs/runs.py push runs/x [s3://bucket/prefix] [--step ...]                  # by default where run.storage says
+    python jobs/runs.py delete runs/x | s3://bucket/prefix/x [--step 40 | --keep 2] [--yes]
+    python jobs/runs.py fork runs/x | s3://bucket/prefix/x NAME [--step best|latest|40] [section.field=value ...]
+
+Credentials come from the environment or `.env`, as boto3 finds them; so does AWS_ENDPOINT_URL, unless --endpoint-url is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from core.backup import pull
+from core.bucket import Bucket
+from core.checkpoint import CheckpointStore
+from core.environment import load_env_file
+from core.errors import ConfigError, StorageError, TroupeError
+from core.fork import fork
+from core.run_directory import locked
+from core.run_listing import Listed, human_bytes, local_runs, stored_runs
+from core.secrets import mask_console
+from core.storage_recipes import StorageConfig, check_address
+from core.stored_run import CHECKPOINTS, StoredRun, Wanted, begun_here, run_files, saved_storage
+
+All = Literal["all"]
+
+
+def main(arguments: list[str]) -> None:
+    known = parser()
+    given, rest = known.parse_known_args(arguments)
+    # argparse takes no second list of positions after an option: fork x y --step 2 steps=60
+    if rest and (given.call is not fork_run or not all("=" in one and not one.startswith("-") for one in rest)):
+        known.error(f"unknown arguments: {' '.join(rest)}")
+    given.rest = rest
+    given.call(given)
+
+
+def list_runs(given: argparse.Namespace) -> None:
+    """A line for each run at the places."""
+    rows = [("run", "state", "step", "checkpoints", "size", "updated")]
+    for place in given.places:
+        found = stored_runs(_bucket(place, given)) if _is_address(place) else local_runs(Path(place))
+        rows += [
+            (one.place, one.state, one.progress, one.shown_checkpoints or "-", human_bytes(one.size), one.updated)
+            for one in found
+        ]
+    if len(rows) == 1:
+        raise ConfigError(
+            f"there are no runs in {', '.join(given.places)}; give a directory of runs, or s3://bucket/prefix"
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def pull_run(given: argparse.Namespace) -> None:
+    """Fetch a run, or steps of it into the directory that is here."""
+    run = StoredRun(_bucket(given.source, given))
+    manifests = run.manifests()
+    steps = _steps(run, given.step or ["latest", "best"], sorted(manifests))
+    path = Path(given.into) / run.bucket.prefix.rpartition("/")[2]
+    with locked(path):
+        if not path.exists():
+            pull(run, path, manifests, steps)
+        elif begun_here(path) != run.begun():
+            raise StorageError(f"{path} is another run than {run.bucket.address}; give another --into")
+        else:
+            store = CheckpointStore(path / CHECKPOINTS)
+            for step in sorted(steps - set(store.steps())):
+                run.pull_step(step, manifests[step], path)
+    print(f"{path} has step {', '.join(map(str, sorted(steps)))} of {run.bucket.address}")
+
+
+def push_run(given: argparse.Namespace) -> None:
+    """Store a run's files and checkpoints where its recipe says, or at the given address."""
+    path = Path(given.run)
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"{path} is no run directory (there is no config.yaml); give one, such as runs/quickstart")
+    settings = saved_storage(path)
+    url = given.url or settings.url
+    if url is None:
+        raise ConfigError(f"the recipe of {path} names no run.storage.url; say where: push {path} s3://bucket/prefix")
+    run = StoredRun(_bucket(url, given, settings).at(path.name))
+    run.bucket.check()
+    with locked(path):
+        if (begun := run.begun()) is not None and begun != begun_here(path) and run.manifests():
+            raise StorageError(f"{run.bucket.address} holds another run than {path}; remove it, or push elsewhere")
+        store = CheckpointStore(path / CHECKPOINTS)
+        steps = _local_steps(store, given.step or ["latest", "best"])
+        run.push({step: store.path(step) for step in steps}, run_files(path))
+    print(f"{run.bucket.address} has step {', '.join(map(str, sorted(steps))) or 'none'} of {path}")
+
+
+def delete(given: argparse.Namespace) -> None:
+    """Remove a run, steps of it, or all steps but the newest and the best, once it was confirmed."""
+    run = StoredRun(_bucket(given.run, given)) if _is_address(given.run) else None
+    found = stored_runs(run.bucket) if run is not None else local_runs(Path(given.run))
+    if len(found) != 1 or found[0].place != given.run.rstrip("/"):
+        raise ConfigError(f"{given.run} is no run; `list {given.run}` shows what is there")
+    listed = found[0]
+    steps = _doomed(given, listed)
+    if steps is not None and not steps:
+        print(f"{listed.place} has no checkpoint to delete")
+        return
+    _confirm(listed, steps, sure=given.yes)
+    if run is not None:
+        run.remove() if steps is None else run.remove_steps(steps)
+        return
+    path = Path(given.run)
+    with locked(path):
+        if steps is None:
+            shutil.rmtree(path.rename(path.with_name(f".deleting-{path.name}")))
+            return
+        store = CheckpointStore(path / CHECKPOINTS)
+        for step in steps:
+            store.remove(step)
+
+
+def _doomed(given: argparse.Namespace, listed: Listed) -> set[int] | None:
+    """The steps to delete; None: the whole run."""
+    if given.keep is not None:
+        return set(listed.checkpoints) - listed.kept(given.keep)
+    if not given.step:
+        return None
+    missing = sorted(set(given.step) - set(listed.checkpoints))
+    if missing:
+        raise ConfigError(
+            f"{listed.place} has no checkpoint of step {missing[0]}; it has {listed.shown_checkpoints or 'none'}"
+        )
+    return set(given.step)
+
+
+def _confirm(listed: Listed, steps: set[int] | None, *, sure: bool) -> None:
+    size = human_bytes(listed.size if steps is None else sum(listed.checkpoints[step] for step in steps))
+    what = "the whole run" if steps is None else f"step {', '.join(map(str, sorted(steps)))}"
+    print(f"{listed.place}: {what}, {size} ({listed.state}, checkpoints: {listed.shown_checkpoints or 'none'})")
+    if sure:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError("nothing is deleted without an answer; run it in a terminal, or give --yes")
+    if input("delete it for ever? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ConfigError("nothing was deleted")
+
+
+def fork_run(given: argparse.Namespace) -> None:
+    """Begin a new run at a step of another one."""
+    if given.step == "all":
+        raise ConfigError("a fork stands at one step; give a number, best or latest")
+    if Path(given.name).name != given.name or given.name.startswith("."):
+        raise ConfigError(
+            f"a run's name is one directory name, without '/' and not starting with '.' (got {given.name!r})"
+        )
+    source = StoredRun(_bucket(given.source, given)) if _is_address(given.source) else Path(given.source)
+    begun = fork(source, Path(given.into) / given.name, step=given.step, overrides=[*given.overrides, *given.rest])
+    print(
+        f"{begun.path} stands at step {begun.step} of {given.source}; it goes on with\n  python jobs/{begun.program} {begun.path}/config.yaml"
+    )
+
+
+# -- what the commands share -----------------------------------------------------------------------------------
+
+
+def _is_address(place: str) -> bool:
+    return place.startswith("s3://")
+
+
+def _bucket(url: str, given: argparse.Namespace, saved: StorageConfig | None = None) -> Bucket:
+    try:
+        check_address(url, "the address")
+    except ValueError as error:
+        raise ConfigError(f"{error} (got {url!r})") from None
+    saved = saved or StorageConfig()
+    return Bucket(url, endpoint_url=given.endpoint_url or saved.endpoint_url, region=given.region or saved.region)
+
+
+def _steps(run: StoredRun, wanted: Sequence[Wanted | All], steps: list[int]) -> set[int]:
+    return {step for one in wanted for step in (steps if one == "all" else [run.choose(one, steps)])}
+
+
+def _local_steps(store: CheckpointStore, wanted: Sequence[Wanted | All]) -> set[int]:
+    steps = store.steps()
+    best = store.best()
+    named = {"latest": steps[-1:], "best": steps[-1:] if best is None else [best], "all": steps}
+    found = {step for one in wanted for step in ([one] if isinstance(one, int) else named[one])}
+    if not found <= set(steps):
+        raise ConfigError(
+            f"{store.directory} has no complete checkpoint of step {min(found - set(steps))}; it has {', '.join(map(str, steps)) or 'none'}"
+        )
+    return found
+
+
+def _step(text: str) -> int | str:
+    if text in ("best", "latest", "all"):
+        return text
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no step; give a number, best, latest or all")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python jobs/runs.py", description="Runs here and in an S3-compatible store.")
+    commands = top.add_subparsers(required=True, metavar="list|pull|push|delete|fork")
+
+    def command(name: str, call: object, said: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=said, description=said)
+        made.set_defaults(call=call)
+        made.add_argument("--endpoint-url", help="another store than Amazon's (AWS_ENDPOINT_URL)")
+        made.add_argument("--region", help="region of the bucket (AWS_REGION)")
+        return made
+
+    listing = command("list", list_runs, "show runs, their steps and sizes")
+    listing.add_argument("places", nargs="*", default=["runs"], help="directories or s3://bucket/prefix")
+
+    pulling = command("pull", pull_run, "fetch a run, or steps of it")
+    pulling.add_argument("source", help="s3://bucket/prefix/run")
+    pulling.add_argument("--step", nargs="+", type=_step, help="steps, best, latest or all; default: latest and best")
+    pulling.add_argument("--into", default="runs", help="directory that holds the runs")
+
+    pushing = command("push", push_run, "store a run, or steps of it")
+    pushing.add_argument("run", help="run directory")
+    pushing.add_argument("url", nargs="?", help="s3://bucket/prefix that holds the runs; default: its run.storage.url")
+    pushing.add_argument("--step", nargs="+", type=_step, help="steps, best, latest or all; default: latest and best")
+
+    deleting = command("delete", delete, "remove a run, or steps of it")
+    deleting.add_argument("run", help="run directory or s3://bucket/prefix/run")
+    what = deleting.add_mutually_exclusive_group()
+    what.add_argument("--step", nargs="+", type=int, help="only these checkpoints")
+    what.add_argument("--keep", type=int, help="only the checkpoints that are neither the newest KEEP nor the best")
+    deleting.add_argument("--yes", action="store_true", help="do not ask")
+
+    forking = command("fork", fork_run, "begin a new run at a step of another one")
+    forking.add_argument("source", help="run directory or s3://bucket/prefix/run")
+    forking.add_argument("name", help="name of the new run")
+    forking.add_argument("overrides", nargs="*", help="section.field=value that the new run has otherwise")
+    forking.add_argument("--step", type=_step, default="best", help="a step, best or latest")
+    forking.add_argument("--into", default="runs", help="directory that holds the runs")
+    return top
+
+
+if __name__ == "__main__":
+    mask_console()
+    try:
+        load_env_file()
+        main(sys.argv[1:])
+    except TroupeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

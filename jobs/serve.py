@@ -1,0 +1,141 @@
+"""Serve models behind an OpenAI-compatible endpoint: runs, checkpoints, hub models, several at once.
+
+    python jobs/serve.py runs/quickstart                        # its best checkpoint, at http://127.0.0.1:8000/v1
+    python jobs/serve.py runs/quickstart@10 runs/quickstart     # two steps of it side by side
+    python jobs/serve.py follow=runs/quickstart                 # each better checkpoint takes the place of the one before
+
+The bearer token is TROUPE_API_KEY of the environment, or one that is made and shown once. docs/serving.md says more.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import rich
+
+from actors.placement import Stage
+from core.doctor import port_holder
+from core.errors import ConfigError
+from core.program import run_program
+from core.secrets import SHORTEST_SECRET
+from core.serve_recipes import ServeConfig, with_sources
+from core.served_models import Served, served_models
+from core.stopping import StopSignals
+from core.trained_steps import run_of
+from serving.playground import run_examples
+
+KEY = "TROUPE_API_KEY"
+WATCH_S = 2.0
+"""Seconds between two looks at what the endpoint has to tell."""
+
+
+def serve(config: ServeConfig) -> None:
+    models = [with_examples(model) for model in served_models(config)] if config.playground else served_models(config)
+    require_free_port(config.host, config.port)
+    key, made = api_key(config)
+    rich.print(f"starting {config.arithmetic()}")
+
+    signals = StopSignals()
+    signals.install()
+    started = time.monotonic()
+    stage = Stage(config.placement)
+    try:
+        signals.install()  # Ray takes SIGTERM for itself
+        from serving.endpoint import Endpoint
+        from serving.ingress import hash_key
+
+        endpoint = Endpoint(config, models, None if key is None else hash_key(key))
+        try:
+            announce(config, endpoint.cards(), seconds=time.monotonic() - started, key=key if made else None)
+            while True:
+                for line in endpoint.news():
+                    rich.print(line)
+                time.sleep(WATCH_S)
+        finally:
+            endpoint.close()
+    except KeyboardInterrupt:
+        rich.print("stopped")
+    finally:
+        stage.close()
+        signals.restore()
+
+
+def with_examples(model: Served) -> Served:
+    """With prompts of its run's held-out set, for the playground."""
+    examples = run_examples(run_of(Path(model.path)))
+    return replace(model, metadata={**model.metadata, "examples": examples})
+
+
+def require_free_port(host: str, port: int) -> None:
+    """ConfigError unless we may listen there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            taken = (
+                f"is taken by {port_holder(port)}" if error.errno == 98 else f"cannot be listened on ({error.strerror})"
+            )
+            raise ConfigError(
+                f"port {port} on {host} {taken}; give another one, port={port + 1} say, or end it"
+            ) from None
+
+
+def api_key(config: ServeConfig) -> tuple[str | None, bool]:
+    """(bearer token or None, whether it was made here)."""
+    if not config.auth:
+        return None, False
+    given = os.environ.get(KEY, "")
+    if not given:
+        return secrets.token_urlsafe(24), True
+    if len(given) < SHORTEST_SECRET or not given.isascii() or any(sign.isspace() for sign in given):
+        raise ConfigError(
+            f"{KEY} of the environment is no token: it needs {SHORTEST_SECRET} or more ASCII characters without blanks; set another "
+            "one, or unset it to have one made"
+        )
+    return given, False
+
+
+def announce(config: ServeConfig, cards: list[dict[str, Any]], *, seconds: float, key: str | None) -> None:
+    """What is served, where, and how to call it."""
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    url = f"http://{host}:{config.port}"
+    print(f"\nready after {seconds:.0f} s at {url}/v1")
+    for card in cards:
+        step = "" if card["step"] is None else f", step {card['step']}"
+        print(f"  {card['id']}{step}, up to {card['max_model_len']} tokens, from {card['root']}")
+    if config.playground:
+        print(f"  playground: {url}/")
+    if key is not None:
+        print(f"\nthe token, made for this time and not shown again:\n  export {KEY}={key}")
+    if not config.auth:
+        print("\nno token is asked for (auth=off): whoever reaches the port may use it")
+    for scorer in config.all_scorers:
+        print(f"  {scorer.name}, which scores, at {url}/v1/score")
+    if not cards:
+        print("\nCtrl-C ends it", flush=True)
+        return
+    first = cards[0]
+    chat = first["metadata"]["chat"]
+    route = "chat/completions" if chat else "completions"
+    asked = '"messages": [{"role": "user", "content": "Hello"}]' if chat else '"prompt": "Hello"'
+    bearer = f' -H "Authorization: Bearer ${KEY}"' if config.auth else ""
+    print(
+        f"\ncurl {url}/v1/{route}{bearer} -H 'Content-Type: application/json' \\\n"
+        f'  -d \'{{"model": "{first["id"]}", {asked}}}\'\n\nCtrl-C ends it',
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = with_sources(sys.argv[1:])
+    run_program(serve, ServeConfig, "jobs/serve.py")

@@ -1,0 +1,20 @@
+"""What travels between a model's replica and the ingress: ASGI messages, several at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Message = dict[str, Any]
+"""What an ASGI application sends: the start of a response, or a part of its body."""
+
+
+def joined(messages: Sequence[Message]) -> bytes:
+    """The body in these messages."""
+    return b"".join(message.get("body", b"") for message in messages if message["type"] == "http.response.body")
+
+
+def complete(messages: Sequence[Message]) -> bool:
+    """Whether the response ends with these messages."""
+    last = messages[-1] if messages else {"type": ""}
+    return last["type"] == "http.response.body" and not last.get("more_body", False)

@@ -1,0 +1,263 @@
+"""The real client against a real endpoint: one vLLM engine behind Ray Serve, which follows a run that the tests write."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from actors.placement import Stage
+from core.checkpoint import CheckpointStore
+from core.config import load_config
+from core.errors import ConfigError
+from core.recipes import ScratchModelConfig
+from core.scratch import write_scratch_model
+from core.serve_recipes import ServeConfig
+from core.served_models import served_models
+from jobs.serve import require_free_port
+from serving.endpoint import Endpoint
+from serving.ingress import hash_key
+from tests.serving.ports import free_port
+
+KEY = "a-token-of-sixteen"
+LENGTH = 8192
+CHAT: list[Any] = [{"role": "user", "content": "What is 3 + 4?"}]
+PROMPT = [5, 6, 7, 8, 9, 10, 11, 12]
+
+
+class Run:
+    """A run directory with checkpoints of random weights, another seed for each step."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.store = CheckpointStore(directory / "checkpoints", keep_last=9)
+
+    def save(self, step: int, *, hidden_size: int = 64) -> Path:
+        source = self.directory.parent / f"model-{step}"
+        config = ScratchModelConfig(hidden_size=hidden_size, num_layers=2, max_length=LENGTH)
+        write_scratch_model(config, ["What is 3 + 4? It is 7."] * 9, str(source), step)
+        model = AutoModelForCausalLM.from_pretrained(source)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(6 if parameter.dim() > 1 else 1)  # nearly uniform logits would hide mistakes
+        model.save_pretrained(source)
+        with self.store.writing(step) as path:
+            shutil.copytree(source, path, dirs_exist_ok=True)
+        return self.store.path(step)
+
+    def next_logprobs(self, step: int) -> torch.Tensor:
+        """What transformers says of the token after PROMPT; [V]."""
+        model = AutoModelForCausalLM.from_pretrained(self.store.path(step)).float()
+        with torch.no_grad():
+            return model(torch.tensor([PROMPT])).logits[0, -1].log_softmax(-1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("served") / "tiny")
+    run.save(1)
+    return run
+
+
+@pytest.fixture(scope="module")
+def url(stage: Stage, run: Run) -> Iterator[str]:
+    config = load_config(
+        ServeConfig,
+        [f"follow={run.directory}", f"port={free_port()}", "engine.cpu_cache_gib=0.25", "following.every_s=0.3"],
+    )
+    endpoint = Endpoint(config, served_models(config), hash_key(KEY))
+    yield f"http://{config.host}:{config.port}"
+    endpoint.close()
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60)
+
+
+def card(client: openai.OpenAI) -> Any:
+    return client.models.retrieve("tiny")
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not so after {seconds} s"
+        time.sleep(0.1)
+
+
+def chat(client: openai.OpenAI, **settings: Any) -> Any:
+    return client.chat.completions.create(model="tiny", messages=CHAT, **{"max_tokens": 12, **settings})
+
+
+def test_a_chat_is_answered_and_says_which_step_answered(client):
+    reply = chat(client, temperature=0)
+    assert reply.choices[0].finish_reason in ("stop", "length")
+    assert 0 < reply.usage.completion_tokens <= 12
+    assert reply.system_fingerprint == "tiny@1"
+
+
+def test_a_stream_has_the_text_of_the_answer_that_comes_whole(client):
+    whole = chat(client, temperature=0).choices[0].message.content
+    parts = [part.choices[0].delta.content or "" for part in chat(client, temperature=0, stream=True)]
+    assert "".join(parts) == whole
+    assert len(parts) > 3
+
+
+def next_logprobs(client: openai.OpenAI) -> dict[int, float]:
+    """Token -> log-probability of the five likeliest after PROMPT, as the endpoint says."""
+    # Several tokens are written as the same text, bytes that are no letter alone.
+    named = {"return_tokens_as_token_ids": True}
+    reply = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=1, logprobs=5, extra_body=named)
+    (found,) = reply.choices[0].logprobs.top_logprobs
+    return {int(name.removeprefix("token_id:")): value for name, value in found.items()}
+
+
+def test_logprobs_are_the_models(client, run):
+    expected, found = run.next_logprobs(1), next_logprobs(client)
+    assert set(expected.topk(5).indices.tolist()) <= set(found)
+    # fp32 on both sides, sums in another order
+    assert found == pytest.approx({token: float(expected[token]) for token in found}, abs=1e-3)
+
+
+def test_a_seed_repeats_the_answers_and_n_gives_several(client):
+    def texts(seed: int) -> list[str]:
+        return [choice.message.content for choice in chat(client, n=3, seed=seed, temperature=1).choices]
+
+    assert texts(7) == texts(7)
+    assert texts(7) != texts(8)
+    assert len(set(texts(7))) > 1
+
+
+def test_a_stop_string_ends_the_answer_before_it(client):
+    asked = {"model": "tiny", "prompt": PROMPT, "max_tokens": 80, "temperature": 1, "seed": 3}
+    whole = client.completions.create(**asked).choices[0].text
+    stop = re.findall(r"[a-zA-Z0-9]{2}", whole)[-1]
+    choice = client.completions.create(**asked, stop=[stop]).choices[0]
+    assert choice.text == whole[: whole.index(stop)]
+    assert choice.finish_reason == "stop"
+
+
+def test_the_models_are_listed_with_the_step_that_is_served(client):
+    (listed,) = client.models.list().data
+    assert (listed.id, listed.step, listed.metadata["chat"]) == ("tiny", 1, True)
+
+
+def test_the_wrong_token_is_the_clients_authentication_error(url):
+    with pytest.raises(openai.AuthenticationError, match="token is wrong"):
+        openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "code"),
+    [
+        ({"model": "gpt"}, openai.NotFoundError, "model_not_found"),
+        ({"temperature": -1}, openai.BadRequestError, None),
+        ({"max_tokens": 10**6}, openai.BadRequestError, "context_length_exceeded"),
+        ({"messages": "hello"}, openai.BadRequestError, None),
+        (
+            {"messages": [{"role": "user", "content": "hello " * 10**6}]},
+            openai.BadRequestError,
+            "context_length_exceeded",
+        ),
+    ],
+)
+def test_a_wrong_request_is_refused_quickly_in_openais_shape(client, change, error, code):
+    started = time.monotonic()
+    with pytest.raises(error) as refused:
+        client.chat.completions.create(**{"model": "tiny", "messages": CHAT, "max_tokens": 4, **change})
+    assert refused.value.code == code
+    assert refused.value.type == "invalid_request_error"
+    assert time.monotonic() - started < 10
+
+
+def test_malformed_json_is_refused_in_openais_shape(url):
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    reply = httpx.post(f"{url}/v1/chat/completions", content=b'{"model": "tiny", ', headers=headers)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_json")
+
+
+def test_the_work_of_a_client_that_hangs_up_ends(client, url):
+    endless = {"model": "tiny", "prompt": PROMPT, "max_tokens": LENGTH - 20, "n": 4}
+    stream = client.completions.create(**endless, stream=True, extra_body={"ignore_eos": True})
+    next(iter(stream))
+    assert card(client).running > 0
+    stream.close()
+    wait_until(lambda: card(client).running == 0, seconds=8)
+
+    with pytest.raises(openai.APITimeoutError):  # the same for one that waits for a whole answer
+        client.with_options(timeout=0.5).completions.create(**endless, extra_body={"ignore_eos": True})
+    wait_until(lambda: card(client).running == 0, seconds=8)
+
+
+def test_a_port_in_use_is_named_before_anything_starts(url):
+    port = int(url.rpartition(":")[2])
+    with pytest.raises(ConfigError, match=f"port {port} on 127.0.0.1 is taken"):
+        require_free_port("127.0.0.1", port)
+
+
+# -- from here on the run goes on ------------------------------------------------------------------------------------
+
+
+def test_a_new_checkpoint_takes_over_under_load_and_no_request_fails(client, run):
+    failures: list[Exception] = []
+    steps: list[str] = []
+    done = threading.Event()
+
+    def keep_asking(stream: bool) -> None:
+        while not done.is_set():
+            try:
+                reply = chat(client, max_tokens=40, stream=stream)
+                steps.append(list(reply)[-1].system_fingerprint if stream else reply.system_fingerprint)
+            except Exception as error:
+                failures.append(error)
+
+    clients = [threading.Thread(target=keep_asking, args=(number % 2 == 0,)) for number in range(4)]
+    for thread in clients:
+        thread.start()
+    try:
+        wait_until(lambda: "tiny@1" in steps)
+        run.save(2)
+        wait_until(lambda: "tiny@2" in steps)
+    finally:
+        done.set()
+        for thread in clients:
+            thread.join()
+    assert failures == []
+    assert card(client).step == 2
+
+
+def test_after_a_roll_the_logprobs_are_those_of_the_new_weights(client, run):
+    """The head is tied to the embedding, which vLLM on a CPU keeps a packed copy of."""
+    expected, found = run.next_logprobs(2), next_logprobs(client)
+    assert found == pytest.approx({token: float(expected[token]) for token in found}, abs=1e-3)
+
+
+def test_broken_checkpoints_are_refused_once_and_the_old_one_stays(client, run, tmp_path):
+    before = chat(client, temperature=0).choices[0].message.content
+    other = Run(tmp_path / "other")
+    wider, damaged = other.save(3, hidden_size=128), other.save(4)
+    weights = bytearray((damaged / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (damaged / "model.safetensors").write_bytes(weights)
+    for path in (wider, damaged):
+        shutil.move(path, run.store.path(0).parent)
+        step = path.name.removeprefix("step-00000")
+        wait_until(lambda step=step: step in card(client).refused)
+    assert "is not a later step of the model" in card(client).refused["3"]
+    assert "another SHA-256" in card(client).refused["4"]
+    assert card(client).step == 2
+    assert chat(client, temperature=0).choices[0].message.content == before
+
+    run.save(5)
+    wait_until(lambda: card(client).step == 5)

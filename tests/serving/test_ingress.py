@@ -1,0 +1,189 @@
+"""The door of the endpoint, in front of a model that is a few lines: who gets in, and what errors look like."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.ingress import Door, Unavailable, build_app, hash_key
+from serving.messages import Message
+
+KEY = "a-token-of-sixteen"
+
+
+class Echo:
+    """Answers with what it was asked, or as the prompt says."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    async def answer(self, path: str, content_type: str, body: bytes) -> AsyncIterator[list[Message]]:
+        asked = json.loads(body)
+        prompt = asked.get("prompt")
+        try:
+            if prompt == "busy":
+                raise Unavailable(429, "tiny has as many requests waiting as it takes")
+            if prompt == "refuse":
+                error = {
+                    "error": {
+                        "message": "temperature must be >= 0",
+                        "type": "BadRequestError",
+                        "param": None,
+                        "code": 400,
+                    }
+                }
+                yield response(400, "application/json", json.dumps(error).encode())
+            elif prompt == "too long":
+                error = {
+                    "error": {
+                        "message": "This model's maximum context length is 9 tokens.",
+                        "type": "BadRequestError",
+                        "code": 400,
+                    }
+                }
+                yield response(400, "application/json", json.dumps(error).encode())
+            elif prompt == "die":
+                yield []
+            elif asked.get("stream"):
+                yield response(200, "text/event-stream", b"data: 1\n\n", more=True)
+                yield [{"type": "http.response.body", "body": b"data: 2\n\n", "more_body": True}]
+                if prompt == "die later":
+                    raise Unavailable(503, "tiny is being started again")
+                yield [{"type": "http.response.body", "body": b"", "more_body": False}]
+            else:
+                yield response(200, "application/json", json.dumps({"path": path, "asked": asked}).encode())
+        finally:
+            self.closed = True
+
+    async def card(self) -> dict[str, Any]:
+        return {"id": "tiny", "object": "model", "step": 10, "metadata": {"base": True}}
+
+
+class Silent(Echo):
+    async def card(self) -> dict[str, Any]:
+        raise Unavailable(503, "does not answer")
+
+
+def response(status: int, kind: str, body: bytes, *, more: bool = False) -> list[Message]:
+    return [
+        {"type": "http.response.start", "status": status, "headers": [(b"content-type", kind.encode())]},
+        {"type": "http.response.body", "body": body, "more_body": more},
+    ]
+
+
+def ask(method: str, path: str, *, key: str | None = KEY, auth: bool = True, **request: Any) -> httpx.Response:
+    """One request to an endpoint with the models tiny and silent, and an adapter on tiny."""
+    door = Door(key_hash=hash_key(KEY) if auth else None, max_bytes=1000, adapters={"poet": "tiny"})
+    app = build_app({"tiny": Echo(), "silent": Silent()}, door)
+    headers = {b"authorization": f"Bearer {key}".encode()} if key is not None else {}
+
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://endpoint") as client:
+            return await client.request(method, path, headers=headers, **request)
+
+    return asyncio.run(send())
+
+
+def complete(**body: Any) -> httpx.Response:
+    return ask("POST", "/v1/completions", json={"model": "tiny", **body})
+
+
+def error_of(reply: httpx.Response) -> dict[str, Any]:
+    """The error, which has the four keys that OpenAI's have, and no others."""
+    error = reply.json()["error"]
+    assert set(reply.json()) == {"error"}
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] is None or isinstance(error["code"], str)
+    return error
+
+
+@pytest.mark.parametrize("key", [None, "", "wrong", KEY + "x", KEY[:-1], "ключ"])
+def test_without_the_token_nothing_is_answered(key):
+    reply = ask("GET", "/v1/models", key=key)
+    assert reply.status_code == 401
+    assert error_of(reply)["code"] == "invalid_api_key"
+    assert reply.headers["www-authenticate"] == "Bearer"
+    assert KEY not in reply.text
+
+
+def test_auth_off_asks_for_no_token():
+    assert ask("GET", "/v1/models", key=None, auth=False).status_code == 200
+
+
+def test_health_needs_no_token():
+    assert ask("GET", "/health", key=None).json() == {"status": "ok"}
+
+
+def test_a_request_reaches_the_model_as_it_came():
+    reply = complete(prompt="x", seed=3)
+    assert reply.json() == {"path": "/v1/completions", "asked": {"model": "tiny", "prompt": "x", "seed": 3}}
+
+
+def test_an_adapter_is_answered_by_the_model_it_sits_on():
+    assert complete(model="poet", prompt="x").json()["asked"]["model"] == "poet"
+
+
+def test_a_stream_is_passed_on_whole():
+    reply = complete(prompt="x", stream=True)
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    assert reply.text == "data: 1\n\ndata: 2\n\n"
+
+
+def test_a_stream_whose_model_dies_ends_with_an_error_that_clients_read():
+    *_, last = complete(prompt="die later", stream=True).text.strip().split("\n\n")
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "unavailable"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b'{"model": ', 400, "invalid_json"),
+        (b"[" * 900, 400, "invalid_json"),
+        (b"\xff", 400, "invalid_json"),
+        (b"[1]", 400, None),
+        (b'{"prompt": "x"}', 400, None),
+        (b'{"model": "gpt", "prompt": "x"}', 404, "model_not_found"),
+        (b'{"model": "tiny", "prompt": "refuse"}', 400, None),
+        (b'{"model": "tiny", "prompt": "too long"}', 400, "context_length_exceeded"),
+        (b'{"model": "tiny", "prompt": "busy"}', 429, "overloaded"),
+        (b'{"model": "tiny", "prompt": "die"}', 500, "internal_error"),
+        (b'{"model": "tiny", "prompt": "' + b"x" * 1000 + b'"}', 400, "context_length_exceeded"),
+    ],
+)
+def test_every_error_has_openais_shape(body, status, code):
+    reply = ask("POST", "/v1/completions", content=body)
+    assert reply.status_code == status
+    assert error_of(reply)["code"] == code
+
+
+def test_a_body_of_undeclared_size_is_read_no_further_than_the_limit():
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        while True:
+            read += 100
+            yield b"x" * 100
+
+    assert ask("POST", "/v1/completions", content=endless()).status_code == 400
+    assert read <= 1200
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/nothing", 404), ("GET", "/v1/completions", 405)])
+def test_other_addresses_are_refused_in_the_same_shape(method, path, status):
+    reply = ask(method, path)
+    assert reply.status_code == status
+    assert error_of(reply)["code"] == "unknown_url"
+
+
+def test_the_list_names_models_and_adapters_and_the_served_step():
+    cards = {card["id"]: card for card in ask("GET", "/v1/models").json()["data"]}
+    assert list(cards) == ["tiny", "silent", "poet"]
+    assert (cards["tiny"]["step"], cards["poet"]["parent"]) == (10, "tiny")
+    assert ask("GET", "/v1/models/poet").json()["id"] == "poet"
+    assert ask("GET", "/v1/models/other").status_code == 404
