@@ -1,7 +1,7 @@
 # Everything that a person or CI does here. Each target first makes the environment, once: `install.py` compares it
 # with the lock and ends at once where they match.
 .DEFAULT_GOAL := help
-.PHONY: help install environment need-python demo test check doctor lock clean
+.PHONY: help install environment need-python demo test test-cluster check doctor lock clean
 
 STACK ?= auto
 PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
@@ -10,7 +10,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 help:  ## List what can be made.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: need-python  ## Make .venv for this machine; STACK=cpu or STACK=gpu instead of what is found, PYTHON=path for another Python.
 	@$(PYTHON) install.py --stack=$(STACK)
@@ -26,6 +26,9 @@ demo: environment  ## Train a small model with GRPO from nothing, in minutes, on
 
 test: environment  ## Run the tests.
 	@$(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+test-cluster: environment  ## Run a cluster of three machines on this one (as root, Linux: network namespaces and ssh), and train on it.
+	@$(RUN) python -m pytest -s tests/cluster/several_machines.py
 
 check: environment  ## Check style, types and layering; under a minute.
 	@$(RUN) ruff check .

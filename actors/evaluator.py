@@ -15,7 +15,7 @@ from core.call_log import Watch
 from core.chat import encode_prompt
 from core.errors import DataError, WorkerError
 from core.records import Group, Sample
-from core.run import answer_row
+from core.run_lines import answer_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -47,7 +47,7 @@ def free_port() -> int:
 def bare_command(model: Path, port: int, length: int) -> list[str]:
     """vLLM's own server, with the settings that the endpoint gives the engine."""
     return [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)),
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--served-model-name", "model", "--host", "127.0.0.1", "--port", str(port), "--api-key", KEY),
         *("--dtype", "float32", "--max-model-len", str(length), "--max-num-seqs", "256", "--enforce-eager"),
         *("--no-enable-chunked-prefill", "--max-num-batched-tokens", str(max(length, 16384))),

@@ -71,12 +71,12 @@ class Backup:
 
     def finish(self, *, wait_s: float | None = None) -> None:
         """Hand over the last state, wait no longer than the bound, and say what is not in the store."""
-        deadline = time.monotonic() + (self._settings.wait_s if wait_s is None else wait_s)
+        started = time.monotonic()
         self._hand_over(self._wanted() - self._done)
         try:
             with self._change:
                 finished = self._change.wait_for(
-                    lambda: not self._busy and not self._waiting, deadline - time.monotonic()
+                    lambda: not self._busy and not self._waiting, self._settings.wait_s if wait_s is None else wait_s
                 )
         except KeyboardInterrupt:
             finished = False
@@ -86,13 +86,14 @@ class Backup:
         if finished and self._failed is None:
             log.info("%s is backed up to %s", self._directory, self._run.bucket.address)
         else:
-            self._tell_what_is_missing(finished)
+            waited = time.monotonic() - started
+            self._tell_what_is_missing(None if finished else f"the store was still busy after {waited:.1f} s")
         shutil.rmtree(self._directory / ASIDE, ignore_errors=True)
 
-    def _tell_what_is_missing(self, finished: bool) -> None:
+    def _tell_what_is_missing(self, why: str | None) -> None:
         steps = _steps(self._wanted() - self._done)
         what = f"the checkpoint of step {', '.join(map(str, steps))}" if steps else "the last lines of the run's files"
-        why = self._failed if finished else f"the store was still busy after {self._settings.wait_s:g} s"
+        why = why or self._failed
         self._on_event("backup_incomplete", steps=steps, error=why)
         log.warning(
             "%s is not in %s (%s); `python jobs/runs.py push %s` sends it",
@@ -151,11 +152,13 @@ class Backup:
                 if self._run.stop.is_set():
                     return
                 shipment, self._busy = self._waiting.popleft(), True
-            self._send(shipment)
-            shutil.rmtree(shipment.aside, ignore_errors=True)
-            with self._change:
-                self._busy = False
-                self._change.notify_all()
+            try:
+                self._send(shipment)
+            finally:
+                shutil.rmtree(shipment.aside, ignore_errors=True)
+                with self._change:
+                    self._busy = False
+                    self._change.notify_all()
 
     def _send(self, shipment: Shipment) -> None:
         started = time.monotonic()

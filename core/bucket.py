@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import copy
+import functools
 import hashlib
 import io
 import logging
@@ -43,12 +44,11 @@ class Bucket:
         self.address = address.rstrip("/")
         self.name, _, self.prefix = self.address.removeprefix("s3://").partition("/")
         try:
-            import boto3
+            session = _session()
             from boto3.s3.transfer import TransferConfig
             from botocore.config import Config
         except ImportError:
             raise StorageError(f"{address} needs boto3, which is not installed; run `make install`") from None
-        session = boto3.session.Session()
         with self._told("cannot be used"):
             if session.get_credentials() is None:
                 raise StorageError(
@@ -232,6 +232,14 @@ class Bucket:
         if answer.get("HTTPStatusCode") in (401, 403):
             return f"{endpoint} refuses these credentials ({_last(error)}); they need {RIGHTS} on bucket {self.name!r}"
         return _last(error)
+
+
+@functools.cache
+def _session() -> Any:
+    """One for the process: it reads descriptions of the service that take longer than most requests."""
+    import boto3
+
+    return boto3.session.Session()
 
 
 class _Beginning(io.RawIOBase):

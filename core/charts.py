@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 24
 MOST_POINTS = 240
+RESOLUTION = 1e-5
+"""Values that differ by less, relatively, are drawn as equal: a ratio of 1.0000001 has no axis that a person could read."""
 SMOOTH_FROM = 50
 """Points from which on a running mean is drawn over the raw curve."""
 
@@ -197,7 +199,7 @@ def _step_axis(series: Sequence[Series], steps: tuple[float, float] | None) -> A
 def _value_axis(values: Sequence[float]) -> Axis:
     """From zero where that costs little of the height, otherwise close around the values."""
     low, high = min(values), max(values)
-    if low == high:
+    if high - low <= RESOLUTION * max(abs(low), abs(high)):
         low, high = (low - abs(low) * 0.1, high + abs(high) * 0.1) if low else (0.0, 1.0)
     room = (high - low) * 0.06
     starts_at_zero = 0 <= low <= 0.5 * high

@@ -25,7 +25,8 @@ from core.watching import runs_in, signature, writer_is_gone
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 COOKIE = "troupe_watch"
 LIVE_STYLE = """<style>
-.live { position: sticky; top: 0; z-index: 2; display: flex; align-items: center; gap: 12px; padding: 8px 24px;
+.live { position: sticky; top: 0; z-index: 2; display: flex; align-items: center; gap: 12px;
+  padding: 8px max(24px, calc(50% - 566px));
   background: var(--page); border-bottom: 1px solid var(--line); font-size: 14px; }
 .live select { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   padding: 5px 8px; min-width: 0; max-width: 60vw; }
@@ -36,7 +37,7 @@ LIVE_STYLE = """<style>
 LIVE_SCRIPT = """
 const main = document.querySelector('main'), told = document.querySelector('.live p');
 document.querySelector('.live select').addEventListener('change', event => { location.href = event.target.value; });
-const scrolled = '.text, .tablebox, pre';
+const scrolled = '.text, .tablebox, .charts, pre';
 // Replaced by its new self: what was open stays open, and what was scrolled stays where it was, the page included.
 function replace(body) {
   const open = [...main.querySelectorAll('details')].map(d => d.open), y = scrollY;

@@ -70,7 +70,7 @@ nav { margin-top: 18px; display: flex; flex-wrap: wrap; gap: 4px 18px; color: va
 .strip { display: grid; grid-template-columns: 92px minmax(0, 1fr) 44px; gap: 10px; align-items: center; font-size: 13px; }
 .strip + .strip { border-top: 1px solid var(--grid); } .strip b { font-weight: 500; text-align: right; color: var(--soft); }
 .strip span { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.chart .strip svg { height: 24px; cursor: default; } .strip .under { opacity: 0.28; } .strip .within { fill: var(--card); opacity: 0.3; }
+.chart .strip svg { height: 24px; cursor: default; } .strip .under { opacity: 0.28; } .strip .within { fill: none; stroke: var(--card); stroke-width: 1.5px; vector-effect: non-scaling-stroke; pointer-events: all; }
 .strip.axis { color: var(--soft); } .strip.axis p { display: flex; justify-content: space-between; }
 .grid line { stroke: var(--grid); }
 .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
@@ -109,6 +109,9 @@ footer { margin-top: 56px; color: var(--soft); font-size: 13px; }
   main { padding: 24px 14px 56px; } h1 { font-size: 24px; } h2 { margin-top: 38px; }
   .pair, .split { grid-template-columns: minmax(0, 1fr); } th, td { padding: 7px 11px; }
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 10px; } .tile { padding: 12px; }
+  .charts { display: flex; overflow-x: auto; scroll-snap-type: x mandatory; margin: 0 -14px; padding: 0 14px 6px; scroll-padding: 14px; }
+  .charts .chart { flex: 0 0 calc(100% - 26px); scroll-snap-align: start; } .charts .chart:only-child { flex-basis: 100%; }
+  .chart svg { touch-action: auto; }
   .tile strong { font-size: 19px; } .strip { grid-template-columns: 70px minmax(0, 1fr) 38px; gap: 6px; font-size: 12px; }
 }
 @media print { .chart, .card, .tile { break-inside: avoid; } }

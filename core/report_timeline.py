@@ -50,15 +50,18 @@ def timeline_strips(trace: Mapping[str, Any]) -> str:
 def _step(events: Sequence[Mapping[str, Any]], trace: Mapping[str, Any], step: int) -> str:
     spans = [event for event in events if event["ph"] == "X"]
     whole = next(event for event in spans if event["name"] == f"step {step}")
-    rows, seen = [], dict[str, str]()
+    rows, names = list[str](), dict[str, list[str]]()
     for pid, track in enumerate(trace.get("tracks", [])):
         mine = [span for span in spans if span["pid"] == pid and span is not whole]
         levels = [event for event in events if event["ph"] == "C" and event["pid"] == pid]
         if mine:
-            seen |= {_family(span["name"]): _color(span["name"]) for span in mine}
+            for name in dict.fromkeys(_family(span["name"]) for span in mine):
+                alike = names.setdefault(_color(name), [])
+                alike += [name] if name not in alike else []
             rows.append(_row(track, mine, levels, whole))
     keys = "".join(
-        f'<span class="key"><i style="background:{color}"></i>{escape(name)}</span>' for name, color in seen.items()
+        f'<span class="key"><i style="background:{color}"></i>{escape(", ".join(alike))}</span>'
+        for color, alike in names.items()
     )
     seconds = f"{short(whole['dur'] / 1e6)} s"
     return (
@@ -115,8 +118,8 @@ def _covered(spans: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _family(name: str) -> str:
-    return "weight sync" if name.startswith("sync: ") else WITHIN.get(name, name)
+    return "publish" if name.startswith("sync: ") else WITHIN.get(name, name)
 
 
 def _color(name: str) -> str:
-    return COLORS["publish"] if name.startswith("sync: ") else COLORS.get(WITHIN.get(name, name), COLORS["other"])
+    return COLORS.get(_family(name), COLORS["other"])

@@ -27,9 +27,10 @@ from core.files import JsonLines, keep_lines, now, read_lines, to_json, write_at
 from core.phases import PhaseClock
 from core.program import user_error
 from core.progress import build_progress
-from core.records import Group, Score
+from core.records import Group
 from core.report import build_report
 from core.run_directory import locked, open_directory
+from core.run_lines import group_record
 from core.secrets import public_values
 from core.stopping import StopSignals
 from core.timeline import RECORDER, Spans, StepTimelines
@@ -216,7 +217,7 @@ class Run:
         """Append up to `limit` of the step's groups, drawn by seed, with texts, scores and parts to rollouts.jsonl."""
         self._forget_from(step)
         drawn = random.Random(f"rollouts/{step}").sample(range(len(groups)), min(limit, len(groups)))
-        lines = [{"step": step, **_group_record(groups[index])} for index in sorted(drawn)]
+        lines = [{"step": step, **group_record(groups[index])} for index in sorted(drawn)]
         JsonLines(self.directory / "rollouts.jsonl").append(*lines)
 
     def log_answers(self, step: int, set_name: str, rows: Sequence[Mapping[str, Any]], *, limit: int = 24) -> None:
@@ -312,41 +313,6 @@ def seed_everything(seed: int) -> None:
         import torch
 
         torch.manual_seed(seed)
-
-
-def answer_row(group: Group) -> dict[str, Any]:
-    """The row of `Run.log_answers` for an evaluated group: its first branch and that branch's parts."""
-    score = group.scores[0] if group.scores else None
-    return {
-        "sample_id": group.sample.sample_id,
-        "prompt": _prompt_text(group),
-        "gold": group.sample.gold,
-        "text": group.branches[0].text,
-        "metrics": dict(score.parts) if score is not None else {},
-    }
-
-
-def _group_record(group: Group) -> dict[str, Any]:
-    scores = group.scores or [Score(value=None)] * len(group.branches)
-    branches = [
-        {
-            "text": branch.text,
-            "score": score.value,
-            "parts": dict(score.parts),
-            "finish_reason": branch.finish_reason,
-            "num_tokens": len(branch.token_ids),
-        }
-        for branch, score in zip(group.branches, scores, strict=True)
-    ]
-    sample = group.sample
-    return {"sample_id": sample.sample_id, "prompt": _prompt_text(group), "gold": sample.gold, "branches": branches}
-
-
-def _prompt_text(group: Group) -> str:
-    prompt = group.sample.prompt
-    if isinstance(prompt, str):
-        return prompt
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def _told(error: BaseException | None) -> dict[str, str]:

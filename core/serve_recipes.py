@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from core.checkpoint import step_of
 from core.config import Section
 from core.evaluate_recipes import run_name
 from core.model_paths import is_hub_name
 from core.recipes import EngineConfig, PlacementConfig, Precision
 from core.scoring_recipes import ScorerConfig, ServedRewardModelConfig
-
-
-def step_of(path: str) -> int | None:
-    """The step that a checkpoint's directory is of, by its name.
-
-    >>> step_of("runs/x/checkpoints/step-000010"), step_of("Qwen/Qwen2.5-0.5B")
-    (10, None)
-    """
-    named = re.fullmatch(r"step-(\d+)", Path(path).name)
-    return int(named[1]) if named else None
 
 
 class ServedModelConfig(Section):
@@ -60,7 +50,7 @@ class ServedModelConfig(Section):
         if self.name is not None:
             return self.name
         name = self.source if is_hub_name(self.source) else run_name(self.source.rstrip("/"))
-        step = self.step if self.step is not None else step_of(self.source)
+        step = self.step if self.step is not None else step_of(Path(self.source).name)
         return name if step is None else f"{name}@{step}"
 
 
@@ -104,6 +94,8 @@ class ServeConfig(Section):
     """Running requests an engine is meant to have; more of them start another replica, up to max_replicas."""
     max_queued: int = Field(default=1024, ge=1)
     """Requests that a model has running or waiting; more are answered with 429."""
+    stream_every_s: float = Field(default=0.03, ge=0)
+    """Seconds between two parts of a stream, its first token comes at once; 0: each token by itself."""
     max_length: int | None = Field(default=None, ge=2)
     """Prompt and answer in tokens; unset: what the model takes, on a CPU at most 8,192."""
     max_request_mib: float = Field(default=8.0, gt=0)

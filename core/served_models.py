@@ -6,8 +6,8 @@ whether vLLM knows the architecture, whether it fits in memory.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from core.checkpoint import MANIFEST, CheckpointStore
+from core.checkpoint import MANIFEST, CheckpointStore, step_of
 from core.doctor import available_memory_gib
 from core.errors import CheckpointError, ConfigError
 from core.files import read_json
@@ -23,7 +23,7 @@ from core.hardware import hardware
 from core.hub import hub_config
 from core.model_paths import locate
 from core.scoring_recipes import ServedRewardModelConfig
-from core.serve_recipes import ServeConfig, ServedModelConfig, step_of
+from core.serve_recipes import ServeConfig, ServedModelConfig
 
 CPU_LENGTH = 8192
 """Longest prompt and answer on a CPU where the recipe names none: prompts are prefilled whole there."""
@@ -68,7 +68,7 @@ def require_whole(path: Path, *, like: Path | None = None) -> None:
     """CheckpointError unless the files of `path` are those that its manifest names, byte by byte; with `like`, unless
     it has that checkpoint's tensors, in the same shapes."""
     path = path.resolve()  # `latest` and `best` are links
-    step = step_of(str(path))
+    step = step_of(path.name)
     if step is not None and (path / MANIFEST).exists():
         CheckpointStore(path.parent).verify(step, hashes=True)
     if like is None:
@@ -102,14 +102,11 @@ def _shape(shapes: Mapping[str, Sequence[int]], name: str) -> str:
 
 def _found(config: ServeConfig, model: ServedModelConfig, *, follow: str | None) -> Served:
     checkpoint = model.step if model.step is not None else (config.following.checkpoint if follow else "best")
-    if model.source.startswith("s3://"):
-        path = str(importlib.import_module("core.storage").fetch(model.source, checkpoint=checkpoint))
-    else:
-        path = locate(model.source, checkpoint)
-    if follow is not None and path == model.source:
+    if follow is not None and not (Path(follow) / "checkpoints").is_dir():
         raise ConfigError(
             f"follow needs a run directory, and {follow} is none; give one that has a directory checkpoints, or leave follow out"
         )
+    path = locate(model.source, checkpoint)
     settings = _settings(path)
     _require_architecture(path, settings)
     for name, adapter in model.adapters.items():
@@ -118,14 +115,15 @@ def _found(config: ServeConfig, model: ServedModelConfig, *, follow: str | None)
                 f"adapter {name!r}: there is no adapter_config.json in {adapter}; give a peft directory, as jobs/export.py writes "
                 "with adapter=apart"
             )
+    step = step_of(Path(path).resolve().name)
     return Served(
         name=model.label,
         path=path,
-        step=step_of(str(Path(path).resolve())),
+        step=step,
         max_length=_max_length(config, path, settings),
         run=follow,
         adapters=model.adapters,
-        metadata={"base": follow is None and step_of(str(Path(path).resolve())) is None},
+        metadata={"base": follow is None and step is None},
     )
 
 
@@ -184,12 +182,18 @@ def _max_length(config: ServeConfig, path: str, settings: Mapping[str, Any]) -> 
             raise ConfigError(f"max_length ({config.max_length}) is more than {path} takes ({own}); lower it")
         return config.max_length
     longest = int(own or CPU_LENGTH)
-    return min(longest, CPU_LENGTH) if hardware().device == "cpu" else longest
+    return min(longest, CPU_LENGTH) if _on_this_cpu(config) else longest
+
+
+def _on_this_cpu(config: ServeConfig) -> bool:
+    """Whether the engines will run on this machine, without a GPU; what a cluster's machines have is not known yet."""
+    elsewhere = config.placement.address or os.environ.get("RAY_ADDRESS")
+    return hardware().device == "cpu" and elsewhere is None
 
 
 def _require_memory(config: ServeConfig, models: Sequence[Served]) -> None:
     """On a CPU, where weights and caches lie in the machine's memory. Of a GPU's memory vLLM speaks itself."""
-    if hardware().device != "cpu" or config.placement.address is not None:
+    if not _on_this_cpu(config):
         return
     width = 2 if hardware().precision(config.precision) == "bf16" else 4
     weights = {model.name: _parameters(Path(model.path)) * width / 2**30 for model in models}

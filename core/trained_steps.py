@@ -18,7 +18,7 @@ from core.errors import ConfigError, DataError
 from core.files import read_lines
 from core.records import Branch, Group, Sample
 from core.report_data import RunRecord, read_run
-from core.run import answer_row
+from core.run_lines import answer_row
 from core.stored_answers import Answers
 
 log = logging.getLogger(__name__)

@@ -23,12 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.backup import pull
 from core.bucket import Bucket
 from core.checkpoint import CheckpointStore
-from core.environment import load_env_file
-from core.errors import ConfigError, StorageError, TroupeError
+from core.errors import ConfigError, StorageError
 from core.fork import fork
+from core.program import program
 from core.run_directory import locked
 from core.run_listing import Listed, human_bytes, local_runs, stored_runs
-from core.secrets import mask_console
 from core.storage_recipes import StorageConfig, check_address
 from core.stored_run import CHECKPOINTS, StoredRun, Wanted, begun_here, run_files, saved_storage
 
@@ -248,12 +247,5 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    mask_console()
-    try:
-        load_env_file()
+    with program():
         main(sys.argv[1:])
-    except TroupeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None

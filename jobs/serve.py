@@ -119,6 +119,9 @@ def announce(config: ServeConfig, cards: list[dict[str, Any]], *, seconds: float
         print(f"\nthe token, made for this time and not shown again:\n  export {KEY}={key}")
     if not config.auth:
         print("\nno token is asked for (auth=off): whoever reaches the port may use it")
+    for model in config.served:
+        for adapter in model.adapters:
+            print(f"  {adapter}, an adapter on {model.label}")
     for scorer in config.all_scorers:
         print(f"  {scorer.name}, which scores, at {url}/v1/score")
     if not cards:

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from core.errors import TroupeError
 from core.live_page import LOOPBACK, LiveServer
+from core.program import program
 from core.report_data import RunRecord, read_run
 from core.timeline import TIMELINE_FILE
 from core.watch_screen import screen
@@ -112,10 +112,5 @@ def serve(path: Path, host: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with program(), contextlib.suppress(KeyboardInterrupt):
         main(sys.argv[1:])
-    except TroupeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        pass

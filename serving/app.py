@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from core.hardware import hardware
 from core.scoring_recipes import ScorerConfig
 from core.serve_recipes import ServeConfig
 from core.served_models import Served
@@ -97,13 +97,18 @@ def build_application(config: ServeConfig, models: Sequence[Served], key_hash: s
 
 def _scorer_options(scorer: ScorerConfig) -> dict[str, Any]:
     """Of a scorer's deployment: a GPU where there are some, for a model."""
-    reads = scorer.type == "reward_model" and hardware().device == "cuda"
+    reads = scorer.type == "reward_model" and _has_gpus()
     return {"ray_actor_options": {"num_cpus": 1, "num_gpus": int(reads)}, "max_constructor_retry_count": 1}
+
+
+def _has_gpus() -> bool:
+    """Of the cluster: this process may sit on a machine without one."""
+    return ray.cluster_resources().get("GPU", 0) > 0
 
 
 def _options(config: ServeConfig) -> dict[str, Any]:
     """Of a model's deployment."""
-    gpus = config.engine.tensor_parallel_size if hardware().device == "cuda" else 0
+    gpus = config.engine.tensor_parallel_size if _has_gpus() else 0
     most = config.max_replicas or config.min_replicas
     scaling: dict[str, Any] = {"num_replicas": config.min_replicas}
     if most > config.min_replicas:

@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from core.checkpoint import CheckpointStore
+from core.checkpoint import CheckpointStore, step_of
 from core.errors import CheckpointError
 from core.model_paths import locate
-from core.serve_recipes import step_of
 from core.served_models import Served, require_whole
 
 Wanted = Literal["best", "latest"]
@@ -23,7 +22,7 @@ def newest(served: Served, wanted: Wanted) -> Served:
         require_whole(path, like=Path(served.path) if Path(served.path).is_dir() else None)
     except CheckpointError:
         return served
-    return replace(served, path=str(path), step=step_of(str(path)))
+    return replace(served, path=str(path), step=step_of(path.name))
 
 
 class Follower:

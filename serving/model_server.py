@@ -19,12 +19,13 @@ from typing import Any
 
 import ray
 
+from core.checkpoint import step_of
 from core.engine_arguments import engine_arguments, pack_heads
 from core.errors import ConfigError
 from core.files import read_json
 from core.hardware import hardware, set_up_generator
 from core.run_directory import locked
-from core.serve_recipes import ServeConfig, step_of
+from core.serve_recipes import ServeConfig
 from core.served_models import Served
 from serving.follower import Follower, newest
 from serving.messages import Message, complete
@@ -133,6 +134,8 @@ class ModelServer:
             try:
                 while (messages := await _arrived(sent)) and not complete(messages):
                     yield messages
+                    # What comes meanwhile travels together: each message costs three processes some of their time.
+                    await asyncio.wait([task], timeout=self._config.stream_every_s)
                 await task
                 yield messages
             finally:
@@ -208,7 +211,7 @@ class ModelServer:
     async def _swap(self, path: Path) -> None:
         """Load a checkpoint in place of the present one. Requests that arrive meanwhile wait; none fails."""
         assert self._follower is not None
-        step, before = step_of(str(path)), self._follower.path
+        step, before = step_of(path.name), self._follower.path
         assert step is not None
         self._open.clear()
         try:

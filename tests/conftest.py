@@ -56,7 +56,7 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture
 def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials for it, and nothing else that boto3 could find."""
+    """Credentials for it, and nothing else that boto3 could find in the environment."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name, value in CREDENTIALS.items():

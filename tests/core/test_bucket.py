@@ -160,6 +160,7 @@ def test_a_store_that_stalls_is_given_up(
 def test_missing_credentials_are_named_before_anything_is_copied(
     tmp_path: Path, credentials: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(core.bucket, "_session", core.bucket._session.__wrapped__)  # a process that has found none yet
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

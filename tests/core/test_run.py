@@ -16,7 +16,8 @@ from core.errors import ConfigError, RewardError, WorkerError
 from core.files import read_json, read_lines
 from core.recipes import GRPOConfig, RewardConfig
 from core.records import Branch, Group, Sample, Score
-from core.run import Run, answer_row
+from core.run import Run
+from core.run_lines import answer_row
 
 
 def train(config: GRPOConfig, *, first: int = 1, last: int | None = None, die_in: int | None = None) -> Path:

@@ -17,7 +17,8 @@ from core.files import JsonLines, read_lines, write_atomically
 from core.program import run_program
 from core.recipes import GRPOConfig
 from core.records import Branch, Group, JudgeCall, Sample, Score
-from core.run import Run, answer_row
+from core.run import Run
+from core.run_lines import answer_row
 from core.secrets import SecretFilter, known_secrets, name_secret, public_text
 
 KEY = "sk-planted/0123456789+abcdef"

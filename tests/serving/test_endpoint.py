@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def url(stage: Stage, run: Run) -> Iterator[str]:
+def url(stage: Stage, run: Run, tiny_models: dict[str, str]) -> Iterator[str]:
     config = load_config(
         ServeConfig,
-        [f"follow={run.directory}", f"port={free_port()}", "engine.cpu_cache_gib=0.25", "following.every_s=0.3"],
+        [
+            f"follow={run.directory}",
+            f"port={free_port()}",
+            "engine.cpu_cache_gib=0.25",
+            "following.every_s=0.3",
+            f"reward_model={tiny_models['judge']}",
+        ],
     )
     endpoint = Endpoint(config, served_models(config), hash_key(KEY))
     yield f"http://{config.host}:{config.port}"
@@ -149,7 +156,8 @@ def test_a_stop_string_ends_the_answer_before_it(client):
 
 
 def test_the_models_are_listed_with_the_step_that_is_served(client):
-    (listed,) = client.models.list().data
+    listed, scorer = client.models.list().data
+    assert scorer.id == "reward_model"
     assert (listed.id, listed.step, listed.metadata["chat"]) == ("tiny", 1, True)
 
 
@@ -261,3 +269,27 @@ def test_broken_checkpoints_are_refused_once_and_the_old_one_stays(client, run, 
 
     run.save(5)
     wait_until(lambda: card(client).step == 5)
+
+
+def test_a_reward_model_behind_the_same_door_reads_requests_together_and_is_a_judge(client, url):
+    """The scores themselves are compared with training's in test_scoring; here many come at once, through Serve."""
+    items = [{"prompt": f"What is {number} + 4?", "response": f"It is {number + 4}."} for number in range(16)]
+    headers = {"Authorization": f"Bearer {KEY}"}
+
+    def scored(*wanted: Any) -> list[float]:
+        body = {"model": "reward_model", "input": list(wanted)}
+        answer = httpx.post(f"{url}/v1/score", json=body, headers=headers, timeout=60)
+        return [datum["score"] for datum in answer.json()["data"]]
+
+    whole = scored(*items)
+    with ThreadPoolExecutor(16) as pool:
+        assert [score for (score,) in pool.map(scored, items)] == pytest.approx(whole, abs=1e-5)
+    turns: list[Any] = [*CHAT, {"role": "assistant", "content": "7"}]
+    judged = client.chat.completions.create(model="reward_model", messages=turns).choices[0].message.content
+    assert float(judged.removeprefix("reward:")) == pytest.approx(scored(turns)[0], abs=1e-5)
+    with pytest.raises(openai.BadRequestError, match="maximum context length") as refusal:
+        client.chat.completions.create(
+            model="reward_model", messages=[*CHAT, {"role": "assistant", "content": "7 " * 200}]
+        )
+    assert refusal.value.code == "context_length_exceeded"
+    assert httpx.post(f"{url}/v1/score", json={}).status_code == 401
