@@ -28,7 +28,7 @@ test: environment  ## Run the tests.
 	@$(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-cluster: environment  ## Run a cluster of three machines on this one (as root, Linux: network namespaces and ssh), and train on it.
-	@$(RUN) python -m pytest -s tests/cluster/several_machines.py
+	@$(RUN) unshare --net --mount --pid --fork --kill-child --mount-proc python -m pytest -s tests/cluster/several_machines.py
 
 check: environment  ## Check style, types and layering; under a minute.
 	@$(RUN) ruff check .
