@@ -12,7 +12,7 @@ import hmac
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -128,7 +128,7 @@ def build_app(models: Mapping[str, Model], door: Door, *, scorers: Mapping[str, 
         if base not in models:
             return _unknown(name)
         content_type = request.headers.get("content-type", "")
-        return await _relayed(models[base].answer(request.url.path, content_type, body))
+        return await _unless_gone(request, _relayed(models[base].answer(request.url.path, content_type, body)))
 
     @app.exception_handler(404)
     @app.exception_handler(405)
@@ -179,6 +179,25 @@ async def _card(name: str, model: Model) -> dict[str, Any]:
         return await asyncio.wait_for(model.card(), CARD_TIMEOUT_S)
     except (TimeoutError, Unavailable):
         return {"id": name, "object": "model", "created": 0, "owned_by": "troupe"}
+
+
+async def _unless_gone(request: Request, response: Coroutine[Any, Any, Response]) -> Response:
+    """The response; cancelled when the client hangs up before there is one. A stream listens for that itself."""
+    answering, hung_up = asyncio.create_task(response), asyncio.create_task(_hung_up(request))
+    try:
+        await asyncio.wait([answering, hung_up], return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            return openai_error(499, "the client hung up")
+        return answering.result()
+    finally:
+        for task in (answering, hung_up):
+            task.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    """Returns when the client is gone; the body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _relayed(answers: AsyncIterator[list[Message]]) -> Response:

@@ -187,3 +187,33 @@ def test_the_list_names_models_and_adapters_and_the_served_step():
     assert (cards["tiny"]["step"], cards["poet"]["parent"]) == (10, "tiny")
     assert ask("GET", "/v1/models/poet").json()["id"] == "poet"
     assert ask("GET", "/v1/models/other").status_code == 404
+
+
+def test_a_client_that_hangs_up_before_a_whole_answer_ends_the_work():
+    class Slow(Echo):
+        async def answer(self, path: str, content_type: str, body: bytes) -> AsyncIterator[list[Message]]:
+            try:
+                await asyncio.Event().wait()
+                yield []
+            finally:
+                self.closed = True
+
+    model = Slow()
+    app = build_app({"tiny": model}, Door(key_hash=None, max_bytes=1000))
+    received = iter([{"type": "http.request", "body": b'{"model": "tiny"}'}, {"type": "http.disconnect"}])
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.01)
+        return next(received)
+
+    async def send(message: Message) -> None:
+        pass
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
+
+    async def hang_up() -> None:
+        await asyncio.wait_for(app({**scope, "root_path": "", "http_version": "1.1"}, receive, send), 5)
+        await asyncio.sleep(0.05)
+
+    asyncio.run(hang_up())
+    assert model.closed
