@@ -94,8 +94,9 @@ class ServeConfig(Section):
     """Running requests an engine is meant to have; more of them start another replica, up to max_replicas."""
     max_queued: int = Field(default=1024, ge=1)
     """Requests that a model has running or waiting; more are answered with 429."""
-    stream_every_s: float = Field(default=0.03, ge=0)
-    """Seconds between two parts of a stream, its first token comes at once; 0: each token by itself."""
+    stream_parts_per_s: float = Field(default=150, gt=0)
+    """Parts a second in which an engine passes on its streams, all together: a lone stream comes token by token, many come
+    in larger parts. The first token comes at once."""
     max_length: int | None = Field(default=None, ge=2)
     """Prompt and answer in tokens; unset: what the model takes, on a CPU at most 8,192."""
     max_request_mib: float = Field(default=8.0, gt=0)

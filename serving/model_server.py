@@ -134,8 +134,8 @@ class ModelServer:
             try:
                 while (messages := await _arrived(sent)) and not complete(messages):
                     yield messages
-                    # What comes meanwhile travels together: each message costs three processes some of their time.
-                    await asyncio.wait([task], timeout=self._config.stream_every_s)
+                    # What comes meanwhile travels together: a message costs three processes a millisecond of their time.
+                    await asyncio.wait([task], timeout=self._running / self._config.stream_parts_per_s)
                 await task
                 yield messages
             finally:
