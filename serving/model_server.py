@@ -32,6 +32,9 @@ from serving.messages import Message, complete
 
 log = logging.getLogger(__name__)
 
+HANG_UP_S = 2.0
+"""Seconds that vLLM's application has to end a request whose client is gone."""
+
 
 class ReloadExtension:
     """Named to vLLM as its worker extension, so that an engine can be told to load another checkpoint."""
@@ -140,6 +143,8 @@ class ModelServer:
                 yield messages
             finally:
                 gone.set()
+                # vLLM's handlers end their work when they hear of it; one that is cancelled first leaves it running.
+                await asyncio.wait([task], timeout=HANG_UP_S)
                 if not task.done():
                     task.cancel()
                     await asyncio.wait([task])

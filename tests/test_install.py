@@ -238,7 +238,7 @@ def test_pyproject_names_every_package_that_the_source_imports():
     extras = project["optional-dependencies"]
     named = {name_of(requirement) for requirement in [*project["dependencies"], *extras["cpu"], *extras["gpu"]]}
     owners = importlib.metadata.packages_distributions()
-    packages = ("core", "algorithms", "data", "rewards", "environments", "actors", "jobs")
+    packages = ("core", "algorithms", "data", "rewards", "environments", "actors", "serving", "jobs")
     imported = {
         name.split(".")[0]
         for package in packages

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from core.run import Run
-from core.timeline import RECORDER, REQUEST_FILE, TRACK, Flight, Level, Span, lanes, write_step
+from core.timeline import RECORDER, REQUEST_FILE, TRACK, Flight, Level, Recorder, Span, lanes, write_step
 from core.watch_recipes import WatchConfig
 from core.watching import request_timeline
 from tests.core.traces import assert_nested_and_covering
@@ -64,15 +64,16 @@ def test_within_a_lane_spans_follow_or_contain_one_another() -> None:
 
 
 def test_what_still_goes_on_is_told_up_to_now_and_whole_when_it_has_ended() -> None:
+    recorder = Recorder()
     before = time.time_ns()
-    key = RECORDER.begin("long")
-    (going,) = [entry for entry in RECORDER.since(before) if isinstance(entry, Span) and entry.name == "long"]
+    key = recorder.begin("long")
+    (going,) = [entry for entry in recorder.since(before) if isinstance(entry, Span) and entry.name == "long"]
     assert going.ended_ns >= going.begun_ns >= before
-    RECORDER.end(key)
-    (ended,) = [entry for entry in RECORDER.since(before) if isinstance(entry, Span) and entry.name == "long"]
+    recorder.end(key)
+    (ended,) = [entry for entry in recorder.since(before) if isinstance(entry, Span) and entry.name == "long"]
     assert ended.begun_ns == going.begun_ns
     assert ended.ended_ns >= going.ended_ns
-    assert [entry for entry in RECORDER.since(time.time_ns()) if isinstance(entry, Span)] == []
+    assert [entry for entry in recorder.since(time.time_ns()) if isinstance(entry, Span)] == []
 
 
 def test_requests_in_flight_are_one_span_from_the_first_to_the_last_and_a_level_at_each_change() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,12 +91,23 @@ def test_a_tracker_that_fails_is_dropped_with_an_event_and_the_run_goes_on(recip
 # -- what Weights & Biases gets ----------------------------------------------------------------------------------
 
 
-def sent(directory: Path) -> Iterator[tuple[str, Any]]:
-    """(kind, record) of the run that is stored in `directory`: a header of 7 bytes, then LevelDB's log format."""
+def sent(directory: Path) -> list[tuple[str, Any]]:
+    """(kind, record) of the run that is stored in `directory`, to its end: W&B's process writes a little behind."""
+    (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + 60
+    while True:
+        records = list(stored(file.read_bytes()))
+        if any(kind == "exit" for kind, _ in records):
+            return records
+        assert time.monotonic() < deadline, "W&B never wrote the end of the run"
+        time.sleep(0.1)
+
+
+def stored(data: bytes) -> Iterator[tuple[str, Any]]:
+    """(kind, record) of a file of W&B: a header of 7 bytes, then LevelDB's log format."""
     from wandb.proto import wandb_internal_pb2
 
-    (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
-    data, at, parts = file.read_bytes(), 7, b""
+    at, parts = 7, b""
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:  # a record's header is never split over blocks
             at += 32768 - at % 32768

@@ -152,7 +152,8 @@ def test_a_recipe_can_name_it_as_the_judge_of_remote_reward(url: str, in_trainin
     endpoint = {"base_url": url, "model": "judge", "api_key_env": None, "cache": None, "patience_s": 0}
     rewards = build_rewards([RewardConfig(fn="remote_reward", args=endpoint)])
     branches = [Branch(token_ids=[1], text=answer) for answer in ANSWERS if answer]
-    scores = rewards.score_now(Group(sample=Sample(sample_id="x", prompt=prompt), prompt_ids=[1], branches=branches))
+    group = Group(sample=Sample(sample_id="x", prompt=prompt), prompt_ids=[1], branches=branches)
+    scores = asyncio.run(rewards.score(group))
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt  # as the client sends it
     expected = [in_training(turns, answer) for answer in ANSWERS if answer]
     assert [score.value for score in scores] == pytest.approx(expected, abs=1e-5)
@@ -183,9 +184,8 @@ def test_an_answer_that_is_too_long_is_missing_and_does_not_stop_a_run(url: str)
     endpoint = {"base_url": url, "model": "judge", "api_key_env": None, "cache": None, "patience_s": 0}
     rewards = build_rewards([RewardConfig(fn="remote_reward", args=endpoint)])
     branches = [Branch(token_ids=[1], text="8 " * 400), Branch(token_ids=[1], text="8")]
-    long, short = rewards.score_now(
-        Group(sample=Sample(sample_id="x", prompt=PROMPT), prompt_ids=[1], branches=branches)
-    )
+    group = Group(sample=Sample(sample_id="x", prompt=PROMPT), prompt_ids=[1], branches=branches)
+    long, short = asyncio.run(rewards.score(group))
     assert long.value is None
     assert short.value is not None
 
