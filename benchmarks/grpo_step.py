@@ -191,9 +191,9 @@ def run_trl(workload: Workload, directory: Path, steps: int) -> dict[str, Any]:
 
 def run_bare_generation(workload: Workload, directory: Path, steps: int) -> dict[str, Any]:
     """Median seconds of vLLM alone for a step's requests: its offline engine, no Ray, nothing else in the way."""
-    from core.hardware import set_up_generator
+    from core.hardware import LOOPBACK, set_up_generator
 
-    set_up_generator(0, 1, None)
+    set_up_generator(0, 1, None, LOOPBACK)
     from transformers import AutoTokenizer
     from vllm import LLM, SamplingParams
 

@@ -57,7 +57,7 @@ def page(opened: Page, url: str, api: TinyApi) -> Page:
     """The playground, connected."""
     from urllib.parse import quote
 
-    api.pause_s = 0.0
+    api.pause_s, api.endless = 0.0, False
     opened.size(1280, 900)
     opened.open(f"{url}/playground#token={quote(KEY, safe='')}")
     opened.until("answers[0].select.value")
@@ -200,7 +200,7 @@ def test_plain_text_goes_to_completions_with_its_own_form_of_log_probabilities(p
 
 @needs_browser
 def test_stop_ends_the_work_on_the_server(page: Page, api: TinyApi) -> None:
-    api.pause_s = 0.05
+    api.pause_s, api.endless = 0.05, True
     page.js("$('max_tokens').value = 2000; $('run').click()")
     page.until("answers.every(a => a.tokens > 2)")
     assert api.under_way == 2

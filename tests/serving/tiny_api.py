@@ -36,7 +36,7 @@ class TinyModel:
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
     @torch.no_grad()
-    def sample(self, ids: list[int], asked: Mapping[str, Any]) -> Iterator[Token]:
+    def sample(self, ids: list[int], asked: Mapping[str, Any], *, endless: bool = False) -> Iterator[Token]:
         generator = torch.Generator().manual_seed(asked.get("seed") or 0)
         temperature = asked.get("temperature", 1.0)
         for _ in range(asked.get("max_tokens") or 16):
@@ -45,7 +45,7 @@ class TinyModel:
             token = int(torch.multinomial(logprobs.exp(), 1, generator=generator) if temperature else logprobs.argmax())
             best = logprobs.topk(5)
             yield token, float(logprobs[token]), list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-            if token == self.tokenizer.eos_token_id:
+            if token == self.tokenizer.eos_token_id and not endless:
                 return
             ids = [*ids, token]
 
@@ -60,6 +60,8 @@ class TinyApi:
     key: str | None = None
     pause_s: float = 0.0
     """Between two tokens."""
+    endless: bool = False
+    """An end-of-sequence token does not end an answer; only `max_tokens` or a client that hangs up does."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of what was generated."""
     under_way: int = 0
@@ -110,7 +112,7 @@ class TinyApi:
         try:
             sampled: list[int] = []
             told, reason = "", "length"
-            for token, logprob, best in model.sample(ids, body):
+            for token, logprob, best in model.sample(ids, body, endless=self.endless):
                 sampled.append(token)
                 text = model.tokenizer.decode(sampled, skip_special_tokens=True)
                 # As vLLM: a character whose bytes are not all there is held back.
