@@ -441,8 +441,8 @@ class EvaluationConfig(Section):
     """Longest answer; rollout.max_response_tokens when unset."""
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy."""
-    keep_answers: int = Field(default=24, ge=0)
-    """Held-out answers of an evaluation that go into answers.jsonl, the same samples each time; jobs/benchmark.py uses them where all of its samples are there."""
+    keep_answers: int = Field(default=256, ge=0)
+    """Held-out answers of an evaluation that go into answers.jsonl, the same samples each time: the interval at the end is over them, and jobs/benchmark.py uses them where all of its samples are there."""
     metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]
     """Reward functions whose held-out mean is reported as eval/<set>/<name>; a reward model and a perplexity reward are measured without being named."""
     best_metric: str | None = None

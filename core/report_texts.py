@@ -15,6 +15,8 @@ from core.report_page import escape, table
 
 OPEN_SAMPLES = 6
 """Samples that are shown at once; the others unfold."""
+MOST_SAMPLES = 24
+"""Samples that are on the page at all; answers.jsonl has the others."""
 ROLLOUT_STEPS = 2
 MOST_EVENTS = 200
 
@@ -30,15 +32,14 @@ def _answer_set(run: RunRecord, name: str, rows: Sequence[Mapping[str, Any]]) ->
     before = {row["sample_id"]: row for row in rows if row["step"] == first}
     after = {row["sample_id"]: row for row in rows if row["step"] == last}
     shared = [sample_id for sample_id in before if sample_id in after]
-    if first == last:
-        cards = [_sample_card([before[sample_id]]) for sample_id in before]
-    else:
-        cards = [_sample_card([before[sample_id], after[sample_id]]) for sample_id in shared]
+    both = [before] if first == last else [before, after]
+    cards = [_sample_card([answers[sample_id] for answers in both]) for sample_id in shared[:MOST_SAMPLES]]
     lead = _tally(run, [(before[sample_id], after[sample_id]) for sample_id in shared]) if first != last else ""
     folded = "".join(cards[OPEN_SAMPLES:])
     if folded:
         folded = f'<details><summary class="soft" style="margin:4px 0 12px">{len(cards) - OPEN_SAMPLES} more</summary>{folded}</details>'
-    heading = f'<p class="lead" style="margin:-8px 0 14px">{escape(name.replace("_", " "))}, {len(cards)} samples drawn by their ids. {escape(lead)}</p>'
+    many = f", the first {len(cards)} of them here" if len(cards) < len(shared) else ""
+    heading = f'<p class="lead" style="margin:-8px 0 14px">{escape(name.replace("_", " "))}, {len(shared)} samples drawn by their ids{many}. {escape(lead)}</p>'
     return heading + "".join(cards[:OPEN_SAMPLES]) + folded
 
 

@@ -17,14 +17,16 @@ from core.recipes import PlacementConfig
 from tests.s3 import CREDENTIALS, s3_server
 
 ROOT = Path(__file__).resolve().parents[1]
+# Read when ray is imported, which some test files do before anybody asks for a stage: no Ray leaves loopback.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 class RayTogether(LoadScopeScheduling):
-    """Files are dealt out whole; those that need Ray go to one process, so that Ray starts once."""
+    """Files are dealt out whole; those of a folder that need Ray go to one process, so that each starts Ray once."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "ray" if needs_ray(file) else file
+        return f"ray {Path(file).parent}" if needs_ray(file) else file
 
 
 @functools.cache

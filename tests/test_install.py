@@ -202,8 +202,10 @@ def test_a_step_that_outlasts_its_deadline_is_stopped_with_its_children(checkout
     began = time.monotonic()
     with pytest.raises(InstallError, match="not done after 0 s"):
         install.step("build", ["sh", "-c", f"sleep 60 & echo $! > {checkout}/pid; wait"], deadline_s=0.4)
-    assert time.monotonic() - began < 10
-    assert has_ended(int((checkout / "pid").read_text()))
+    child = int((checkout / "pid").read_text())
+    while not has_ended(child):  # a busy machine delivers a signal some moments after it was sent
+        assert time.monotonic() - began < 10
+        time.sleep(0.02)
 
 
 def has_ended(pid: int) -> bool:

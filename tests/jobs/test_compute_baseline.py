@@ -45,6 +45,7 @@ def recipe(model: str, tmp_path: Path) -> Callable[..., GRPOConfig]:
                 "data.num_heldout=2",
                 "placement.backend=inline",
                 f"perplexity_reward.baseline_file={tmp_path / 'baselines.jsonl'}",
+                "perplexity_reward.precision=fp32",
                 *overrides,
             ],
         )

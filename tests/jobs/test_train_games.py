@@ -38,6 +38,7 @@ def trained(directory: Path) -> list[dict]:
         f"run={{name: trained, directory: {directory}}}",
         f"model.cache={directory / 'models'}",
         "model.warm_start.steps=30",
+        "policy.precision=fp32",
         "rollout.prompts_per_step=4",
         "rollout.group_size=4",
         "rollout.max_lag=1",

@@ -18,16 +18,20 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from actors.placement import Stage
+from core.benchmark_recipes import BenchmarkConfig
 from core.checkpoint import CheckpointStore
 from core.config import load_config
 from core.errors import ConfigError
+from core.files import read_json
 from core.recipes import ScratchModelConfig
 from core.scratch import write_scratch_model
 from core.serve_recipes import ServeConfig
 from core.served_models import served_models
+from jobs.benchmark import benchmark
 from jobs.serve import require_free_port
 from serving.endpoint import Endpoint
 from serving.ingress import hash_key
+from tests.rewards.chat_server import Answer, ChatServer
 from tests.serving.ports import free_port
 
 KEY = "a-token-of-sixteen"
@@ -77,6 +81,7 @@ def url(stage: Stage, run: Run, tiny_models: dict[str, str]) -> Iterator[str]:
         [
             f"follow={run.directory}",
             f"port={free_port()}",
+            "precision=fp32",
             "engine.cpu_cache_gib=0.25",
             "following.every_s=0.3",
             f"reward_model={tiny_models['judge']}",
@@ -293,3 +298,38 @@ def test_a_reward_model_behind_the_same_door_reads_requests_together_and_is_a_ju
         )
     assert refusal.value.code == "context_length_exceeded"
     assert httpx.post(f"{url}/v1/score", json={}).status_code == 401
+
+
+def test_a_benchmark_asks_this_endpoint_beside_one_that_fails_half_of_its_calls(url, tmp_path, monkeypatch):
+    monkeypatch.setenv("TROUPE_API_KEY", KEY)
+    rows = "".join(f'{{"id": "s/{n}", "prompt": "What is {n} + {n}?", "gold": "{2 * n}"}}\n' for n in range(1, 9))
+    for name in ("train", "heldout"):
+        (tmp_path / f"{name}.jsonl").write_text(rows.replace("s/", f"{name}/"))
+
+    def moody(body: dict[str, Any], number: int) -> Answer:
+        n = int(body["messages"][-1]["content"].split()[2])
+        return Answer(status=500, raw="later") if number % 2 == 0 else Answer(text=f"#### {2 * n}")
+
+    with ChatServer(moody).running() as other:
+        config = BenchmarkConfig(
+            data={
+                "type": "jsonl",
+                "path": str(tmp_path / "train.jsonl"),
+                "heldout_path": str(tmp_path / "heldout.jsonl"),
+                "gold_field": "gold",
+                "id_field": "id",
+            },
+            endpoints={
+                "served": {"base_url": f"{url}/v1", "model": "tiny", "api_key_env": "TROUPE_API_KEY"},
+                "moody": {"base_url": other.url, "model": "m", "api_key_env": None, "backoff_s": 0.01},
+            },
+            max_response_tokens=12,
+            output=str(tmp_path / "out"),
+        )
+        benchmark(config)
+    measured = read_json(tmp_path / "out" / "metrics.json")["models"]
+    # Random weights answer nothing right, but they answer everything.
+    assert {name: one["accuracy"]["mean"] for name, one in measured.items()} == {"served": 0.0, "moody": 1.0}
+    taken = {one["name"]: one for one in read_json(tmp_path / "out" / "benchmark.json")["contestants"]}
+    assert (taken["served"]["calls"], taken["served"]["failed_calls"], taken["served"]["missing"]) == (8, 0, 0)
+    assert (taken["moody"]["calls"], taken["moody"]["failed_calls"], taken["moody"]["missing"]) == (16, 8, 0)
