@@ -27,17 +27,12 @@ from actors.reward_model import RewardModel, require_same_tokenizer
 from actors.rewarder import Rewarder, RewarderWorker, RewardPart
 from actors.trained import Trained, TrainedWorker
 from core.errors import ConfigError
+from core.model_recipes import ModelConfig, PretrainedModelConfig
 from core.perplexity_recipes import PerplexityRewardConfig
-from core.recipes import (
-    GeneratorConfig,
-    GRPOConfig,
-    ModelConfig,
-    PolicyConfig,
-    PretrainedModelConfig,
-    RewardModelConfig,
-)
+from core.recipes import GRPOConfig
 from core.records import Sample
 from core.rl_recipes import PPOConfig
+from core.role_recipes import GeneratorConfig, PolicyConfig, RewardModelConfig
 from data import DataSet
 
 if TYPE_CHECKING:

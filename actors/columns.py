@@ -13,8 +13,8 @@ import torch
 from algorithms import advantages as adv
 from algorithms import gae, kl, losses, shaping
 from algorithms.packing import Batch
+from core.algorithm_recipes import AlgorithmConfig
 from core.errors import RewardError
-from core.recipes import AlgorithmConfig
 from core.records import Group
 from core.rl_recipes import GAEConfig
 

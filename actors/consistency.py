@@ -12,8 +12,8 @@ from actors.generator import Generators
 from actors.policy import Policy
 from algorithms.packing import Batch
 from core.errors import ConsistencyError
-from core.recipes import ConsistencyConfig
 from core.records import Branch, Group, Sample
+from core.role_recipes import ConsistencyConfig
 
 MAX_PROBE_TOKENS = 64
 BOUNDS = {"fp32": 1e-3, "bf16": 0.05}

@@ -12,7 +12,8 @@ from actors.objective import ValueObjective
 from actors.policy import minibatches
 from actors.trained import Trained, TrainedWorker
 from algorithms.packing import Batch
-from core.recipes import AlgorithmConfig, PolicyConfig
+from core.algorithm_recipes import AlgorithmConfig
+from core.role_recipes import PolicyConfig
 
 
 class Critic(Trained[TrainedWorker]):

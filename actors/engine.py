@@ -32,7 +32,7 @@ from core.errors import CheckpointError, NumericalError
 from core.extension import extension_state, remove_stale_lock, use_environment_cache
 from core.hardware import hardware
 from core.listening import listen
-from core.recipes import LoraConfig, PolicyConfig
+from core.role_recipes import LoraConfig, PolicyConfig
 
 LossFn = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(what the model's forward returns, [n] each; then the batch's columns at these tokens, with their `branch_ids` and

@@ -20,8 +20,9 @@ from actors.rewarder import Rewarder
 from core.answering_recipes import AnsweringConfig
 from core.chat import encode_answer, encode_prompt
 from core.errors import TroupeError
-from core.recipes import PretrainedModelConfig, RewardModelConfig
+from core.model_recipes import PretrainedModelConfig
 from core.records import Branch, Group, Sample
+from core.role_recipes import RewardModelConfig
 from core.stored_answers import Answers
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from transformers import (
 from actors.engine import TRAINER_STATE, gathered_state, with_adapter
 from algorithms.loading import Head
 from core.errors import CheckpointError
-from core.recipes import LoraConfig
+from core.role_recipes import LoraConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PEFT_PREFIX = "base_model.model."

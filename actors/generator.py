@@ -21,8 +21,8 @@ from actors.meters import Throughput, working
 from core.engine_arguments import engine_arguments
 from core.errors import SyncError, TroupeError, WorkerError
 from core.hardware import hardware, set_up_generator
-from core.recipes import GeneratorConfig
 from core.records import Branch, WeightSpan
+from core.role_recipes import GeneratorConfig
 from core.timeline import RECORDER
 
 if TYPE_CHECKING:

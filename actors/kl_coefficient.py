@@ -6,7 +6,7 @@ import torch
 
 from algorithms import kl
 from algorithms.packing import Batch
-from core.recipes import AlgorithmConfig, KLConfig
+from core.algorithm_recipes import AlgorithmConfig, KLConfig
 
 
 class KLCoefficient:

@@ -16,7 +16,7 @@ import torch
 from algorithms import losses, preferences
 from algorithms.gae import value_loss
 from algorithms.packing import branch_scores, last_tokens
-from core.recipes import AlgorithmConfig
+from core.algorithm_recipes import AlgorithmConfig
 
 Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
 Columns = Mapping[str, torch.Tensor]

@@ -18,8 +18,10 @@ from actors.group import Group, InlineGroup, Slot, WorkerGroup, own_address
 from actors.meters import RUN
 from core.errors import ConfigError, WorkerError
 from core.hardware import Hardware, hardware
-from core.recipes import GeneratorConfig, GRPOConfig, PlacementConfig, RunConfig
+from core.recipes import GRPOConfig
 from core.rl_recipes import PPOConfig
+from core.role_recipes import GeneratorConfig, PlacementConfig
+from core.run_recipes import RunConfig
 from core.timeline import Entry
 
 log = logging.getLogger(__name__)

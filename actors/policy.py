@@ -18,8 +18,9 @@ from actors.meters import working
 from actors.objective import PolicyObjective
 from actors.trained import Trained, TrainedWorker
 from algorithms.packing import Batch
+from core.algorithm_recipes import AlgorithmConfig
 from core.errors import SyncError, WorkerError
-from core.recipes import AlgorithmConfig, PolicyConfig
+from core.role_recipes import PolicyConfig
 
 
 class PolicyWorker(TrainedWorker):

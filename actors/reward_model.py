@@ -16,8 +16,8 @@ from algorithms.packing import Batch
 from core.chat import encode_answer
 from core.errors import ConfigError, DataError, RewardError
 from core.model_paths import locate
-from core.recipes import RewardModelConfig
 from core.records import Branch, Group
+from core.role_recipes import RewardModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 from actors.group import Group as WorkerGroupBase
 from actors.meters import record
-from core.recipes import RewardConfig
 from core.records import Group, Score
+from core.rollout_recipes import RewardConfig
 from core.timeline import Flight
 from rewards import Rewards, build_rewards
 

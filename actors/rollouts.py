@@ -27,8 +27,8 @@ from algorithms.advantages import has_signal
 from core.call_log import Watch
 from core.chat import encode_prompt
 from core.errors import DataError, RewardError, WorkerError
-from core.recipes import RolloutConfig
 from core.records import Group, Sample
+from core.rollout_recipes import RolloutConfig
 from data import PromptStream
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from actors.objective import Objective
 from algorithms.packing import Batch
 from core.errors import TroupeError, WorkerError
 from core.hardware import set_up_process
-from core.recipes import PolicyConfig
+from core.role_recipes import PolicyConfig
 from core.timeline import RECORDER
 
 RENDEZVOUS_PORTS = (20_000, 32_000)

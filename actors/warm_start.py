@@ -23,8 +23,9 @@ from algorithms.packing import Batch
 from core.chat import demonstration_text, prompt_text
 from core.errors import DataError
 from core.model_paths import locate
-from core.recipes import ModelConfig, PolicyConfig, ScratchModelConfig
+from core.model_recipes import ModelConfig, ScratchModelConfig
 from core.records import Group, Sample
+from core.role_recipes import PolicyConfig
 from core.scratch import write_scratch_model
 from data import DataSet
 

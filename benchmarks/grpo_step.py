@@ -66,7 +66,7 @@ def even_share(token_ids: Any) -> float:
 
 def prepare(workload: Workload, directory: Path, steps: int) -> None:
     """Model, tokenizer and prompts of a workload; a prompt is a string of digits, each of which is one token."""
-    from core.recipes import ScratchModelConfig
+    from core.model_recipes import ScratchModelConfig
     from core.scratch import write_scratch_model
 
     rng = random.Random(0)
@@ -246,8 +246,9 @@ def run_bare_update(workload: Workload, directory: Path, steps: int) -> dict[str
     from algorithms.loading import load_model
     from algorithms.logprobs import PackedModel
     from algorithms.packing import Batch, pack
-    from core.recipes import AlgorithmConfig, PolicyConfig
+    from core.algorithm_recipes import AlgorithmConfig
     from core.records import Branch, Group, Sample
+    from core.role_recipes import PolicyConfig
 
     prepare_extension()
     rng = random.Random(0)

@@ -42,7 +42,7 @@ def start(directory: Path, length: int) -> tuple[Any, Any, Any]:
 
     from actors.frozen import Frozen, FrozenWorker
     from actors.group import InlineGroup
-    from core.recipes import ScratchModelConfig
+    from core.model_recipes import ScratchModelConfig
     from core.scratch import write_scratch_model
 
     config = ScratchModelConfig(**MODEL, max_length=length)

@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "serve_throughput.json")
     given = parser.parse_args()
     from benchmarks.grpo_step import machine
-    from core.recipes import ScratchModelConfig
+    from core.model_recipes import ScratchModelConfig
     from core.scratch import write_scratch_model
 
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as servers:

@@ -9,7 +9,10 @@ from pydantic import Field
 from core.config import Section
 from core.data_recipes import DataConfig, WordProblemsConfig
 from core.environment_recipes import EnvironmentConfig
-from core.recipes import GeneratorConfig, PlacementConfig, Precision, RewardConfig, RewardModelConfig, WandbConfig
+from core.model_recipes import Precision
+from core.role_recipes import GeneratorConfig, PlacementConfig, RewardModelConfig
+from core.rollout_recipes import RewardConfig
+from core.run_recipes import WandbConfig
 
 ROUGE = RewardConfig(fn="rewards.overlap_table:rouge_table", name="rouge")
 """What `rouge: true` adds to the metrics."""

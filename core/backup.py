@@ -22,7 +22,7 @@ from typing import Any
 from core.bucket import Bucket
 from core.checkpoint import CheckpointStore
 from core.errors import StorageError
-from core.recipes import RunConfig
+from core.run_recipes import RunConfig
 from core.storage_recipes import StorageConfig
 from core.stored_run import CHECKPOINTS, RunFile, StoredRun, begun_here, run_files
 

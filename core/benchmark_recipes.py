@@ -10,7 +10,7 @@ from core.answering_recipes import COMPARE_WITH_GOLD, ROUGE, AnsweringConfig, re
 from core.config import Section
 from core.evaluate_recipes import REWARD_MODEL, run_name
 from core.preference_recipes import PreferencesConfig
-from core.recipes import RewardConfig
+from core.rollout_recipes import RewardConfig
 from core.storage_recipes import check_address
 
 START = "start"

@@ -1,7 +1,7 @@
 """How a recipe becomes a typed, checked config: YAML files, then `section.field=value` overrides, later wins.
 
 Sections are frozen pydantic models that refuse unknown keys; the sentence under each field, with its unit, is
-its documentation and what `--help` prints. The fields of the jobs live in `core.recipes`.
+its documentation and what `--help` prints. The fields of the jobs live in `core.recipes` and its sections.
 """
 
 from __future__ import annotations

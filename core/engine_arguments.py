@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from core.hardware import hardware
-from core.recipes import EngineConfig
+from core.role_recipes import EngineConfig
 
 if TYPE_CHECKING:
     from torch.nn import Module

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from core.answering_recipes import COMPARE_WITH_GOLD, ROUGE, AnsweringConfig, require_file_name
 from core.environment_recipes import LABEL as ENVIRONMENT
-from core.recipes import RewardConfig
+from core.rollout_recipes import RewardConfig
 
 REFERENCE = "reference"
 """The name under which the data's own answers take part in comparisons."""

@@ -13,7 +13,8 @@ from typing import Any
 
 from core.config import Section
 from core.files import read_json
-from core.recipes import GRPOConfig, PolicyConfig
+from core.recipes import GRPOConfig
+from core.role_recipes import PolicyConfig
 
 GPU_GB = 80
 """Of an H100."""

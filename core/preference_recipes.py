@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from core.config import Section
-from core.recipes import RewardConfig
+from core.rollout_recipes import RewardConfig
 
 COMPARISON = "remote_comparison"
 """The built-in judge; a dimension's template is put in for it."""

@@ -6,8 +6,12 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
+from core.algorithm_recipes import AlgorithmConfig, KLConfig
 from core.config import Section
-from core.recipes import AlgorithmConfig, GRPOConfig, KLConfig, PolicyConfig, RolloutConfig, RunConfig
+from core.recipes import GRPOConfig
+from core.role_recipes import PolicyConfig
+from core.rollout_recipes import RolloutConfig
+from core.run_recipes import RunConfig
 
 
 class RLOOConfig(GRPOConfig):

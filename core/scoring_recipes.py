@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from core.config import Section
-from core.recipes import Precision, RewardConfig
+from core.model_recipes import Precision
+from core.rollout_recipes import RewardConfig
 
 
 class BatchingConfig(Section):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from core.chat import CHATML
-from core.recipes import ScratchModelConfig
+from core.model_recipes import ScratchModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,8 @@ from core.checkpoint import step_of
 from core.config import Section
 from core.evaluate_recipes import run_name
 from core.model_paths import is_hub_name
-from core.recipes import EngineConfig, PlacementConfig, Precision
+from core.model_recipes import Precision
+from core.role_recipes import EngineConfig, PlacementConfig
 from core.scoring_recipes import ScorerConfig, ServedRewardModelConfig
 
 

@@ -9,18 +9,10 @@ from pydantic import Field, model_validator
 
 from core.config import Section
 from core.data_recipes import DataConfig, DocstringPairsConfig, DocstringsConfig
-from core.recipes import (
-    CheckpointConfig,
-    GeneratorConfig,
-    ModelConfig,
-    PlacementConfig,
-    PolicyConfig,
-    Precision,
-    RewardConfig,
-    RunConfig,
-    ScratchModelConfig,
-    WarmStartConfig,
-)
+from core.model_recipes import ModelConfig, Precision, ScratchModelConfig, WarmStartConfig
+from core.role_recipes import GeneratorConfig, PlacementConfig, PolicyConfig
+from core.rollout_recipes import RewardConfig
+from core.run_recipes import CheckpointConfig, RunConfig
 
 
 class GenerationConfig(Section):

@@ -14,8 +14,8 @@ from core.benchmark_results import Contestant
 from core.bucket import Bucket
 from core.errors import ConfigError
 from core.model_paths import locate
-from core.recipes import RewardModelConfig
 from core.records import Sample
+from core.role_recipes import RewardModelConfig
 from core.stored_answers import Answers
 from core.tracking import check_trackers
 from core.trained_steps import TrainedRun

@@ -48,8 +48,8 @@ from core.files import read_json, write_atomically
 from core.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from core.model_paths import locate
 from core.program import run_program
-from core.recipes import RewardModelConfig
 from core.records import Branch, Group, Sample, Score
+from core.role_recipes import RewardModelConfig
 from core.secrets import public_values
 from core.stored_answers import Answers, AnswerStore
 from core.tracking import check_trackers, log_evaluation

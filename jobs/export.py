@@ -26,7 +26,7 @@ from core.model_card import model_card
 from core.model_paths import locate
 from core.program import run_program
 from core.provenance import Provenance, hub_name, provenance
-from core.recipes import LoraConfig
+from core.role_recipes import LoraConfig
 
 if TYPE_CHECKING:
     from actors.exported import Stored

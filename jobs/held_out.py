@@ -11,7 +11,7 @@ from actors.evaluator import Evaluation, Evaluator
 from actors.generator import Generators, start_generators
 from actors.policy import Policy
 from actors.rewarder import Rewarder
-from core.recipes import ConsistencyConfig
+from core.role_recipes import ConsistencyConfig
 from core.run import Run
 from core.supervised_recipes import GeneratingConfig, GenerationConfig
 from data import DataSet

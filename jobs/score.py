@@ -21,8 +21,8 @@ from rich.table import Table
 
 from core.config import Section
 from core.program import run_program
-from core.recipes import RewardConfig
 from core.records import Branch, Group, Sample, Score
+from core.rollout_recipes import RewardConfig
 from data.lines import Row, read_rows, text_of, write_rows
 from rewards import Rewards, build_rewards
 

@@ -25,12 +25,14 @@ from actors.placement import seats
 from actors.reward_model import located
 from actors.rollouts import Rollouts
 from algorithms.packing import Batch
+from core.algorithm_recipes import AlgorithmConfig
 from core.checkpoint import save_state
 from core.errors import PlayError, RewardError
 from core.model_paths import locate
 from core.program import run_program
-from core.recipes import AlgorithmConfig, EvaluationConfig, GRPOConfig
+from core.recipes import GRPOConfig
 from core.records import Group
+from core.rollout_recipes import EvaluationConfig
 from core.run import Run
 from data import PromptStream
 from environments import build_environment

@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from actors.cast import Cast
 from actors.columns import with_gae, with_importance
 from algorithms.packing import Batch
+from core.algorithm_recipes import AlgorithmConfig
 from core.program import run_program
-from core.recipes import AlgorithmConfig, GRPOConfig
+from core.recipes import GRPOConfig
 from core.records import Group
 from core.rl_recipes import PPOConfig
 from core.run import Run

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from core.errors import ConfigError
-from core.recipes import RewardConfig
 from core.records import Group, Score
+from core.rollout_recipes import RewardConfig
 from rewards.calls import judge
 from rewards.resolve import Reward, resolve
 

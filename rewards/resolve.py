@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any
 
 from core.errors import ConfigError
-from core.recipes import RewardConfig
 from core.resolve import checked_arguments, class_arguments, find, instance, signature_of, type_hints
+from core.rollout_recipes import RewardConfig
 from rewards.answers import math_answer
 from rewards.form import Length, regex_format
 from rewards.judge_qa import JudgeQA

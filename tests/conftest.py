@@ -13,7 +13,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from actors.placement import Stage
-from core.recipes import PlacementConfig
+from core.role_recipes import PlacementConfig
 from tests.s3 import CREDENTIALS, s3_server
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,9 +21,11 @@ from core.data_recipes import DocstringPairsConfig, TldrComparisonsConfig, TldrC
 from core.data_source_recipes import HarvestConfig
 from core.dry_runs import dry_runs
 from core.evaluate_recipes import EvaluateConfig
+from core.model_recipes import PretrainedModelConfig
 from core.pipeline_recipes import PipelineConfig
-from core.recipes import GRPOConfig, PretrainedModelConfig, RewardConfig
+from core.recipes import GRPOConfig
 from core.rl_recipes import PPOConfig, RLOOConfig
+from core.rollout_recipes import RewardConfig
 from core.run_directory import flat_values
 from core.supervised_recipes import DPOConfig, RewardModelTrainingConfig, SFTConfig, SupervisedConfig
 from environments import build_environment

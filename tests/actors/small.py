@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2Config
 
 from algorithms.packing import Batch
 from core.data_recipes import WordProblemsConfig
-from core.recipes import ScratchModelConfig
+from core.model_recipes import ScratchModelConfig
 from core.records import Branch, Group, Sample
 from core.scratch import write_scratch_model
 from data import load_data

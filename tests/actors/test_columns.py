@@ -9,8 +9,8 @@ import torch
 
 from actors.columns import with_advantages, with_gae, with_loss_weights, with_ranks
 from algorithms.packing import Batch
+from core.algorithm_recipes import AlgorithmConfig, KLConfig, OverlongConfig
 from core.errors import RewardError
-from core.recipes import AlgorithmConfig, KLConfig, OverlongConfig
 from core.records import Branch, Group, Sample, Score
 from core.rl_recipes import GAEConfig
 

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from actors.engine import Engine
 from actors.objective import PolicyObjective
 from algorithms.packing import Batch, pack
+from core.algorithm_recipes import AlgorithmConfig
 from core.errors import CheckpointError, NumericalError
-from core.recipes import AlgorithmConfig, LoraConfig, PolicyConfig
 from core.records import Group
+from core.role_recipes import LoraConfig, PolicyConfig
 from tests.actors.small import SMALL, ragged, with_targets, write_weights
 
 pytestmark = pytest.mark.usefixtures("one_rank")

@@ -24,8 +24,9 @@ from core.chat import encode_prompt
 from core.data_recipes import TicTacToeConfig
 from core.environment_recipes import EnvironmentConfig
 from core.errors import DataError, PlayError
-from core.recipes import GeneratorConfig, RewardConfig, RolloutConfig
 from core.records import Branch, Group, Sample
+from core.role_recipes import GeneratorConfig
+from core.rollout_recipes import RewardConfig, RolloutConfig
 from core.scratch import train_tokenizer
 from core.tic_tac_toe import CELLS, written
 from data import PromptStream, load_data

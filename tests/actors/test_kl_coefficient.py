@@ -9,7 +9,7 @@ import torch
 
 from actors.kl_coefficient import KLCoefficient
 from algorithms.packing import Batch
-from core.recipes import AdaptiveKLConfig, AlgorithmConfig, KLConfig
+from core.algorithm_recipes import AdaptiveKLConfig, AlgorithmConfig, KLConfig
 from core.records import Branch, Group, Sample
 
 

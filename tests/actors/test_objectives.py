@@ -24,8 +24,8 @@ from actors.objective import Objective, PreferenceObjective, RankingObjective, S
 from actors.placement import Stage
 from actors.trained import Trained, TrainedWorker
 from algorithms.packing import Batch, pack
-from core.recipes import PolicyConfig
 from core.records import Branch, Group, Sample, Score
+from core.role_recipes import PolicyConfig
 from tests.actors.small import random_group, write_model
 from tests.actors.test_engine import assert_close, gradient_of
 from tests.actors.test_values import write_scalar_model

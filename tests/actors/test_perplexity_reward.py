@@ -27,8 +27,8 @@ from actors.rewarder import Rewarder
 from algorithms.packing import Batch
 from core.errors import CheckpointError, ConfigError, DataError, RewardError
 from core.perplexity_recipes import PerplexityRewardConfig
-from core.recipes import RewardConfig
 from core.records import Branch, Group, Sample, Score
+from core.rollout_recipes import RewardConfig
 from tests.actors.small import write_model
 
 LEAD_IN = "{context}\nSo the answer is "

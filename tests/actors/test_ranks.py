@@ -14,8 +14,9 @@ from actors.objective import PolicyObjective
 from actors.placement import Stage
 from actors.policy import Policy, PolicyWorker
 from algorithms.packing import Batch, pack
-from core.recipes import AlgorithmConfig, PolicyConfig
+from core.algorithm_recipes import AlgorithmConfig
 from core.records import Group
+from core.role_recipes import PolicyConfig
 from tests.actors.small import ragged, random_group, with_targets, write_model
 
 OBJECTIVE = PolicyObjective(AlgorithmConfig(clip_low=0.5, clip_high=50.0))

@@ -19,8 +19,9 @@ from actors.rewarder import Rewarder
 from algorithms.packing import Batch
 from core.chat import encode_answer
 from core.errors import ConfigError, DataError, RewardError
-from core.recipes import RewardConfig, RewardModelConfig
 from core.records import Branch, Group, Sample, Score
+from core.role_recipes import RewardModelConfig
+from core.rollout_recipes import RewardConfig
 from core.scratch import train_tokenizer
 from tests.actors.small import write_model
 from tests.actors.test_values import write_scalar_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from actors.rewarder import Rewarder
-from core.recipes import RewardConfig
 from core.records import Branch, Group, Sample
+from core.rollout_recipes import RewardConfig
 
 
 class Meeting:

@@ -18,8 +18,8 @@ from actors.meters import Throughput
 from actors.rewarder import Rewarder
 from actors.rollouts import Rollout, Rollouts
 from core.errors import DataError, RewardError, WorkerError
-from core.recipes import DynamicSamplingConfig, RewardConfig, RolloutConfig
 from core.records import Branch, Sample, Score, WeightSpan
+from core.rollout_recipes import DynamicSamplingConfig, RewardConfig, RolloutConfig
 from core.scratch import train_tokenizer
 from data import PromptStream
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from actors.columns import with_loss_weights
 from actors.objective import PolicyObjective
 from algorithms.packing import Batch, pack
-from core.recipes import AlgorithmConfig, KLConfig
+from core.algorithm_recipes import AlgorithmConfig, KLConfig
 from core.records import Branch, Group
 from tests.actors.small import SMALL, random_group, write_weights
 from tests.actors.test_engine import assert_close, engine, gradient_of

@@ -24,8 +24,8 @@ from algorithms.loading import load_model
 from algorithms.packing import Batch, last_tokens, pack
 from algorithms.values import PackedScalarModel, Reads
 from core.errors import CheckpointError
-from core.recipes import LoraConfig, PolicyConfig
 from core.records import Group
+from core.role_recipes import LoraConfig, PolicyConfig
 from tests.actors.small import SMALL, VOCAB, ragged, write_weights
 from tests.actors.test_engine import weights_of
 

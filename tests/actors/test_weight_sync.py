@@ -16,8 +16,10 @@ from actors.objective import PolicyObjective
 from actors.placement import Stage
 from actors.policy import Policy, PolicyWorker
 from algorithms.packing import Batch
+from core.algorithm_recipes import AlgorithmConfig
 from core.errors import ConsistencyError
-from core.recipes import AlgorithmConfig, ConsistencyConfig, GeneratorConfig, GRPOConfig, PolicyConfig
+from core.recipes import GRPOConfig
+from core.role_recipes import ConsistencyConfig, GeneratorConfig, PolicyConfig
 from jobs.train_grpo import train
 from tests.actors.small import random_group, with_targets, write_model
 from tests.actors.stale_head import ForgetfulGenerator

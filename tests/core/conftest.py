@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from core.recipes import CheckpointConfig, GRPOConfig, RunConfig
+from core.recipes import GRPOConfig
+from core.run_recipes import CheckpointConfig, RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,10 +7,11 @@ import random
 from pathlib import Path
 
 from core.phases import PhaseClock
-from core.recipes import GRPOConfig, RunConfig
+from core.recipes import GRPOConfig
 from core.records import Branch, Group, Sample, Score
 from core.run import Run
 from core.run_lines import answer_row
+from core.run_recipes import RunConfig
 
 PHASES = {"rollout": 2.6, "reward": 0.08, "advantage": 0.02, "update": 2.1, "publish": 0.35}
 

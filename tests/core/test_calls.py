@@ -18,8 +18,9 @@ from actors.rollouts import Rollouts, chain
 from core.call_log import CallLog, CallLogConfig
 from core.errors import RewardError
 from core.files import read_lines
-from core.recipes import GRPOConfig, RewardConfig, RolloutConfig
+from core.recipes import GRPOConfig
 from core.records import Branch, Group, JudgeCall, Sample, Score, WeightSpan
+from core.rollout_recipes import RewardConfig, RolloutConfig
 from core.run import Run
 from core.scratch import train_tokenizer
 from data import PromptStream

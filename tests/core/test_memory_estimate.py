@@ -9,7 +9,8 @@ import pytest
 
 from core.config import load_config
 from core.memory_estimate import PUBLISHED, Shape, memory_lines, shape_of, state_bytes, working_bytes
-from core.recipes import GRPOConfig, LoraConfig, PolicyConfig
+from core.recipes import GRPOConfig
+from core.role_recipes import LoraConfig, PolicyConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Shape(width=4, layers=2, heads=2, kv_heads=1, head_size=2, mlp_width=8, vocab_size=10, tied=True)

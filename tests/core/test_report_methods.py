@@ -14,11 +14,11 @@ import pytest
 from core.charts import Series, line_chart, reliability_chart
 from core.files import to_json
 from core.progress import ProgressLines, headline
-from core.recipes import RunConfig
 from core.report import build_comparison, build_report
 from core.report_titles import group_of, plots, title_of
 from core.rl_recipes import PPOConfig
 from core.run import Run
+from core.run_recipes import RunConfig
 from core.supervised_recipes import DPOConfig, RewardModelTrainingConfig, SFTConfig
 
 BINS = [

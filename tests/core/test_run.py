@@ -14,8 +14,9 @@ import pytest
 from core.config import load_config
 from core.errors import ConfigError, RewardError, WorkerError
 from core.files import read_json, read_lines
-from core.recipes import GRPOConfig, RewardConfig
+from core.recipes import GRPOConfig
 from core.records import Branch, Group, Sample, Score
+from core.rollout_recipes import RewardConfig
 from core.run import Run
 from core.run_lines import answer_row
 

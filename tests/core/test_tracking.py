@@ -18,9 +18,9 @@ from core import tracking
 from core.checkpoint import CheckpointStore
 from core.errors import ConfigError
 from core.files import read_lines
-from core.recipes import RunConfig, WandbConfig
 from core.records import Branch, Group, Sample, Score
 from core.run import Run
+from core.run_recipes import RunConfig, WandbConfig
 from core.tracking import check_trackers, log_evaluation
 
 

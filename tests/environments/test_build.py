@@ -11,8 +11,9 @@ from pydantic import Field
 
 from core.environment_recipes import EnvironmentConfig
 from core.errors import ConfigError
-from core.recipes import EvaluationConfig, GRPOConfig, RolloutConfig
+from core.recipes import GRPOConfig
 from core.records import Sample
+from core.rollout_recipes import EvaluationConfig, RolloutConfig
 from environments import build_environment
 from environments.turn import Turn
 

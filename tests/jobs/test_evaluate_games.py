@@ -9,8 +9,8 @@ import pytest
 from core.environment_recipes import EnvironmentConfig
 from core.evaluate_recipes import EvaluateConfig
 from core.evaluation_tables import measure
-from core.recipes import RewardConfig
 from core.records import Branch, Sample, Score
+from core.rollout_recipes import RewardConfig
 from jobs.evaluate import Examination, Marks, answer_rows, compare_all, function_scores
 from rewards import build_rewards
 

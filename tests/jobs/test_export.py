@@ -15,11 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from actors.engine import Engine
 from actors.objective import PolicyObjective
+from core.algorithm_recipes import AlgorithmConfig
 from core.checkpoint import CheckpointStore
 from core.config import load_config
 from core.errors import CheckpointError, ConfigError
 from core.export_recipes import ExportConfig
-from core.recipes import AlgorithmConfig, LoraConfig, PolicyConfig
+from core.role_recipes import LoraConfig, PolicyConfig
 from jobs.export import export
 from tests.actors.small import ragged, with_targets, write_model
 

@@ -36,7 +36,7 @@ TRAIN = (
 from core.config import Section
 from core.errors import DataError
 from core.program import run_program
-from core.recipes import CheckpointConfig, RunConfig
+from core.run_recipes import CheckpointConfig, RunConfig
 from core.run import Run
 
 class TrainConfig(Section):

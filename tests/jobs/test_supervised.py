@@ -21,8 +21,9 @@ from core.chat import encode_answer
 from core.checkpoint import CheckpointStore
 from core.errors import CheckpointError, DataError, NumericalError
 from core.files import read_lines
-from core.recipes import GeneratorConfig, PlacementConfig, RewardConfig
 from core.records import Branch, Group, Sample
+from core.role_recipes import GeneratorConfig, PlacementConfig
+from core.rollout_recipes import RewardConfig
 from core.supervised_recipes import DPOConfig, GenerationConfig, RewardModelTrainingConfig, SFTConfig
 from jobs.train_dpo import train_dpo
 from jobs.train_reward_model import train_reward_model

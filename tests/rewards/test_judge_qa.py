@@ -12,8 +12,9 @@ import pytest
 
 from core.config import load_config
 from core.errors import ConfigError, RewardError
-from core.recipes import GRPOConfig, RewardConfig
+from core.recipes import GRPOConfig
 from core.records import Branch, Sample, Score
+from core.rollout_recipes import RewardConfig
 from data import load_data
 from rewards import Rewards, build_rewards
 from rewards.judge_qa import JudgeQA

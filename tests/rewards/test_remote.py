@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from core.errors import ConfigError, RewardError
-from core.recipes import RewardConfig
 from core.records import Group, Message, Sample
+from core.rollout_recipes import RewardConfig
 from rewards import Rewards, build_rewards
 from rewards.remote import read_number, read_verdict
 from tests.rewards.chat_server import ChatServer

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from core.errors import ConfigError
-from core.recipes import RewardConfig
 from core.records import Sample
+from core.rollout_recipes import RewardConfig
 from rewards import build_rewards
 from tests.rewards.conftest import group_of
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from core.errors import RewardError
-from core.recipes import RewardConfig
 from core.records import Sample, Score
+from core.rollout_recipes import RewardConfig
 from rewards import Rewards, build_rewards
 from tests.rewards import example_rewards
 from tests.rewards.conftest import group_of

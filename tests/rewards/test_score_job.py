@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from core.program import run_program
-from core.recipes import RewardConfig
+from core.rollout_recipes import RewardConfig
 from jobs.score import ScoreConfig, score, statistics_of
 
 ROOT = Path(__file__).resolve().parents[2]

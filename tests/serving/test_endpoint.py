@@ -23,7 +23,7 @@ from core.checkpoint import CheckpointStore
 from core.config import load_config
 from core.errors import ConfigError
 from core.files import read_json
-from core.recipes import ScratchModelConfig
+from core.model_recipes import ScratchModelConfig
 from core.scratch import write_scratch_model
 from core.serve_recipes import ServeConfig
 from core.served_models import served_models

@@ -20,8 +20,8 @@ from actors.group import InlineGroup
 from algorithms.packing import Batch
 from core.chat import encode_answer, encode_prompt
 from core.errors import CheckpointError
-from core.recipes import RewardConfig
 from core.records import Branch, Group, Sample
+from core.rollout_recipes import RewardConfig
 from core.scoring_recipes import ServedRewardModelConfig, ServedRewardsConfig
 from rewards import build_rewards
 from serving.conversations import Conversation

@@ -1,0 +1,134 @@
+"""Who plays and where: trained models, frozen ones, engines, and the devices they get."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from core.config import Section
+from core.model_recipes import Precision
+
+
+class LoraConfig(Section):
+    """Low-rank adapters through peft; published merged, switched off they are the reference."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank r."""
+    alpha: float = Field(default=16, gt=0)
+    """Scale alpha; the update is multiplied by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Modules that get an adapter."""
+
+
+class PolicyConfig(Section):
+    """The trained model: DeepSpeed ZeRO, optimizer and schedule."""
+
+    num_ranks: int = Field(default=1, ge=1)
+    """Processes (one per GPU)."""
+    zero_stage: Literal[0, 1, 2, 3] = 3
+    """ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters."""
+    precision: Precision = "auto"
+    """auto: bf16 where the processor computes in it, fp32 elsewhere. Masters are always fp32."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's decay rates."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global norm."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Learning rate after warm-up."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps of linear warm-up."""
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Where linear and cosine schedules end, as a share of the peak."""
+    row_tokens: int = Field(default=2560, ge=16)
+    """Token budget of a packed row, the unit of one forward and backward pass; a larger group gets a row of its own."""
+    logits_chunk: int = Field(default=2**26, ge=1)
+    """Most logits (tokens x vocabulary) held at once; beyond it the head runs in chunks and recomputes in the backward pass."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    frozen_layers: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the lowest layers, and with them the embedding, whose weights stay as they are."""
+    offload: Literal["none", "optimizer", "optimizer_and_parameters"] = "none"
+    """What ZeRO keeps in host memory."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of all weights."""
+    init_timeout_s: float = Field(default=600, gt=0)
+    """Seconds the workers may take to start."""
+
+
+class RewardModelConfig(Section):
+    """A frozen reward model whose score is part of the reward, and of the held-out metrics, as `reward_model`."""
+
+    path: str
+    """Directory or hub name of a model with a trained scalar head; its tokenizer must be the policy's."""
+    weight: float = 1.0
+    """Its weight in the sum of rewards."""
+    relative_to_reference: bool = False
+    """Whether the score of the sample's reference answer (its gold) is subtracted, joined by the sample's id."""
+    num_ranks: int = Field(default=1, ge=1)
+    """Processes."""
+    precision: Precision = "auto"
+    """Precision of its weights."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
+
+
+class ReferenceConfig(Section):
+    """The frozen model of the KL term; used only when kl.coef > 0."""
+
+    source: Literal["own_weights", "adapter_off"] = "own_weights"
+    """own_weights: a second copy of the starting model; adapter_off: the policy without its LoRA adapter."""
+    num_ranks: int = Field(default=1, ge=1)
+    """Processes of a reference with its own weights."""
+
+
+class EngineConfig(Section):
+    """A vLLM engine."""
+
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs per engine."""
+    max_running: int = Field(default=256, ge=1)
+    """Sequences that an engine runs at once."""
+    memory_fraction: float = Field(default=0.85, gt=0, lt=1)
+    """GPU memory share of an engine."""
+    cpu_cache_gib: float = Field(default=1.0, gt=0)
+    """KV cache in GiB on a CPU."""
+    enforce_eager: bool = False
+    """Run without CUDA graphs (always so on a CPU)."""
+    init_timeout_s: float = Field(default=600, gt=0)
+    """Seconds an engine may take to start."""
+
+
+class GeneratorConfig(EngineConfig):
+    """The vLLM engines that sample."""
+
+    num_engines: int = Field(default=1, ge=1)
+    """Engines."""
+    sync_timeout_s: float = Field(default=300, gt=0)
+    """Seconds each phase of a weight sync may take."""
+
+
+class PlacementConfig(Section):
+    """Which role gets which devices; the resulting table is printed at the start and kept in the report."""
+
+    mode: Literal["colocated", "separate"] = "colocated"
+    """colocated: policy and generators share devices in time (vLLM sleeps while the policy trains; CUDA IPC); separate: each role has its own (NCCL). On a CPU the transport is gloo in both."""
+    address: str | None = None
+    """Ray address; unset: a running cluster if RAY_ADDRESS names one, else one of our own on loopback."""
+    backend: Literal["ray", "inline"] = "ray"
+    """ray: one process per rank; inline: policy in this process, for debugging."""
+
+
+class ConsistencyConfig(Section):
+    """The gate: after each sync the log-probabilities of probe tokens must agree between trainer and generator."""
+
+    num_probes: int = Field(default=4, ge=1)
+    """Probe sequences."""
+    max_gap: float | None = Field(default=None, gt=0)
+    """Largest allowed mean |difference| in nats; unset: 1e-3 in fp32, 0.05 in bf16."""

@@ -1,0 +1,116 @@
+"""What is sampled and how it is scored: rollouts, rewards, held-out evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from core.config import Section
+
+
+class RewardConfig(Section):
+    """One reward function of the weighted sum."""
+
+    fn: str
+    """A reward of this project (math_answer, regex_format, length, rouge, remote_reward, remote_comparison, judge_qa), or `package.module:function` or `package.module:Class`; see docs/rewards.md."""
+    name: str | None = None
+    """Name in the logs; the function's by default."""
+    weight: float = 1.0
+    """Its weight in the sum."""
+    args: dict[str, Any] = {}
+    """Keyword arguments handed to it."""
+    timeout_s: float | None = Field(default=None, gt=0)
+    """Seconds after which a call counts as failed; unset: no limit."""
+    retries: int = Field(default=0, ge=0)
+    """Further attempts after a timeout."""
+
+    @property
+    def label(self) -> str:
+        return self.name or self.fn.rpartition(":")[2].rpartition(".")[2]
+
+
+class DynamicSamplingConfig(Section):
+    """DAPO's dynamic sampling (2503.14476): groups whose rewards are all equal carry no signal and are replaced."""
+
+    enabled: bool = False
+    """Whether to drop and replace them."""
+    max_extra_prompts: int = Field(default=128, ge=0)
+    """Bound on the replacement prompts of one step; beyond it the step goes on with the groups it has."""
+
+
+class RolloutConfig(Section):
+    """What is sampled in a step."""
+
+    prompts_per_step: int = Field(default=64, ge=1)
+    """Prompts (groups) in a step."""
+    group_size: int = Field(default=8, ge=1)
+    """Branches sampled for each prompt."""
+    max_prompt_tokens: int = Field(default=256, ge=1)
+    """Longest prompt in tokens."""
+    long_prompts: Literal["drop", "refuse"] = "drop"
+    """What happens to longer prompts: dropped and counted, or the run is refused."""
+    max_response_tokens: int = Field(default=40, ge=1)
+    """Longest answer in tokens, its end-of-turn token included; with an environment the longest game, both sides' tokens counted."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature; the trainer divides its logits by it too. top_p, top_k and min_p stay off: they would make the sampled distribution another one than the policy's."""
+    stop: list[str] = []
+    """Strings that end an answer, beside the end-of-turn token."""
+    max_lag: int = Field(default=0, ge=0)
+    """Hard bound, in steps, on the age of the weights that sampled a token: 0 is strictly on-policy; k lets generation run ahead while the policy trains."""
+    dynamic_sampling: DynamicSamplingConfig = DynamicSamplingConfig()
+    """Replacement of groups without signal."""
+    timeout_s: float = Field(default=1800, gt=0)
+    """Seconds a step's generation may take before the run stops and names the engines that are behind."""
+
+    @property
+    def branches_per_step(self) -> int:
+        return self.prompts_per_step * self.group_size
+
+
+class RewarderConfig(Section):
+    """Where rewards run."""
+
+    num_workers: int = Field(default=0, ge=0)
+    """Processes; 0 scores in the driver, which is best for cheap rewards on few cores."""
+    max_concurrency: int = Field(default=32, ge=1)
+    """Groups in flight per worker, for rewards that wait on a network."""
+
+
+class EvaluationConfig(Section):
+    """Held-out evaluation during the run: before the first step, every n steps, after the last."""
+
+    every: int = Field(default=10, ge=0)
+    """Steps between evaluations; 0: only before the first and after the last step."""
+    num_samples: int | None = Field(default=None, ge=1)
+    """Held-out samples; all when unset."""
+    max_response_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer; rollout.max_response_tokens when unset."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 is greedy."""
+    keep_answers: int = Field(default=256, ge=0)
+    """Held-out answers of an evaluation that go into answers.jsonl, the same samples each time: the interval at the end is over them, and jobs/benchmark.py uses them where all of its samples are there."""
+    metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]
+    """Reward functions whose held-out mean is reported as eval/<set>/<name>; a reward model and a perplexity reward are measured without being named."""
+    best_metric: str | None = None
+    """Metric of the best checkpoint, `environment/win` say; when unset the first of `metrics`, or the reward model where there are none."""
+    higher_is_better: bool = True
+    """Direction of best_metric."""
+
+    @property
+    def best(self) -> str:
+        return self.best_metric or (self.metrics[0].label if self.metrics else "reward_model")
+
+    def check(self, model_parts: Sequence[str]) -> None:
+        """Raise ValueError unless the best checkpoint's metric is measured, by a function or by one of `model_parts`."""
+        names = [*(metric.label for metric in self.metrics), *model_parts]
+        if not names:
+            raise ValueError("evaluation.metrics must name at least one metric")
+        if self.best not in names and self.best_metric is None:
+            raise ValueError(
+                f"evaluation.metrics is empty; name the metric of the best checkpoint in evaluation.best_metric ({', '.join(names)})"
+            )
+        # What a part like environment/win is called, only the environment knows.
+        if self.best not in names and self.best.partition("/")[0] not in names:
+            raise ValueError(f"best_metric {self.best!r} is not among the metrics ({', '.join(names)})")
