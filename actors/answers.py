@@ -7,7 +7,8 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Protocol
 
-from actors.generator import Generators, Request
+from actors.generator import Request
+from actors.generators import Generators
 from core.records import Branch, Group, Sample, Score
 
 

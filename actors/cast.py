@@ -18,7 +18,8 @@ from actors.critic import Critic
 from actors.episodes import Episodes
 from actors.evaluator import Evaluator
 from actors.frozen import AdapterOff, Frozen, FrozenWorker, Reference
-from actors.generator import Generators, GeneratorWorker, generator_arguments, start_generators
+from actors.generator import GeneratorWorker
+from actors.generators import Generators, generator_arguments, start_generators
 from actors.group import Group
 from actors.perplexity_reward import PerplexityReward, ScorerPlan, plan_scorer
 from actors.placement import Stage

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from actors.generator import Generators
+from actors.generators import Generators
 from actors.policy import Policy
 from algorithms.packing import Batch
 from core.errors import ConsistencyError

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from actors.generator import Generators, Request, branch_seed
+from actors.generator import Request, branch_seed
+from actors.generators import Generators
 from core.chat import TurnEncoder
 from core.environment_recipes import LABEL, EnvironmentConfig
 from core.errors import DataError, PlayError

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from actors.cast import Casting
 from actors.episodes import Episodes
 from actors.evaluator import Evaluator
-from actors.generator import Generators, GeneratorWorker, generator_arguments, start_generators
+from actors.generator import GeneratorWorker
+from actors.generators import Generators, generator_arguments, start_generators
 from actors.placement import Seat, Stage
 from actors.reward_model import LABEL, RewardModel
 from actors.rewarder import Rewarder

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actors.answers import Answers, SingleTurns
-from actors.generator import Generators, Request, branch_seed
+from actors.generator import Request, branch_seed
+from actors.generators import Generators
 from actors.rewarder import Rewarder
 from actors.rollouts import chain
 from core.call_log import Watch

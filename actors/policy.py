@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from actors.columns import with_loss_weights
-from actors.generator import Generators, GeneratorWorker
+from actors.generator import GeneratorWorker
+from actors.generators import Generators
 from actors.group import Group
 from actors.meters import working
 from actors.objective import PolicyObjective

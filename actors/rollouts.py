@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from actors.answers import Answers, SingleTurns, with_outcomes
-from actors.generator import Generators, Request, branch_seed
+from actors.generator import Request, branch_seed
+from actors.generators import Generators
 from actors.rewarder import Rewarder
 from algorithms.advantages import has_signal
 from core.call_log import Watch

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from actors.cast import Casting
 from actors.consistency import ConsistencyGate
 from actors.evaluator import Evaluation, Evaluator
-from actors.generator import Generators, start_generators
+from actors.generators import Generators, start_generators
 from actors.policy import Policy
 from actors.rewarder import Rewarder
 from core.role_recipes import ConsistencyConfig

@@ -17,7 +17,7 @@ Speak = Callable[[str, random.Random], str]
 
 
 class ScriptedGenerators:
-    """Satisfies what games need of `actors.generator.Generators`: a batch in, a future per request out."""
+    """Satisfies what games need of `actors.generators.Generators`: a batch in, a future per request out."""
 
     def __init__(self, tokenizer: Any, speak: Speak, *, order_seed: int = 0) -> None:
         self.version = 0

@@ -17,7 +17,8 @@ import pytest
 
 from actors.episodes import Episodes
 from actors.evaluator import Evaluator
-from actors.generator import Generators, Request, branch_seed
+from actors.generator import Request, branch_seed
+from actors.generators import Generators
 from actors.rewarder import Rewarder
 from actors.rollouts import Rollouts
 from core.chat import encode_prompt

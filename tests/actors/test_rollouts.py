@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from actors.generator import GeneratorWorker, Request, deal
+from actors.generator import GeneratorWorker, Request
+from actors.generators import deal
 from actors.meters import Throughput
 from actors.rewarder import Rewarder
 from actors.rollouts import Rollout, Rollouts

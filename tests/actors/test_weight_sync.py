@@ -11,7 +11,7 @@ import torch
 
 from actors.cast import Cast
 from actors.consistency import ConsistencyGate
-from actors.generator import Generators, generator_arguments, start_generators
+from actors.generators import Generators, generator_arguments, start_generators
 from actors.objective import PolicyObjective
 from actors.placement import Stage
 from actors.policy import Policy, PolicyWorker
