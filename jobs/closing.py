@@ -104,13 +104,19 @@ def change(name: str, pairs: Pairs) -> Estimate | None:
 
 
 def _metrics_table(before: dict[str, Any], after: dict[str, Any], pairs: Pairs) -> Table:
-    table = Table(title="held out", title_justify="left")
-    columns = ["metric", f"before (step {before['step']})", f"after (step {after['step']})"]
-    for column in [*columns, *([f"change, 95 % ({len(pairs)} samples)"] if pairs else [])]:
-        table.add_column(column, justify="left" if column == "metric" else "right")
-    for full in sorted(name for name in after if name.startswith("eval/")):
-        name = full.removeprefix("eval/")
-        cells = [name, f"{before.get(full, float('nan')):.3f}", f"{after[full]:.3f}"]
+    names = sorted(name.removeprefix("eval/") for name in after if name.startswith("eval/"))
+    sets = sorted({name.partition("/")[0] for name in names})
+    # The set is named once where there is one: metrics have long names, consoles 80 columns.
+    prefix = f"{sets[0]}/" if len(sets) == 1 else ""
+    where = f": {sets[0]}" if prefix else ""
+    over = f", changes over {len(pairs)} samples" if pairs else ""
+    table = Table(title=f"held out{where}{over}", title_justify="left")
+    table.add_column("metric", overflow="fold")
+    for column in (f"step {before['step']}", f"step {after['step']}", *(["change (95 %)"] if pairs else [])):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name in names:
+        full = f"eval/{name}"
+        cells = [name.removeprefix(prefix), f"{before.get(full, float('nan')):.3f}", f"{after[full]:.3f}"]
         if (found := change(name, pairs)) is not None:
             cells.append(f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})")
         table.add_row(*cells)

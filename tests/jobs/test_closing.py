@@ -55,4 +55,4 @@ def test_the_summary_shows_it(
     print_summary(tmp_path)
     shown = "".join(capsys.readouterr().out.split())
     assert "-2.500(-3.000to-2.000)" in shown
-    assert "(2samples)" in shown
+    assert "heldout:gsm8k,changesover2samples" in shown
