@@ -14,6 +14,22 @@ Head = Literal["vocabulary", "scalar"]
 """What is read off the hidden states: log-probabilities of tokens, or one number."""
 
 
+class ScalarHead(torch.nn.Linear):
+    """A head that computes in fp32, whatever its weights are kept in: [n, H] -> [n, 1].
+
+    Scores of good answers lie close together, and a bf16 number has three digits: two answers in five would tie.
+    """
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(
+            input.float(), self.weight.float(), None if self.bias is None else self.bias.float()
+        )
+
+
 def load_model(
     path: str,
     precision: str,
@@ -47,6 +63,7 @@ def load_model(
                 f"{path} has no trained scalar head, so it cannot score answers; train one with jobs/train_reward_model.py"
             )
         torch.nn.init.zeros_(model.score.weight)
+    model.score = ScalarHead(model.score)
     return model
 
 

@@ -30,7 +30,7 @@ class PackedScalarModel(torch.nn.Module):
         """(the head's output at each branch token, less `score_mean` of the model's config; [n] fp32)."""
         model = inner_model(self.model)
         hidden = hidden_states(model, row, row.read_positions if reads == "before" else row.token_positions)
-        return (model.score(hidden).float()[:, 0] - score_mean(model),)  # [n, H] -> [n]
+        return (model.score(hidden)[:, 0] - score_mean(model),)  # [n, H] -> [n]
 
 
 def score_mean(model: PreTrainedModel) -> float:

@@ -22,6 +22,7 @@ from actors.objective import RankingObjective, ValueObjective
 from algorithms.attention import PACKED_ATTENTION
 from algorithms.loading import load_model
 from algorithms.packing import Batch, last_tokens, pack
+from algorithms.reading import ReadModel
 from algorithms.values import PackedScalarModel, Reads
 from core.errors import CheckpointError
 from core.records import Group
@@ -129,6 +130,14 @@ def frozen(path: str) -> Iterator[Frozen]:
         yield model
     finally:
         model.shutdown()
+
+
+def test_scores_in_bf16_are_told_apart_more_finely_than_bf16_could(paths: dict[str, str]) -> None:
+    batch = Batch.from_groups(ragged())
+    scores = ReadModel(paths["branches"], head="scalar", precision="bf16", row_tokens=512).scores(batch)
+    exact = ReadModel(paths["branches"], head="scalar", precision="fp32", row_tokens=512).scores(batch)
+    assert scores == pytest.approx(exact, rel=0.05, abs=0.5)  # what the layers below lose in bf16
+    assert bool((scores != scores.bfloat16().float()).all())
 
 
 def test_the_score_mean_of_the_config_is_subtracted(paths: dict[str, str], tmp_path: Path) -> None:
