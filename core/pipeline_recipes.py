@@ -41,7 +41,7 @@ class StageConfig(Section):
     """One stage: a job with its recipe."""
 
     job: str
-    """File in `jobs/` without `.py`: train_sft, train_reward_model, train_dpo, train_grpo, train_ppo, evaluate, score."""
+    """File in `jobs/` without `.py`: train_sft, train_reward_model, train_dpo, train_grpo, train_rloo, train_ppo, evaluate, score."""
     recipe: str | None = None
     """Recipe of the job, a YAML file; unset: the job's defaults."""
     set: dict[str, Any] = {}
