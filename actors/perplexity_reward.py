@@ -55,7 +55,8 @@ class PerplexityReward:
 
     def score(self, group: Group) -> Future[list[Mapping[str, float]]]:
         """The parts of each branch: `perplexity` (the reward), and under it `improvement` (I, in percent), `gold` and
-        `baseline` (the gold answer's perplexity with and without the answer), and `marker_missing` where there is a marker.
+        `baseline` (the gold answer's perplexity with and without the answer), `nll` (ln of the former, in nats per
+        token), and `marker_missing` where there is a marker.
         """
         return self._thread.submit(self._score, group)
 
@@ -90,6 +91,7 @@ class PerplexityReward:
             LABEL: rewards(nll, baseline, self._config),
             f"{LABEL}/improvement": ppl.improvement(nll, baseline),
             f"{LABEL}/gold": ppl.perplexity(nll),
+            f"{LABEL}/nll": nll,
             f"{LABEL}/baseline": ppl.perplexity(baseline),
         }
         if self._config.marker is not None:

@@ -13,8 +13,8 @@ from core.config import Section
 
 CONTEXT = "{context}"
 """What stands for the policy's answer in a context template; replaced and never formatted, since answers hold braces."""
-PERPLEXITY_PARTS = ("perplexity/improvement", "perplexity/gold", "perplexity/baseline")
-"""What is measured beside the reward, `perplexity`: I in percent, the gold answer's perplexity with and without an answer."""
+PERPLEXITY_PARTS = ("perplexity/improvement", "perplexity/gold", "perplexity/nll", "perplexity/baseline")
+"""What is measured beside the reward, `perplexity`: I in percent, the gold answer's perplexity with and without an answer, and ln of the former."""
 
 
 class PerplexityRewardConfig(Section):

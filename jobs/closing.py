@@ -111,9 +111,9 @@ def _metrics_table(before: dict[str, Any], after: dict[str, Any], pairs: Pairs) 
     where = f": {sets[0]}" if prefix else ""
     over = f", changes over {len(pairs)} samples" if pairs else ""
     table = Table(title=f"held out{where}{over}", title_justify="left")
-    table.add_column("metric", overflow="fold")
+    table.add_column("metric", no_wrap=True)
     for column in (f"step {before['step']}", f"step {after['step']}", *(["change (95 %)"] if pairs else [])):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     for name in names:
         full = f"eval/{name}"
         cells = [name.removeprefix(prefix), f"{before.get(full, float('nan')):.3f}", f"{after[full]:.3f}"]

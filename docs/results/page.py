@@ -55,8 +55,8 @@ def samples(answers: Sequence[Mapping[str, Any]], metric: str, count: int = SAMP
         rows = [("before", before), ("after", after[before["sample_id"]])]
         table = "\n".join(f"| {label} | {_cell(row['text'])} | {row['metrics'][metric]:.2f} |" for label, row in rows)
         parts.append(
-            f"`{before['sample_id']}`\n\n```text\n{text}\n```\n\n| | summary | ROUGE-L |\n|---|---|---|\n"
-            f"| written by its author | {_cell(before['gold'])} | |\n{table}\n"
+            f"`{before['sample_id']}`\n\n```text\n{text}\n```\n\n| | answer | {metric} |\n|---|---|---|\n"
+            f"| gold | {_cell(before['gold'] or '')} | |\n{table}\n"
         )
     return "\n".join(parts)
 

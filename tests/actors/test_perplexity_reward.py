@@ -134,6 +134,7 @@ def test_an_opened_turn_is_read_as_it_would_be_alone(build: Any, plain_model: An
         before = [*prompt, *ids(tokenizer, answer), *ids(tokenizer, "\nSo the answer is ")]
         expected = alone(plain_model, before, ids(tokenizer, gold))
         assert part["perplexity/gold"] == pytest.approx(expected, rel=1e-5)
+        assert part["perplexity/nll"] == pytest.approx(math.log(expected), abs=1e-5)
         assert part["perplexity/baseline"] == pytest.approx(baseline, rel=1e-5)
         assert part["perplexity"] == pytest.approx(1 / expected, rel=1e-5)
         assert part["perplexity/improvement"] == pytest.approx(100 * (1 - expected / baseline), abs=1e-3)
