@@ -194,8 +194,8 @@ class TicTacToeConfig(Section):
     """Training games."""
     num_heldout: int = Field(default=48, ge=1)
     """Held-out games."""
-    board: Literal["grid", "line"] = "grid"
-    """How boards are written: a grid with names, after a prompt that explains the rules; or one line, without a word, for models that are taught by demonstrations."""
+    board: Literal["grid", "line", "names"] = "grid"
+    """How boards are written: a grid, after a prompt that explains the rules; or, without a word, for models that are taught by demonstrations, a line of cells, or of cells in which a free one stands as its name."""
     tag: str | None = Field(default="move", pattern=r"^\w+$")
     """Tag that a move is written in, `<move>B2</move>`; null: the answer is the cell alone."""
     seed: int = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 Symbol = Literal["x", "o"]
-Style = Literal["grid", "line"]
+Style = Literal["grid", "line", "names"]
 
 EMPTY = "." * 9
 CELLS = tuple(f"{row}{column}" for row in "ABC" for column in "123")
@@ -50,7 +50,8 @@ def other(symbol: Symbol) -> Symbol:
 
 
 def show(board: str, style: Style) -> str:
-    """The board as text. `line` is for small models: every cell is one token, always at the same distance from the end.
+    """The board as text. Small models do without a word: in `line` every cell is one token, always at the same distance
+    from the end; in `names` a free cell is its own name, so that a legal move is one that stands there.
 
     >>> print(show("x...o....", "grid"))
       1 2 3
@@ -59,9 +60,12 @@ def show(board: str, style: Style) -> str:
     C . . .
     >>> show("x...o....", "line")
     '/ x . . / . o . / . . .'
+    >>> show("x...o....", "names")
+    '/ x A2 A3 / B1 o B3 / C1 C2 C3'
     """
-    rows = [" ".join(board[start : start + 3]) for start in (0, 3, 6)]
-    if style == "line":
+    cells = [name if style == "names" and taken == "." else taken for name, taken in zip(CELLS, board, strict=True)]
+    rows = [" ".join(cells[start : start + 3]) for start in (0, 3, 6)]
+    if style != "grid":
         return " ".join(f"/ {row}" for row in rows)
     return "\n".join(["  1 2 3", *(f"{name} {row}" for name, row in zip("ABC", rows, strict=True))])
 

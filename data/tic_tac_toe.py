@@ -45,7 +45,7 @@ def _game(side: str, index: int, config: TicTacToeConfig) -> Sample:
 
 def _prompt(board: str, symbol: Symbol, config: TicTacToeConfig) -> str:
     shown = show(board, config.board)
-    if config.board == "line":
+    if config.board != "grid":
         return f"{symbol}\n{shown}"
     return RULES.format(symbol=symbol, opponent=other(symbol), example=written("B2", config.tag), board=shown)
 

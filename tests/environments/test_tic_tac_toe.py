@@ -184,7 +184,7 @@ def test_a_move_is_read_from_the_middle_of_an_answer_in_any_case() -> None:
 # -- the data ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("board", ["grid", "line"])
+@pytest.mark.parametrize("board", ["grid", "line", "names"])
 def test_a_demonstration_is_a_whole_legal_game_from_the_board_of_the_prompt(board: str) -> None:
     data = load_data(TicTacToeConfig(num_train=60, board=board))
     assert len(data.heldout) == 48
