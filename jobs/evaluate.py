@@ -62,8 +62,6 @@ from rewards import Rewards, build_rewards
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["evaluate", "locate"]
-
 log = logging.getLogger(__name__)
 
 

@@ -25,12 +25,13 @@ from core.errors import CheckpointError, DataError, RewardError
 from core.evaluate_recipes import EvaluateConfig
 from core.evaluation_tables import AnswerRow, as_csv, as_markdown, measure, result_tables
 from core.files import read_lines
+from core.model_paths import locate
 from core.program import run_program
 from core.records import Branch, Sample
 from core.stored_answers import AnswerStore
 from data import load_data
 from data.answers import read_answers
-from jobs.evaluate import evaluate, locate
+from jobs.evaluate import evaluate
 from tests.actors.small import write_model
 
 SAMPLES = 6
