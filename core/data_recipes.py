@@ -131,6 +131,8 @@ class DocumentsConfig(HarvestConfig):
     """Documents with questions and answers without a download: docstrings, asked what their parameters are."""
 
     type: Literal["documents"] = "documents"
+    form: Literal["text", "lines"] = "text"
+    """What a summary is: text of its own; or the numbers of the lines that it consists of, which a model too small to copy can learn to choose (give judge_qa `extract: true`)."""
     limit_chars: int = Field(default=160, ge=40)
     """Length of a summary, in characters, that the prompt asks for and demonstrations keep; give the reward the same."""
     min_questions: int = Field(default=3, ge=1)

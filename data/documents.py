@@ -75,13 +75,15 @@ def _document(pair: Pair, config: DocumentsConfig) -> Document | None:
 
 def _sample(document: Document, others: Sequence[Document], config: DocumentsConfig) -> Sample:
     rng = random.Random(f"documents/{config.seed}/{document.pair.place}")
+    numbered = "\n".join(f"{number} {line}" for number, line in enumerate(document.lines, 1))
+    shown = numbered if config.form == "lines" else document.text
     return Sample(
         sample_id=f"documents/{document.pair.place}",
-        prompt=conversation(f"Summarise in {config.limit_chars} characters:\n{document.text}"),
+        prompt=conversation(f"Summarise in {config.limit_chars} characters:\n{shown}"),
         fields={
             "document": document.text,
             "questions": _questions(document, others, rng, config),
-            "demonstration": _demonstration(document, rng, config.limit_chars),
+            "demonstration": _demonstration(document, rng, config),
             "package": document.pair.package,
         },
     )
@@ -108,13 +110,17 @@ def _asked(fact: Fact) -> str:
     return "What does it return?" if fact.name == RESULT else f"What is {fact.name}?"
 
 
-def _demonstration(document: Document, rng: random.Random, limit: int) -> str:
+def _demonstration(document: Document, rng: random.Random, config: DocumentsConfig) -> str:
     """A summary that does what it is told and does not know what will be asked: lines drawn blindly, in their order.
 
-    So supervised training teaches to copy lines and to keep to the limit, and leaves the choice to reinforcement.
+    So supervised training teaches what a summary looks like and to keep to the limit, and leaves the choice to
+    reinforcement.
     """
     chosen: set[int] = set()
+    limit = config.limit_chars
     for index in rng.sample(range(len(document.lines)), len(document.lines)):
         if len("\n".join(document.lines[i] for i in {*chosen, index})) <= limit:
             chosen.add(index)
+    if config.form == "lines":
+        return " ".join(str(index + 1) for index in sorted(chosen or {0}))
     return "\n".join(document.lines[index] for index in sorted(chosen)) or shorten(document.lines[0], limit)

@@ -8,10 +8,11 @@ judges is `rewards.qa_judges`'s: a model behind an endpoint, or rules.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -53,6 +54,7 @@ class Side:
 class JudgeQA:
     """Questions of the sample that the answer, a summary, lets a judge answer as the gold answers do.
 
+    With `extract` the answer names lines of the document by their numbers, and the summary is these lines.
     A summary beyond `max_length`, or with a letter of an `unwanted_scripts`, is gated: 0, and nobody is asked about it.
     A verdict that could not be had makes the score missing. The same questions are asked of the whole document, once for
     each document in the life of the process. Arguments beyond these are those of an endpoint (EndpointConfig).
@@ -71,8 +73,13 @@ class JudgeQA:
         use_full: bool = False,
         show_document: bool = True,
         min_overlap: Annotated[float, Field(gt=0, le=1)] = 0.6,
+        extract: bool = False,
         **endpoint: Any,
     ) -> None:
+        if extract and length_unit == "tokens":
+            raise ValueError(
+                "with extract the summary is not what was sampled and has no tokens; set length_unit: words or chars"
+            )
         if judge == "rules" and endpoint:
             raise ValueError(
                 f"judge: rules asks no endpoint; leave out {', '.join(sorted(endpoint))}, or set judge: endpoint"
@@ -88,12 +95,15 @@ class JudgeQA:
         self._unwanted = letters_of(unwanted_scripts)
         self._skip_unanswerable = skip_unanswerable
         self._compare_full, self._use_full = compare_full or use_full, use_full
+        self._extract = extract
         self._full_sides: dict[str, Future[Side]] = {}
         self._claiming = threading.Lock()
         self.counters = self._judge.counters
 
     async def __call__(self, sample: Sample, branch: Branch) -> Score:
         task = self._task(sample)
+        if self._extract:
+            branch = replace(branch, text=extracted(task.document, branch.text))
         text = task.document if self._use_full else branch.text
         gated = not self._use_full and self._is_gated(branch)
         if not task.questions:
@@ -152,6 +162,16 @@ class JudgeQA:
         assert future is not None
         side = await asyncio.shield(asyncio.wrap_future(future))
         return side, side.judgements if is_first else []
+
+
+def extracted(document: str, answer: str) -> str:
+    """The lines of the document whose numbers the answer names, in the document's order; other numbers name none.
+
+    >>> extracted("one\\ntwo\\nthree", "3, 1 and 7")
+    'one\\nthree'
+    """
+    named = {int(number) for number in re.findall(r"\d+", answer)}
+    return "\n".join(line for number, line in enumerate(document.split("\n"), 1) if number in named)
 
 
 def _has_failed(future: Future[Side]) -> bool:

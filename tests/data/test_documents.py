@@ -112,6 +112,19 @@ def test_a_demonstration_keeps_to_the_limit_and_copies_lines_in_their_order(sour
         assert [line for line in lines if line in chosen] == chosen
 
 
+def test_as_lines_a_summary_is_the_numbers_of_lines_that_fit_and_the_judge_reads_those_lines(source: Path) -> None:
+    for sample, plain in zip(load(source, form="lines").train, load(source).train, strict=True):
+        assert {**sample.fields, "demonstration": ""} == {**plain.fields, "demonstration": ""}
+        lines = sample.fields["document"].splitlines()
+        numbered = [f"{number} {line}" for number, line in enumerate(lines, 1)]
+        assert prompt_text(sample).splitlines()[1:] == numbered
+        chosen = [lines[int(number) - 1] for number in sample.fields["demonstration"].split()]
+        assert "\n".join(chosen) == plain.fields["demonstration"]
+        assert score(sample, f"{len(lines)} 9", extract=True) == pytest.approx(1 / 3)  # there is no line 9
+        assert score(sample, "1 2 3 4 5", extract=True, max_length=len(sample.fields["document"])) == 1.0
+        assert score(sample, "1 2 3 4 5", extract=True, max_length=len(sample.fields["document"]) - 1) == 0.0
+
+
 def test_a_document_keeps_to_its_length_and_needs_enough_questions(source: Path) -> None:
     longest = max(len(sample.fields["document"]) for sample in load(source).train)
     short = load(source, max_prompt_chars=longest - 1, min_questions=1, num_heldout=4)

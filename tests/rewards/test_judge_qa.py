@@ -301,6 +301,7 @@ def test_a_budget_that_is_used_up_stops_the_run_with_one_sentence(
         ({"budget": {"max_cost": 3}}, "max_cost (3) needs prices"),
         ({"judge": "rules"}, "judge: rules asks no endpoint; leave out base_url, cache, model, or set judge: endpoint"),
         ({"judge": "oracle"}, "judge"),
+        ({"extract": True, "length_unit": "tokens"}, "with extract the summary is not what was sampled"),
         ({"colour": "red"}, "unknown argument 'colour'"),
     ],
 )
