@@ -67,7 +67,7 @@ def _cell(text: str) -> str:
 
 if __name__ == "__main__":
     run, metric, drawing = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    label = metric.rpartition("/")[2]
+    label = metric.split("/", 2)[2]  # eval/<set>/<metric>
     charts = (
         (metric, f"held-out {label} by step", "#2f5fc4"),
         (f"reward/{label}", f"sampled {label} by step", "#d97b29"),
