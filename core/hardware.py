@@ -80,6 +80,15 @@ def _num_gpus() -> int:
     return len([path for path in devices.glob("nvidia[0-9]*") if path.name[6:].isdigit()])
 
 
+def set_up_driver() -> None:
+    """Environment of a program that directs workers and holds no device itself.
+
+    Without it DeepSpeed, which other libraries import, warns of a missing GPU on every machine that has none.
+    """
+    if hardware().device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def set_up_process(*, rank: int = 0, hosts: Sequence[str] = (LOOPBACK,), master_port: int = 0) -> None:
     """Environment and thread counts of a worker process, before torch or deepspeed start their own.
 

@@ -21,6 +21,7 @@ from rich.logging import RichHandler
 from core.config import Section, dump_config, parse_command_line
 from core.environment import load_env_file
 from core.errors import TroupeError
+from core.hardware import set_up_driver
 from core.memory_estimate import memory_lines
 from core.secrets import SecretFilter, mask_console, public_text
 
@@ -47,6 +48,7 @@ def program() -> Iterator[None]:
     mask_console()
     try:
         load_env_file()
+        set_up_driver()
         yield
     except TroupeError as error:
         print(f"error: {user_error(error)}", file=sys.stderr)

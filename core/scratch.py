@@ -22,7 +22,9 @@ def write_scratch_model(config: ScratchModelConfig, texts: Iterable[str], direct
     """Write a randomly initialised model and its tokenizer to `directory`; the same arguments give the same files."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # for a file of a few megabytes
     tokenizer = train_tokenizer(texts, config.vocab_size, config.max_length)
     heads = config.hidden_size // 64
     model_config = Qwen2Config(
