@@ -55,6 +55,7 @@ class Run:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(6 if parameter.dim() > 1 else 1)  # nearly uniform logits would hide mistakes
+            model.get_input_embeddings().weight[model.config.eos_token_id] = 0  # a greedy answer is never empty
         model.save_pretrained(source)
         with self.store.writing(step) as path:
             shutil.copytree(source, path, dirs_exist_ok=True)
@@ -84,7 +85,7 @@ def url(stage: Stage, run: Run, tiny_models: dict[str, str]) -> Iterator[str]:
             "precision=fp32",
             "engine.cpu_cache_gib=0.25",
             "following.every_s=0.3",
-            f"reward_model={tiny_models['judge']}",
+            f"scorers=[{{type: reward_model, path: {tiny_models['judge']}, precision: fp32}}]",
         ],
     )
     endpoint = Endpoint(config, served_models(config), hash_key(KEY))
