@@ -97,12 +97,28 @@ class Cluster:
 
     def stop(self, timeout_s: float) -> None:
         """`ray down`: machines of a cloud are given back, on your own Ray ends."""
+        self._stop_workers(timeout_s)
         ended = self._run(["down", "--yes", str(self.file)], timeout_s)
         if ended.timed_out or ended.status:
             why = f"it took longer than {timeout_s:.0f} s" if ended.timed_out else _last(ended.tail)
             raise ClusterError(
                 f"`ray down` failed for {self.name}: {why}; run it again, and look at the provider's console: what still runs costs"
             )
+
+    def _stop_workers(self, timeout_s: float) -> None:
+        """End Ray on your own machines beside the head, which reaches them.
+
+        `ray down` ends it on the head alone. On the others the node notices that, and its log monitor stays for ever.
+        """
+        provider, auth = self._settings["provider"], self._settings.get("auth", {})
+        machines = provider.get("worker_ips") or []
+        if not machines or not self.exists():
+            return
+        # The launcher puts the key on the head under this name, where the file has one.
+        key = "-i ~/ray_bootstrap_key.pem" if auth.get("ssh_private_key") else ""
+        ssh = f"ssh -o StrictHostKeyChecking=no -o ConnectTimeout=10 {key} -l {shlex.quote(str(auth.get('ssh_user', 'root')))}"
+        stops = " & ".join(f"{ssh} {shlex.quote(str(machine))} \"bash -lic 'ray stop'\"" for machine in machines)
+        self._run(["exec", str(self.file), f"{stops} & wait"], timeout_s)
 
     def fetch(self, source: str, target: Path) -> None:
         """Copy a directory of the head here; what is here already is not copied again."""
