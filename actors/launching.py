@@ -117,7 +117,8 @@ class Cluster:
         # The launcher puts the key on the head under this name, where the file has one.
         key = "-i ~/ray_bootstrap_key.pem" if auth.get("ssh_private_key") else ""
         ssh = f"ssh -o StrictHostKeyChecking=no -o ConnectTimeout=10 {key} -l {shlex.quote(str(auth.get('ssh_user', 'root')))}"
-        stops = " & ".join(f"{ssh} {shlex.quote(str(machine))} \"bash -lic 'ray stop'\"" for machine in machines)
+        stop = "\"bash --login -c -i 'source ~/.bashrc; ray stop'\""  # the shell in which the launcher started it
+        stops = " & ".join(f"{ssh} {shlex.quote(str(machine))} {stop}" for machine in machines)
         self._run(["exec", str(self.file), f"{stops} & wait"], timeout_s)
 
     def fetch(self, source: str, target: Path) -> None:
