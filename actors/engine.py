@@ -1,4 +1,4 @@
-"""The training engine: DeepSpeed ZeRO around a packed model. The only door to deepspeed.
+"""The training engine: DeepSpeed ZeRO around a packed model.
 
 One `Engine` lives in each rank of a trained role. It turns a shard of a batch into rows, keeps the ranks'
 collectives in step, and knows how to gather, save and load sharded weights. What is minimised is handed in
@@ -11,8 +11,6 @@ import contextlib
 import io
 import json
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,9 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from actors.adapters import adapted_layers, adapter_of, base_model, merged, published, with_adapter
 from actors.meters import record
+from actors.process_group import join_process_group
 from algorithms.attention import PACKED_ATTENTION
 from algorithms.hidden import inner_model
 from algorithms.loading import Head, load_model
@@ -29,10 +29,8 @@ from algorithms.logprobs import PackedModel
 from algorithms.packing import Batch, Row, pack
 from algorithms.values import PackedScalarModel
 from core.errors import CheckpointError, NumericalError
-from core.extension import extension_state, remove_stale_lock, use_environment_cache
 from core.hardware import hardware
-from core.listening import listen
-from core.role_recipes import LoraConfig, PolicyConfig
+from core.role_recipes import PolicyConfig
 
 LossFn = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(what the model's forward returns, [n] each; then the batch's columns at these tokens, with their `branch_ids` and
@@ -201,7 +199,7 @@ class Engine:
         """(name in the Hugging Face model, dtype, full shape) of what `weights` yields, without gathering."""
         return [
             (name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
-            for name, parameter in self._published()
+            for name, parameter in published(self.model).items()
         ]
 
     def weights(self, group_names: list[list[str]]) -> Iterator[list[torch.Tensor]]:
@@ -211,52 +209,15 @@ class Engine:
         """
         import deepspeed
 
-        parameters = dict(self._published())
+        parameters, layers = published(self.model), adapted_layers(self.model)
         for names in group_names:
-            group = [parameters[name] for name in names]
-            needed = [*group, *(extra for name in names for extra in self._adapter_of(name))]
+            needed = [part for name in names for part in (parameters[name], *adapter_of(layers.get(name)))]
             if self.config.zero_stage < 3:
-                yield [self._merged(name, parameters[name]) for name in names]
+                yield [merged(parameters[name], layers.get(name)) for name in names]
                 continue
             with deepspeed.zero.GatheredParameters(needed):
-                full = [self._merged(name, parameters[name]) for name in names]
+                full = [merged(parameters[name], layers.get(name)) for name in names]
             yield full
-
-    def _published(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """The base model's parameters under their Hugging Face names; adapters are not among them.
-
-        `named_parameters` names a tied head once, under the embedding, as checkpoints and vLLM's loaders do.
-        """
-        if self.config.lora is None:
-            return list(self.model.named_parameters())
-        base = self.model.get_base_model()
-        return [
-            (name.replace(".base_layer.", "."), parameter)
-            for name, parameter in base.named_parameters()
-            if ".lora_" not in name
-        ]
-
-    def _adapter_of(self, name: str) -> list[torch.nn.Parameter]:
-        layer = self._adapted_layers().get(name)
-        return [] if layer is None else [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
-
-    def _adapted_layers(self) -> dict[str, Any]:
-        """Weight name -> its LoRA layer."""
-        if self.config.lora is None:
-            return {}
-        modules = self.model.get_base_model().named_modules()
-        return {
-            f"{name}.weight": module for name, module in modules if hasattr(module, "lora_A") and len(module.lora_A)
-        }
-
-    def _merged(self, name: str, parameter: torch.nn.Parameter) -> torch.Tensor:
-        weight = parameter.detach().clone()
-        layer = self._adapted_layers().get(name)
-        if layer is not None:
-            # W + (alpha / r) B A, in fp32: a small update would vanish in bf16's product before the sum.
-            update = layer.lora_B["default"].weight.detach().float() @ layer.lora_A["default"].weight.detach().float()
-            weight = (weight.float() + layer.scaling["default"] * update).to(weight.dtype)
-        return weight
 
     # -- checkpoints --------------------------------------------------------------------------------------
 
@@ -270,8 +231,7 @@ class Engine:
             if self.rank == 0:
                 state[name] = tensors[0].cpu().contiguous()
         if self.rank == 0:
-            base = self.model.get_base_model() if self.config.lora is not None else self.model
-            base.save_pretrained(directory, state_dict=state)
+            base_model(self.model).save_pretrained(directory, state_dict=state)
             if tokenizer is not None:
                 tokenizer.save_pretrained(directory)
         if trainer_state:
@@ -384,25 +344,6 @@ def _add(totals: dict[str, torch.Tensor], metrics: dict[str, torch.Tensor]) -> N
         totals[name] = totals[name] + metric if name in totals else metric
 
 
-def with_adapter(model: PreTrainedModel, lora: LoraConfig, head: Head) -> PreTrainedModel:
-    import peft
-
-    scalar = head == "scalar"
-
-    settings = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        exclude_modules=["score"] if scalar else None,
-        task_type=None if scalar else "CAUSAL_LM",
-    )
-    adapted = peft.get_peft_model(model, settings)
-    if scalar:  # a head that may start at zero is trained whole
-        adapted.get_base_model().score.requires_grad_(True)
-    return adapted
-
-
 def _idle_row(branches: bool) -> Row:
     """A forward pass over two tokens that belong to no batch."""
     prompt, answer = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
@@ -445,50 +386,3 @@ def _deepspeed_settings(config: PolicyConfig, precision: str) -> dict[str, Any]:
         "gradient_clipping": config.max_grad_norm,
         "steps_per_print": 2**31,
     }
-
-
-def join_process_group() -> None:
-    """Become a rank of the process group that the environment names, unless this process is in one already."""
-    if dist.is_initialized():
-        return
-    import deepspeed
-
-    store = _meeting_place() if os.environ["RANK"] == "0" else None
-    deepspeed.init_distributed(dist_backend=hardware().collective_backend, verbose=False)
-    del store  # the process group has it
-    if hardware().device == "cpu":
-        dist.barrier()  # by now every rank has opened the buffers of all
-        # DeepSpeed leaves each rank's buffer of 70 MB in shared memory for ever. Without its name it ends with the
-        # processes that have it open, however they end.
-        place = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{dist.get_rank()}"
-        Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{place}").unlink(missing_ok=True)
-
-
-def _meeting_place() -> Any:
-    """The store where the ranks meet, on rank 0's address alone; torch finds it by its port (`multi_tenant`)."""
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(  # type: ignore[attr-defined]  # torch exports it by name only
-        host,
-        port,
-        int(os.environ["WORLD_SIZE"]),
-        is_master=True,
-        wait_for_workers=False,
-        multi_tenant=True,
-        master_listen_fd=listen(host, port).detach(),
-    )
-
-
-def prepare_extension() -> None:
-    """Compile DeepSpeed's CPU extension in this process, before several workers would race for it."""
-    if hardware().device != "cpu":
-        return
-    # torch runs ninja at every start. Another version than the one that built finds every command changed and builds
-    # anew, for a minute each time, so it is always the one beside this Python, whatever is on PATH.
-    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    use_environment_cache()
-    remove_stale_lock()
-    if extension_state() != "built":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-
-        ShareMemCommBuilder().load(verbose=False)

@@ -23,7 +23,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from actors.engine import TRAINER_STATE, gathered_state, with_adapter
+from actors.adapters import with_adapter
+from actors.engine import TRAINER_STATE, gathered_state
 from algorithms.loading import Head
 from core.errors import CheckpointError
 from core.role_recipes import LoraConfig

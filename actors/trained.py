@@ -78,7 +78,8 @@ class TrainedWorker:
         set_up_process(rank=self.rank, hosts=hosts, master_port=port)
         from transformers import AutoTokenizer
 
-        from actors.engine import Engine, prepare_extension
+        from actors.engine import Engine
+        from actors.process_group import prepare_extension
         from core.checkpoint import model_identity
 
         prepare_extension()

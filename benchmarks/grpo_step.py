@@ -241,8 +241,9 @@ def run_bare_update(workload: Workload, directory: Path, steps: int) -> dict[str
     import torch
 
     from actors.columns import with_loss_weights
-    from actors.engine import Engine, prepare_extension
+    from actors.engine import Engine
     from actors.objective import PolicyObjective
+    from actors.process_group import prepare_extension
     from algorithms.loading import load_model
     from algorithms.logprobs import PackedModel
     from algorithms.packing import Batch, pack

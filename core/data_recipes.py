@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from core.config import Section
 from core.data_source_recipes import HarvestConfig, PublishedConfig
-from core.story_recipes import DocstringSectionsConfig, MessagesConfig, NextChapterConfig
+from core.story_recipes import DocstringSectionsConfig, MessagesConfig, NextChapterConfig, ShortStoriesConfig
 
 
 class WordProblemsConfig(Section):
@@ -267,6 +267,7 @@ DataConfig = Annotated[
     | TicTacToeConfig
     | NextChapterConfig
     | MessagesConfig
+    | ShortStoriesConfig
     | DocstringSectionsConfig
     | JsonlConfig,
     Field(discriminator="type"),

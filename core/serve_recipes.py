@@ -93,6 +93,10 @@ class ServeConfig(Section):
     """Engines of each model under load; unset: min_replicas."""
     target_requests: float = Field(default=64, gt=0)
     """Running requests an engine is meant to have; more of them start another replica, up to max_replicas."""
+    scale_up_after_s: float = Field(default=30, ge=0)
+    """Seconds of more requests than that before another replica starts."""
+    scale_down_after_s: float = Field(default=600, ge=0)
+    """Seconds of fewer requests before a replica ends; its start is paid again when they come back."""
     max_queued: int = Field(default=1024, ge=1)
     """Requests that a model has running or waiting; more are answered with 429."""
     stream_parts_per_s: float = Field(default=150, gt=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Served:
     """The training step of its weights, where its path says so."""
     max_length: int
     """Tokens of prompt and answer."""
+    stored: str | None = None
+    """Its address in an object store, for machines where `path` is not."""
     run: str | None = None
     """The run directory whose newer checkpoints take its place."""
     adapters: Mapping[str, str] = field(default_factory=dict)
@@ -62,6 +64,13 @@ def served_models(config: ServeConfig) -> list[Served]:
             _require_scalar_head(scorer.path)
     _require_memory(config, found)
     return found
+
+
+def on_this_machine(served: Served) -> Served:
+    """Fetched from the object store where the machine that asked for it is another one."""
+    if served.stored is None or Path(served.path).is_dir():
+        return served
+    return replace(served, path=locate(served.stored, "best" if served.step is None else served.step))
 
 
 def require_whole(path: Path, *, like: Path | None = None) -> None:
@@ -121,6 +130,7 @@ def _found(config: ServeConfig, model: ServedModelConfig, *, follow: str | None)
         path=path,
         step=step,
         max_length=_max_length(config, path, settings),
+        stored=model.source if model.source.startswith("s3://") else None,
         run=follow,
         adapters=model.adapters,
         metadata={"base": follow is None and step is None},

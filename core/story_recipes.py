@@ -109,6 +109,28 @@ class MessagesConfig(Section):
         return template
 
 
+class ShortStoriesConfig(Section):
+    """Stories of three sentences, made from a seed, whose next chapter follows from a calculation over their sections."""
+
+    type: Literal["short_stories"] = "short_stories"
+    task: Literal["plan", "chapter"] = "plan"
+    """plan: the policy says what the next chapter will tell; chapter: it writes the chapter, which is then also the demonstration."""
+    num_train: int = Field(default=20_000, ge=1)
+    """Training stories."""
+    num_heldout: int = Field(default=256, ge=1)
+    """Held-out stories."""
+    marker: str = Field(default="In summary:", min_length=1)
+    """What stands before the plan in demonstrations."""
+    guessed_fraction: float = Field(default=0.75, ge=0, le=1)
+    """Task plan: share of the demonstrations whose plan is a guess; the others work it out first."""
+    plan_share: float = Field(default=0.5, ge=0, le=1)
+    """Task chapter: share of the training prompts that end with a plan, so that a frozen model learns what plans are for."""
+    wrong_plan_fraction: float = Field(default=0.15, ge=0, le=1)
+    """Task chapter: share of these plans that are guesses, so that it learns how far to trust one."""
+    seed: int = 0
+    """Seed of the generator; independent of the run's seed so that runs share their data."""
+
+
 class DocstringSectionsConfig(HarvestConfig):
     """Real text to foresee without a download: the next paragraph of a docstring, from its earlier ones."""
 

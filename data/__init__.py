@@ -25,6 +25,7 @@ from data.jsonl import load_jsonl
 from data.next_chapter import load_next_chapter
 from data.preferences import settled
 from data.repliqa import load_repliqa
+from data.short_stories import load_short_stories
 from data.smoltalk import load_smoltalk
 from data.stream import PromptStream
 from data.tic_tac_toe import load_tic_tac_toe
@@ -50,6 +51,7 @@ LOADERS: dict[str, Callable[[Any], DataSet]] = {
     "tic_tac_toe": load_tic_tac_toe,
     "next_chapter": load_next_chapter,
     "messages": load_messages,
+    "short_stories": load_short_stories,
     "docstring_sections": load_docstring_sections,
     "jsonl": load_jsonl,
 }

@@ -53,7 +53,9 @@ def _sample(config: NextChapterConfig, row_id: str, where: str, row: Row) -> Sam
     index = field_of(row, "chapter_index", where)
     if not isinstance(index, int) or isinstance(index, bool):
         raise DataError(f"{where}: field 'chapter_index' must be a whole number, got {index!r:.60}")
-    sections = _sections(config, where, row)
+    sections = sections_text(config.sections, where, row)
+    if not sections:
+        raise DataError(f"{where}: all of {', '.join(config.sections)} are empty; there is nothing to reason about")
     policy_prompt = _prompt(config, sections, PLAN_REQUEST.replace("{marker}", config.marker))
     writer_prompt = _prompt(config, sections, CHAPTER_REQUEST)
     prompt = policy_prompt if config.task == "plan" else writer_prompt
@@ -95,11 +97,9 @@ def _num_words(text: Any) -> int:
     return len(text.split()) if isinstance(text, str) else 0
 
 
-def _sections(config: NextChapterConfig, where: str, row: Row) -> str:
+def sections_text(names: Sequence[str], where: str, row: Row) -> str:
     """The chosen fields under their headings; one that is empty or null is passed over, one that is absent is an error."""
-    shown = [(HEADINGS[name], _section(name, field_of(row, name, where), where)) for name in config.sections]
-    if not any(text for _, text in shown):
-        raise DataError(f"{where}: all of {', '.join(config.sections)} are empty; there is nothing to reason about")
+    shown = [(HEADINGS[name], _section(name, field_of(row, name, where), where)) for name in names]
     return "\n\n".join(f"### {heading}\n{text}" for heading, text in shown if text)
 
 

@@ -117,6 +117,8 @@ def _options(config: ServeConfig) -> dict[str, Any]:
                 "min_replicas": config.min_replicas,
                 "max_replicas": most,
                 "target_ongoing_requests": config.target_requests,
+                "upscale_delay_s": config.scale_up_after_s,
+                "downscale_delay_s": config.scale_down_after_s,
             }
         }
     return {

@@ -26,7 +26,7 @@ from core.files import read_json
 from core.hardware import hardware, set_up_generator
 from core.run_directory import locked
 from core.serve_recipes import ServeConfig
-from core.served_models import Served
+from core.served_models import Served, on_this_machine
 from serving.follower import Follower, newest
 from serving.messages import Message, complete
 
@@ -51,7 +51,7 @@ class ModelServer:
     async def __init__(self, served: Served, config: ServeConfig) -> None:  # type: ignore[misc]
         """Ready to answer when it returns."""
         wanted = config.following.checkpoint
-        self._served = served if served.run is None else newest(served, wanted)
+        self._served = on_this_machine(served) if served.run is None else newest(served, wanted)
         self._config = config
         self._created = int(time.time())
         self._broken: Exception | None = None

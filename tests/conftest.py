@@ -72,7 +72,7 @@ def one_rank() -> Iterator[None]:
     The group itself stays until the session ends: DeepSpeed keeps groups that belong to it in globals, and no second
     process group would know them.
     """
-    from actors.engine import join_process_group, prepare_extension
+    from actors.process_group import join_process_group, prepare_extension
     from core.hardware import set_up_process
 
     before = dict(os.environ)

@@ -249,7 +249,7 @@ def test_a_stage_run_by_hand_reads_and_writes_where_its_pipeline_does(path: Path
             )
 
 
-@pytest.mark.parametrize("name", ["cs224r/small", "tldr/small", "summarizer/small", "next_chapter/small"])
+@pytest.mark.parametrize("name", ["cs224r/small", "tldr/small", "summarizer/small", "next_chapter/docstrings"])
 def test_all_stages_of_a_small_system_hold_out_the_same_texts(name: str) -> None:
     """Another seed or limit in one stage would let it train on what another is measured on."""
     chosen = [
@@ -257,6 +257,11 @@ def test_all_stages_of_a_small_system_hold_out_the_same_texts(name: str) -> None
         for config in system(name).values()
     ]
     assert all(each == chosen[0] for each in chosen)
+
+
+def test_the_stories_that_system_4_measures_plans_on_are_those_that_its_scorer_has_not_read() -> None:
+    scorer, policy = (config.data for config in system("next_chapter/small").values())
+    assert (scorer.seed, scorer.num_heldout, scorer.num_train) == (policy.seed, policy.num_heldout, policy.num_train)
 
 
 def test_the_judge_of_the_small_system_1_has_seen_no_text_of_those_it_judges() -> None:
@@ -333,8 +338,9 @@ def test_the_scorer_of_the_full_system_4_is_its_reference_and_that_of_system_2_a
     assert [seat.role for seat in seats(system_2, device="cuda")].count("perplexity") == 1
 
 
-def test_the_small_system_4_asks_for_the_marker_that_its_demonstrations_have() -> None:
-    grpo = system("next_chapter/small")["grpo"]
+@pytest.mark.parametrize("size", ["small", "docstrings"])
+def test_the_small_system_4_asks_for_the_marker_that_its_demonstrations_have(size: str) -> None:
+    grpo = system(f"next_chapter/{size}")["grpo"]
     assert grpo.perplexity_reward.marker == [grpo.data.marker]
     assert (
         system("next_chapter/full")["grpo"].data.marker in system("next_chapter/full")["grpo"].perplexity_reward.marker

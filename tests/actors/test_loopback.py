@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from actors.engine import _meeting_place
+from actors.process_group import meeting_place
 from core.listening import Listener, all_listeners
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ def test_the_ranks_meet_on_the_address_they_were_given_and_on_no_other(monkeypat
         port = probe.getsockname()[1]
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
-    store = _meeting_place()
+    store = meeting_place()
     listening = [listener.address for listener in all_listeners() if listener.port == port]
     assert listening == ["127.0.0.1"]
     assert store.port == port

@@ -42,6 +42,7 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[s
     settings: dict[str, dict[str, Any]] = {
         "word_problems": {"num_train": 50, "num_heldout": 10},
         "tic_tac_toe": {"num_train": 50, "num_heldout": 10},
+        "short_stories": {"num_train": 50, "num_heldout": 10},
         "gsm8k": {"path": str(tmp_path / "questions.jsonl")},
         "docstrings": {"roots": roots, "num_heldout": 10},
         "docstring_pairs": {"roots": roots, "num_heldout": 10, "pairs_per_text": 3, "half": "second"},

@@ -6,25 +6,19 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from actors.placement import Stage
 from core.benchmark_recipes import BenchmarkConfig
-from core.checkpoint import CheckpointStore
 from core.config import load_config
 from core.errors import ConfigError
 from core.files import read_json
-from core.model_recipes import ScratchModelConfig
-from core.scratch import write_scratch_model
 from core.serve_recipes import ServeConfig
 from core.served_models import served_models
 from jobs.benchmark import benchmark
@@ -33,39 +27,11 @@ from serving.endpoint import Endpoint
 from serving.ingress import hash_key
 from tests.rewards.chat_server import Answer, ChatServer
 from tests.serving.ports import free_port
+from tests.serving.served_run import LENGTH, PROMPT, Run
+from tests.serving.waiting import wait_until
 
 KEY = "a-token-of-sixteen"
-LENGTH = 8192
 CHAT: list[Any] = [{"role": "user", "content": "What is 3 + 4?"}]
-PROMPT = [5, 6, 7, 8, 9, 10, 11, 12]
-
-
-class Run:
-    """A run directory with checkpoints of random weights, another seed for each step."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.store = CheckpointStore(directory / "checkpoints", keep_last=9)
-
-    def save(self, step: int, *, hidden_size: int = 64) -> Path:
-        source = self.directory.parent / f"model-{step}"
-        config = ScratchModelConfig(hidden_size=hidden_size, num_layers=2, max_length=LENGTH)
-        write_scratch_model(config, ["What is 3 + 4? It is 7."] * 9, str(source), step)
-        model = AutoModelForCausalLM.from_pretrained(source)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.mul_(6 if parameter.dim() > 1 else 1)  # nearly uniform logits would hide mistakes
-            model.get_input_embeddings().weight[model.config.eos_token_id] = 0  # a greedy answer is never empty
-        model.save_pretrained(source)
-        with self.store.writing(step) as path:
-            shutil.copytree(source, path, dirs_exist_ok=True)
-        return self.store.path(step)
-
-    def next_logprobs(self, step: int) -> torch.Tensor:
-        """What transformers says of the token after PROMPT; [V]."""
-        model = AutoModelForCausalLM.from_pretrained(self.store.path(step)).float()
-        with torch.no_grad():
-            return model(torch.tensor([PROMPT])).logits[0, -1].log_softmax(-1)
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +66,6 @@ def client(url: str) -> openai.OpenAI:
 
 def card(client: openai.OpenAI) -> Any:
     return client.models.retrieve("tiny")
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not so after {seconds} s"
-        time.sleep(0.1)
 
 
 def chat(client: openai.OpenAI, **settings: Any) -> Any:

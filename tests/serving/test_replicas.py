@@ -1,0 +1,117 @@
+"""A run served out of an object store, by one replica and under load by two."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from ray import serve
+
+from actors.placement import Stage
+from core.bucket import Bucket
+from core.config import load_config
+from core.serve_recipes import ServeConfig
+from core.served_models import Served, on_this_machine, served_models
+from core.stored_run import StoredRun, run_files
+from serving.app import NAME
+from serving.endpoint import Endpoint
+from serving.ingress import hash_key
+from tests.s3 import CREDENTIALS, client
+from tests.serving.ports import free_port
+from tests.serving.served_run import LENGTH, PROMPT, Run
+from tests.serving.waiting import wait_until
+
+KEY = "a-token-of-sixteen"
+
+
+@pytest.fixture(scope="module")
+def models(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServeConfig, list[Served]]]:
+    """Two steps of a run lie in the store alone; the first is asked for."""
+    directory = tmp_path_factory.mktemp("stored")
+    run = Run(directory / "tiny")
+    steps = {step: run.save(step) for step in (1, 2)}
+    client(s3).create_bucket(Bucket="replicas")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", s3)
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        StoredRun(Bucket("s3://replicas/runs/tiny")).push(steps, run_files(run.directory))
+        shutil.rmtree(run.directory)
+        patch.chdir(directory)  # where what is fetched is kept
+        config = load_config(
+            ServeConfig,
+            [
+                "models=[{path: s3://replicas/runs/tiny@1}]",
+                f"port={free_port()}",
+                "precision=fp32",
+                "engine.cpu_cache_gib=0.25",
+                "engine.max_running=1",
+                "max_replicas=2",
+                "target_requests=1",
+                "scale_up_after_s=0",
+                "scale_down_after_s=0",
+            ],
+        )
+        yield config, served_models(config)
+
+
+@pytest.fixture(scope="module")
+def openai_client(stage: Stage, models: tuple[ServeConfig, list[Served]]) -> Iterator[openai.OpenAI]:
+    config, served = models
+    endpoint = Endpoint(config, served, hash_key(KEY))
+    yield openai.OpenAI(base_url=f"http://127.0.0.1:{config.port}/v1", api_key=KEY, max_retries=0, timeout=120)
+    endpoint.close()
+
+
+def test_a_machine_that_has_not_fetched_the_model_does(models: tuple[ServeConfig, list[Served]]) -> None:
+    (served,) = models[1]
+    assert (served.name, served.step) == ("tiny@1", 1)
+    whole = sorted(path.name for path in Path(served.path).iterdir())
+    assert on_this_machine(served) is served
+    shutil.rmtree(".cache")
+    again = on_this_machine(served)
+    assert sorted(path.name for path in Path(again.path).iterdir()) == whole
+    assert again == served
+
+
+def test_load_starts_a_second_replica_both_answer_and_it_ends_when_the_load_does(openai_client: openai.OpenAI) -> None:
+    def stream() -> Any:
+        """The longest answer, of which nobody reads more than a part."""
+        asked: Any = {"model": "tiny@1", "prompt": PROMPT, "max_tokens": LENGTH - 20, "stream": True}
+        return openai_client.completions.create(**asked, extra_body={"ignore_eos": True})
+
+    def keep_asking() -> None:
+        while not enough.is_set():
+            with stream() as parts:
+                for _ in parts:
+                    if enough.is_set():
+                        break
+
+    assert replicas() == 1
+    enough = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        clients = [pool.submit(keep_asking) for _ in range(2)]
+        try:
+            wait_until(lambda: replicas() == 2, seconds=120)
+        finally:
+            enough.set()
+        for one in clients:
+            one.result()
+    # An engine answers one request at a time here, so two answers at once are of two engines.
+    with stream() as one, stream() as other:
+        assert next(iter(one)).choices
+        assert next(iter(other)).choices
+        assert next(iter(one)).choices
+        assert next(iter(other)).choices
+    wait_until(lambda: replicas() == 1, seconds=120)
+
+
+def replicas() -> int:
+    states = serve.status().applications[NAME].deployments["model-0"].replica_states
+    return sum(count for state, count in states.items() if state == "RUNNING")
