@@ -261,7 +261,7 @@ def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, pr
             metrics,
             max_prompt_tokens=limit.max_prompt_tokens,
             max_response_tokens=config.evaluation.max_response_tokens or limit.max_response_tokens,
-            temperature=config.evaluation.temperature,
+            sampling=config.evaluation,
             seed=config.seed,
             stop=limit.stop,
             timeout_s=limit.timeout_s,

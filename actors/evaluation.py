@@ -93,7 +93,7 @@ def generate_repeatedly(
                 Rewarder([]),
                 max_prompt_tokens=config.max_prompt_tokens,
                 max_response_tokens=config.max_response_tokens,
-                temperature=config.temperature,
+                sampling=config,
                 seed=seed,
                 timeout_s=config.timeout_s,
                 answers=episodes,

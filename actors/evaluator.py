@@ -16,10 +16,14 @@ from core.call_log import Watch
 from core.chat import encode_prompt
 from core.errors import DataError, WorkerError
 from core.records import Group, Sample
+from core.rollout_recipes import SamplingConfig
 from core.run_lines import answer_row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+GREEDY = SamplingConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +52,7 @@ class Evaluator:
         *,
         max_prompt_tokens: int,
         max_response_tokens: int,
-        temperature: float = 0.0,
+        sampling: SamplingConfig = GREEDY,
         seed: int = 0,
         stop: Sequence[str] = (),
         timeout_s: float = 1800,
@@ -65,7 +69,7 @@ class Evaluator:
             )
         self.name = name
         self._answers, self._rewarder = answers or SingleTurns(generators), rewarder
-        self._max_tokens, self._temperature, self._seed = max_response_tokens, temperature, seed
+        self._max_tokens, self._sampling, self._seed = max_response_tokens, sampling, seed
         self._stop, self._timeout_s = tuple(stop), timeout_s
 
     def evaluate(self, watch: Watch | None = None) -> Evaluation:
@@ -75,7 +79,9 @@ class Evaluator:
                 prompt_ids=ids,
                 num_branches=1,
                 max_tokens=self._max_tokens,
-                temperature=self._temperature,
+                temperature=self._sampling.temperature,
+                top_p=self._sampling.top_p,
+                top_k=self._sampling.top_k,
                 seed=branch_seed(self._seed, -1, sample.sample_id),
                 stop=self._stop,
             )

@@ -38,6 +38,9 @@ class Request:
     seed: int
     """Branch i is sampled with seed + i, whatever else runs in the engine."""
     stop: tuple[str, ...] = ()
+    top_p: float = 1.0
+    top_k: int = 0
+    """Off; held-out answers alone may have them on, since ratios need the whole distribution."""
 
 
 def branch_seed(run_seed: int, step: int, sample_id: str) -> int:
@@ -275,6 +278,8 @@ def _sampling(request: Request) -> SamplingParams:
         n=request.num_branches,
         max_tokens=request.max_tokens,
         temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
         seed=request.seed,
         stop=list(request.stop) or None,
         logprobs=0,

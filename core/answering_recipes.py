@@ -6,12 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from core.config import Section
 from core.data_recipes import DataConfig, WordProblemsConfig
 from core.environment_recipes import EnvironmentConfig
 from core.model_recipes import Precision
 from core.role_recipes import GeneratorConfig, PlacementConfig, RewardModelConfig
-from core.rollout_recipes import RewardConfig
+from core.rollout_recipes import RewardConfig, SamplingConfig
 from core.run_recipes import WandbConfig
 
 ROUGE = RewardConfig(fn="rewards.overlap_table:rouge_table", name="rouge")
@@ -20,7 +19,7 @@ COMPARE_WITH_GOLD = (ROUGE.fn, "rouge", "math_answer")
 """Functions that mean nothing without a reference answer."""
 
 
-class AnsweringConfig(Section):
+class AnsweringConfig(SamplingConfig):
     """Held-out prompts, who answers them on which devices, and what is measured of the answers."""
 
     data: DataConfig = WordProblemsConfig()
@@ -31,8 +30,6 @@ class AnsweringConfig(Section):
     """A prompt that is longer for any of the models is left out for all of them, and counted."""
     max_response_tokens: int = Field(default=40, ge=1)
     """Longest answer in tokens; with an environment the longest game, both sides' tokens counted."""
-    temperature: float = Field(default=0.0, ge=0)
-    """0 is greedy; above it one answer is sampled for each prompt."""
     seed: int = 0
     """Seed of sampling, and of the intervals."""
     metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]

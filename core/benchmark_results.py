@@ -197,10 +197,9 @@ class Results:
     def lead(self) -> str:
         """What was done, under the heading."""
         config = self.config
-        how = "greedy" if config.temperature == 0 else f"sampled at temperature {config.temperature:g}"
         each = "one answer each" if config.repeats == 1 else f"{config.repeats} answers each"
         return (
-            f"{len(self.samples)} samples of the validation split of {config.data.type}, {each}, {how}, at most "
+            f"{len(self.samples)} samples of the validation split of {config.data.type}, {each}, {config.in_words}, at most "
             f"{config.max_response_tokens} tokens; means with 95 % bootstrap intervals over samples."
         )
 

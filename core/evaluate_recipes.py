@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from core.answering_recipes import COMPARE_WITH_GOLD, ROUGE, AnsweringConfig, require_file_name
 from core.environment_recipes import LABEL as ENVIRONMENT
+from core.perplexity_recipes import ReadingConfig
 from core.rollout_recipes import RewardConfig
 
 REFERENCE = "reference"
@@ -26,6 +27,10 @@ class EvaluateConfig(AnsweringConfig):
     """A run directory (its best checkpoint), a directory in Hugging Face format, or a hub name; or name several in `models`."""
     models: dict[str, str] = {}
     """The models by the name that tables give them: `{sft: runs/sft, ppo: runs/ppo}`. A list of paths is named after the runs."""
+    contexts: dict[str, str] = {}
+    """Model -> JSONL file of another model's answers, such as this job writes: the model continues what a perplexity scorer would read, the sample's prompt and that answer. Models that are not named here get that prompt alone; with no file at all every model gets the data's own."""
+    reading: ReadingConfig = ReadingConfig()
+    """How prompt and context are put together, as in `perplexity_reward`."""
     references: bool = True
     """Whether the reward model scores the data's own answers too, and the difference to them is reported."""
     against: str | None = None
@@ -75,6 +80,7 @@ class EvaluateConfig(AnsweringConfig):
                 f"{REFERENCE!r} or a JSONL file, or leave judge out"
             )
         self._check_against()
+        self._check_contexts()
         if self._judged_by_games and self.against is not None and self.opponent not in self.named_models:
             raise ValueError(
                 f"judge {self.judge_name!r} compares games, and {self.against!r} played none; set against to the name of a model"
@@ -100,6 +106,19 @@ class EvaluateConfig(AnsweringConfig):
             raise ValueError(
                 f"against {self.against!r} would be called {self.opponent!r} in the tables, as something else is; rename the file or the model"
             )
+
+    def _check_contexts(self) -> None:
+        unknown = [name for name in self.contexts if name not in self.named_models]
+        if unknown:
+            raise ValueError(
+                f"contexts names {unknown[0]!r}, which is not among the models ({', '.join(self.named_models)})"
+            )
+        if self.contexts and self.environment is not None:
+            raise ValueError(
+                "contexts are read before an answer, and games have no such place; leave out one of the two"
+            )
+        if not self.contexts and "reading" in self.model_fields_set:
+            raise ValueError("reading says how contexts are read, and there are none; name a file in contexts")
 
     @property
     def named_models(self) -> dict[str, str]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,7 +17,48 @@ PERPLEXITY_PARTS = ("perplexity/improvement", "perplexity/gold", "perplexity/nll
 """What is measured beside the reward, `perplexity`: I in percent, the gold answer's perplexity with and without an answer, and ln of the former."""
 
 
-class PerplexityRewardConfig(Section):
+class ReadingConfig(Section):
+    """How a frozen model reads a sample's prompt and what another model wrote about it."""
+
+    form: Literal["chat", "text"] = "chat"
+    """How the frozen model reads a conversation: through its chat template, or the last user turn alone as plain text. A sample's field `scorer_prompt`, where there is one, takes the place of its prompt."""
+    keep_system: bool = False
+    """Whether the prompt's system turns are shown to it too; mostly they tell the policy how to answer. Those of a `scorer_prompt` always are."""
+    prompt_end: str = ""
+    """Text put behind the prompt, with and without an answer: a line break after plain text, say."""
+    place: Literal["assistant", "user"] = "assistant"
+    """Where the answer stands: it opens the turn that the gold answer ends, or it ends the user's turn and the gold answer is the assistant's."""
+    context_template: str | None = None
+    """What is put between prompt and gold answer, `{context}` being the answer; null: the sample's own `context_template`, else the answer alone."""
+    baseline_context: str = ""
+    """What stands there without an answer; empty: the gold answer follows the prompt."""
+    marker: list[str] | None = None
+    """Texts after which the part of the answer begins that is handed over; the last one found counts. null: all of the answer."""
+
+    @field_validator("context_template")
+    @classmethod
+    def _the_answer_has_a_place(cls, template: str | None) -> str | None:
+        if template is not None and template.count(CONTEXT) != 1:
+            raise ValueError(f"context_template must hold {CONTEXT} once, where the answer goes")
+        return template
+
+    @field_validator("marker")
+    @classmethod
+    def _markers_are_texts(cls, marker: list[str] | None) -> list[str] | None:
+        if marker is not None and (not marker or not all(text.strip() for text in marker)):
+            raise ValueError("name at least one marker, none of them blank, or null for all of the answer")
+        return marker
+
+    @model_validator(mode="after")
+    def _the_answer_has_a_turn(self) -> Self:
+        if self.place == "user" and self.form == "text":
+            raise ValueError(
+                "place: user puts the answer into a turn, and form: text has none; use form: chat, or place: assistant"
+            )
+        return self
+
+
+class PerplexityRewardConfig(ReadingConfig):
     """How much the policy's answer helps a frozen model to foresee the gold answer; a part of the reward, as `perplexity`."""
 
     path: str | None = None
@@ -34,22 +75,8 @@ class PerplexityRewardConfig(Section):
     """piecewise: the reward of each piece, one more than thresholds."""
     weight: float = 1.0
     """Its weight in the sum of rewards."""
-    form: Literal["chat", "text"] = "chat"
-    """How the frozen model reads a conversation: through its chat template, or the last user turn alone as plain text. A sample's field `scorer_prompt`, where there is one, takes the place of its prompt."""
-    keep_system: bool = False
-    """Whether the prompt's system turns are shown to it too; mostly they tell the policy how to answer. Those of a `scorer_prompt` always are."""
-    prompt_end: str = ""
-    """Text put behind the prompt, with and without an answer: a line break after plain text, say."""
-    place: Literal["assistant", "user"] = "assistant"
-    """Where the answer stands: it opens the turn that the gold answer ends, or it ends the user's turn and the gold answer is the assistant's."""
-    context_template: str | None = None
-    """What is put between prompt and gold answer, `{context}` being the answer; null: the sample's own `context_template`, else the answer alone."""
-    baseline_context: str = ""
-    """What stands there without an answer; empty: the gold answer follows the prompt."""
     end_of_turn: bool = False
     """Whether the end-of-turn token counts as the last token of the gold answer."""
-    marker: list[str] | None = None
-    """Texts after which the part of the answer begins that is handed over; the last one found counts. null: all of the answer."""
     missing_marker_score: float = 0.0
     """Reward of an answer that has no marker, or nothing behind it."""
     baseline_file: str | None = None
@@ -62,20 +89,6 @@ class PerplexityRewardConfig(Section):
     """Precision of its weights. Improvements of a hundredth of a percent are below bf16's rounding."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
-
-    @field_validator("context_template")
-    @classmethod
-    def _the_answer_has_a_place(cls, template: str | None) -> str | None:
-        if template is not None and template.count(CONTEXT) != 1:
-            raise ValueError(f"context_template must hold {CONTEXT} once, where the answer goes")
-        return template
-
-    @field_validator("marker")
-    @classmethod
-    def _markers_are_texts(cls, marker: list[str] | None) -> list[str] | None:
-        if marker is not None and (not marker or not all(text.strip() for text in marker)):
-            raise ValueError("name at least one marker, none of them blank, or null for all of the answer")
-        return marker
 
     @field_validator("baseline_file")
     @classmethod
@@ -92,10 +105,6 @@ class PerplexityRewardConfig(Section):
             )
         if self.thresholds != sorted(set(self.thresholds)):
             raise ValueError(f"thresholds must rise from each to the next (got {self.thresholds})")
-        if self.place == "user" and self.form == "text":
-            raise ValueError(
-                "place: user puts the answer into a turn, and form: text has none; use form: chat, or place: assistant"
-            )
         if self.kind != "improvement" and "transform" in self.model_fields_set:
             raise ValueError(
                 f"transform belongs to kind: improvement and would not be used with {self.kind!r}; leave it out"

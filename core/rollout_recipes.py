@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from core.config import Section
 
@@ -78,7 +78,40 @@ class RewarderConfig(Section):
     """Groups in flight per worker, for rewards that wait on a network."""
 
 
-class EvaluationConfig(Section):
+class SamplingConfig(Section):
+    """How held-out answers are sampled. Rollouts have the temperature alone; here no ratio needs the sampler's distribution."""
+
+    temperature: float = Field(default=0.0, ge=0)
+    """0 is greedy; above it one answer is sampled for each prompt."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Tokens are sampled from the likeliest that have this share of the probability together."""
+    top_k: int = Field(default=0, ge=0)
+    """Tokens are sampled from so many of the likeliest; 0: from all."""
+
+    @model_validator(mode="after")
+    def _greedy_answers_need_no_more(self) -> Self:
+        if self.temperature == 0 and self.sampling.keys() > {"temperature"}:
+            raise ValueError("top_p and top_k say nothing about greedy answers; raise temperature, or leave them out")
+        return self
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """The settings that are not off, as an engine or an endpoint calls them."""
+        given = {"top_p": (self.top_p, 1.0), "top_k": (self.top_k, 0)}
+        return {
+            "temperature": self.temperature,
+            **{name: value for name, (value, off) in given.items() if value != off},
+        }
+
+    @property
+    def in_words(self) -> str:
+        """How answers are given, such as "at temperature 0.7, top_p 0.8"."""
+        if self.temperature == 0:
+            return "greedily"
+        return "at " + ", ".join(f"{name} {value:g}" for name, value in self.sampling.items())
+
+
+class EvaluationConfig(SamplingConfig):
     """Held-out evaluation during the run: before the first step, every n steps, after the last."""
 
     every: int = Field(default=10, ge=0)
@@ -87,8 +120,6 @@ class EvaluationConfig(Section):
     """Held-out samples; all when unset."""
     max_response_tokens: int | None = Field(default=None, ge=1)
     """Longest answer; rollout.max_response_tokens when unset."""
-    temperature: float = Field(default=0.0, ge=0)
-    """0 is greedy."""
     keep_answers: int = Field(default=256, ge=0)
     """Held-out answers of an evaluation that go into answers.jsonl, the same samples each time: the interval at the end is over them, and jobs/benchmark.py uses them where all of its samples are there."""
     metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]

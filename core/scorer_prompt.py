@@ -11,12 +11,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from core.chat import encode_prompt
 from core.errors import DataError
-from core.perplexity_recipes import CONTEXT, PerplexityRewardConfig
+from core.perplexity_recipes import CONTEXT, PerplexityRewardConfig, ReadingConfig
 from core.records import Branch, Message, Sample
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class ScorerPrompt:
         """Raises DataError for a sample without a gold answer, and for one that is too long without any answer."""
         gold_ids = self._gold(sample)
         prompt_ids, close_ids = self._surroundings(sample)
-        before, after = self._template(sample)
+        before, after = _template(sample, self._config)
         fixed = max(len(self._plain(before)) + len(self._plain(after)), len(self._plain(self._config.baseline_context)))
         length = len(prompt_ids) + fixed + len(close_ids) + len(gold_ids)
         if length >= self._max_length:
@@ -110,10 +110,7 @@ class ScorerPrompt:
 
         With the marker `In summary:`, of "He is cornered. In summary: he leaves." it is "he leaves."
         """
-        if self._config.marker is None:
-            return text.strip()
-        ends = [place + len(marker) for marker in self._config.marker if (place := text.rfind(marker)) >= 0]
-        return (text[max(ends) :].strip() or None) if ends else None
+        return handed_over(text, self._config)
 
     # -- pieces -------------------------------------------------------------------------------------------------
 
@@ -134,16 +131,9 @@ class ScorerPrompt:
             )
         return [*ids, self._tokenizer.eos_token_id] if self._config.end_of_turn else ids
 
-    def _template(self, sample: Sample) -> tuple[str, str]:
-        template = self._config.context_template or sample.fields.get("context_template") or CONTEXT
-        before, place, after = str(template).partition(CONTEXT)
-        if not place:
-            raise DataError(f"{sample.sample_id}: its field context_template lacks {CONTEXT}, where the answer goes")
-        return before, after
-
     def _surroundings(self, sample: Sample) -> tuple[list[int], list[int]]:
         """Token ids of the prompt, and of what the chat template puts behind the answer."""
-        prompt = self._conversation(sample)
+        prompt = _conversation(sample, self._config)
         if isinstance(prompt, str):
             ids = list(self._tokenizer(prompt + self._config.prompt_end)["input_ids"])
             if not ids:
@@ -155,11 +145,7 @@ class ScorerPrompt:
         return self._split_at_the_answer(sample, prompt)
 
     def _split_at_the_answer(self, sample: Sample, prompt: Sequence[Message]) -> tuple[list[int], list[int]]:
-        if prompt[-1]["role"] != "user":
-            raise DataError(
-                f"{sample.sample_id}: place: user puts the answer behind the last turn, which is the {prompt[-1]['role']}'s; "
-                "use place: assistant"
-            )
+        _require_a_users_turn(sample, prompt)
         if self._tokenizer.chat_template is None:
             raise DataError(
                 f"{sample.sample_id}: the scorer's tokenizer has no chat template; use an instruction-tuned scorer, or form: text"
@@ -175,16 +161,63 @@ class ScorerPrompt:
         head, tail = (list(self._tokenizer(piece, add_special_tokens=False)["input_ids"]) for piece in pieces)
         return head, tail
 
-    def _conversation(self, sample: Sample) -> str | Sequence[Message]:
-        given = sample.fields.get("scorer_prompt")
-        prompt = sample.prompt if given is None else given
-        if isinstance(prompt, str):
-            return prompt
-        turns = [turn for turn in prompt if given is not None or self._config.keep_system or turn["role"] != "system"]
-        if not turns:
-            raise DataError(f"{sample.sample_id}: its prompt has system turns alone; set perplexity_reward.keep_system")
-        return turns[-1]["content"] if self._config.form == "text" else turns
-
     def _plain(self, text: str) -> list[int]:
         """Token ids of text that is only text: what looks like a special token cannot end a turn."""
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def prompt_with(
+    sample: Sample, answer: str | None, config: ReadingConfig, tokenizer: PreTrainedTokenizerBase
+) -> Sample:
+    """The sample for a model that writes what a scorer would foresee: behind the prompt stands another model's answer,
+    or the part of it that is handed over; without one the prompt alone."""
+    context = None if answer is None else handed_over(answer, config)
+    before, after = _template(sample, config)
+    end = config.prompt_end + (config.baseline_context if context is None else before + context + after)
+    prompt = _conversation(sample, config)
+    if isinstance(prompt, str):
+        return replace(sample, prompt=prompt + end)
+    if config.place == "user":
+        _require_a_users_turn(sample, prompt)
+        return replace(sample, prompt=[*prompt[:-1], {"role": "user", "content": prompt[-1]["content"] + end}])
+    text = str(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False))
+    # A tokenizer that puts a first token before every text would put it before the template's own.
+    if tokenizer.bos_token and tokenizer("")["input_ids"]:
+        text = text.removeprefix(tokenizer.bos_token)
+    return replace(sample, prompt=text + end)
+
+
+def handed_over(text: str, config: ReadingConfig) -> str | None:
+    """The part of an answer that is read; None without a marker, or with nothing behind it."""
+    if config.marker is None:
+        return text.strip()
+    ends = [place + len(marker) for marker in config.marker if (place := text.rfind(marker)) >= 0]
+    return (text[max(ends) :].strip() or None) if ends else None
+
+
+def _template(sample: Sample, config: ReadingConfig) -> tuple[str, str]:
+    """What stands before the answer, and behind it."""
+    template = config.context_template or sample.fields.get("context_template") or CONTEXT
+    before, place, after = str(template).partition(CONTEXT)
+    if not place:
+        raise DataError(f"{sample.sample_id}: its field context_template lacks {CONTEXT}, where the answer goes")
+    return before, after
+
+
+def _conversation(sample: Sample, config: ReadingConfig) -> str | Sequence[Message]:
+    given = sample.fields.get("scorer_prompt")
+    prompt = sample.prompt if given is None else given
+    if isinstance(prompt, str):
+        return prompt
+    turns = [turn for turn in prompt if given is not None or config.keep_system or turn["role"] != "system"]
+    if not turns:
+        raise DataError(f"{sample.sample_id}: its prompt has system turns alone; set keep_system")
+    return turns[-1]["content"] if config.form == "text" else turns
+
+
+def _require_a_users_turn(sample: Sample, prompt: Sequence[Message]) -> None:
+    if prompt[-1]["role"] != "user":
+        raise DataError(
+            f"{sample.sample_id}: place: user puts the answer behind the last turn, which is the {prompt[-1]['role']}'s; "
+            "use place: assistant"
+        )

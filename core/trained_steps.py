@@ -18,6 +18,7 @@ from core.errors import ConfigError, DataError
 from core.files import read_lines
 from core.records import Branch, Group, Sample
 from core.report_data import RunRecord, read_run
+from core.rollout_recipes import SamplingConfig
 from core.run_lines import answer_row
 from core.stored_answers import Answers
 
@@ -145,8 +146,9 @@ class TrainedRun:
         # Reinforcement learning evaluates by `evaluation`, supervised training by `generation`.
         asked: Mapping[str, Any] = recipe.get("generation") or recipe.get("evaluation") or {}
         longest = asked.get("max_response_tokens") or (recipe.get("rollout") or {}).get("max_response_tokens")
-        theirs = {"temperature": asked.get("temperature"), "max_response_tokens": longest}
-        ours = {"temperature": config.temperature, "max_response_tokens": config.max_response_tokens}
+        known = SamplingConfig(**{name: asked[name] for name in SamplingConfig.model_fields if name in asked})
+        theirs = {**known.model_dump(), "max_response_tokens": longest}
+        ours = {name: getattr(config, name) for name in theirs}
         if config.temperature > 0:
             theirs["seed"], ours["seed"] = recipe.get("seed"), config.seed
         differing = [

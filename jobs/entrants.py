@@ -55,7 +55,7 @@ def prepare(config: BenchmarkConfig) -> Entrants:
     judges = build_rewards(config.preferences.judges()) if config.preferences is not None else None
     endpoints = {
         name: AnsweringEndpoint(
-            name, settings, max_response_tokens=config.max_response_tokens, temperature=config.temperature
+            name, settings, max_response_tokens=config.max_response_tokens, sampling=config.sampling
         )
         for name, settings in config.endpoints.items()
     }

@@ -50,6 +50,7 @@ from core.model_paths import locate
 from core.program import run_program
 from core.records import Branch, Group, Sample, Score
 from core.role_recipes import RewardModelConfig
+from core.scorer_prompt import handed_over, prompt_with
 from core.secrets import public_values
 from core.stored_answers import Answers, AnswerStore
 from core.tracking import check_trackers, log_evaluation
@@ -71,6 +72,8 @@ class Examination:
 
     samples: Sequence[Sample]
     """The held-out samples whose prompts fit every model."""
+    asked: Mapping[str, Sequence[Sample]]
+    """Model name -> these samples with the prompt that it gets."""
     too_long: int
     paths: Mapping[str, str]
     """Model name -> directory or hub name."""
@@ -138,9 +141,12 @@ def prepare(config: EvaluateConfig) -> Examination:
         own = load_tokenizer(reward_model.path, trust_remote_code=reward_model.trust_remote_code)
         for tokenizer in tokenizers.values():
             require_same_tokenizer(tokenizer, own, reward_model.path, "reward_model.path")
-    fitting = fitting_samples(config, samples, tokenizers)
+    asked = asked_samples(config, samples, tokenizers)
+    fitting = fitting_samples(config, samples, tokenizers, asked)
+    kept = {sample.sample_id for sample in fitting}
     return Examination(
         samples=fitting,
+        asked={name: [sample for sample in each if sample.sample_id in kept] for name, each in asked.items()},
         too_long=len(samples) - len(fitting),
         paths=paths,
         tokenizers=tokenizers,
@@ -160,14 +166,49 @@ def require_gold(needed_by: str | None, samples: Sequence[Sample]) -> None:
         )
 
 
+def asked_samples(
+    config: EvaluateConfig, samples: Sequence[Sample], tokenizers: Mapping[str, PreTrainedTokenizerBase]
+) -> dict[str, list[Sample]]:
+    """Model name -> the samples with its prompts: the data's own, or what another model wrote behind them."""
+    if not config.contexts:
+        return {name: list(samples) for name in tokenizers}
+    files = {name: read_answers(Path(file), samples) for name, file in config.contexts.items()}
+    missing = {
+        name: sum(handed_over(answer.text, config.reading) is None for answer in answers.values())
+        for name, answers in files.items()
+    }
+    for name, count in missing.items():
+        if count:
+            log.warning("%d of %d contexts of %s lack the marker and are not read", count, len(samples), name)
+    return {
+        name: [
+            prompt_with(
+                sample,
+                files[name][sample.sample_id].text if name in files else None,
+                config.reading,
+                tokenizer,
+            )
+            for sample in samples
+        ]
+        for name, tokenizer in tokenizers.items()
+    }
+
+
 def fitting_samples(
-    config: AnsweringConfig, samples: Sequence[Sample], tokenizers: Mapping[str, PreTrainedTokenizerBase]
+    config: AnsweringConfig,
+    samples: Sequence[Sample],
+    tokenizers: Mapping[str, PreTrainedTokenizerBase],
+    asked: Mapping[str, Sequence[Sample]] | None = None,
 ) -> list[Sample]:
-    """The samples whose prompt is short enough for every model, so that all are measured on the same ones."""
+    """The samples whose prompt is short enough for every model, so that all are measured on the same ones. `asked`: the
+    samples with each model's prompts, where these are not the data's own."""
     fitting = [
         sample
-        for sample in samples
-        if all(len(encode_prompt(each, sample)) <= config.max_prompt_tokens for each in tokenizers.values())
+        for position, sample in enumerate(samples)
+        if all(
+            len(encode_prompt(tokenizer, asked[name][position] if asked else sample)) <= config.max_prompt_tokens
+            for name, tokenizer in tokenizers.items()
+        )
     ]
     if not fitting:
         raise DataError(
@@ -202,7 +243,8 @@ def perform(
     """Everybody's answers, and the reward model's scores of them; what an earlier call answered is read."""
     ids = [sample.sample_id for sample in exam.samples]
     settings = {
-        name: answer_settings(config, path, exam.samples, exam.tokenizers[name]) for name, path in exam.paths.items()
+        name: answer_settings(config, path, exam.asked[name], exam.tokenizers[name])
+        for name, path in exam.paths.items()
     }
     stored = {name: store.read(name, ids, settings[name]) for name in exam.paths}
     answers: dict[str, Answers] = dict(exam.given) | {name: kept for name, kept in stored.items() if kept is not None}
@@ -212,7 +254,7 @@ def perform(
     with evaluation_stage(config) as stage:
         for name in unanswered:
             log.info("%s answers %d prompts", name, len(ids))
-            answers[name] = generate(stage, config, exam.paths[name], exam.samples, exam.tokenizers[name])
+            answers[name] = generate(stage, config, exam.paths[name], exam.asked[name], exam.tokenizers[name])
             store.write(name, answers[name], settings[name])
         if exam.reward_model is None:
             return answers, {}
@@ -230,7 +272,7 @@ def answer_settings(
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16],
         "max_response_tokens": config.max_response_tokens,
-        "temperature": config.temperature,
+        **config.sampling,
         "seed": config.seed,
         "precision": config.precision,
         **({} if config.environment is None else {"environment": config.environment.model_dump()}),
@@ -357,8 +399,7 @@ def settings_in_words(config: EvaluateConfig) -> dict[str, str]:
 
 def lead(config: EvaluateConfig, exam: Examination) -> str:
     """What was done, under the heading of the tables."""
-    how = "greedy answers" if config.temperature == 0 else f"answers sampled at temperature {config.temperature:g}"
-    words = f"{len(exam.samples)} held-out samples of {config.data.type}, {how}; means with 95 % bootstrap intervals."
+    words = f"{len(exam.samples)} held-out samples of {config.data.type}, answered {config.in_words}; means with 95 % bootstrap intervals."
     if exam.too_long:
         words += f" {exam.too_long} prompts were longer than {config.max_prompt_tokens} tokens and left out."
     if config.opponent is not None:

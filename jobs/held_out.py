@@ -47,7 +47,7 @@ class HeldOutAnswers:
             metrics,
             max_prompt_tokens=config.max_length - generation.max_response_tokens,
             max_response_tokens=generation.max_response_tokens,
-            temperature=generation.temperature,
+            sampling=generation,
             seed=config.seed,
         )
         prompts = [ids for _, ids in evaluator.prompts]

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.benchmark_recipes import EndpointModelConfig
@@ -33,10 +33,10 @@ class AnsweringEndpoint:
     """A model behind an endpoint; ConfigError for an address that cannot be one, or a key that is not there."""
 
     def __init__(
-        self, name: str, settings: EndpointModelConfig, *, max_response_tokens: int, temperature: float
+        self, name: str, settings: EndpointModelConfig, *, max_response_tokens: int, sampling: Mapping[str, float]
     ) -> None:
         self.name, self._settings = name, settings
-        given = {"temperature": temperature, "max_tokens": max_response_tokens, **settings.options}
+        given = {**sampling, "max_tokens": max_response_tokens, **settings.options}
         self._options = {key: value for key, value in given.items() if value is not None}
         self._budget = BudgetConfig(
             prompt_price=settings.prompt_price, completion_price=settings.completion_price, max_cost=settings.max_cost

@@ -46,6 +46,10 @@ JOBS: dict[str, type[Section]] = {
     "ppo": PPOConfig,
     "rloo": RLOOConfig,
     "evaluate": EvaluateConfig,
+    "contexts": EvaluateConfig,
+    "answers": EvaluateConfig,
+    "plans": EvaluateConfig,
+    "chapters": EvaluateConfig,
     "grpo": GRPOConfig,
     "full": GRPOConfig,
     "small": GRPOConfig,
@@ -260,8 +264,11 @@ def test_all_stages_of_a_small_system_hold_out_the_same_texts(name: str) -> None
 
 
 def test_the_stories_that_system_4_measures_plans_on_are_those_that_its_scorer_has_not_read() -> None:
-    scorer, policy = (config.data for config in system("next_chapter/small").values())
-    assert (scorer.seed, scorer.num_heldout, scorer.num_train) == (policy.seed, policy.num_heldout, policy.num_train)
+    chosen = {
+        (config.data.seed, config.data.num_heldout, config.data.num_train)
+        for config in system("next_chapter/small").values()
+    }
+    assert len(chosen) == 1
 
 
 def test_the_judge_of_the_small_system_1_has_seen_no_text_of_those_it_judges() -> None:

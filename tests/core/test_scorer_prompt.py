@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
+from core.chat import encode_prompt
 from core.config import load_config
 from core.errors import ConfigError, DataError
-from core.perplexity_recipes import PerplexityRewardConfig
+from core.perplexity_recipes import PerplexityRewardConfig, ReadingConfig
 from core.recipes import GRPOConfig
 from core.records import Branch, Message, Sample
-from core.scorer_prompt import ScorerPrompt
+from core.scorer_prompt import ScorerPrompt, prompt_with
 from core.scratch import train_tokenizer
 
 TURNS: list[Message] = [
@@ -72,6 +74,34 @@ def test_where_the_answer_stands(tokenizer: Any, build: Any, settings: Any, with
     prompt = build(**settings)
     assert read(tokenizer, prompt, sample(), None) == without
     assert read(tokenizer, prompt, sample(), "3+5") == with_plan
+    # A model that writes the gold answer's place continues the same text.
+    reading = ReadingConfig(**{name: value for name, value in settings.items() if name != "end_of_turn"})
+    for answer, whole in ((None, without), ("3+5", with_plan)):
+        asked = encode_prompt(tokenizer, prompt_with(sample(), answer, reading, tokenizer))
+        assert tokenizer.decode(asked) + str(sample().gold) == whole.removesuffix("<|im_end|>")
+
+
+def test_a_reader_without_the_marked_part_gets_the_prompt_alone(tokenizer: Any) -> None:
+    reading = ReadingConfig(place="user", marker=["Plan:"], context_template=" [{context}]")
+    text = [
+        prompt_with(sample(), answer, reading, tokenizer).prompt[-1] for answer in ("He. Plan: buys", "He. Plan:", None)
+    ]
+    assert [turn["content"] for turn in text] == [  # type: ignore[index]
+        "How many pens has Tom? [buys]",
+        "How many pens has Tom?",
+        "How many pens has Tom?",
+    ]
+
+
+def test_a_first_token_that_the_template_writes_is_not_written_twice() -> None:
+    tokenizer = train_tokenizer(["How many pens has Tom?"], 320, 256)
+    tokenizer.bos_token = "<unk>"
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<unk> $A", special_tokens=[("<unk>", tokenizer.bos_token_id)]
+    )
+    asked = encode_prompt(tokenizer, prompt_with(sample(), "3", ReadingConfig(), tokenizer))
+    assert asked.count(tokenizer.bos_token_id) == 1
 
 
 def test_the_gold_answers_tokens_are_the_same_with_and_without_an_answer(tokenizer: Any, build: Any) -> None:

@@ -31,7 +31,7 @@ from core.records import Branch, Sample
 from core.stored_answers import AnswerStore
 from data import load_data
 from data.answers import read_answers
-from jobs.evaluate import evaluate
+from jobs.evaluate import evaluate, prepare
 from tests.actors.small import write_model
 
 SAMPLES = 6
@@ -90,6 +90,15 @@ BAD_RECIPES = {
         "inline runs one engine",
     ),
     "a judge that nobody knows": (["model={tmp}/model", "against=reference", "judge=rogue"], "unknown reward 'rogue'"),
+    "a context of a model that is not there": (
+        ["models={a: '{tmp}/model'}", "contexts={b: x.jsonl}"],
+        "contexts names 'b', which is not among the models (a)",
+    ),
+    "a reading of nothing": (["model={tmp}/model", "reading.form=text"], "name a file in contexts"),
+    "contexts of other samples": (
+        ["models={a: '{tmp}/model'}", "contexts={a: '{tmp}/answers.jsonl'}"],
+        "answers.jsonl has no answer to 8 of the 8 samples, word_problems/",
+    ),
     "no run there": (["model=runs/none"], "there is no model at 'runs/none'; give a run directory"),
     "a run without a checkpoint": (["model={tmp}/run"], "has no complete checkpoint yet"),
     "no gold": (
@@ -113,6 +122,29 @@ BAD_RECIPES = {
         "answers.jsonl has no answer to 8 of the 8 samples, word_problems/",
     ),
 }
+
+
+def test_a_model_with_contexts_reads_them_and_the_others_read_the_same_prompt_without(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = {"type": "word_problems", "num_train": 20, "num_heldout": 3}
+    held_out = load_data(config(data=data).data).heldout
+    lines = [
+        {"sample_id": sample.sample_id, "prediction": f"So: {number}" if number else "No."}
+        for number, sample in enumerate(held_out)
+    ]
+    file = tmp_path / "contexts.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    reading = {"form": "text", "prompt_end": "\n", "marker": ["So:"], "context_template": "[{context}] "}
+    named = {"alone": str(models / "model"), "told": str(models / "model")}
+    exam = prepare(EvaluateConfig(models=named, contexts={"told": str(file)}, reading=reading, data=data))
+    questions = [sample.prompt[0]["content"] for sample in held_out]  # type: ignore[index]
+    assert [sample.prompt for sample in exam.asked["alone"]] == [f"{question}\n" for question in questions]
+    assert [sample.prompt for sample in exam.asked["told"]] == [
+        f"{question}\n{context}" for question, context in zip(questions, ("", "[1] ", "[2] "), strict=True)
+    ]
+    assert list(exam.samples) == list(held_out)
+    assert "1 of 3 contexts of told lack the marker" in caplog.text
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,7 @@ def test_wins_are_measured_and_compared_with_and_without_reward_functions(metric
     recipe = config(against="before", judge="environment/win", metrics=metrics)
     exam = Examination(
         samples=SAMPLES,
+        asked={},
         too_long=0,
         paths={"before": "a", "after": "b"},
         tokenizers={},
