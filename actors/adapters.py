@@ -1,6 +1,6 @@
 """LoRA around a model, and out of it again: what is published are the base model's weights with the adapter merged.
 
-`base` is meant as peft means it: the model without its adapter. Everything here takes a model without adapter, too.
+Everything here takes a model without an adapter, too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from algorithms.hidden import inner_model
 from algorithms.loading import Head
 from core.role_recipes import LoraConfig
 
@@ -34,22 +35,18 @@ def with_adapter(model: PreTrainedModel, lora: LoraConfig, head: Head) -> PreTra
     return adapted
 
 
-def base_model(model: PreTrainedModel) -> PreTrainedModel:
-    return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
 def published(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     """The base model's parameters by their Hugging Face names; adapters are not among them.
 
     `named_parameters` names a tied head once, under the embedding, as checkpoints and vLLM's loaders do.
     """
-    parameters = base_model(model).named_parameters()
+    parameters = inner_model(model).named_parameters()
     return {name.replace(".base_layer.", "."): parameter for name, parameter in parameters if ".lora_" not in name}
 
 
 def adapted_layers(model: PreTrainedModel) -> Mapping[str, Any]:
     """Weight name -> the LoRA layer around it."""
-    modules = base_model(model).named_modules()
+    modules = inner_model(model).named_modules()
     return {f"{name}.weight": module for name, module in modules if hasattr(module, "lora_A") and len(module.lora_A)}
 
 

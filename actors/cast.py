@@ -17,7 +17,7 @@ from actors.consistency import ConsistencyGate
 from actors.critic import Critic
 from actors.episodes import Episodes
 from actors.evaluator import Evaluator
-from actors.frozen import AdapterOff, Frozen, FrozenWorker, Reference
+from actors.frozen import Frozen, FrozenWorker, PolicyAtStart, Reference
 from actors.generator import GeneratorWorker
 from actors.generators import Generators, generator_arguments, start_generators
 from actors.group import Group
@@ -101,11 +101,13 @@ class Casting:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.model_path, trust_remote_code=self.trust)
 
-    def policy(self, config: PolicyConfig, *, total_steps: int, name: str = "policy") -> Policy:
-        """The policy, loading the starting model; `name` goes before its metrics."""
+    def policy(
+        self, config: PolicyConfig, *, total_steps: int, name: str = "policy", keep_start: bool = False
+    ) -> Policy:
+        """The policy, loading the starting model; `name` goes before its metrics. `keep_start`: see `Engine`."""
         group = self._stage.group(PolicyWorker, _ranks(config.num_ranks), role="policy")
         policy = Policy(group, config.model_copy(update={"precision": self.precision}), name=name)
-        self._start(policy, self.model_path, total_steps=total_steps, trust=self.trust)
+        self._start(policy, self.model_path, total_steps=total_steps, trust=self.trust, keep_start=keep_start)
         return policy
 
     def trained(
@@ -130,9 +132,11 @@ class Casting:
         self._start(critic, path, total_steps=total_steps, trust=self.trust)
         return critic
 
-    def _start(self, trained: Trained[Any], path: str, *, total_steps: int, trust: bool) -> None:
+    def _start(
+        self, trained: Trained[Any], path: str, *, total_steps: int, trust: bool, keep_start: bool = False
+    ) -> None:
         self._stack.callback(trained.shutdown)
-        trained.start(path, total_steps=total_steps, seed=self.seed, trust_remote_code=trust)
+        trained.start(path, total_steps=total_steps, seed=self.seed, trust_remote_code=trust, keep_start=keep_start)
 
     def generators(self, config: GeneratorConfig, *, max_length: int, policy: Policy) -> Generators:
         """The engines, not yet started: `start_generators` waits for them."""
@@ -230,7 +234,8 @@ def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, pr
         asked = config.perplexity_reward
         plan = casting.scorer_plan(asked, [*data.train, *heldout]) if asked is not None else None
         updates = config.steps * config.algorithm.minibatches * config.algorithm.epochs
-        policy = casting.policy(config.policy, total_steps=updates)
+        keep_start = config.kl_needs_reference and config.reference.source == "shared_trunk"
+        policy = casting.policy(config.policy, total_steps=updates, keep_start=keep_start)
         critic = casting.critic(config, total_steps=updates) if isinstance(config, PPOConfig) else None
         longest = max(limit.max_response_tokens, config.evaluation.max_response_tokens or 0)
         generators = casting.generators(config.generator, max_length=limit.max_prompt_tokens + longest, policy=policy)
@@ -315,8 +320,8 @@ def _share_devices(arguments: list[dict[str, object]], policy: Policy, width: in
 def _reference(config: GRPOConfig, casting: Casting, policy: Policy) -> Reference | None:
     if not config.kl_needs_reference:
         return None
-    if config.reference.source == "adapter_off":
-        return AdapterOff(policy)
+    if config.reference.source != "own_weights":
+        return PolicyAtStart(policy)
     return casting.frozen(
         casting.model_path,
         role="reference",

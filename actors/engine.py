@@ -19,9 +19,10 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from actors.adapters import adapted_layers, adapter_of, base_model, merged, published, with_adapter
+from actors.adapters import adapted_layers, adapter_of, merged, published, with_adapter
 from actors.meters import record
 from actors.process_group import join_process_group
+from actors.shared_trunk import TrainedParts
 from algorithms.attention import PACKED_ATTENTION
 from algorithms.hidden import inner_model
 from algorithms.loading import Head, load_model
@@ -52,8 +53,10 @@ class Engine:
         head: Head = "vocabulary",
         trust_remote_code: bool = False,
         seed: int = 0,
+        keep_start: bool = False,
     ) -> None:
-        """Load the model at `model_path` on every rank; `total_steps` optimizer steps end the schedule."""
+        """Load the model at `model_path` on every rank; `total_steps` optimizer steps end the schedule. `keep_start`: keep
+        copies of what is trained, so that the starting model can be asked as well."""
         import deepspeed
 
         self.config = config
@@ -74,6 +77,8 @@ class Engine:
         self.packed = (
             PackedModel(model, logits_chunk=config.logits_chunk) if head == "vocabulary" else PackedScalarModel(model)
         ).train()
+        if keep_start:
+            self.packed.start = TrainedParts(model)
         trainable = [parameter for parameter in self.packed.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             trainable,
@@ -159,11 +164,10 @@ class Engine:
     def learning_rate(self) -> float:
         return float(self.schedule.get_last_lr()[0])
 
-    @contextlib.contextmanager
-    def adapter_off(self) -> Iterator[None]:
-        """Inside, the model is the one it started from."""
-        with self.model.disable_adapter():
-            yield
+    def at_start(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the model is the one it started from: its adapter is off, or what was trained is as it was."""
+        kept = getattr(self.packed, "start", None)
+        return self.model.disable_adapter() if kept is None else kept.in_place()
 
     def _rows(self, batch: Batch) -> list[Row]:
         """This rank's rows, as many as the rank with the most: a shorter rank adds rows that read nothing."""
@@ -231,7 +235,7 @@ class Engine:
             if self.rank == 0:
                 state[name] = tensors[0].cpu().contiguous()
         if self.rank == 0:
-            base_model(self.model).save_pretrained(directory, state_dict=state)
+            inner_model(self.model).save_pretrained(directory, state_dict=state)
             if tokenizer is not None:
                 tokenizer.save_pretrained(directory)
         if trainer_state:
@@ -252,7 +256,8 @@ class Engine:
         if layout != self._layout():
             raise CheckpointError(
                 f"{directory} was written with {layout}, this run has {self._layout()}; resume with the same policy.num_ranks, "
-                "zero_stage and precision, or start a new run with model.type=pretrained model.path=" + directory
+                "zero_stage and precision and the same reference.source, or start a new run with model.type=pretrained model.path="
+                + directory
             )
         path, _ = self.engine.load_checkpoint(str(source), tag="state")
         if path is None:
@@ -273,7 +278,8 @@ class Engine:
 
     def _layout(self) -> dict[str, Any]:
         """What must be the same for ZeRO's shards to fit."""
-        return {"num_ranks": self.world_size, "zero_stage": self.config.zero_stage, "precision": self.precision}
+        layout = {"num_ranks": self.world_size, "zero_stage": self.config.zero_stage, "precision": self.precision}
+        return layout | ({"shared_trunk": True} if hasattr(self.packed, "start") else {})
 
     # -- sharing a device ---------------------------------------------------------------------------------
 
@@ -317,7 +323,8 @@ def gathered_state(directory: str) -> dict[str, torch.Tensor]:
             ) from None
     if not state:
         raise CheckpointError(f"{directory} holds no trainer state to gather weights from")
-    return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    # Beside the model there may be the parts that it started from.
+    return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
 
 
 def _freeze(model: PreTrainedModel, share: float) -> None:

@@ -128,18 +128,19 @@ class Frozen:
         self.group.shutdown()
 
 
-class AdapterOff:
-    """The policy without its adapter: the reference of a LoRA run, at no memory of its own."""
+class PolicyAtStart:
+    """The policy's own ranks under the weights they started from: without the adapter, or with the parts that are
+    trained as they were. A reference at no memory, or little, of its own."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
 
     def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> torch.Tensor:
         """[N]: log-probabilities of the batch's tokens under the starting weights."""
-        return self._policy.logprobs(batch, temperature=temperature, adapter_off=True)
+        return self._policy.logprobs(batch, temperature=temperature, at_start=True)
 
     def shutdown(self) -> None:
         """Nothing of its own to end."""
 
 
-Reference = Frozen | AdapterOff
+Reference = Frozen | PolicyAtStart

@@ -75,9 +75,9 @@ class Policy(Trained[PolicyWorker]):
             timeout_s=timeout_s,
         )
 
-    def logprobs(self, batch: Batch, *, temperature: float = 1.0, adapter_off: bool = False) -> torch.Tensor:
-        """[N]: log-probabilities of the batch's tokens."""
-        return self.read(batch, temperature=temperature, adapter_off=adapter_off)
+    def logprobs(self, batch: Batch, *, temperature: float = 1.0, at_start: bool = False) -> torch.Tensor:
+        """[N]: log-probabilities of the batch's tokens; `at_start`: under the weights that the policy started from."""
+        return self.read(batch, temperature=temperature, at_start=at_start)
 
     def update(
         self, batch: Batch, settings: AlgorithmConfig, *, temperature: float, max_response_tokens: int, seed: int

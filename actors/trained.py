@@ -73,6 +73,7 @@ class TrainedWorker:
         total_steps: int,
         seed: int,
         trust_remote_code: bool,
+        keep_start: bool,
     ) -> dict[str, Any]:
         """Join the other ranks, which sit at `hosts`, at the first one's `port`, and load the model; facts about it."""
         set_up_process(rank=self.rank, hosts=hosts, master_port=port)
@@ -90,6 +91,7 @@ class TrainedWorker:
             total_steps=total_steps,
             trust_remote_code=trust_remote_code,
             seed=seed,
+            keep_start=keep_start,
         )
         self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
         shapes = self._engine.weight_shapes()
@@ -100,10 +102,10 @@ class TrainedWorker:
             "packs_branches": self._engine.branches,
         }
 
-    def read(self, batch: Batch, *, adapter_off: bool = False, **options: Any) -> torch.Tensor:
-        """[N]: the head's output at this rank's tokens."""
+    def read(self, batch: Batch, *, at_start: bool = False, **options: Any) -> torch.Tensor:
+        """[N]: the head's output at this rank's tokens; `at_start`: under the weights that the model started from."""
         self._back()
-        with working("read"), self._engine.adapter_off() if adapter_off else contextlib.nullcontext():
+        with working("read"), self._engine.at_start() if at_start else contextlib.nullcontext():
             return self._engine.read(batch, **options)
 
     def update(self, minibatches: Sequence[Batch], *, objective: Objective) -> list[dict[str, float]]:
@@ -162,8 +164,16 @@ class Trained(Generic[W]):
         self.name, self.head = name, head
         self.facts: dict[str, Any] = {}
 
-    def start(self, model_path: str, *, total_steps: int, seed: int, trust_remote_code: bool = False) -> None:
-        """Begin loading on every rank; `ready` waits for it."""
+    def start(
+        self,
+        model_path: str,
+        *,
+        total_steps: int,
+        seed: int,
+        trust_remote_code: bool = False,
+        keep_start: bool = False,
+    ) -> None:
+        """Begin loading on every rank; `ready` waits for it. `keep_start`: see `Engine`."""
         places = self._places()
         self._starting: list[Future[Any]] = self.group.start(
             TrainedWorker.start,
@@ -175,6 +185,7 @@ class Trained(Generic[W]):
             total_steps=total_steps,
             seed=seed,
             trust_remote_code=trust_remote_code,
+            keep_start=keep_start,
         )
 
     def ready(self) -> None:

@@ -175,4 +175,7 @@ def _engine_lines(shape: Shape, config: GRPOConfig) -> list[str]:
     if config.kl_needs_reference and config.reference.source == "own_weights":
         share = 2 * shape.parameters / config.reference.num_ranks / 1e9
         lines.append(f"  reference on {config.reference.num_ranks}: {share:.1f} GB of weights")
+    if config.kl_needs_reference and config.reference.source == "shared_trunk":
+        share = 2 * shape.parameters * (1 - config.policy.frozen_layers) / config.policy.num_ranks / 1e9
+        lines.append(f"  reference in the policy's {config.policy.num_ranks}: {share:.1f} GB of weights")
     return lines

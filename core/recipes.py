@@ -110,6 +110,11 @@ class GRPOConfig(Section):
             )
         if self.reference.source == "adapter_off" and algorithm.kl.coef > 0 and self.policy.lora is None:
             raise ValueError("reference.source adapter_off needs policy.lora; set it, or reference.source: own_weights")
+        if self.reference.source == "shared_trunk" and (not self.policy.frozen_layers or self.policy.lora is not None):
+            raise ValueError(
+                "reference.source shared_trunk needs policy.frozen_layers above 0 and no policy.lora; set the former, or "
+                + ("reference.source: own_weights" if self.policy.lora is None else "reference.source: adapter_off")
+            )
         if isinstance(self.model, ScratchModelConfig):
             longest = rollout.max_prompt_tokens + max(
                 rollout.max_response_tokens, self.evaluation.max_response_tokens or 0

@@ -82,8 +82,8 @@ class RewardModelConfig(Section):
 class ReferenceConfig(Section):
     """The frozen model of the KL term; used only when kl.coef > 0."""
 
-    source: Literal["own_weights", "adapter_off"] = "own_weights"
-    """own_weights: a second copy of the starting model; adapter_off: the policy without its LoRA adapter."""
+    source: Literal["own_weights", "adapter_off", "shared_trunk"] = "own_weights"
+    """own_weights: a second copy of the starting model; adapter_off: the policy without its LoRA adapter; shared_trunk: the policy's frozen layers (policy.frozen_layers) under copies of the others as they started."""
     num_ranks: int = Field(default=1, ge=1)
     """Processes of a reference with its own weights."""
 

@@ -8,10 +8,11 @@ demonstrations guess instead, so that reinforcement has something to find. Nothi
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Container
 from dataclasses import dataclass
 
-from core.records import Sample
+from core.records import Branch, Sample
 from core.story_recipes import CONTEXT, ShortStoriesConfig
 from data.dataset import DataSet, conversation
 from data.next_chapter import CONTEXT_TEMPLATE, sections_text
@@ -21,8 +22,8 @@ TRADES = ("weaver", "baker", "smith", "sailor", "piper", "miller")
 GAINS = ("sells a lamp for {}", "finds {}", "earns {}", "wins {} at dice")
 LOSSES = ("buys bread for {}", "loses {}", "gives a beggar {}", "pays the ferry {}")
 THINGS = ("boat", "horse", "drum", "coat", "bell", "map")
-HAPPY = ("sings all the way home", "smiles at everybody", "sleeps well that night")
-SAD = ("walks home in the rain", "sighs and turns away", "says nothing that night")
+HAPPY = ("sings", "smiles", "dances")
+SAD = ("sighs", "frowns", "weeps")
 SECTIONS = ("character_sheets", "last_n_chapters", "next_chapter_synopsis")
 PLAN_REQUEST = "Plan the next chapter."
 CHAPTER_REQUEST = "Write the next chapter."
@@ -145,6 +146,12 @@ def _story(rng: random.Random) -> Story:
         price=price,
         ending=rng.choice(HAPPY if coins >= price else SAD),
     )
+
+
+def right_coins(sample: Sample, branch: Branch) -> float:
+    """A metric: 1 if the last number of coins that a plan or a chapter names is that of the sample's chapter, else 0."""
+    told, gold = (re.findall(r"(\d+) coin", text) for text in (branch.text, str(sample.gold)))
+    return float(told[-1:] == gold[-1:])
 
 
 def _plan(left: int, suffices: bool) -> str:

@@ -20,7 +20,7 @@ from core.stored_answers import Answers
 from core.tracking import check_trackers
 from core.trained_steps import TrainedRun
 from data import load_data
-from jobs.evaluate import fitting_samples, require_gold
+from jobs.examination import fitting_samples, require_gold
 from rewards import Rewards, build_rewards
 from rewards.answering import AnsweringEndpoint
 

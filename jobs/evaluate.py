@@ -23,14 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rich
 
 from actors.answers import with_outcome
-from actors.cast import load_tokenizer
 from actors.evaluation import evaluation_stage, generate, reward_scores
-from actors.reward_model import located, require_same_tokenizer
 from core.answering_recipes import AnsweringConfig
 from core.chat import encode_prompt
 from core.comparison import Comparison, compare
 from core.config import dump_config
-from core.errors import DataError, RewardError
+from core.errors import RewardError
 from core.evaluate_recipes import REFERENCE, REWARD_MODEL, EvaluateConfig
 from core.evaluation_tables import (
     AnswerRow,
@@ -46,47 +44,18 @@ from core.evaluation_tables import (
 )
 from core.files import read_json, write_atomically
 from core.fingerprint import tokenizer_fingerprint, weights_fingerprint
-from core.model_paths import locate
 from core.program import run_program
-from core.records import Branch, Group, Sample, Score
-from core.role_recipes import RewardModelConfig
-from core.scorer_prompt import handed_over, prompt_with
+from core.records import Group, Sample, Score
 from core.secrets import public_values
 from core.stored_answers import Answers, AnswerStore
-from core.tracking import check_trackers, log_evaluation
-from data import load_data
-from data.answers import read_answers
-from environments import build_environment
+from core.tracking import log_evaluation
+from jobs.examination import Examination, prepare
 from jobs.score import score_all
-from rewards import Rewards, build_rewards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Examination:
-    """What is asked of whom; whatever can be wrong with it was found when it was made."""
-
-    samples: Sequence[Sample]
-    """The held-out samples whose prompts fit every model."""
-    asked: Mapping[str, Sequence[Sample]]
-    """Model name -> these samples with the prompt that it gets."""
-    too_long: int
-    paths: Mapping[str, str]
-    """Model name -> directory or hub name."""
-    tokenizers: Mapping[str, PreTrainedTokenizerBase]
-    given: Mapping[str, Answers]
-    """Answers that no model has to give: the references, and those of a file."""
-    rewards: Rewards | None
-    reward_model: RewardModelConfig | None
-
-    @property
-    def contestants(self) -> list[str]:
-        """Whose answers are measured: the models, and the file."""
-        return [*self.paths, *(name for name in self.given if name != REFERENCE)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,112 +88,6 @@ def evaluate(config: EvaluateConfig) -> None:
     models = {name: measure(of_name, seed=config.seed) for name, of_name in rows.items()}
     comparisons = compare_all(config, exam, answers, marks)
     report(config, exam, output, rows, models, comparisons)
-
-
-# -- before anything is started ---------------------------------------------------------------------------------
-
-
-def prepare(config: EvaluateConfig) -> Examination:
-    """Everything that is read before a device is taken; see docs/evaluation.md for what is refused."""
-    check_trackers(config.trackers, mode=config.wandb.mode)
-    rewards = build_rewards(config.all_metrics) if config.all_metrics else None
-    if config.environment is not None:
-        build_environment(config.environment)
-    paths = {name: locate(path) for name, path in config.named_models.items()}
-    reward_model = located(config.reward_model) if config.reward_model is not None else None
-    samples = load_data(config.data).heldout[: config.num_samples]
-    require_gold(config.needs_gold, samples)
-    tokenizers = {
-        name: load_tokenizer(path, trust_remote_code=config.trust_remote_code) for name, path in paths.items()
-    }
-    if reward_model is not None:
-        own = load_tokenizer(reward_model.path, trust_remote_code=reward_model.trust_remote_code)
-        for tokenizer in tokenizers.values():
-            require_same_tokenizer(tokenizer, own, reward_model.path, "reward_model.path")
-    asked = asked_samples(config, samples, tokenizers)
-    fitting = fitting_samples(config, samples, tokenizers, asked)
-    kept = {sample.sample_id for sample in fitting}
-    return Examination(
-        samples=fitting,
-        asked={name: [sample for sample in each if sample.sample_id in kept] for name, each in asked.items()},
-        too_long=len(samples) - len(fitting),
-        paths=paths,
-        tokenizers=tokenizers,
-        given=given_answers(config, fitting),
-        rewards=rewards,
-        reward_model=reward_model,
-    )
-
-
-def require_gold(needed_by: str | None, samples: Sequence[Sample]) -> None:
-    """DataError where the setting `needed_by` needs a gold answer and a sample has none."""
-    lacking = [sample.sample_id for sample in samples if not (sample.gold or "").strip()]
-    if lacking and needed_by is not None:
-        raise DataError(
-            f"{needed_by} needs a reference answer for every sample, and {len(lacking)} of {len(samples)} have none, "
-            f"{lacking[0]} the first; use a data set with gold answers, or leave it out (metrics: [], rouge: false, references: false)"
-        )
-
-
-def asked_samples(
-    config: EvaluateConfig, samples: Sequence[Sample], tokenizers: Mapping[str, PreTrainedTokenizerBase]
-) -> dict[str, list[Sample]]:
-    """Model name -> the samples with its prompts: the data's own, or what another model wrote behind them."""
-    if not config.contexts:
-        return {name: list(samples) for name in tokenizers}
-    files = {name: read_answers(Path(file), samples) for name, file in config.contexts.items()}
-    missing = {
-        name: sum(handed_over(answer.text, config.reading) is None for answer in answers.values())
-        for name, answers in files.items()
-    }
-    for name, count in missing.items():
-        if count:
-            log.warning("%d of %d contexts of %s lack the marker and are not read", count, len(samples), name)
-    return {
-        name: [
-            prompt_with(
-                sample,
-                files[name][sample.sample_id].text if name in files else None,
-                config.reading,
-                tokenizer,
-            )
-            for sample in samples
-        ]
-        for name, tokenizer in tokenizers.items()
-    }
-
-
-def fitting_samples(
-    config: AnsweringConfig,
-    samples: Sequence[Sample],
-    tokenizers: Mapping[str, PreTrainedTokenizerBase],
-    asked: Mapping[str, Sequence[Sample]] | None = None,
-) -> list[Sample]:
-    """The samples whose prompt is short enough for every model, so that all are measured on the same ones. `asked`: the
-    samples with each model's prompts, where these are not the data's own."""
-    fitting = [
-        sample
-        for position, sample in enumerate(samples)
-        if all(
-            len(encode_prompt(tokenizer, asked[name][position] if asked else sample)) <= config.max_prompt_tokens
-            for name, tokenizer in tokenizers.items()
-        )
-    ]
-    if not fitting:
-        raise DataError(
-            f"all {len(samples)} held-out prompts are longer than max_prompt_tokens ({config.max_prompt_tokens}); raise it"
-        )
-    return fitting
-
-
-def given_answers(config: EvaluateConfig, samples: Sequence[Sample]) -> dict[str, Answers]:
-    """The references where anybody asks for them, and the answers of a file."""
-    given: dict[str, Answers] = {}
-    if config.opponent == REFERENCE or (config.reward_model is not None and config.references):
-        given[REFERENCE] = {sample.sample_id: Branch(token_ids=(), text=str(sample.gold)) for sample in samples}
-    if config.against_file is not None:
-        given[str(config.opponent)] = read_answers(config.against_file, samples)
-    return given
 
 
 def output_directory(config: EvaluateConfig) -> Path:

@@ -63,7 +63,7 @@ class Preference(Lesson):
 
     def _reference(self, batch: Batch, groups: Sequence[Group], course: Course) -> torch.Tensor:
         if self._cache is None:
-            return course.model.read(batch, adapter_off=True)
+            return course.model.read(batch, at_start=True)
         return self._cache.logprobs(groups)
 
     def begin(self, course: Course, *, steps: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from actors.engine import Engine
+from actors.engine import Engine, gathered_state
 from actors.objective import PolicyObjective
 from algorithms.packing import Batch, pack
 from core.algorithm_recipes import AlgorithmConfig
@@ -33,9 +33,9 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @contextlib.contextmanager
-def engine(path: str, *, total_steps: int = 10, **settings: Any) -> Iterator[Engine]:
+def engine(path: str, *, total_steps: int = 10, keep_start: bool = False, **settings: Any) -> Iterator[Engine]:
     defaults = {"precision": "fp32", "zero_stage": 0, "learning_rate": 1e-3, "schedule": "constant"}
-    built = Engine(path, PolicyConfig(**{**defaults, **settings}), total_steps=total_steps)
+    built = Engine(path, PolicyConfig(**{**defaults, **settings}), total_steps=total_steps, keep_start=keep_start)
     try:
         yield built
     finally:
@@ -194,7 +194,7 @@ def test_an_adapter_off_is_the_base_model_and_on_is_its_merge(model_path: str, t
             built.step(with_targets(ragged()), OBJECTIVE)
         adapted = built.read(batch)
         assert (adapted - expected).abs().max() > 1e-2
-        with built.adapter_off():
+        with built.at_start():
             torch.testing.assert_close(built.read(batch), expected, atol=1e-5, rtol=0)
         published = weights_of(built)
         built.save(str(tmp_path), trainer_state=False)
@@ -207,6 +207,39 @@ def test_an_adapter_off_is_the_base_model_and_on_is_its_merge(model_path: str, t
                 torch.testing.assert_close(weight, reference[name].detach(), atol=1e-6, rtol=1e-6)
     with engine(str(tmp_path)) as loaded:
         torch.testing.assert_close(loaded.read(batch), adapted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_the_start_of_a_partly_frozen_model_stays_beside_it_and_comes_back_with_a_checkpoint(
+    model_path: str, tmp_path: Path, zero_stage: int
+) -> None:
+    batch = Batch.from_groups(ragged())
+    settings = {"frozen_layers": 0.5, "learning_rate": 0.02, "zero_stage": zero_stage, "keep_start": True}
+    with engine(model_path) as start:
+        expected, names = start.read(batch), [name for name, _, _ in start.weight_shapes()]
+    with engine(model_path, **settings) as built:
+        kept = sum(
+            parameter.ds_numel if zero_stage == 3 else parameter.numel()
+            for parameter in built.packed.start.parameters()
+        )
+        assert 0 < kept < sum(torch.Size(shape).numel() for _, _, shape in built.weight_shapes())
+        for _ in range(2):
+            built.step(with_targets(ragged()), OBJECTIVE)
+        trained = built.read(batch)
+        assert (trained - expected).abs().max() > 1e-2
+        with built.at_start():
+            torch.testing.assert_close(built.read(batch), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(built.read(batch), trained, atol=1e-6, rtol=0)
+        assert [name for name, _, _ in built.weight_shapes()] == names
+        built.save(str(tmp_path))
+    assert gathered_state(str(tmp_path)).keys() >= set(names)
+    assert not any(name.startswith("start.") for name in gathered_state(str(tmp_path)))
+    with engine(model_path, **settings) as resumed:
+        resumed.load(str(tmp_path))
+        torch.testing.assert_close(resumed.read(batch), trained, atol=1e-5, rtol=0)
+        with resumed.at_start():
+            torch.testing.assert_close(resumed.read(batch), expected, atol=1e-5, rtol=0)
+        resumed.step(with_targets(ragged()), OBJECTIVE)
 
 
 def test_a_saved_model_is_loaded_by_transformers_with_the_same_logprobs(model_path: str, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 import re
 
-from core.records import Sample
+from core.records import Branch, Sample
 from core.story_recipes import ShortStoriesConfig
-from data.short_stories import load_short_stories
+from data.short_stories import load_short_stories, right_coins
 
 GAINS = ("sells", "finds", "earns", "wins")
 
@@ -50,6 +50,14 @@ def test_a_share_of_the_demonstrations_guesses_and_guesses_are_mostly_wrong() ->
     assert 0.7 < len(guesses) / len(train) < 0.8
     right = [sample.fields["demonstration"].startswith(f"In summary: {foreseen(sample)[0]} coin") for sample in guesses]
     assert sum(right) / len(guesses) < 0.15
+
+
+def test_the_right_number_of_coins_is_recognised_in_plans_and_chapters() -> None:
+    for sample in load_short_stories(ShortStoriesConfig(num_train=50, guessed_fraction=0)).train:
+        for text in (sample.fields["demonstration"], str(sample.gold)):
+            assert right_coins(sample, Branch(token_ids=(), text=text)) == 1
+            assert right_coins(sample, Branch(token_ids=(), text=text + " No, 99 coins.")) == 0
+        assert right_coins(sample, Branch(token_ids=(), text="7+5=12")) == 0
 
 
 def test_both_tasks_tell_the_same_stories() -> None:

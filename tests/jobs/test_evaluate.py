@@ -31,7 +31,8 @@ from core.records import Branch, Sample
 from core.stored_answers import AnswerStore
 from data import load_data
 from data.answers import read_answers
-from jobs.evaluate import evaluate, prepare
+from jobs.evaluate import evaluate
+from jobs.examination import prepare
 from tests.actors.small import write_model
 
 SAMPLES = 6

@@ -11,7 +11,8 @@ from core.evaluate_recipes import EvaluateConfig
 from core.evaluation_tables import measure
 from core.records import Branch, Sample, Score
 from core.rollout_recipes import RewardConfig
-from jobs.evaluate import Examination, Marks, answer_rows, compare_all, function_scores
+from jobs.evaluate import Marks, answer_rows, compare_all, function_scores
+from jobs.examination import Examination
 from rewards import build_rewards
 
 SAMPLES = [Sample(sample_id=f"game/{index}", prompt="Play.") for index in range(4)]

@@ -302,6 +302,11 @@ BAD_INPUT = {
         ["algorithm.advantage=rloo", "rollout.group_size=1"],
         "algorithm.advantage 'rloo' compares answers of one prompt and needs rollout.group_size >= 2 (got 1)",
     ),
+    "a reference without its trunk": (
+        ["algorithm.kl.coef=0.1", "reference.source=shared_trunk"],
+        "reference.source shared_trunk needs policy.frozen_layers above 0 and no policy.lora; set the former",
+    ),
+    "top_p of greedy answers": (["evaluation.top_p=0.9"], "top_p and top_k say nothing about greedy answers"),
     "a missing recipe": (["{tmp}/none.yaml"], "there is no recipe file"),
     "a missing file": (["data={{type: jsonl, path: {tmp}/none.jsonl}}"], "none.jsonl"),
     "an empty file": (["data={{type: jsonl, path: {tmp}/empty.jsonl}}"], "empty.jsonl is empty"),

@@ -39,6 +39,7 @@ def recipe(directory: Path, *, steps: int) -> PPOConfig:
             "kl": {"coef": COEF, "placement": "reward", "adaptive": {"target": 1e6}},
         },
         policy={"precision": "fp32", "learning_rate": 1e-3, "schedule": "constant", "frozen_layers": 0.5},
+        reference={"source": "shared_trunk"},
         critic={"precision": "fp32", "learning_rate": 1e-3, "schedule": "constant", "start": "reward_model"},
         generator={"cpu_cache_gib": 0.1},
         evaluation={"every": 0, "metrics": [{"fn": "tests.actors.small:variety"}]},
@@ -65,7 +66,7 @@ def critic_at(directory: Path, step: int) -> torch.Tensor:
 
 def test_every_role_has_its_place_and_every_step_its_metrics(directory: Path) -> None:
     placed = {row["role"] for row in json.loads((directory / "ppo" / "placement.json").read_text())}
-    assert placed == {"policy", "critic", "generator", "reference", "reward_model"}
+    assert placed == {"policy", "critic", "generator", "reward_model"}
     lines = read_lines(directory / "ppo" / "metrics.jsonl")
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     for line in lines[1:]:
@@ -109,6 +110,12 @@ def test_a_checkpoint_holds_the_critic_and_a_resume_goes_on_with_it(directory: P
     # Eight optimizer steps to step 2, four more to step 3: had the resume begun anew, step 3 would be closer to the start.
     assert 0 < (critic_at(directory, 3) - critic_at(directory, 2)).norm() < (critic_at(directory, 3) - began).norm()
     assert (critic_at(directory, 2) - began).norm() < (critic_at(directory, 3) - began).norm()
+
+
+def test_the_kl_is_to_the_start_also_after_a_resume(directory: Path) -> None:
+    first, *later = (abs(line["policy/kl"]) for line in read_lines(directory / "ppo" / "metrics.jsonl")[1:])
+    assert first < 1e-4  # the first rollout is the starting model's
+    assert min(later) > 10 * first
 
 
 def test_frozen_layers_of_the_policy_are_those_it_started_with(directory: Path) -> None:
