@@ -127,14 +127,19 @@ def _found(config: ServeConfig, model: ServedModelConfig, *, follow: str | None)
     step = step_of(Path(path).resolve().name)
     return Served(
         name=model.label,
-        path=path,
+        path=_absolute(path),
         step=step,
         max_length=_max_length(config, path, settings),
         stored=model.source if model.source.startswith("s3://") else None,
-        run=follow,
-        adapters=model.adapters,
+        run=None if follow is None else _absolute(follow),
+        adapters={name: _absolute(adapter) for name, adapter in model.adapters.items()},
         metadata={"base": follow is None and step is None},
     )
+
+
+def _absolute(path: str) -> str:
+    """A directory as replicas find it, whose processes may have been started elsewhere; a hub name as it is."""
+    return str(Path(path).absolute()) if Path(path).is_dir() else path
 
 
 def _settings(path: str) -> dict[str, Any]:
