@@ -183,7 +183,7 @@ def page(title: str, body: str, *, script: str = "", top: str = "") -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>\n'
         f"<body>{top}<main>{body}</main><script>{SCRIPT}{script}</script></body></html>\n"
     )
 
