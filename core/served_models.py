@@ -70,7 +70,8 @@ def on_this_machine(served: Served) -> Served:
     """Fetched from the object store where the machine that asked for it is another one."""
     if served.stored is None or Path(served.path).is_dir():
         return served
-    return replace(served, path=locate(served.stored, "best" if served.step is None else served.step))
+    path = locate(served.stored, "best" if served.step is None else served.step)
+    return replace(served, path=_absolute(path))
 
 
 def require_whole(path: Path, *, like: Path | None = None) -> None:
