@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from transformers import PreTrainedModel
@@ -19,38 +19,34 @@ class TrainedParts(torch.nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        names = list(_trained_parts(model))
-        if not names:
-            raise ValueError("nothing of the model is trained, so the model itself is the one that it started from")
-        self._owners = {name: name.rpartition(".")[0] for name in names}
+        self._names = [
+            name for name, part in _parts(model) if any(parameter.requires_grad for parameter in part.parameters())
+        ]
         self._model = [model]  # in a list, so that it is not a submodule of its own copies
         self.copies = torch.nn.ModuleList(
-            copy.deepcopy(model.get_submodule(name)).requires_grad_(False) for name in names
+            copy.deepcopy(model.get_submodule(name)).requires_grad_(False) for name in self._names
         )
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Inside, the model computes with the copies."""
-        model, originals = self._model[0], {}
-        for (name, owner), kept in zip(self._owners.items(), self.copies, strict=True):
-            originals[name] = model.get_submodule(name)
-            setattr(model.get_submodule(owner), name.rpartition(".")[2], kept)
+        (model,) = self._model
+        originals = [model.get_submodule(name) for name in self._names]
+        _put(model, self._names, self.copies)
         try:
             yield
         finally:
-            for name, module in originals.items():
-                setattr(model.get_submodule(self._owners[name]), name.rpartition(".")[2], module)
+            _put(model, self._names, originals)
 
 
-def _trained_parts(model: PreTrainedModel) -> Iterator[str]:
-    """The names of layers and other modules of the backbone that have something to train, and of the head's."""
+def _put(model: PreTrainedModel, names: Iterable[str], parts: Iterable[torch.nn.Module]) -> None:
+    for name, part in zip(names, parts, strict=True):
+        model.set_submodule(name, part)
+
+
+def _parts(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
+    """(name, module) of each layer, of the backbone's other modules, and of the head."""
     backbone = getattr(model, model.base_model_prefix)
-    for name, module in _children(model, backbone):
-        if any(parameter.requires_grad for parameter in module.parameters()):
-            yield name
-
-
-def _children(model: PreTrainedModel, backbone: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
     for name, module in backbone.named_children():
         path = f"{model.base_model_prefix}.{name}"
         if isinstance(module, torch.nn.ModuleList):
