@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from core.errors import ConfigError
-from core.records import Group, Score
+from core.errors import ConfigError, DataError
+from core.records import Group, Sample, Score
 from core.rollout_recipes import RewardConfig
 from rewards.calls import judge
 from rewards.resolve import Reward, resolve
@@ -46,6 +46,16 @@ class Rewards:
     @property
     def labels(self) -> list[str]:
         return [reward.label for reward in self._rewards]
+
+    def check(self, samples: Iterable[Sample]) -> None:
+        """Raise DataError for the first sample on which a reward could judge no answer, such as one without gold."""
+        checks = [(reward.label, reward.check) for reward in self._rewards if reward.check is not None]
+        for sample in samples if checks else ():
+            for label, check in checks:
+                try:
+                    check(sample)
+                except ValueError as error:
+                    raise DataError(f"{sample.sample_id}: reward {label}: {error}") from None
 
     @property
     def counters(self) -> dict[str, float]:

@@ -1,107 +1,98 @@
-"""Rewards that compare an answer with the gold answer of a mathematical problem.
+"""The reward that compares an answer with the gold answer of a mathematical problem.
 
 Strict is what training wants: the format is part of the task and nothing can be parsed by accident. Lenient is
-what a comparison with other models wants.
+what a comparison with other models wants; `rewards.mathematics` computes it.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 import re
-from typing import Any
+from collections.abc import Awaitable
+from decimal import Decimal
 
 from core.records import Branch, Sample
+from rewards.mathematics import same_mathematics
 
 LAST_LINE = re.compile(r"(?:\A|\n)[ \t]*####[ \t]*([^\s#][^\n#]*)\Z")
-MAX_DIGITS = 10_000
-"""Longest number, in digits, that an answer may make us compute."""
-LARGE_BINOMIAL = re.compile(r"binom.{0,40}?\d{5}", re.DOTALL)
+BOXED = re.compile(r".*\\boxed\{([^{}]*)\}", re.DOTALL)
+DECORATION = re.compile(r"\\[$%,!()\[\]]|[$%]")
+"""Signs around or within a number that are no part of it."""
+NUMBER = re.compile(
+    r"((?:(?<!\w)-)?(?:(?:\d{1,3}(?:[, ]\d{2,3})*[, ]\d{3}(?!\d)|\d+)(?:\.\d+)?|\.\d+))([eE][-+]?\d{1,3})?( ?/ ?\d+)?"
+)
+FORMULA = re.compile(r"[\\^√±*<>≤≥]|-\s+\.?\d|\d[a-zA-Z]\b|\d\s*[!+=]|\d\(")
+"""What makes a text with one number more than that number: `3\\pi`, `2x`, `5!`."""
 
 
-def math_answer(sample: Sample, branch: Branch, *, strict: bool = True) -> float:
+class MathAnswer:
     """1 if the answer is the gold number, else 0.
 
-    Strict: the last line must be `#### ` and the gold number; commas and spaces in it do not count.
+    Strict: the last line must be `#### ` and the gold number; commas, spaces and zeros after the point do not count.
 
-    >>> def judge(gold, text, **args):
-    ...     return math_answer(Sample(sample_id="s", prompt="?", gold=gold), Branch(token_ids=(), text=text), **args)
-    >>> judge("1234", "1000+234=1234\\n#### 1,234")
-    1.0
+    >>> def judge(gold, text):
+    ...     return MathAnswer()(Sample(sample_id="s", prompt="?", gold=gold), Branch(token_ids=(), text=text))
+    >>> judge("1234", "1000+234=1234\\n#### 1,234"), judge("$7.00", "#### 7")
+    (1.0, 1.0)
     >>> judge("8", "3+5=8\\nSo the answer is 8."), judge("8", "#### 8\\nThank you!")
     (0.0, 0.0)
 
-    Lenient: whatever math-verify reads as the final answer, compared as mathematics.
-
-    >>> judge("8", "So the answer is 8.", strict=False), judge("1/2", "It is $\\\\frac{2}{4}$.", strict=False)
-    (1.0, 1.0)
+    Lenient: whatever math-verify reads as the final answer, compared as mathematics, is awaited.
     """
-    if sample.gold is None or not sample.gold.strip():
-        raise ValueError("the sample has no gold answer to compare with")
-    if strict:
+
+    def __init__(self, *, strict: bool = True) -> None:
+        self._strict = strict
+
+    def check(self, sample: Sample) -> None:
+        """Raise ValueError for a gold answer that no answer could equal."""
+        if sample.gold is None or not sample.gold.strip():
+            raise ValueError("the sample has no gold answer to compare with; name its column in data.gold_field")
+        if self._strict:
+            gold_number(sample.gold)
+
+    def __call__(self, sample: Sample, branch: Branch) -> float | Awaitable[float]:
+        self.check(sample)
+        assert sample.gold is not None
+        if not self._strict:
+            return self._lenient(sample.gold, branch.text)
         found = LAST_LINE.search(branch.text.rstrip())
-        return float(found is not None and _number(found[1]) == _number(sample.gold))
-    return float(_same_mathematics(sample.gold, branch.text))
+        return float(found is not None and plain_number(found[1]) == gold_number(sample.gold))
+
+    async def _lenient(self, gold: str, text: str) -> float:
+        return float(await same_mathematics(gold, text))
 
 
-def _number(text: str) -> str:
-    return re.sub(r"[\s,]", "", text)
+def plain_number(text: str) -> str:
+    """A number as it is compared; a text that is none stays one that equals no number.
 
-
-def _same_mathematics(gold: str, answer: str) -> bool:
-    from math_verify import verify  # seconds of import that the strict rule does not need
-
-    if LARGE_BINOMIAL.search(answer):
-        return False
-    parsed = _parsed(answer)
-    if any(_digits(candidate) > MAX_DIGITS for candidate in parsed):
-        return False
-    return verify(_parsed_gold(gold), parsed, timeout_seconds=None)
-
-
-@functools.lru_cache(maxsize=4096)
-def _parsed_gold(gold: str) -> list[Any]:
-    is_bare_latex = "\\" in gold and "$" not in gold  # outside dollars only its first number would be read
-    parsed = ([] if is_bare_latex else _parsed(gold)) or _parsed(f"${gold}$")
-    if all(isinstance(candidate, str) for candidate in parsed):
-        raise ValueError(f"the gold answer {gold!r} is no mathematics that math-verify can read")
-    return parsed
-
-
-def _parsed(text: str) -> list[Any]:
-    import math_verify.grader
-    import math_verify.parser
-
-    # Its timeouts are alarm signals, which only the main thread may set; having none, it warns once, which we know.
-    math_verify.parser.TIMEOUT_WARNING_SHOWN = math_verify.grader.TIMEOUT_WARNING_SHOWN = True
-    return math_verify.parse(text, parsing_timeout=None)
-
-
-def _digits(expression: Any) -> float:
-    """A bound on the digits of an unevaluated expression's value, found without computing it.
-
-    `9^{9^{9}}` has 370 million digits. Sympy would compute them in one call that no signal and no thread interrupts.
+    >>> plain_number("1,234.50"), plain_number("7.0"), plain_number("08")
+    ('1234.5', '7', '08')
     """
-    from sympy import Pow, factorial
-
-    if getattr(expression, "is_Number", False):
-        return len(str(expression))
-    arguments: list[Any] = list(getattr(expression, "args", ()))
-    if isinstance(expression, Pow):
-        return _digits(arguments[0]) * max(1.0, _size(arguments[1]))
-    if isinstance(expression, factorial):
-        size = _size(arguments[0])
-        return size * math.log10(size + 1) if math.isfinite(size) else math.inf
-    return sum((_digits(argument) for argument in arguments), start=1.0)
+    number = re.sub(r"[\s,]", "", text)
+    if re.fullmatch(r"-?\d*\.\d+", number):
+        number = re.sub(r"(?<!\d)\.", "0.", number).rstrip("0").rstrip(".")
+    return number
 
 
-def _size(exponent: Any) -> float:
-    """The magnitude of an exponent, infinity where that cannot be computed quickly; 1 with variables."""
-    if exponent.free_symbols:
-        return 1.0
-    if _digits(exponent) > 20:
-        return math.inf
-    try:
-        return abs(complex(exponent.evalf()))
-    except (TypeError, ValueError):  # no number at all, such as a set
-        return math.inf
+@functools.lru_cache(maxsize=65_536)
+def gold_number(gold: str) -> str:
+    """The one number of a gold answer, as people write it: behind `####`, in a box, with a unit, a currency or commas.
+
+    >>> [gold_number(text) for text in ("3+4=7\\n#### 7", "7.0", "\\\\boxed{7}", "$7", "7 apples", "1e3", "1/2 cup")]
+    ['7', '7', '7', '7', '7', '1000', '1/2']
+    """
+    text = gold.rpartition("####")[2]
+    boxed = BOXED.match(text)
+    text = DECORATION.sub("", boxed[1] if boxed else text).replace("\u2212", "-")
+    numbers = list(NUMBER.finditer(text))
+    if len(numbers) != 1 or FORMULA.search(NUMBER.sub("0", text)):
+        found = "holds no number" if not numbers else "is more than one plain number"
+        raise ValueError(
+            f"the gold answer {gold[-60:]!r} {found}, so no answer could be right; write the number alone or behind '#### ', "
+            "or set `strict: false` for other mathematics"
+        )
+    digits, exponent, divisor = numbers[0].groups(default="")
+    digits = plain_number(digits)
+    if exponent:
+        digits = plain_number(f"{Decimal(digits + exponent):f}")
+    return digits + divisor.replace(" ", "")

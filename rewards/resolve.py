@@ -14,16 +14,17 @@ from functools import partial
 from typing import Any
 
 from core.errors import ConfigError
+from core.records import Sample
 from core.resolve import checked_arguments, class_arguments, find, instance, signature_of, type_hints
 from core.rollout_recipes import RewardConfig
-from rewards.answers import math_answer
+from rewards.answers import MathAnswer
 from rewards.form import Length, regex_format
 from rewards.judge_qa import JudgeQA
 from rewards.overlap import rouge
 from rewards.remote import RemoteComparison, RemoteReward
 
 BUILT_IN: dict[str, Callable[..., Any]] = {
-    "math_answer": math_answer,
+    "math_answer": MathAnswer,
     "regex_format": regex_format,
     "length": Length,
     "rouge": rouge,
@@ -45,6 +46,8 @@ class Reward:
     per_group: bool
     """Whether it judges all branches of a prompt in one call."""
     is_async: bool
+    check: Callable[[Sample], None] | None = None
+    """Raises ValueError for a sample on which no answer could be judged, where the reward has such a method."""
 
     @property
     def label(self) -> str:
@@ -71,6 +74,7 @@ def resolve(config: RewardConfig) -> Reward:
         call=call,
         per_group=per_group,
         is_async=inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__),
+        check=getattr(function, "check", None),
     )
 
 

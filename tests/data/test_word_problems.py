@@ -12,7 +12,7 @@ from core.errors import DataError
 from core.records import Branch, Sample
 from data import load_data, word_problems
 from data.word_problems import load_word_problems
-from rewards.answers import math_answer
+from rewards.answers import MathAnswer
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = WordProblemsConfig(num_train=2000, num_heldout=100)
@@ -55,7 +55,7 @@ def test_the_asked_share_of_demonstrations_lacks_the_answer_line() -> None:
 def test_a_strict_reward_accepts_exactly_the_formatted_demonstrations() -> None:
     for sample in load_word_problems(SMALL).train[:300]:
         answer = Branch(token_ids=(), text=sample.fields["demonstration"])
-        assert math_answer(sample, answer) == float(formatted(sample))
+        assert MathAnswer()(sample, answer) == float(formatted(sample))
 
 
 def test_the_seed_decides_the_problems_and_nothing_else_does() -> None:
