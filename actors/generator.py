@@ -43,9 +43,13 @@ class Request:
     """Off; held-out answers alone may have them on, since ratios need the whole distribution."""
 
 
-def branch_seed(run_seed: int, step: int, sample_id: str) -> int:
-    """The seed of a group's first branch: a hash, so that no two groups of a run share a random stream."""
-    digest = hashlib.sha256(f"{run_seed}/{step}/{sample_id}".encode()).digest()
+def branch_seed(run_seed: int, step: int, sample_id: str, copy: int = 0) -> int:
+    """The seed of a group's first branch: a hash, so that no two groups of a run share a random stream.
+
+    `copy` counts the groups of one sample in one step, where a step takes more prompts than there are samples.
+    """
+    again = f"\0{copy}" if copy else ""  # no id has a NUL, so no two groups have the same text
+    digest = hashlib.sha256(f"{run_seed}/{step}/{sample_id}{again}".encode()).digest()
     return int.from_bytes(digest[:6], "little")
 
 

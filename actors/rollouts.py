@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,8 +54,9 @@ class _Draw:
     """A step's prompts in flight: where they start in the stream, and the groups to come."""
 
     start: int
-    count: int
-    groups: list[Future[Group]]
+    groups: list[Future[Group]] = field(default_factory=list)
+    taken: Counter[str] = field(default_factory=Counter)
+    """Groups so far by sample: with fewer samples than prompts in a step some come again."""
 
 
 class Rollouts:
@@ -95,10 +96,8 @@ class Rollouts:
         """Start every step that may see the weights of `version`: those up to version + 1 + max_lag."""
         for step in range(version + 1, min(version + 1 + self._config.max_lag, self._last_step) + 1):
             if step not in self._in_flight:
-                start = self._prompts.position
-                self._in_flight[step] = _Draw(
-                    start, self._config.prompts_per_step, self._start(step, self._config.prompts_per_step)
-                )
+                draw = self._in_flight[step] = _Draw(self._prompts.position)
+                draw.groups = self._start(step, self._config.prompts_per_step)
 
     def collect(self, step: int) -> Rollout:
         """The scored groups of `step`; everything that went wrong on the way is an error with a name or a metric."""
@@ -130,8 +129,11 @@ class Rollouts:
     # -- drawing ------------------------------------------------------------------------------------------
 
     def _start(self, step: int, count: int) -> list[Future[Group]]:
-        drawn = self._draw(count)
-        requests = [self._request(step, sample, ids) for sample, ids in drawn]
+        drawn, taken = self._draw(count), self._in_flight[step].taken
+        requests = []
+        for sample, ids in drawn:
+            requests.append(self._request(step, sample, ids, copy=taken[sample.sample_id]))
+            taken[sample.sample_id] += 1
         # Strictly on-policy nothing is asked ahead, so a batch can have the engines to itself and repeat bit by bit.
         groups = self._answers.submit(requests, [sample for sample, _ in drawn], alone=self._config.max_lag == 0)
         watch = self._watch(step)
@@ -161,13 +163,13 @@ class Rollouts:
                 )
         return drawn
 
-    def _request(self, step: int, sample: Sample, prompt_ids: list[int]) -> Request:
+    def _request(self, step: int, sample: Sample, prompt_ids: list[int], *, copy: int) -> Request:
         return Request(
             prompt_ids=prompt_ids,
             num_branches=self._config.group_size,
             max_tokens=self._config.max_response_tokens,
             temperature=self._config.temperature,
-            seed=branch_seed(self._seed, step, sample.sample_id),
+            seed=branch_seed(self._seed, step, sample.sample_id, copy),
             stop=tuple(self._config.stop),
         )
 

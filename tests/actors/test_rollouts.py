@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from actors.generator import GeneratorWorker, Request
+from actors.generator import GeneratorWorker, Request, branch_seed
 from actors.generators import deal
 from actors.meters import Throughput
 from actors.rewarder import Rewarder
 from actors.rollouts import Rollout, Rollouts
+from core.chat import encode_prompt
 from core.errors import DataError, RewardError, WorkerError
 from core.records import Branch, Sample, Score, WeightSpan
 from core.rollout_recipes import DynamicSamplingConfig, RewardConfig, RolloutConfig
@@ -199,6 +200,25 @@ def test_seeds_differ_between_steps_samples_and_runs_and_repeat_otherwise() -> N
     # Branch i takes seed + i, so two groups must lie more than group_size apart to share no random stream.
     used = [seed + branch for seed in first + other for branch in range(GROUP_SIZE)]
     assert len(set(used)) == 2 * 3 * 2 * GROUP_SIZE
+
+
+def test_copies_of_a_sample_in_a_step_are_answered_otherwise_and_the_first_as_if_alone(
+    generators: LastInFirstOut,
+) -> None:
+    rollout = build(generators, samples(2), prompts_per_step=5).collect(1)
+    groups = [
+        (group.sample.sample_id, *(tuple(branch.token_ids) for branch in group.branches)) for group in rollout.groups
+    ]
+    assert len(groups) == len(set(groups)) == 5
+    firsts = {tuple(request.prompt_ids): request.seed for _, request in reversed(generators.asked)}
+    alone = {tuple(encode_prompt(TOKENIZER, sample)): branch_seed(0, 1, sample.sample_id) for sample in samples(2)}
+    assert firsts == alone
+    assert branch_seed(0, 1, "s0") == 142_083_589_850_183  # as before copies counted: runs repeat
+
+
+def test_replacements_of_a_step_count_the_copies_on(generators: LastInFirstOut) -> None:
+    build(generators, samples(1, signal=[False]), **{**dynamic(2), "prompts_per_step": 2}).collect(1)
+    assert len({request.seed for _, request in generators.asked}) == len(generators.asked) == 4
 
 
 # -- batches ---------------------------------------------------------------------------------------------------
