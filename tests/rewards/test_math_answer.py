@@ -100,7 +100,7 @@ def test_gold_that_is_more_or_less_than_a_number_is_refused_rather_than_read_wro
 
 def test_the_first_sample_without_a_gold_number_is_named_before_anything_is_judged() -> None:
     samples = [Sample(sample_id=f"own.jsonl:{line}", prompt="?", gold=gold) for line, gold in ((1, "7"), (2, "nobody"))]
-    with pytest.raises(DataError, match="^own.jsonl:2: reward math_answer: the gold answer 'nobody' holds no number"):
+    with pytest.raises(DataError, match=r"^own\.jsonl:2: reward math_answer: the gold answer 'nobody' holds no number"):
         build_rewards([RewardConfig(fn="math_answer")]).check(samples)
 
 
