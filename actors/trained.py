@@ -10,9 +10,12 @@ import concurrent.futures
 import contextlib
 import os
 import random
+import re
 import socket
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -21,6 +24,7 @@ from actors.group import Group, own_address
 from actors.meters import working
 from actors.objective import Objective
 from algorithms.packing import Batch
+from core.checkpoint import damage
 from core.errors import TroupeError, WorkerError
 from core.hardware import set_up_process
 from core.role_recipes import PolicyConfig
@@ -31,6 +35,12 @@ RENDEZVOUS_PORTS = (20_000, 32_000)
 
 DEATH_IS_KNOWN_S = 10.0
 """Seconds within which the death of a process is known, from the moment that its peers miss it."""
+
+
+def file_rank(name: str) -> int:
+    """The rank that reads a file of a checkpoint: of ZeRO's its owner, of the others one or another."""
+    found = re.search(r"pp_rank_(\d+)_", name)
+    return int(found[1]) if found else zlib.crc32(name.encode())
 
 
 class TrainedWorker:
@@ -137,6 +147,10 @@ class TrainedWorker:
         self._back()
         with working("save"):
             self._engine.save(directory, self._tokenizer, trainer_state=trainer_state)
+
+    def damage(self, directory: str) -> str | None:
+        """What is wrong with this rank's share of a checkpoint's files; it is what the rank reads when it loads."""
+        return damage(Path(directory), mine=lambda name: file_rank(name) % self.world_size == self.rank)
 
     def load(self, directory: str) -> None:
         self._engine.load(directory)
@@ -249,6 +263,10 @@ class Trained(Generic[W]):
         """Write Hugging Face format and, unless told otherwise, what resuming needs."""
         with self._deaths_told():
             self.group.call(TrainedWorker.save, directory, trainer_state=trainer_state)
+
+    def damage(self, directory: Path) -> str | None:
+        """What is wrong with a checkpoint's files, every byte of which some rank reads; None where nothing is."""
+        return next((problem for problem in self.group.call(TrainedWorker.damage, str(directory)) if problem), None)
 
     def load(self, directory: str) -> None:
         """Continue from what `save` wrote."""

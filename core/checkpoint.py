@@ -10,22 +10,31 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from core.errors import CheckpointError
 from core.files import now, read_json, to_json, write_atomically
 
+log = logging.getLogger(__name__)
+
 MANIFEST = "manifest.json"
 STATE = "state.json"
 INDEX = "index.json"
+ONLY_TO_RESUME = ("trainer_state", STATE)
+"""Parts of a checkpoint that a model does without."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 HASHING_THREADS = 4
 """hashlib releases the interpreter while it works, so large files are hashed side by side."""
+
+Wanted = Literal["best", "latest"] | int
+Check = Callable[[Path], str | None]
+"""What is wrong with the files of a checkpoint's directory; None where nothing is."""
 
 ARCHITECTURE = (
     "model_type",
@@ -72,10 +81,34 @@ def step_of(name: str) -> int | None:
     return int(number) if name.startswith("step-") and number.isdigit() else None
 
 
+def checked_manifest(found: Any) -> dict[str, Any] | None:
+    """A manifest as parsed from JSON; None where it lacks what readers rely on."""
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("step"), int)
+        or not isinstance(found.get("files"), dict)
+    ):
+        return None
+    known = {"bytes": int, "sha256": str}
+    for entry in found["files"].values():
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in known.items()):
+            return None
+    return {**found, "metadata": found["metadata"] if isinstance(found.get("metadata"), dict) else {}}
+
+
+def checked_index(found: Any) -> dict[str, Any]:
+    """index.json as parsed from JSON; one that lacks a key, without which `best` would be a guess, counts as empty."""
+    found = found if isinstance(found, dict) else {}
+    metrics = found.get("metrics")
+    if not isinstance(metrics, dict) or not isinstance(found.get("higher_is_better"), bool):
+        return {"higher_is_better": True, "metrics": {}}
+    measured = {step: value for step, value in metrics.items() if isinstance(value, int | float)}
+    return {"higher_is_better": found["higher_is_better"], "metrics": measured}
+
+
 def best_of(index: Mapping[str, Any] | None, steps: Collection[int]) -> int | None:
     """The step with the best metric in `index` (index.json); the earliest of equals, None when none was measured."""
-    if not index:
-        return None
+    index = checked_index(index)
     sign = 1 if index["higher_is_better"] else -1
     measured = [step for step in steps if str(step) in index["metrics"]]
     return max(measured, key=lambda step: (sign * index["metrics"][str(step)], -step), default=None)
@@ -113,10 +146,15 @@ class CheckpointStore:
             problem = self._problem(path)
             if problem is None:
                 found.append(step)
-            elif path not in self._reported:
-                self._reported.add(path)
-                self._on_event("checkpoint_ignored", path=path.name, reason=problem)
+            else:
+                self._report(path, problem)
         return sorted(found)
+
+    def _report(self, path: Path, problem: str) -> None:
+        if path not in self._reported:
+            self._reported.add(path)
+            log.warning("the checkpoint %s is passed over: %s", path, problem)
+            self._on_event("checkpoint_ignored", path=path.name, reason=problem)
 
     def complete(self, step: int) -> bool:
         return self._problem(self.path(step)) is None
@@ -129,17 +167,91 @@ class CheckpointStore:
         """The complete step with the best recorded metric, None when none was measured."""
         return best_of(self._index(), self.steps())
 
+    def choose(self, wanted: Wanted, check: Check | None = None) -> int:
+        """The step that is wanted, every byte of it compared with its manifest; `best` is the newest where nothing was
+        measured. In place of a damaged `best` or `latest` comes the next one, and the log names the damaged one.
+
+        `check` says what is wrong with a checkpoint's files, by default `damage`. CheckpointError where there is none.
+        """
+        check = check or damage
+        steps, problems = self.steps(), []
+        if isinstance(wanted, int) and wanted not in steps:
+            known = ", ".join(map(str, steps)) or "none"
+            raise CheckpointError(
+                f"{self.directory.parent} has no complete checkpoint of step {wanted}; it has {known}"
+            )
+        while steps:
+            best = best_of(self._index(), steps) if wanted == "best" else None
+            step = wanted if isinstance(wanted, int) else max(steps) if best is None else best
+            problem = check(self.path(step))
+            if problem is None:
+                return step
+            problems.append(f"{self.path(step).name}: {problem}")
+            if isinstance(wanted, int):
+                break
+            self._report(self.path(step), problem)
+            steps.remove(step)
+        if problems:
+            raise CheckpointError(
+                f"{self.directory} holds no whole checkpoint ({'; '.join(problems)}); copy or fetch it again"
+            )
+        raise CheckpointError(
+            f"{self.directory.parent} has no complete checkpoint yet; let the run write one, or give a checkpoint directory"
+        )
+
+    def resumable(self, check: Check | None = None) -> int | None:
+        """The newest whole step, for the run that goes on from it; None where it has none at all.
+
+        What is damaged is renamed `damaged-step-...`, out of the way of every reader. CheckpointError where nothing is
+        whole: to begin anew silently would drop what the run has logged.
+        """
+        self.require_some()
+        if self.latest() is None:
+            return None
+        damaged: list[Path] = []
+
+        def noted(path: Path) -> str | None:
+            problem = (check or damage)(path)
+            if problem is not None:
+                damaged.append(path)
+            return problem
+
+        try:
+            step = self.choose("latest", noted)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}, or begin anew: run.resume=never moves this run aside") from None
+        for path in damaged:
+            _move_aside(path)
+        self._point_links()
+        return step
+
+    def require_some(self) -> None:
+        """CheckpointError where there are checkpoints and not one is complete."""
+        broken = [path for path in self.directory.glob("step-*") if step_of(path.name) is not None]
+        if broken and self.latest() is None:
+            newest = max(broken)
+            raise CheckpointError(
+                f"none of the checkpoints in {self.directory} is complete ({newest.name}: {self._problem(newest)}); bring one back, "
+                "or begin anew: run.resume=never moves this run aside"
+            )
+
     def manifest(self, step: int) -> dict[str, Any]:
         """step, at, metadata and files of a complete checkpoint."""
         self.verify(step)
         return dict(read_json(self.path(step) / MANIFEST))
 
-    def load_state(self, step: int) -> dict[str, Any]:
-        """What `save_state` wrote."""
+    def load_state(self, step: int, **needed: type) -> dict[str, Any]:
+        """What `save_state` wrote; CheckpointError unless it has the `needed` keys, each of its type."""
         self.verify(step)
         state = read_json(self.path(step) / STATE)
         if not isinstance(state, dict):
             raise CheckpointError(f"{self.path(step)} has no {STATE}; it cannot be resumed, only loaded as a model")
+        for key, kind in needed.items():
+            if not isinstance(state.get(key), kind):
+                raise CheckpointError(
+                    f"{self.path(step) / STATE} says {key}={state.get(key)!r}, which is no {kind.__name__}; remove {self.path(step)}, "
+                    "and the checkpoint before it is taken"
+                )
         return state
 
     def verify(self, step: int, *, hashes: bool = False, model: str | None = None) -> None:
@@ -148,10 +260,10 @@ class CheckpointStore:
         Sizes are always compared; `hashes` reads every byte.
         """
         path = self.path(step)
-        problem = self._problem(path) or (_wrong_hash(path) if hashes else None)
+        problem = self._problem(path) or (damage(path) if hashes else None)
         if problem is not None:
             raise CheckpointError(f"{path} cannot be used: {problem}; remove it, and an older checkpoint is taken")
-        saved = read_json(path / MANIFEST)["metadata"].get("model")
+        saved = (read_manifest(path) or {"metadata": {}})["metadata"].get("model")
         if model is not None and saved is not None and saved != model:
             raise CheckpointError(
                 f"{path} holds the model {saved}, this run trains {model}; give the recipe that it was begun with, "
@@ -160,11 +272,11 @@ class CheckpointStore:
 
     def _problem(self, path: Path) -> str | None:
         """Why `path` is not a complete checkpoint, or None."""
-        manifest = read_json(path / MANIFEST)
-        if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        manifest = read_manifest(path)
+        if manifest is None:
             return f"it has no readable {MANIFEST}, so it was not written to its end"
-        if path.name != f"step-{manifest.get('step', -1):06d}":
-            return f"its {MANIFEST} is of step {manifest.get('step')}"
+        if path.name != step_name(manifest["step"]):
+            return f"its {MANIFEST} is of step {manifest['step']}"
         for name, entry in manifest["files"].items():
             try:
                 size = (path / name).stat().st_size
@@ -240,7 +352,7 @@ class CheckpointStore:
         self.retire(self._keep_last)
 
     def _index(self) -> dict[str, Any]:
-        return read_json(self.directory / INDEX) or {"higher_is_better": True, "metrics": {}}
+        return checked_index(read_json(self.directory / INDEX))
 
     def _clear_leftovers(self) -> None:
         """Remove what a killed writer left; nobody ever trusted it."""
@@ -301,11 +413,45 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _wrong_hash(path: Path) -> str | None:
-    for name, entry in read_json(path / MANIFEST)["files"].items():
-        if _hash(path / name) != entry["sha256"]:
-            return f"{name} has another SHA-256 than the manifest says"
-    return None
+def damage(
+    path: Path, *, leave_out: Collection[str] = (), mine: Callable[[str], bool] = lambda name: True
+) -> str | None:
+    """What is wrong with the files of a complete checkpoint, every byte of which is read; None where nothing is.
+
+    Files that are, or lie in, something named in `leave_out` are left out, and so are those that are not `mine`.
+    """
+    manifest = read_manifest(path)
+    if manifest is None:
+        return f"it has no readable {MANIFEST}"
+    names = [name for name in manifest["files"] if not {*name.split("/")} & {*leave_out} and mine(name)]
+
+    def compare(name: str) -> str | None:
+        try:
+            same = _hash(path / name) == manifest["files"][name]["sha256"]
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        return None if same else f"{name} has another SHA-256 than the manifest says"
+
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        return next((problem for problem in pool.map(compare, names) if problem), None)
+
+
+def model_damage(path: Path) -> str | None:
+    """`damage` of the parts that make the model; the trainer's state, several times their size, is not read."""
+    return damage(path, leave_out=ONLY_TO_RESUME)
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of a checkpoint's directory; None where there is none that can be trusted."""
+    return checked_manifest(read_json(path / MANIFEST))
+
+
+def _move_aside(path: Path) -> None:
+    """Rename a damaged checkpoint: nothing is deleted, and nobody takes it for one."""
+    number = 0
+    while (aside := path.with_name(f"damaged-{path.name}" + (f".{number}" if number else ""))).exists():
+        number += 1
+    os.rename(path, aside)
 
 
 def _sync(path: Path) -> None:

@@ -63,10 +63,10 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None when there is no such file or it is not whole."""
+    """The content of a JSON file, or None when there is no such file or it is not JSON: half of it, or another kind of file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError):
         return None
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.files import read_json
+from core.checkpoint import read_manifest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,10 +21,10 @@ def weights_fingerprint(model_path: str) -> str:
     directory = Path(model_path)
     if not directory.is_dir():
         return model_path
-    manifest = read_json(directory / "manifest.json") or {}
+    named = (read_manifest(directory) or {"files": {}})["files"]
     digest = hashlib.sha256()
     for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
-        known = manifest.get("files", {}).get(file.name, {}).get("sha256")
+        known = named.get(file.name, {}).get("sha256")
         digest.update(f"{file.name}\0{known or _hash(file)}\0".encode())
     return digest.hexdigest()[:16]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from core.checkpoint import INDEX, CheckpointStore
-from core.errors import CheckpointError, ConfigError
+from core.checkpoint import INDEX, CheckpointStore, Wanted, checked_index
+from core.errors import ConfigError
 from core.files import JsonLines, keep_lines, now, read_json, to_json, write_atomically
-from core.stored_run import CHECKPOINTS, StoredRun, Wanted, run_files
+from core.stored_run import CHECKPOINTS, StoredRun, run_files
 
 TAKEN_OVER = ("config.yaml", "environment.json", "metrics.jsonl", "rollouts.jsonl", "answers.jsonl", "calls.jsonl")
 """The rest (events, state, report, identities of trackers) is the other run's own."""
@@ -66,12 +66,7 @@ def _pulled(source: StoredRun, aside: Path, step: Wanted) -> int:
 
 def _copied(source: Path, aside: Path, step: Wanted) -> int:
     store = CheckpointStore(source / CHECKPOINTS)
-    best = store.best() if step == "best" else None
-    number = step if isinstance(step, int) else best if best is not None else store.latest()
-    if number is None or number not in store.steps():
-        raise CheckpointError(
-            f"{source} has no complete checkpoint{'' if number is None else f' of step {number}'}; it has {', '.join(map(str, store.steps())) or 'none'}"
-        )
+    number = store.choose(step)
     for file in run_files(source):
         if file.name in (*TAKEN_OVER, f"{CHECKPOINTS}/{INDEX}"):
             place = aside / file.name
@@ -90,8 +85,8 @@ def _cut(path: Path, step: int) -> None:
         if name.endswith(".jsonl"):
             keep_lines(path / name, lambda record: record.get("step", -1) <= step)
     file = path / CHECKPOINTS / INDEX
-    index = read_json(file)
-    if index:
+    index = checked_index(read_json(file))
+    if index["metrics"]:
         index["metrics"] = {number: value for number, value in index["metrics"].items() if int(number) <= step}
         write_atomically(file, to_json(index, indent=2) + "\n")
 

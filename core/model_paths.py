@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from core.checkpoint import CheckpointStore
+from core.checkpoint import MANIFEST, Check, CheckpointStore, Wanted, damage, model_damage, step_of
 from core.errors import CheckpointError
 from core.storage import fetch
 
 
-def locate(model: str, checkpoint: Literal["best", "latest"] | int = "best") -> str:
+def locate(model: str, checkpoint: Wanted = "best", *, whole: bool = False) -> str:
     """The directory of a run's checkpoint, or the name as it was given, when that is no run; `s3://...` is fetched first.
 
-    `best` is the latest where nothing was measured; a number is a step. Raises CheckpointError for a run without a
-    complete checkpoint of that kind, and for a path where nothing is.
+    `best` is the latest where nothing was measured; a number is a step. A checkpoint's files are compared with its
+    manifest, what only resuming needs when `whole`; of `best` and `latest` a damaged one is passed over. Raises
+    CheckpointError for a run without a whole checkpoint of that kind, and for a path where nothing is.
     """
     if model.startswith("s3://"):
         return str(fetch(model, checkpoint=checkpoint))
@@ -24,22 +24,21 @@ def locate(model: str, checkpoint: Literal["best", "latest"] | int = "best") -> 
             raise CheckpointError(
                 f"there is no model at {model!r}; give a run directory, a checkpoint directory, s3://bucket/run or a hub name such as Qwen/Qwen2.5-0.5B-Instruct"
             )
+        _require_whole(Path(model), damage if whole else model_damage)
         return model
     store = CheckpointStore(checkpoints)
-    if isinstance(checkpoint, int):
-        steps = store.steps()
-        if checkpoint not in steps:
-            raise CheckpointError(
-                f"{model} has no complete checkpoint of step {checkpoint}; it has {', '.join(map(str, steps)) or 'none'}"
-            )
-        return str(store.path(checkpoint))
-    best = store.best() if checkpoint == "best" else None
-    step = best if best is not None else store.latest()
-    if step is None:
-        raise CheckpointError(
-            f"{model} has no complete checkpoint yet; let the run write one, or give a checkpoint directory"
-        )
-    return str(store.path(step))
+    return str(store.path(store.choose(checkpoint, damage if whole else model_damage)))
+
+
+def _require_whole(directory: Path, check: Check) -> None:
+    """CheckpointError where `directory` is a damaged checkpoint, or a part of one."""
+    directory = directory.resolve()  # `latest` and `best` are links
+    for path in (directory, directory.parent):
+        step = step_of(path.name)
+        if step is not None and (path / MANIFEST).exists():
+            CheckpointStore(path.parent).verify(step)
+            if (problem := check(path)) is not None:
+                raise CheckpointError(f"{path} is damaged: {problem}; give another checkpoint, or copy it again")
 
 
 def is_hub_name(model: str) -> bool:

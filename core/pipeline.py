@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from core.checkpoint import MANIFEST, CheckpointStore
+from core.checkpoint import MANIFEST, CheckpointStore, model_damage
 from core.errors import CheckpointError
 from core.files import now, read_json, to_json, write_atomically
 from core.pipeline_recipes import PipelineConfig, Reference
@@ -177,9 +177,7 @@ def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
 def handover(output: Path, *, is_run: bool) -> Path:
     """What a finished stage hands over: a run's best checkpoint, else its latest; where there is none, its output."""
     store = CheckpointStore(output / "checkpoints")
-    best = store.best() if is_run else None
-    step = best if best is not None or not is_run else store.latest()
-    return output if step is None else store.path(step)
+    return store.path(store.choose("best", model_damage)) if is_run and store.steps() else output
 
 
 def identity(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from core.checkpoint import INDEX, MANIFEST
+from core.checkpoint import INDEX, checked_index, read_manifest
 from core.errors import CheckpointError
 from core.files import read_json
 from core.model_paths import locate
@@ -52,8 +52,8 @@ def provenance(directory: str) -> Provenance:
         return Provenance(directory=path, chain=(directory,))
     recipe = _recipe(run)
     step_directory = path.parent if path.name == "critic" else path
-    step = (read_json(step_directory / MANIFEST) or {}).get("step")
-    metrics = (read_json(run / "checkpoints" / INDEX) or {}).get("metrics", {})
+    step = (read_manifest(step_directory) or {}).get("step")
+    metrics = checked_index(read_json(run / "checkpoints" / INDEX))["metrics"]
     return Provenance(
         directory=path,
         run=run,

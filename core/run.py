@@ -80,7 +80,10 @@ class Run:
         with locked(settings.path):
             if stored is not None:
                 settle(stored, settings)
-            continued = open_directory(config, has_checkpoint=build_store(config).latest() is not None)
+            store = build_store(config)
+            if settings.resume != "never":
+                store.require_some()
+            continued = open_directory(config, has_checkpoint=store.latest() is not None)
             run = cls(config, continued=continued)
             if stored is not None:
                 run._backup = Backup(stored, settings.storage, run.checkpoints, run.event)

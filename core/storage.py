@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from core.bucket import Bucket, in_threads
-from core.checkpoint import INDEX, STATE, CheckpointStore, step_name, step_of
+from core.checkpoint import INDEX, ONLY_TO_RESUME, CheckpointStore, Wanted, damage, step_name, step_of
 from core.errors import StorageError
 from core.files import read_json, to_json, write_atomically
-from core.stored_run import CHECKPOINTS, StoredRun, Wanted, without
+from core.stored_run import CHECKPOINTS, StoredRun, without
 
 CACHE = Path(".cache/s3")
 FETCHED = ".fetched.json"
-ONLY_TO_RESUME = ("trainer_state", STATE)
-"""Parts of a checkpoint that a model does without."""
 
 
 def fetch(url: str, into: Path = CACHE, *, checkpoint: Wanted = "best", bucket: Bucket | None = None) -> Path:
@@ -46,8 +44,8 @@ def _fetch_step(run: StoredRun, directory: Path, checkpoint: Wanted) -> Path:
     manifests = run.manifests()
     step = run.choose(checkpoint, sorted(manifests))
     store = CheckpointStore(directory / CHECKPOINTS)
-    here = store.manifest(step) if store.complete(step) else {"files": None}
-    if here["files"] != without(manifests[step]["files"], ONLY_TO_RESUME):
+    files = store.manifest(step)["files"] if store.complete(step) else None
+    if files != without(manifests[step]["files"], ONLY_TO_RESUME) or damage(store.path(step)) is not None:
         run.pull_step(step, manifests[step], directory, leave_out=ONLY_TO_RESUME)
     for name in ("config.yaml", "environment.json", f"{CHECKPOINTS}/{INDEX}"):  # where the model is from
         content = run.bucket.read(name)

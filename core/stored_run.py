@@ -13,14 +13,25 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from core.bucket import Bucket, in_threads
-from core.checkpoint import INDEX, MANIFEST, CheckpointStore, best_of, kept_steps, step_name, step_of
+from core.checkpoint import (
+    INDEX,
+    MANIFEST,
+    CheckpointStore,
+    Wanted,
+    best_of,
+    checked_manifest,
+    kept_steps,
+    read_manifest,
+    step_name,
+    step_of,
+)
 from core.errors import StorageError
-from core.files import read_json, to_json, write_atomically
+from core.files import to_json, write_atomically
 from core.storage_recipes import StorageConfig
 
 CHECKPOINTS = "checkpoints"
@@ -29,7 +40,6 @@ STAYS_HERE = (CHECKPOINTS, "wandb")
 PAUSES_S = (1.0, 4.0)
 """Before another attempt to transfer a file, beside the library's attempts of each request."""
 EVENT_BYTES = 4096
-Wanted = Literal["best", "latest"] | int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +115,7 @@ class StoredRun:
         sizes = self.bucket.sizes(f"{CHECKPOINTS}/") if sizes is None else sizes
         found = {}
         for step in sorted(_marked(sizes)):
-            manifest = _parsed(self.bucket.read(_key(step, MANIFEST)))
+            manifest = checked_manifest(_parsed(self.bucket.read(_key(step, MANIFEST))))
             if manifest is not None and all(
                 sizes.get(_key(step, name)) == entry["bytes"] for name, entry in manifest["files"].items()
             ):
@@ -114,7 +124,7 @@ class StoredRun:
 
     def best(self, steps: Iterable[int]) -> int | None:
         index = self.bucket.read(f"{CHECKPOINTS}/{INDEX}")
-        return best_of(json.loads(index) if index else None, list(steps))
+        return best_of(_parsed(index), list(steps))
 
     def choose(self, wanted: Wanted, steps: Sequence[int]) -> int:
         """The step that is `wanted` of the complete ones; best is the latest where nothing was measured."""
@@ -159,10 +169,12 @@ class StoredRun:
         """Store checkpoints (step -> directory) and files of the run; each marker last. Then retire all but `keep` and the best."""
         sizes = self.bucket.sizes(f"{CHECKPOINTS}/")
         there = self.manifests(sizes) if checkpoints else {}
-        given = {step: read_json(path / MANIFEST) for step, path in checkpoints.items()}
-        for step in given:
-            if given[step] is None:
+        given = {}
+        for step, path in checkpoints.items():
+            manifest = read_manifest(path)
+            if manifest is None:
                 raise StorageError(f"the checkpoint of step {step} was removed before it could be stored")
+            given[step] = manifest
         new = {step: manifest for step, manifest in given.items() if manifest != there.get(step)}
         # From here on nothing vouches for what is being replaced.
         self.bucket.delete(_key(step, MANIFEST) for step in _marked(sizes) & new.keys())
@@ -240,9 +252,8 @@ def _key(step: int, name: str) -> str:
     return f"{CHECKPOINTS}/{step_name(step)}/{name}"
 
 
-def _parsed(manifest: bytes | None) -> dict[str, Any] | None:
+def _parsed(content: bytes | None) -> Any:
     try:
-        found = json.loads(manifest or b"")
+        return json.loads(content or b"")
     except ValueError:
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("files"), dict) else None

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from core.checkpoint import MANIFEST, STATE, CheckpointStore
+from core.checkpoint import MANIFEST, ONLY_TO_RESUME, CheckpointStore
 from core.errors import ConfigError
 from core.files import read_lines
 from core.tracked import (
@@ -38,7 +38,7 @@ from core.tracked import (
 
 log = logging.getLogger(__name__)
 
-NOT_UPLOADED = ("trainer_state", STATE, MANIFEST)
+NOT_UPLOADED = (*ONLY_TO_RESUME, MANIFEST)
 """The parts of a checkpoint that only resuming needs; the trainer's state is several times the weights."""
 MOST_ROLLOUT_ROWS = 512
 """Rollouts between two evaluations that a table and a histogram hold, the latest ones."""

@@ -79,7 +79,7 @@ def prepare(config: BenchmarkConfig) -> Entrants:
     contestants = []
     for step in run.steps(config.steps, fitting, stored) if run is not None else ():
         name = f"{config.trained_name}@{step.step}"
-        contestants.append(Contestant(name=name, kind="trained", step=step.step, path=step.path))
+        contestants.append(Contestant(name=name, kind="trained", step=step.step, path=step.path and locate(step.path)))
     contestants += [
         Contestant(name=name, kind="base" if name == "base" else "model", path=path) for name, path in here.items()
     ]

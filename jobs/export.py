@@ -42,7 +42,7 @@ def export(config: ExportConfig) -> None:
         require_token()
     if config.path.exists() and (not config.path.is_dir() or any(config.path.iterdir())):
         raise ConfigError(f"output {config.path} exists; choose another output, or remove it yourself")
-    checkpoint = locate(config.model, config.checkpoint)
+    checkpoint = locate(config.model, config.checkpoint, whole=True)
     origin = provenance(checkpoint)
 
     from actors.exported import stored, tokenizer_of

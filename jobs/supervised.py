@@ -277,15 +277,15 @@ def save(lesson: Lesson, course: Course, step: int) -> None:
 
 
 def resume(lesson: Lesson, course: Course) -> int:
-    """The step to go on from: that of the newest complete checkpoint, or 0."""
+    """The step to go on from: that of the newest whole checkpoint, or 0."""
     run = course.run
-    step = run.checkpoints.latest()
+    step = run.checkpoints.resumable(course.model.damage)
     if step is None:
         return 0
     run.checkpoints.verify(step, model=course.model.facts["identity"])
+    state = run.checkpoints.load_state(step, position=int, lesson=dict)
     course.model.load(str(run.checkpoints.path(step)))
     run.resume_from(step)
-    state = run.checkpoints.load_state(step)
     course.examples.start_at(state["position"])
     lesson.restore(state["lesson"], course)
     return step

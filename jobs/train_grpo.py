@@ -188,14 +188,14 @@ def saved_if_stopped(run: Run, troupe: Cast, step: int, rollouts: Rollouts, kl: 
 
 
 def resume(run: Run, troupe: Cast, kl: KLCoefficient) -> tuple[int, int]:
-    """(step, data position) to go on from: those of the newest complete checkpoint, or the beginning."""
-    step = run.checkpoints.latest()
+    """(step, data position) to go on from: those of the newest whole checkpoint, or the beginning."""
+    step = run.checkpoints.resumable(troupe.policy.damage)
     if step is None:
         return 0, 0
     run.checkpoints.verify(step, model=troupe.policy.facts["identity"])
+    state = run.checkpoints.load_state(step, position=int)
     troupe.load(run.checkpoints.path(step))
     run.resume_from(step)
-    state = run.checkpoints.load_state(step)
     kl.value = state.get("kl_coef", kl.value)
     return step, state["position"]
 

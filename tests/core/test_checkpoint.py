@@ -9,6 +9,7 @@ import pytest
 
 from core.checkpoint import CheckpointStore, model_identity, save_state
 from core.errors import CheckpointError
+from core.model_paths import locate
 
 QWEN = {
     "model_type": "qwen2",
@@ -80,6 +81,12 @@ def test_a_killed_writer_never_leaves_a_checkpoint_that_latest_returns(tmp_path:
     [
         (lambda path: (path / "manifest.json").unlink(), "no readable manifest.json"),
         (lambda path: (path / "manifest.json").write_text('{"step": 2, "fil'), "no readable manifest.json"),
+        (lambda path: (path / "manifest.json").write_bytes(b"\x80\x04\xff\xfe"), "no readable manifest.json"),
+        (lambda path: (path / "manifest.json").write_text("[1, 2]"), "no readable manifest.json"),
+        (
+            lambda path: (path / "manifest.json").write_text('{"step": 2, "files": {"state.json": 7}}'),
+            "no readable manifest.json",
+        ),
         (lambda path: (path / "weights" / "rank0.bin").unlink(), "weights/rank0.bin is missing"),
         (lambda path: (path / "weights" / "rank0.bin").write_bytes(b"short"), "has 5 bytes, the manifest says 1000"),
     ],
@@ -109,6 +116,77 @@ def test_a_flipped_byte_is_found_by_its_hash(tmp_path: Path) -> None:
     store.verify(1)
     with pytest.raises(CheckpointError, match=r"rank0\.bin has another SHA-256"):
         store.verify(1, hashes=True)
+
+
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_in_place_of_a_damaged_checkpoint_readers_get_the_next_one_and_its_name_is_told(tmp_path: Path) -> None:
+    events = []
+    store = CheckpointStore(
+        tmp_path / "checkpoints",
+        keep_last=3,
+        on_event=lambda kind, **fields: events.append((kind, fields["path"], fields["reason"])),
+    )
+    for step, accuracy in [(1, 0.2), (2, 0.9), (3, 0.5)]:
+        store.record_metric(step, accuracy)
+        save(store, step)
+    assert (store.choose("best"), store.choose("latest")) == (2, 3)
+    flip_a_byte(store.path(2) / "weights" / "rank0.bin")
+    assert (store.choose("best"), store.choose("latest")) == (3, 3)
+    assert events == [
+        ("checkpoint_ignored", "step-000002", "weights/rank0.bin has another SHA-256 than the manifest says")
+    ]
+    with pytest.raises(CheckpointError, match=r"step-000002: weights/rank0\.bin has another SHA-256"):
+        store.choose(2)
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint of step 7; it has 1, 2, 3"):
+        store.choose(7)
+    assert Path(locate(str(tmp_path))).name == "step-000003"
+    with pytest.raises(CheckpointError, match=r"step-000002 is damaged: weights/rank0\.bin"):
+        locate(str(store.path(2)))
+    with pytest.raises(CheckpointError, match=r"step-000002 is damaged: weights/rank0\.bin"):
+        locate(str(store.path(2) / "weights"))
+
+
+def test_a_run_goes_on_from_the_newest_whole_checkpoint_and_the_damaged_one_is_renamed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    assert store.resumable() is None
+    save(store, 1)
+    save(store, 2)
+    flip_a_byte(store.path(2) / "state.json")
+    assert store.resumable() == 1
+    assert names(store) == ["damaged-step-000002", "step-000001"]
+    assert os.readlink(tmp_path / "latest") == "step-000001"
+    flip_a_byte(store.path(1) / "weights" / "rank0.bin")
+    with pytest.raises(CheckpointError, match=r"step-000001: weights/rank0\.bin .* run\.resume=never"):
+        store.resumable()
+    (store.path(1) / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"none of the checkpoints in .* is complete \(step-000001"):
+        store.require_some()
+
+
+@pytest.mark.parametrize("state", ["[1]", '{"step": 1}', '{"position": "ten"}', "\x00"])
+def test_a_state_of_another_type_is_one_sentence(tmp_path: Path, state: str) -> None:
+    store = CheckpointStore(tmp_path)
+    with store.writing(1) as path:
+        (path / "state.json").write_text(state)
+    with pytest.raises(CheckpointError, match=r"has no state\.json|state\.json says position="):
+        store.load_state(1, position=int)
+
+
+@pytest.mark.parametrize(
+    "index", ["[]", "{}", '{"metrics": {"1": 0.5}}', '{"higher_is_better": true, "metrics": 3}', "\x00"]
+)
+def test_an_index_without_a_key_counts_as_nothing_measured(tmp_path: Path, index: str) -> None:
+    store = CheckpointStore(tmp_path)
+    save(store, 1)
+    (tmp_path / "index.json").write_text(index)
+    assert (store.best(), store.choose("best")) == (None, 1)
+    store.record_metric(1, 0.5)
+    assert store.best() == 1
 
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
