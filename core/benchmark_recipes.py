@@ -56,6 +56,12 @@ class EndpointModelConfig(Section):
 class BenchmarkConfig(AnsweringConfig):
     """A run's checkpoints, its base model and other models on the same held-out samples."""
 
+    examples = (
+        "configs/benchmarks/quickstart.yaml trained=runs/quickstart",
+        "trained=runs/quickstart steps=[first,best] base=start",
+    )
+    page = "docs/evaluation.md"
+
     trained: str | None = None
     """Run directory whose trained model takes part, or a checkpoint in it."""
     trained_as: str | None = None

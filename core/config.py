@@ -6,19 +6,19 @@ its documentation and what `--help` prints. The fields of the jobs live in `core
 
 from __future__ import annotations
 
-import difflib
 import sys
-import types
-import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails, PydanticUndefined
 
+from core.config_fields import sections_of, tag_of
+from core.config_help import help_text, wanted_help
+from core.config_mistakes import sentences
+from core.config_yaml import read_yaml
 from core.errors import ConfigError
 from core.secrets import public_values, refuse_secrets
 
@@ -27,6 +27,10 @@ class Section(BaseModel):
     """A part of a recipe: frozen, closed, its fields documented by the string under each of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    examples: ClassVar[tuple[str, ...]] = ()
+    """Command lines of a job that `--help` shows, without the program."""
+    page: ClassVar[str] = "docs/"
+    """Page of the documentation that goes on from there."""
 
 
 C = TypeVar("C", bound=Section)
@@ -38,55 +42,78 @@ def load_config(config_cls: type[C], arguments: Sequence[str]) -> C:
     Values are read as YAML, so `steps=2`, `run.name=x` and `rewards=[{fn: length}]` do what they say.
     Raises ConfigError with one sentence per mistake.
     """
-    merged = OmegaConf.create()
-    for argument in arguments:
-        if "=" in argument and not argument.endswith((".yaml", ".yml")):
-            layer = _override(argument)
-        else:
-            layer = _recipe_file(argument)
-        merged = OmegaConf.merge(merged, layer)
     try:
-        values = OmegaConf.to_container(merged, resolve=True)
+        values = OmegaConf.to_container(OmegaConf.create(read_layers(arguments)), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"the recipe cannot be resolved: {str(error).splitlines()[0]}") from None
     refuse_secrets(values)
     try:
         return config_cls.model_validate(_onto_defaults(config_cls, values))
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(config_cls, detail) for detail in error.errors())) from None
+        raise ConfigError(sentences(config_cls, error)) from None
+
+
+def read_layers(arguments: Sequence[str]) -> dict[str, Any]:
+    """The values of YAML files and overrides, each laid onto those before it; references are not resolved."""
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        is_override = "=" in argument and not argument.endswith((".yaml", ".yml"))
+        values = laid_onto(values, _override(argument) if is_override else _recipe_file(argument))
+    return values
+
+
+def laid_onto(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """`top` over `base`: sections field by field; whatever else meets, `top`'s is taken, and checked later."""
+    both = {name: laid_onto(base[name], value) for name, value in top.items() if _are_sections(base.get(name), value)}
+    return {**base, **top, **both}
+
+
+def _are_sections(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def _onto_defaults(config_cls: type[Section], values: Any) -> Any:
     """`data.num_train=100` alone means the default data set, and `algorithm.epochs=2` the recipe's other settings: a
-    section that is given in part is laid onto what the recipe's default sets, unless it names another `type`."""
+    section that is given in part is laid onto what the recipe's default sets, unless it has another `type`."""
     if not isinstance(values, dict):
         return values
     merged = dict(values)
     for name, info in config_cls.model_fields.items():
-        given, default = merged.get(name), info.default
-        if not isinstance(given, dict) or not isinstance(default, Section):
-            continue
-        tags = _tags(type(default))
-        if tags and given.get("type", tags[0]) != tags[0]:
-            continue
-        tag = {"type": tags[0]} if tags else {}
-        merged[name] = _onto_defaults(
-            type(default), _laid_onto({**tag, **default.model_dump(exclude_unset=True)}, given)
-        )
+        given, types = merged.get(name), [one for one in sections_of(info.annotation) if tag_of(one) is not None]
+        if isinstance(given, list) and types:
+            merged[name] = [_with_type(types, None, item) for item in given]
+        if isinstance(given, dict):
+            given = _with_type(types, info.default, given) if types else given
+            merged[name] = _onto_section(info.default, given) if isinstance(info.default, Section) else given
     return merged
 
 
-def _laid_onto(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """`top` over `base`, section by section; a section of another `type` replaces the base's."""
-    merged = dict(base)
-    for name, value in top.items():
-        below = base.get(name)
-        nested = (
-            isinstance(value, dict)
-            and isinstance(below, dict)
-            and value.get("type", below.get("type")) == below.get("type")
-        )
-        merged[name] = _laid_onto(below, value) if nested else value  # type: ignore[arg-type]
+def _with_type(types: Sequence[type[BaseModel]], default: Any, given: Any) -> Any:
+    """`given` with the `type` that its fields mean, where it names none: the default's, if that has them all."""
+    if not isinstance(given, dict) or "type" in given:
+        return given
+    fitting = [one for one in types if given.keys() <= one.model_fields.keys()]
+    if type(default) in fitting or not fitting:
+        return given
+    # `data.path=openai/gsm8k` names what is one type's default; else the last one is the general one.
+    known = [one for one in fitting if "path" in given and given["path"] == one.model_fields["path"].default]
+    chosen = (known or fitting)[-1]
+    lacks = any(info.is_required() and name not in given for name, info in chosen.model_fields.items())
+    return given if lacks else {"type": tag_of(chosen), **given}
+
+
+def _onto_section(default: Section, given: dict[str, Any]) -> dict[str, Any]:
+    """`given` over what `default` sets, section by section; a section of another `type` stays as it is."""
+    tag = tag_of(type(default))
+    if tag is not None and given.get("type", tag) != tag:
+        return given
+    merged = {name: getattr(default, name) for name in default.model_fields_set} | given
+    if tag is not None:
+        merged["type"] = tag
+    for name, info in type(default).model_fields.items():
+        below = getattr(default, name) if name in default.model_fields_set else info.default
+        if isinstance(below, Section) and isinstance(given.get(name), dict):
+            merged[name] = _onto_section(below, given[name])
     return merged
 
 
@@ -95,111 +122,46 @@ def dump_config(config: Section) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(public_values(config)))
 
 
-def _override(argument: str) -> Any:
+def _override(argument: str) -> dict[str, Any]:
+    """`a.b=value` as {a: {b: value}}."""
+    key, _, text = argument.partition("=")
+    names = key.split(".")
+    if not all(name.strip() for name in names):
+        raise ConfigError(f"{argument!r} is not an override of the form section.field=value")
     try:
-        return OmegaConf.from_dotlist([argument])
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{argument!r} is not an override of the form section.field=value: {error}") from None
-    except Exception as error:  # yaml's scanner errors have no common base with omegaconf's
-        raise ConfigError(f"the value of {argument!r} is not valid YAML: {str(error).splitlines()[0]}") from None
+        value = read_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"the value of {argument!r} is not valid YAML: {error}") from None
+    for name in reversed(names):
+        value = {name: value}
+    return dict(value)
 
 
-def _recipe_file(argument: str) -> Any:
+def _recipe_file(argument: str) -> dict[str, Any]:
     path = Path(argument)
-    if not path.is_file():
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise ConfigError(
             f"there is no recipe file {argument!r}; give a YAML file, or an override of the form section.field=value"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{argument} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise ConfigError(f"{argument} is not valid YAML: {error}") from None
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError(
+            f"{argument} is not a recipe: it holds {type(values).__name__}, not settings as `name: value`"
         )
-    try:
-        return OmegaConf.load(path)
-    except Exception as error:
-        raise ConfigError(f"{argument} is not valid YAML: {str(error).splitlines()[0]}") from None
-
-
-def _sentence(config_cls: type[Section], detail: ErrorDetails) -> str:
-    """One mistake in one sentence: the path, the value, the rule, and for unknown keys the nearest known one."""
-    path = [str(part) for part in detail["loc"]]
-    where = ".".join(path) or "the recipe"
-    if detail["type"] == "extra_forbidden":
-        known = _fields_at(config_cls, path[:-1])
-        near = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
-        return f"{where}: unknown key; {hint}"
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "missing":
-        return f"{where}: this field is required"
-    shown = repr(detail["input"])
-    return f"{where}: {message}" if len(shown) > 60 else f"{where}: {message} (got {shown})"
-
-
-def _fields_at(config_cls: type[Section], path: Sequence[str]) -> list[str]:
-    """The field names that are known at `path`; parts that are list indices or union tags are looked through."""
-    candidates: list[type[Section]] = [config_cls]
-    for part in path:
-        nested = [
-            section
-            for cls in candidates
-            if part in cls.model_fields
-            for section in sections_of(cls.model_fields[part].annotation)
-        ]
-        candidates = nested or candidates
-    tagged = [cls for cls in candidates if path and path[-1] in _tags(cls)]
-    return sorted({name for cls in tagged or candidates for name in cls.model_fields})
-
-
-def _tags(cls: type[Section]) -> tuple[Any, ...]:
-    return get_args(cls.model_fields["type"].annotation) if "type" in cls.model_fields else ()
-
-
-def sections_of(annotation: Any) -> list[type[Section]]:
-    """The Section classes inside an annotation such as `list[A]`, `A | None` or a discriminated union."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    if get_origin(annotation) in (Union, types.UnionType, Annotated, list, tuple, dict):
-        return [section for argument in get_args(annotation) for section in sections_of(argument)]
-    return []
-
-
-def help_text(config_cls: type[Section], program: str) -> str:
-    """What `--help` prints: usage, then every field with type, default and sentence."""
-    lines = [f"usage: python {program} [recipe.yaml ...] [section.field=value ...] [--dry-run]", ""]
-    if config_cls.__doc__:
-        lines += [config_cls.__doc__.strip(), ""]
-    _help_fields(config_cls, "", lines)
-    return "\n".join(lines)
-
-
-def _help_fields(cls: type[Section], prefix: str, lines: list[str]) -> None:
-    for name, info in cls.model_fields.items():
-        sections = sections_of(info.annotation)
-        described = " ".join((info.description or "").split())
-        if not sections:
-            default = (
-                "required"
-                if info.default is PydanticUndefined and info.default_factory is None
-                else info.get_default(call_default_factory=True)
-            )
-            lines.append(f"  {prefix}{name}: {_type_name(info.annotation)} = {default}\n      {described}")
-            continue
-        lines.append(f"  {prefix}{name}: {described}")
-        for section in sections:
-            tag = _tags(section)
-            if tag:
-                lines.append(f"    -- type: {tag[0]} -- {(section.__doc__ or '').strip().splitlines()[0]}")
-            _help_fields(section, f"{prefix}{name}.", lines)
-
-
-def _type_name(annotation: Any) -> str:
-    if get_origin(annotation) is typing.Literal:
-        return " | ".join(map(str, get_args(annotation)))
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    return values or {}
 
 
 def parse_command_line(config_cls: type[C], program: str) -> tuple[C, bool]:
     """(config, dry_run) from `sys.argv`; prints help and exits on `--help`."""
     arguments = sys.argv[1:]
-    if "--help" in arguments or "-h" in arguments:
-        print(help_text(config_cls, program))
+    topic = wanted_help(arguments)
+    if topic is not None:
+        print(help_text(config_cls, program, topic))
         raise SystemExit(0)
     dry_run = "--dry-run" in arguments
     return load_config(config_cls, [argument for argument in arguments if argument != "--dry-run"]), dry_run

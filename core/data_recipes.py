@@ -253,6 +253,7 @@ class JsonlConfig(Section):
         return self
 
 
+# The last one is the general one: what `data.path=my.jsonl` alone means.
 DataConfig = Annotated[
     WordProblemsConfig
     | GSM8KConfig

@@ -23,6 +23,12 @@ REWARD_TIE_MARGIN = 0.1
 class EvaluateConfig(AnsweringConfig):
     """One or several models on the held-out set of a data set."""
 
+    examples = (
+        "model=runs/quickstart",
+        "'models={sft: runs/sft, ppo: runs/ppo}' rouge=true against=sft",
+    )
+    page = "docs/evaluation.md"
+
     model: str | None = None
     """A run directory (its best checkpoint), a directory in Hugging Face format, or a hub name; or name several in `models`."""
     models: dict[str, str] = {}

@@ -20,6 +20,12 @@ EXAMPLES = [
 class ExportConfig(Section):
     """A checkpoint as safetensors that transformers and vLLM load, checked by loading it."""
 
+    examples = (
+        "model=runs/quickstart output=exported",
+        "model=runs/quickstart checkpoint=20 dtype=fp32 adapter=apart",
+    )
+    page = "docs/export.md"
+
     model: str
     """A run directory, a checkpoint's directory, or a hub name; `<checkpoint>/critic` is PPO's critic."""
     checkpoint: Literal["best", "latest"] | int = "best"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from core.checkpoint import INDEX, CheckpointStore, Wanted, checked_index
+from core.config import laid_onto, read_layers
 from core.errors import ConfigError
 from core.files import JsonLines, keep_lines, now, read_json, to_json, write_atomically
 from core.stored_run import CHECKPOINTS, StoredRun, run_files
@@ -93,9 +93,6 @@ def _cut(path: Path, step: int) -> None:
 
 def _write_recipe(file: Path, path: Path, overrides: Sequence[str]) -> None:
     own = {"run": {"name": path.name, "directory": str(path.parent), "resume": "auto"}}
-    try:
-        # Unresolved: references to secrets of the environment stay references.
-        merged = OmegaConf.merge(OmegaConf.load(file), OmegaConf.from_dotlist(list(overrides)), own)
-    except (OmegaConfBaseException, OSError, ValueError) as error:
-        raise ConfigError(f"the new recipe cannot be written: {str(error).splitlines()[0]}") from None
-    write_atomically(file, OmegaConf.to_yaml(merged))
+    # Unresolved: references to secrets of the environment stay references.
+    values = laid_onto(read_layers([str(file), *overrides]), own)
+    write_atomically(file, OmegaConf.to_yaml(OmegaConf.create(values)))

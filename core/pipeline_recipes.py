@@ -89,6 +89,12 @@ class StageConfig(Section):
 class PipelineConfig(Section):
     """Stages that run one after the other, each in a process of its own; finished ones are skipped on the next call."""
 
+    examples = (
+        "configs/pipelines/word_problems.yaml --dry-run",
+        "configs/pipelines/cs224r_small.yaml stages.sft.set.steps=10 until=dpo",
+    )
+    page = "docs/pipelines.md"
+
     name: str
     """Name of the pipeline; everything it writes is in `<directory>/<name>`."""
     directory: str = "runs"

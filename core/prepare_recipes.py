@@ -40,6 +40,12 @@ class RowFilterConfig(Section):
 class PrepareConfig(Section):
     """Split a file or a data set into JSONL files by story, document or row, with statistics and a manifest of hashes."""
 
+    examples = (
+        "file=stories.jsonl key=story_id output=data/stories",
+        "'data={type: docstring_sections}' key=package output=data/sections",
+    )
+    page = "docs/data.md"
+
     file: str | None = None
     """JSONL file whose rows are split as they are; or give `data`."""
     data: DataConfig | None = None

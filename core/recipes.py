@@ -31,6 +31,12 @@ from core.run_recipes import CheckpointConfig, RunConfig
 class GRPOConfig(Section):
     """Group-relative policy optimisation (DeepSeekMath, 2402.03300) and its relatives."""
 
+    examples = (
+        "configs/word_problems_dapo.yaml steps=20 run.name=mine",
+        "model.path=Qwen/Qwen2.5-0.5B-Instruct data.path=my.jsonl --dry-run",
+    )
+    page = "docs/algorithms.md"
+
     has_critic: ClassVar[bool] = False
 
     steps: int = Field(default=30, ge=1)

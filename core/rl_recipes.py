@@ -17,6 +17,11 @@ from core.run_recipes import RunConfig
 class RLOOConfig(GRPOConfig):
     """REINFORCE with a leave-one-out baseline (RLOO, 2402.14740): the GRPO job with other settings."""
 
+    examples = (
+        "configs/cs224r/small/rloo.yaml run.name=mine",
+        "rollout.group_size=4 --dry-run",
+    )
+
     run: RunConfig = RunConfig(name="rloo")
     """Where the run lives."""
     rollout: RolloutConfig = RolloutConfig(group_size=4)
@@ -53,6 +58,11 @@ class GAEConfig(Section):
 
 class PPOConfig(GRPOConfig):
     """Proximal policy optimisation (1707.06347) with a critic and token-level rewards, as in RLHF (2009.01325)."""
+
+    examples = (
+        "configs/tldr/small/ppo.yaml run.name=mine",
+        "gae.lam=0.9 --dry-run",
+    )
 
     has_critic: ClassVar[bool] = True
 

@@ -10,7 +10,9 @@ from pydantic import Field, field_validator, model_validator
 
 from core.checkpoint import step_of
 from core.config import Section
+from core.config_help import wanted_help
 from core.evaluate_recipes import run_name
+from core.files import to_json
 from core.model_paths import is_hub_name
 from core.model_recipes import Precision
 from core.role_recipes import EngineConfig, PlacementConfig
@@ -68,6 +70,13 @@ class FollowConfig(Section):
 
 class ServeConfig(Section):
     """Trained checkpoints behind an OpenAI-compatible endpoint on Ray Serve."""
+
+    examples = (
+        "runs/quickstart",
+        "runs/quickstart@10 runs/quickstart port=9000",
+        "follow=runs/quickstart",
+    )
+    page = "docs/serving.md"
 
     models: list[ServedModelConfig] = []
     """What is served; paths on the command line are added to it."""
@@ -157,13 +166,15 @@ def with_sources(arguments: Sequence[str]) -> list[str]:
     """The command line with its plain paths as an override of `models`.
 
     >>> with_sources(["runs/a", "port=9000", "runs/a@10"])
-    ['port=9000', 'models=[{path: "runs/a"}, {path: "runs/a@10"}]']
+    ['port=9000', 'models=[{"path": "runs/a"}, {"path": "runs/a@10"}]']
     """
+    if wanted_help(arguments) is not None:
+        return list(arguments)
     plain = [
         argument
         for argument in arguments
         if "=" not in argument and not argument.startswith("-") and not argument.endswith((".yaml", ".yml"))
     ]
     rest = [argument for argument in arguments if argument not in plain]
-    listed = ", ".join(f'{{path: "{path}"}}' for path in plain)
-    return [*rest, f"models=[{listed}]"] if plain else rest
+    listed = to_json([{"path": path} for path in plain])
+    return [*rest, f"models={listed}"] if plain else rest

@@ -109,6 +109,12 @@ class GeneratingConfig(SupervisedConfig):
 class SFTConfig(GeneratingConfig):
     """Supervised fine-tuning: cross-entropy on demonstrations."""
 
+    examples = (
+        "configs/tldr/small/sft.yaml run.name=mine",
+        "model.path=Qwen/Qwen2.5-0.5B data.path=my.jsonl epochs=2 --dry-run",
+    )
+    page = "docs/data.md"
+
     run: RunConfig = RunConfig(name="sft")
     """Where the run lives."""
     model: ModelConfig = ScratchModelConfig(warm_start=WarmStartConfig(steps=0))
@@ -122,6 +128,12 @@ class SFTConfig(GeneratingConfig):
 class RewardModelTrainingConfig(SupervisedConfig):
     """A reward model: Bradley-Terry on ranked answers, a scalar head read at the last token."""
 
+    examples = (
+        "configs/tldr/small/reward_model.yaml run.name=mine",
+        "engine.learning_rate=1e-5 --dry-run",
+    )
+    page = "docs/data.md"
+
     run: RunConfig = RunConfig(name="reward_model")
     """Where the run lives."""
     data: DataConfig = DocstringPairsConfig()
@@ -132,6 +144,12 @@ class RewardModelTrainingConfig(SupervisedConfig):
 
 class DPOConfig(GeneratingConfig):
     """Direct preference optimisation (2305.18290) and IPO (2310.12036)."""
+
+    examples = (
+        "configs/cs224r/small/dpo.yaml run.name=mine",
+        "loss=ipo beta=0.05 --dry-run",
+    )
+    page = "docs/algorithms.md"
 
     run: RunConfig = RunConfig(name="dpo")
     """Where the run lives."""

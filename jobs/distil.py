@@ -3,7 +3,7 @@
     python jobs/distil.py recipe.yaml [section.field=value ...]
 
 Writes one line an answer, `{"sample_id", "text"}`, which `data.demonstrations` of `repliqa` reads. Replies are remembered
-on disk, so a second call asks only for what is missing. `--help` lists every field.
+on disk, so a second call asks only for what is missing. `--help` lists the settings.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from rewards.chat_endpoint import ChatEndpoint, EndpointConfig
 
 class DistilConfig(Section):
     """Answers of another model as demonstrations."""
+
+    examples = ("configs/summarizer/distil.yaml --dry-run",)
+    page = "docs/data.md"
 
     data: DataConfig = RepliqaConfig()
     """Prompts; those of both sides, so that SFT has a held-out loss."""

@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 
 from core.child import Ended, run_logged
 from core.config import dump_config
+from core.config_yaml import read_yaml
 from core.dry_runs import DryRun, dry_runs
 from core.errors import ConfigError, WorkerError
 from core.files import now, read_json, to_json, write_atomically
@@ -214,9 +215,9 @@ def override(key: str, value: Any) -> str:
     """`key=value` that a job reads as exactly this value."""
     if isinstance(value, str) and not value.endswith((".yaml", ".yml")):
         try:
-            if OmegaConf.to_container(OmegaConf.from_dotlist([f"x={value}"]), resolve=False) == {"x": value}:
+            if read_yaml(value) == value:
                 return f"{key}={value}"
-        except Exception:  # not YAML by itself, so it needs its quotes
+        except ValueError:  # not YAML by itself, so it needs its quotes
             pass
     return f"{key}={to_json(value)}"
 

@@ -30,6 +30,12 @@ from rewards import Rewards, build_rewards
 class ScoreConfig(Section):
     """Score a JSONL file of answers."""
 
+    examples = (
+        "file=answers.jsonl",
+        "file=answers.jsonl 'rewards=[{fn: math_answer}, {fn: length, args: {limit: 400, unit: chars}}]'",
+    )
+    page = "docs/rewards.md"
+
     file: str
     """JSONL file with one answer per line."""
     output: str | None = None

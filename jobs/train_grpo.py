@@ -2,8 +2,8 @@
 
     python jobs/train_grpo.py [recipe.yaml ...] [section.field=value ...]
 
-Without a recipe it is the quickstart: word problems, a model made here, two CPU cores. `--help` lists every
-field, `--dry-run` checks a recipe without starting anything. RLOO and PPO are this job with other settings and, for
+Without a recipe it is the quickstart: word problems, a model made here, two CPU cores. `--help` lists the
+sections, `--dry-run` checks a recipe without starting anything. RLOO and PPO are this job with other settings and, for
 PPO, another way to learn.
 """
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from core.config import dump_config, help_text, load_config
+from core.config import dump_config, load_config
 from core.errors import ConfigError
+from core.prepare_recipes import PrepareConfig
 from core.recipes import GRPOConfig
 from core.rl_recipes import PPOConfig, RLOOConfig
+from core.serve_recipes import ServeConfig
 from core.supervised_recipes import DPOConfig, RewardModelTrainingConfig, SFTConfig
 
 
@@ -67,12 +69,6 @@ def test_a_frozen_section_cannot_be_changed_in_flight() -> None:
         GRPOConfig().steps = 3  # type: ignore[misc]
 
 
-def test_help_tells_every_field_with_its_sentence() -> None:
-    text = help_text(GRPOConfig, "jobs/train_grpo.py")
-    assert "rollout.group_size: int = 8\n      Branches sampled for each prompt." in text
-    assert text.startswith("usage: python jobs/train_grpo.py [recipe.yaml ...]")
-
-
 # -- a section that is given in part -----------------------------------------------------------------------------
 
 
@@ -119,5 +115,45 @@ def test_another_type_replaces_the_section_and_takes_nothing_from_it() -> None:
 def test_a_mistake_in_a_part_of_a_section_is_named_where_it_was_made() -> None:
     with pytest.raises(ConfigError, match=r"^algorithm\.kl\.coeff: unknown key; did you mean 'coef'\?$"):
         load_config(PPOConfig, ["algorithm.kl.coeff=1"])
-    with pytest.raises(ConfigError, match=r"^algorithm: Input should be"):
+    with pytest.raises(ConfigError, match=r"^algorithm: a section is needed, but the text 'fast' was given"):
         load_config(PPOConfig, ["algorithm=fast"])
+
+
+# -- a type that follows from what is given ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "section", "kind"),
+    [
+        (GRPOConfig, ["model.path=Qwen/Qwen2.5-0.5B"], "model", "pretrained"),
+        (SFTConfig, ["model.path=runs/sft", "model.trust_remote_code=true"], "model", "pretrained"),
+        (GRPOConfig, ["model.hidden_size=64"], "model", "scratch"),
+        (GRPOConfig, ["data.path=my.jsonl"], "data", "jsonl"),
+        (DPOConfig, ["data.path=my.jsonl", "data.chosen_field=a", "data.rejected_field=b"], "data", "jsonl"),
+        (GRPOConfig, ["data.path=openai/gsm8k", "data.num_train=5"], "data", "gsm8k"),
+        (GRPOConfig, ["data.path=chats", "data.single_turn=true"], "data", "smoltalk"),
+        (GRPOConfig, ["data.num_train=5"], "data", "word_problems"),
+        (PrepareConfig, ["output=o", "data.path=my.jsonl"], "data", "jsonl"),
+    ],
+)
+def test_the_type_of_a_section_follows_from_its_fields(recipe, arguments: list[str], section: str, kind: str) -> None:
+    assert getattr(load_config(recipe, arguments), section).type == kind
+
+
+def test_the_type_of_a_section_in_a_list_follows_from_its_fields_too() -> None:
+    scorers = load_config(ServeConfig, ["scorers=[{path: runs/rm}, {rewards: [{fn: length}]}]"]).scorers
+    assert [scorer.type for scorer in scorers] == ["reward_model", "rewards"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["model.pth=x"], "model.pth: unknown key; did you mean 'model.path'?"),
+        (["model.hidden_size=64", "model.path=x"], "model.path: unknown key; it belongs to type: pretrained"),
+        (["data.type=jsonll"], "data.type: there is no type 'jsonll'; did you mean 'jsonl'?"),
+    ],
+)
+def test_a_key_of_another_type_is_told_with_that_type(arguments: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(GRPOConfig, arguments)
+    assert str(error.value) == sentence
