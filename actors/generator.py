@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from actors.engine_process import EngineProcess
 from actors.group import own_address
 from actors.meters import Throughput, working
 from core.engine_arguments import engine_arguments
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 
 PROBE_TOKENS = 1
+FIRST_REQUEST = -1
+"""The batch of an engine's first request, which tries it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +113,7 @@ class GeneratorWorker:
             **({} if hardware().device == "cpu" else {"enable_sleep_mode": sleep}),
             **engine_arguments(config, max_length=max_length, precision=precision),
         )
+        self._engine = EngineProcess(f"generator rank {index}'s engine")
         self._llm: Any = None
         self._requests = 0
         self._inboxes: dict[int, _Inbox] = {}
@@ -120,17 +124,16 @@ class GeneratorWorker:
         """Start the engine; its version of vLLM when it is ready to generate."""
         from transformers import AutoTokenizer
         from vllm import __version__
-        from vllm.v1.engine.async_llm import AsyncLLM
 
         self._tokenizer = AutoTokenizer.from_pretrained(
             self._arguments.model, trust_remote_code=self._arguments.trust_remote_code
         )
-        self._llm = AsyncLLM.from_engine_args(self._arguments)
+        self._llm = self._engine.start(self._arguments)
         self._turn = asyncio.Lock()
         # The first request initialises lazily for seconds; nobody should wait for that later.
         first = Request(prompt_ids=[0, 0], num_branches=2, max_tokens=2, temperature=1.0, seed=0)
-        await self.begin(-1, [first], alone=True)
-        await self.finished(-1)
+        await self.begin(FIRST_REQUEST, [first], alone=True)
+        await self.finished(FIRST_REQUEST)
         return str(__version__)
 
     async def begin(self, batch: int, requests: Sequence[Request], *, alone: bool) -> None:
@@ -151,16 +154,21 @@ class GeneratorWorker:
 
     async def _work(self, batch: int, requests: Sequence[Request], alone: bool) -> None:
         inbox = self._inboxes[batch]
-        prompts = [(request.prompt_ids, _sampling(request)) for request in requests]
+        answers = sum(request.num_branches for request in requests)
+        doing = "answering its first request" if batch == FIRST_REQUEST else f"sampling {answers} answers"
         try:
-            async with self._turn:
-                collectors = await (self._enter(prompts) if alone else self._add(prompts))
-                if alone:
-                    await self._deliver(inbox, collectors)
-            if not alone:
-                await self._deliver(inbox, collectors)
+            await self._engine.run(doing, self._sample(inbox, requests, alone))
         except Exception as error:
             inbox.put(error)
+
+    async def _sample(self, inbox: _Inbox, requests: Sequence[Request], alone: bool) -> None:
+        prompts = [(request.prompt_ids, _sampling(request)) for request in requests]
+        async with self._turn:
+            collectors = await (self._enter(prompts) if alone else self._add(prompts))
+            if alone:
+                await self._deliver(inbox, collectors)
+        if not alone:
+            await self._deliver(inbox, collectors)
 
     async def _enter(self, prompts: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[Any]:
         """Hand the prompts to vLLM, which schedules none before it has all of them."""
@@ -217,9 +225,13 @@ class GeneratorWorker:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        async with self._turn:
-            with working("probe"):
-                outputs = [await _last(asked) for asked in await self._enter([(ids, sampling) for ids in sequences])]
+
+        async def probe() -> list[Any]:
+            async with self._turn:
+                with working("probe"):
+                    return [await _last(asked) for asked in await self._enter([(ids, sampling) for ids in sequences])]
+
+        outputs = await self._engine.run("scoring the probes of the consistency gate", probe())
         return [
             [float(step[token].logprob) for step, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
             for output, ids in zip(outputs, sequences, strict=True)
@@ -228,17 +240,17 @@ class GeneratorWorker:
     # -- weights: vLLM's own protocol, forwarded ----------------------------------------------------------
 
     async def init_weight_transfer_engine(self, request: WeightTransferInitRequest) -> None:
-        await self._llm.init_weight_transfer_engine(request)
+        await self._engine.run("connecting to the trainer", self._llm.init_weight_transfer_engine(request))
 
     async def start_weight_update(self) -> None:
-        await self._llm.start_weight_update()
+        await self._engine.run("receiving weights", self._llm.start_weight_update())
 
     async def update_weights(self, request: WeightTransferUpdateRequest) -> None:
         with working("receive weights"):
-            await self._llm.update_weights(request)
+            await self._engine.run("receiving weights", self._llm.update_weights(request))
 
     async def finish_weight_update(self) -> None:
-        await self._llm.finish_weight_update()
+        await self._engine.run("receiving weights", self._llm.finish_weight_update())
 
     async def load_weights(self, request: WeightTransferUpdateRequest) -> None:
         """One update from its start to its end. vLLM takes calls in order, so none waits for the answer to another."""
@@ -246,26 +258,27 @@ class GeneratorWorker:
 
     async def pause(self) -> None:
         """Freeze running requests where they are; their next tokens come from whatever weights are there then."""
-        await self._llm.pause_generation(mode="keep", clear_cache=False)
+        await self._engine.run("pausing", self._llm.pause_generation(mode="keep", clear_cache=False))
 
     async def receive(self, version: int) -> None:
         """Label new weights, forget prefixes computed with the old ones, and go on generating."""
-        await asyncio.gather(
+        calls = asyncio.gather(
             self._llm.update_weight_version(str(version)),
             self._llm.reset_prefix_cache(),
             self._llm.resume_generation(),
         )
+        await self._engine.run("taking up new weights", calls)
 
     async def sleep(self) -> None:
         """Free the device for the trainer: weights are dropped (they come back by sync), so is the KV cache."""
-        await self._llm.sleep(level=2)
+        await self._engine.run("going to sleep", self._llm.sleep(level=2))
 
     async def wake(self, tag: str) -> None:
         """Allocate again: `weights` before a sync, `kv_cache` after it."""
-        await self._llm.wake_up([tag])
+        await self._engine.run("waking up", self._llm.wake_up([tag]))
 
     async def alive(self) -> bool:
-        await self._llm.check_health()
+        await self._engine.run("idle", self._llm.check_health())
         return True
 
     def close(self) -> None:

@@ -104,7 +104,7 @@ class Generators:
             with RECORDER.span(f"sync: {phase}"):
                 self.group.gather(self.group.start(method, *args), self.config.sync_timeout_s, phase)
         except TroupeError as error:
-            raise SyncError(f"weight sync failed in phase {phase!r}: {error}") from None
+            raise SyncError(f"weight sync failed in phase {phase!r}: {error}", details=error.details) from None
 
 
 def deal(requests: Sequence[Request], loads: Sequence[int]) -> list[list[int]]:
@@ -150,10 +150,9 @@ class _Part:
             self._ask(answers)
 
     def _fail(self, error: BaseException) -> None:
-        told = self._generators.group.translate(error, self._engine)
         for position in sorted(self._open):
             self._close(position)
-            self._futures[position].set_exception(told)
+            self._futures[position].set_exception(error)
 
     def _close(self, position: int) -> None:
         self._open.discard(position)
@@ -168,7 +167,8 @@ def start_generators(group: Group[GeneratorWorker], config: GeneratorConfig) -> 
     except TroupeError as error:
         waited = time.monotonic() - started
         raise WorkerError(
-            f"{error} (after {waited:.0f} s); `python jobs/doctor.py` checks memory, versions and devices"
+            f"{error} (after {waited:.0f} s); `python jobs/doctor.py` checks memory, versions and devices",
+            details=error.details,
         ) from None
 
 

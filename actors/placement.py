@@ -18,6 +18,7 @@ from actors.group import Group, InlineGroup, Slot, WorkerGroup, own_address
 from actors.meters import RUN
 from core.errors import ConfigError, WorkerError
 from core.hardware import Hardware, hardware
+from core.process_logs import ProcessLogs
 from core.recipes import GRPOConfig
 from core.rl_recipes import PPOConfig
 from core.role_recipes import GeneratorConfig, PlacementConfig
@@ -137,6 +138,7 @@ class Stage:
         """`run`: whose metrics and timelines the workers record."""
         self._config = config
         self._env = {RUN: run.name} if run is not None else {}
+        self._logs = ProcessLogs(run.path) if run is not None else None
         self._groups: list[Group[Any]] = []
         self.inline = config.backend == "inline"
         self._started_ray = False
@@ -219,7 +221,9 @@ class Stage:
             else Slot(num_gpus=1.0 if self.machine.device == "cuda" else 0.0, env=self._env)
             for rank in range(len(arguments))
         ]
-        group = WorkerGroup(worker_cls, arguments, role=role, slots=slots, max_concurrency=max_concurrency)
+        group = WorkerGroup(
+            worker_cls, arguments, role=role, slots=slots, max_concurrency=max_concurrency, logs=self._logs
+        )
         self._groups.append(group)
         return group
 
@@ -253,6 +257,8 @@ class Stage:
 
     def close(self) -> None:
         """Give the bundles back, and end Ray if it was started here."""
+        if self._logs is not None:
+            self._logs.close()
         if self.inline:
             return
         import ray

@@ -92,12 +92,11 @@ class Policy(Trained[PolicyWorker]):
         generators.wake("weights")
         # Every phase has its own deadline inside; this one is for a peer that died where no phase can tell.
         try:
-            with self._deaths_told():
-                self.group.gather(
-                    self.group.start(PolicyWorker.publish), 4 * generators.config.sync_timeout_s, "the weight sync"
-                )
+            self.group.gather(
+                self.group.start(PolicyWorker.publish), 4 * generators.config.sync_timeout_s, "the weight sync"
+            )
         except WorkerError as error:
-            raise SyncError(f"weight sync failed: {error}") from None
+            raise SyncError(f"weight sync failed: {error}", details=error.details) from None
         if generators.sleeps:
             self.group.call(PolicyWorker.leave)
         generators.wake("kv_cache")

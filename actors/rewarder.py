@@ -114,16 +114,7 @@ class Rewarder:
         if self._workers is None:
             return asyncio.run_coroutine_threadsafe(_scored(self._rewards, group), self._loop)
         rank = self._next = (self._next + 1) % self._workers.size
-        workers, scored = self._workers, Future[Group]()
-
-        def translate(answered: Future[Group]) -> None:
-            error = answered.exception()
-            scored.set_result(answered.result()) if error is None else scored.set_exception(
-                workers.translate(error, rank)
-            )
-
-        workers.submit(rank, RewarderWorker.score, group).add_done_callback(translate)
-        return scored
+        return self._workers.submit(rank, RewarderWorker.score, group)
 
     def shutdown(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

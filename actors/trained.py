@@ -6,14 +6,13 @@ handed over as an objective. A worker sees only its shard and talks to its peers
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import os
 import random
 import re
 import socket
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -25,16 +24,13 @@ from actors.meters import working
 from actors.objective import Objective
 from algorithms.packing import Batch
 from core.checkpoint import damage
-from core.errors import TroupeError, WorkerError
+from core.errors import WorkerError
 from core.hardware import set_up_process
 from core.role_recipes import PolicyConfig
 from core.timeline import RECORDER
 
 RENDEZVOUS_PORTS = (20_000, 32_000)
 """Above those of Ray's workers, below those that Linux gives to connections."""
-
-DEATH_IS_KNOWN_S = 10.0
-"""Seconds within which the death of a process is known, from the moment that its peers miss it."""
 
 
 def file_rank(name: str) -> int:
@@ -64,9 +60,6 @@ class TrainedWorker:
         raise WorkerError(
             f"none of {len(ports)} ports tried between {RENDEZVOUS_PORTS[0]} and {RENDEZVOUS_PORTS[1]} of {host} is free"
         )
-
-    def alive(self) -> None:
-        """Answer, which a process that died does not."""
 
     def devices(self) -> tuple[str, list[str]]:
         """(machine, GPU ids) of this rank, for a generator that shares them."""
@@ -213,8 +206,7 @@ class Trained(Generic[W]):
         """[N]: the head's output at the batch's tokens, computed on all ranks."""
         shards = batch.split(self.group.size)
         slim = [batch.select(shard).without_columns() for shard in shards]
-        with self._deaths_told():
-            results = self.group.scatter(TrainedWorker.read, slim, **options)
+        results = self.group.scatter(TrainedWorker.read, slim, **options)
         values = torch.zeros(batch.num_tokens)
         for shard, result in zip(shards, results, strict=True):
             values[batch.tokens_of(shard)] = result
@@ -224,33 +216,14 @@ class Trained(Generic[W]):
         """One optimizer step per batch (with `loss_weights`), each sharded over the ranks by tokens; mean metrics."""
         sharded = [[batch.select(shard) for shard in batch.split(self.group.size)] for batch in steps]
         by_rank = [list(shards) for shards in zip(*sharded, strict=True)]
-        with self._deaths_told():
-            results = self.group.scatter(TrainedWorker.update, by_rank, objective=objective)[0]
+        results = self.group.scatter(TrainedWorker.update, by_rank, objective=objective)[0]
         names = {name for metrics in results for name in metrics}
         return self._named({name: sum(metrics.get(name, 0.0) for metrics in results) / len(results) for name in names})
 
     def measure(self, batch: Batch, objective: Objective) -> dict[str, float]:
         """What `step` would log of this batch, with the weights as they are."""
         shards = [batch.select(shard) for shard in batch.split(self.group.size)]
-        with self._deaths_told():
-            return self._named(self.group.scatter(TrainedWorker.measure, shards, objective=objective)[0])
-
-    @contextlib.contextmanager
-    def _deaths_told(self) -> Iterator[None]:
-        """A rank whose peer died fails in its collective before anybody knows of the death: then the death is the error."""
-        try:
-            yield
-        except TroupeError:
-            raise
-        except Exception:
-            asked = self.group.start(TrainedWorker.alive)
-            answered, _ = concurrent.futures.wait(asked, DEATH_IS_KNOWN_S, concurrent.futures.FIRST_EXCEPTION)
-            for future in answered:
-                if (error := future.exception()) is not None:
-                    death = self.group.translate(error, asked.index(future))
-                    if isinstance(death, WorkerError):
-                        raise death from None
-            raise
+        return self._named(self.group.scatter(TrainedWorker.measure, shards, objective=objective)[0])
 
     def _named(self, metrics: dict[str, float]) -> dict[str, float]:
         return {name if "/" in name else f"{self.name}/{name}": value for name, value in metrics.items()}
@@ -261,8 +234,7 @@ class Trained(Generic[W]):
 
     def save(self, directory: str, *, trainer_state: bool = True) -> None:
         """Write Hugging Face format and, unless told otherwise, what resuming needs."""
-        with self._deaths_told():
-            self.group.call(TrainedWorker.save, directory, trainer_state=trainer_state)
+        self.group.call(TrainedWorker.save, directory, trainer_state=trainer_state)
 
     def damage(self, directory: Path) -> str | None:
         """What is wrong with a checkpoint's files, every byte of which some rank reads; None where nothing is."""

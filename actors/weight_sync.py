@@ -7,6 +7,7 @@ trainer's side: every phase has a deadline, and an error names the phase and the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -34,7 +35,7 @@ from vllm.distributed.weight_transfer.base import (
 
 from actors.engine import Engine
 from actors.generator import GeneratorWorker
-from actors.group import Group
+from actors.group import DEATH_IS_KNOWN_S, Group
 from core.engine_arguments import pack_heads
 from core.errors import SyncError, TroupeError
 from core.listening import listen
@@ -200,8 +201,9 @@ def _gloo_group(host: str, port: int, rank: int, world_size: int, timeout: timed
 
 
 class _beside:
-    """Run a call in a thread while the body runs. Its error is the one that is raised: when an engine refuses, our
-    own side only sees a peer that went away. Never waits for the call after the body failed, it may wait for us."""
+    """Run a call in a thread while the body runs. Its error is the one that is raised: when an engine refuses or dies, our
+    own side only sees a peer that went away, and sees it first. After the body failed, the call gets a few seconds: it may
+    wait for us."""
 
     def __init__(self, call: Callable[..., Any], *args: Any) -> None:
         self._pool = ThreadPoolExecutor(1)
@@ -212,8 +214,11 @@ class _beside:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
-            if error is None or self._future.done():
+            if error is None:
                 self._future.result()
+            else:
+                with contextlib.suppress(TimeoutError):
+                    self._future.result(DEATH_IS_KNOWN_S)
         finally:
             self._pool.shutdown(wait=False)
 
@@ -258,7 +263,7 @@ class EngineClient:
             with RECORDER.span(f"sync: {phase}"):
                 self._generators.gather(futures, self._timeout_s, phase)
         except TroupeError as error:
-            raise SyncError(f"weight sync failed in phase {phase!r}: {error}") from None
+            raise SyncError(f"weight sync failed in phase {phase!r}: {error}", details=error.details) from None
 
 
 class WeightSender:

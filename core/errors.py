@@ -8,6 +8,14 @@ ours and keeps its traceback. `assert` guards what only we can break.
 class TroupeError(Exception):
     """Base of everything the user can cause and can mend."""
 
+    details: str = ""
+    """What is shown below the sentence: the last lines of a process, the path of its log."""
+
+    def __init__(self, message: object = "", *, details: str = "") -> None:
+        super().__init__(message)
+        if details:
+            self.details = details
+
 
 class ConfigError(TroupeError):
     """A recipe or an override is wrong: unknown key, bad value, numbers that do not fit."""
@@ -43,6 +51,10 @@ class ConsistencyError(TroupeError):
 
 class WorkerError(TroupeError):
     """A worker process failed to start or died."""
+
+
+class WorkerBug(TroupeError):
+    """A worker lives and raised what nobody expected, a bug of ours or of a library; `details` has its traceback."""
 
 
 class ClusterError(TroupeError):

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from core.secrets import public_text
+from core.secrets import page_text
 
 
 def now() -> str:
@@ -25,12 +25,12 @@ def now() -> str:
 
 
 def write_atomically(path: Path, text: str, *, is_data: bool = False) -> None:
-    """Replace `path` by `text` without its secrets; survives a crash of the process and of the machine.
+    """Replace `path` by `text` without its secrets and terminal escapes; survives a crash of the process and of the machine.
 
     `is_data`: what is trained on is written as it is.
     """
     with _replacing(path) as file:
-        file.write(text if is_data else public_text(text))
+        file.write(text if is_data else page_text(text))
 
 
 @contextlib.contextmanager
@@ -123,7 +123,7 @@ class JsonLines:
         self._lock = threading.Lock()
 
     def append(self, *records: Mapping[str, Any]) -> None:
-        text = public_text("".join(to_json(record) + "\n" for record in records))
+        text = page_text("".join(to_json(record) + "\n" for record in records))
         with self._lock, open(self.path, "ab+") as file:
             if _unfinished(file):
                 file.write(b"\n")

@@ -18,6 +18,8 @@ from core.extension import use_environment_cache
 Device = Literal["cpu", "cuda"]
 
 LOOPBACK = "127.0.0.1"
+WORKER_ROLE = "TROUPE_ROLE"
+"""Environment variable of a worker that runs as a Ray actor: `policy-0`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +138,8 @@ def set_up_generator(index: int, num_engines: int, visible_devices: str | None, 
     `visible_devices` are the GPUs it shares with the policy's ranks. On a CPU vLLM binds its threads to cores;
     engines on one machine get cores of their own where there are enough.
     """
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # A worker's output goes to the run's logs, this process's to the user.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if WORKER_ROLE in os.environ else "ERROR")
     os.environ.update(VLLM_NO_USAGE_STATS="1", TOKENIZERS_PARALLELISM="false")
     use_interface_of(address)
     if visible_devices is not None:

@@ -19,7 +19,7 @@ from core.errors import ConfigError, TroupeError
 from core.report import report_body
 from core.report_data import read_run
 from core.report_page import escape, page
-from core.secrets import public_text
+from core.secrets import page_text
 from core.watching import runs_in, signature, writer_is_gone
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -102,7 +102,7 @@ class LiveServer(ThreadingHTTPServer):
                     if gone
                     else ""
                 )
-                self._bodies[run] = (mark, public_text(note + report_body(record)))
+                self._bodies[run] = (mark, page_text(note + report_body(record)))
             return self._bodies[run]
 
 

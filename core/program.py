@@ -51,7 +51,7 @@ def program() -> Iterator[None]:
         set_up_driver()
         yield
     except TroupeError as error:
-        print(f"error: {user_error(error)}", file=sys.stderr)
+        print(f"error: {user_error(error)}", *filter(None, [error.details]), sep="\n", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

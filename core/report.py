@@ -92,6 +92,8 @@ def _masthead(run: RunRecord, titles: Sequence[str]) -> str:
     banner = ""
     if run.state == "failed" and failure is not None:
         banner = f'<p class="banner"><b class="failed">Failed at step {failure.get("step")}.</b> {escape(failure.get("error", ""))}</p>'
+        if details := failure.get("details"):
+            banner += f'<details class="banner"><summary>Details</summary><pre>{escape(details)}</pre></details>'
     return (
         f'<p class="over">Troupe · {escape(METHODS.get(run.method, run.method))}</p>'
         f'<div class="title"><h1>{escape(run.name)}</h1>{_state(run)}</div>'

@@ -119,7 +119,7 @@ class Run:
 
     def start_again(self, error: Exception) -> None:
         """After a worker's death: what this process wrote since the last checkpoint will be written anew."""
-        self.event("restarted", error=_first_line(error))
+        self.event("restarted", **_told(error))
         self._past_is_cut = False
         self._metrics = {}
 
@@ -324,6 +324,8 @@ def _told(error: BaseException | None) -> dict[str, str]:
         return {}
     cause = user_error(error)
     told = {"error": _first_line(cause)}
+    if isinstance(cause, TroupeError) and cause.details:
+        told["details"] = cause.details
     if not isinstance(cause, TroupeError | KeyboardInterrupt):
         told["traceback"] = "".join(traceback.format_exception(error))
     return told

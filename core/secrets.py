@@ -36,6 +36,9 @@ SECRET_FIELD = re.compile(
 )
 """Names of settings that may hold nothing else."""
 
+ESCAPES = re.compile(r"(?:\x1b|(?<!\\)\\u001b)(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*?(?:\x07|\x1b\\)|[@-Z^_])")
+"""What moves a terminal's cursor or colours it, as it is and as JSON writes it."""
+
 _named: set[str] = set()
 
 
@@ -62,6 +65,16 @@ def public_text(text: str) -> str:
         for form in _forms(secret):
             text = text.replace(form, f"${name}")
     return _without_patterns(text)
+
+
+def page_text(text: str) -> str:
+    """Return `text` as files and pages take it: public, and without a terminal's escapes."""
+    return without_escapes(public_text(text))
+
+
+def without_escapes(text: str) -> str:
+    """Return `text` without what moves a terminal's cursor or colours it."""
+    return ESCAPES.sub("", text) if "\x1b" in text or "\\u001b" in text else text
 
 
 def public_record(value: Any) -> Any:

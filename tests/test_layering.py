@@ -26,7 +26,13 @@ MAY_IMPORT = {
 
 ADDRESSES = {
     "deepspeed": ["actors/engine.py", "actors/process_group.py"],
-    "vllm": ["core/engine_arguments.py", "actors/generator.py", "actors/weight_sync.py", "serving/"],
+    "vllm": [
+        "core/engine_arguments.py",
+        "actors/engine_process.py",
+        "actors/generator.py",
+        "actors/weight_sync.py",
+        "serving/",
+    ],
     "ray": ["actors/", "serving/"],
     "wandb": ["core/tracking.py"],
     "tensorboard": ["core/tracking.py"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 
 from core.errors import RewardError
@@ -35,6 +36,11 @@ class Counter:
         if self.value == value:
             os._exit(7)
         return self.value
+
+    def die_of(self, number: int) -> None:
+        print("its last words", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), number)
+        time.sleep(60)
 
     def wait_at(self, value: int, seconds: float) -> int:
         if self.value == value:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import time
 from collections.abc import Iterator
 
@@ -9,7 +11,7 @@ import pytest
 
 from actors.group import Group, InlineGroup, WorkerGroup
 from actors.placement import Stage
-from core.errors import RewardError, WorkerError
+from core.errors import RewardError, WorkerBug, WorkerError
 from tests.actors.example_workers import AsyncCounter, Counter
 
 STARTS = (10, 20)
@@ -53,9 +55,12 @@ def test_a_users_error_in_a_worker_arrives_as_itself(counters: Group[Counter]) -
     assert str(failed.value) in {f"the judge of {start} refused" for start in STARTS}
 
 
-def test_a_bug_in_a_worker_arrives_with_the_workers_traceback(counters: Group[Counter]) -> None:
-    with pytest.raises(ZeroDivisionError, match="in divide"):
+def test_a_bug_in_a_worker_arrives_as_one_sentence_with_the_workers_traceback_below(counters: Group[Counter]) -> None:
+    with pytest.raises(WorkerBug, match=r"^counter rank [01] failed in `divide`: ZeroDivisionError: ") as bug:
         counters.call(Counter.divide, 0)
+    assert "in divide" in bug.value.details
+    assert "\x1b" not in bug.value.details
+    assert "RayTaskError" not in str(bug.value) + bug.value.details
     assert counters.call(Counter.divide, 10) == [1.0, 2.0]
 
 
@@ -81,6 +86,22 @@ def test_a_worker_that_dies_is_an_error_that_names_it_and_does_not_wait_for_the_
         assert time.monotonic() - started < 120
         with pytest.raises(WorkerError, match="counter rank 1 died"):  # and so is every later call
             group.gather([group.submit(0, Counter.add, 0, times=0), group.submit(1, Counter.add, 0)], 120)
+    finally:
+        group.shutdown()
+
+
+def test_a_worker_that_a_signal_ends_is_told_with_the_signal_and_its_last_lines(stage: Stage) -> None:
+    group = two_counters(stage)
+    try:
+        group.call(Counter.add, 0)
+        with pytest.raises(WorkerError) as death:
+            group.submit(1, Counter.die_of, signal.SIGSEGV).result(120)
+        assert re.match(
+            r"counter rank 1 died: its process \d+ was ended by SIGSEGV \(it touched memory that is not its own\) "
+            r"while it ran `die_of`$",
+            str(death.value),
+        )
+        assert "its last words" in death.value.details
     finally:
         group.shutdown()
 
