@@ -122,9 +122,9 @@ class Rollouts:
         return Rollout(groups=kept, metrics=metrics)
 
     def state(self) -> dict[str, Any]:
-        """What resuming needs: the stream's position, and the steps whose prompts were drawn but not trained on."""
-        in_flight = {str(step): draw.start for step, draw in self._in_flight.items()}
-        return {"position": min([self._prompts.position, *in_flight.values()])}
+        """What resuming needs: the stream's position before prompts that were drawn but not trained on, and its size."""
+        starts = [draw.start for draw in self._in_flight.values()]
+        return {"position": min([self._prompts.position, *starts]), "samples": self._prompts.size}
 
     # -- drawing ------------------------------------------------------------------------------------------
 

@@ -211,9 +211,9 @@ class JsonlConfig(Section):
     path: str
     """Training file."""
     heldout_path: str | None = None
-    """Held-out file; unset: the last `num_heldout` lines in seeded order are held out."""
-    num_heldout: int = Field(default=256, ge=1)
-    """Held-out samples when no file is given."""
+    """Held-out file; unset: lines of the training file are held out, whichever their content and the seed say."""
+    num_heldout: int | None = Field(default=None, ge=1)
+    """Held-out samples when no file is given; unset: a tenth of the file, at most 256."""
     prompt_field: str = "prompt"
     """Field with the prompt: a string, or a list of messages."""
     gold_field: str | None = None

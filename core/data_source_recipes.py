@@ -12,11 +12,11 @@ class PublishedConfig(Section):
 
     type: str
     path: str
-    """Hub name, or a directory with one JSONL file per split, or one JSONL file (then its last rows are held out)."""
+    """Hub name, or a directory with one JSONL file per split, or one JSONL file (then some of its rows are held out)."""
     num_train: int | None = Field(default=None, ge=1)
     """First n training rows that pass the filters; all of them when unset. Pairs found equal are missing from the n."""
     num_heldout: int | None = Field(default=None, ge=1)
-    """First n held-out rows that pass the filters; all of them when unset (of one file, a tenth)."""
+    """First n held-out rows that pass the filters; all of them when unset (of one file a tenth, at most 256)."""
 
 
 class HarvestConfig(Section):

@@ -27,13 +27,13 @@ from data.preferences import settled
 from data.repliqa import load_repliqa
 from data.short_stories import load_short_stories
 from data.smoltalk import load_smoltalk
-from data.stream import PromptStream
+from data.stream import PromptStream, position_in
 from data.tic_tac_toe import load_tic_tac_toe
 from data.tldr import load_tldr, load_tldr_comparisons
 from data.ultrafeedback import load_ultrafeedback
 from data.word_problems import load_word_problems
 
-__all__ = ["DataSet", "PromptStream", "load_data"]
+__all__ = ["DataSet", "PromptStream", "load_data", "position_in"]
 
 log = logging.getLogger(__name__)
 

@@ -28,6 +28,17 @@ class DataSet:
     heldout: Sequence[Sample]
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Rows that a filter left out, of both sides together, by reason; a row that no filter saw is not counted."""
+    from_one_file: bool = False
+    """Whether the held-out rows were chosen among the training rows."""
+    own_ids: bool = False
+    """Whether a sample's id is the row's own, wherever in the file it stands."""
+
+    def key(self, sample: Sample) -> str:
+        """What a sample is recognised by when its file has grown: its own id, or what it says."""
+        if self.own_ids:
+            return sample.sample_id
+        told = [sample.fields.get(name) for name in ("demonstration", "answers", "seed")]
+        return hashlib.sha256(repr((sample.prompt, sample.gold, *told)).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,31 @@ def lasting_order(items: Iterable[Item], purpose: str, name: Callable[[Item], st
     split of the installed ones as it was.
     """
     return sorted(items, key=lambda item: hashlib.sha256(f"{purpose}/{name(item)}".encode()).digest())
+
+
+HELDOUT_SHARE, MOST_HELDOUT = 0.1, 256
+
+
+def hold_out(
+    items: Sequence[Item], wanted: int | None, purpose: str, name: Callable[[Item], str]
+) -> tuple[list[Item], list[Item]]:
+    """(training items in their order, held-out items): `wanted` of them, or about a tenth, at least 1 and at most 256.
+
+    What is held out follows from an item's name alone, and names that are equal stay together. More items may take an
+    item from the held-out side to training, never the other way, so that nothing is measured on what was trained on.
+    """
+    groups: dict[bytes, list[Item]] = {}
+    for item in items:
+        groups.setdefault(hashlib.sha256(f"{purpose}/{name(item)}".encode()).digest(), []).append(item)
+    most = MOST_HELDOUT if wanted is None else wanted
+    chosen: dict[bytes, list[Item]] = {}
+    for digest in sorted(groups):
+        beyond = wanted is None and chosen and int.from_bytes(digest, "big") >= HELDOUT_SHARE * 2**256
+        if beyond or sum(map(len, chosen.values())) >= most:
+            break
+        chosen[digest] = groups.pop(digest)
+    kept = {id(item) for group in groups.values() for item in group}
+    return [item for item in items if id(item) in kept], [item for group in chosen.values() for item in group]
 
 
 def shorten(text: str, max_chars: int) -> str:

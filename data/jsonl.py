@@ -6,37 +6,33 @@ answer: that turn is taken off, so that the answer is never part of the prompt. 
 
 from __future__ import annotations
 
-import random
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from core.data_recipes import JsonlConfig
 from core.errors import DataError
 from core.records import Message, Sample
-from data.dataset import DataSet, conversation
+from data.dataset import DataSet, conversation, hold_out
 from data.lines import Row, field_of, read_rows, text_of
 from data.messages import answer_of, messages_of, part
 
 
 def load_jsonl(config: JsonlConfig) -> DataSet:
     path = Path(config.path)
-    samples = _samples(path, config)
-    if config.heldout_path is None:
-        train, heldout = _split(samples, config)
-    else:
-        train, heldout = samples, _samples(Path(config.heldout_path), config)
-    return DataSet(name="jsonl", train=train, heldout=heldout)
-
-
-def _split(samples: list[Sample], config: JsonlConfig) -> tuple[list[Sample], list[Sample]]:
-    if config.num_heldout >= len(samples):
+    whole = DataSet(
+        name="jsonl", train=_samples(path, config), heldout=(), own_ids=config.id_field is not None, from_one_file=True
+    )
+    if config.heldout_path is not None:
+        heldout = _samples(Path(config.heldout_path), config)
+        return dataclasses.replace(whole, heldout=heldout, from_one_file=False)
+    train, held = hold_out(whole.train, config.num_heldout, f"jsonl/{config.seed}", whole.key)
+    if not train:
         raise DataError(
-            f"{config.path} has {len(samples)} samples, too few to hold out {config.num_heldout} and train on the others; "
+            f"{config.path} has {len(held)} samples, too few different ones to hold out {config.num_heldout or 1} and train on the others; "
             "lower data.num_heldout, or name a data.heldout_path"
         )
-    shuffled = list(samples)
-    random.Random(f"jsonl/{config.seed}").shuffle(shuffled)
-    return shuffled[: -config.num_heldout], shuffled[-config.num_heldout :]
+    return dataclasses.replace(whole, train=train, heldout=held)
 
 
 def _samples(path: Path, config: JsonlConfig) -> list[Sample]:

@@ -1,24 +1,30 @@
 """The rows of a published data set: of the Hugging Face hub, or of JSONL files with the same fields.
 
-The data sets say what a row becomes and which splits they use; a sample is named by data set, split and the row's
+The data sets say what a row becomes and which splits they use; a sample is named by data set, split (or file) and the row's
 number, whatever filters leave out. Only here is the hub asked.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from core.data_source_recipes import PublishedConfig
 from core.errors import DataError
 from core.records import Sample
-from data.dataset import DataSet, Dropped
+from data.dataset import DataSet, Dropped, hold_out
 from data.lines import Row, read_rows
+
+log = logging.getLogger(__name__)
 
 Located = Iterable[tuple[str, Row]]
 """Rows, each with the place that an error names, such as `train.jsonl line 3`."""
+Named = Iterable[tuple[str, str, Row]]
+"""Rows, each with the id of its sample and its place."""
 Make = Callable[[str, str, Row], Sample | Dropped]
 """What a row becomes: (sample id, place, row) to a sample, or to the reason why a filter leaves it out."""
 
@@ -32,19 +38,18 @@ def load_published(
     """
     rows = _rows(config, train, heldout, subset)
     dropped: Counter[str] = Counter()
-    sides = [
-        _samples(located, f"{config.type}/{split}", make, limit, dropped)
-        for located, split, limit in zip(rows, (train, heldout), (config.num_train, config.num_heldout), strict=True)
-    ]
-    return DataSet(name=config.type, train=sides[0], heldout=sides[1], dropped=dropped)
+    limits = (config.num_train, config.num_heldout)
+    sides = [_samples(named, make, limit, dropped) for named, limit in zip(rows, limits, strict=True)]
+    one_file = _is_local(config.path) and not Path(config.path).is_dir()
+    return DataSet(name=config.type, train=sides[0], heldout=sides[1], dropped=dropped, from_one_file=one_file)
 
 
-def _samples(rows: Located, name: str, make: Make, limit: int | None, dropped: Counter[str]) -> list[Sample]:
+def _samples(rows: Named, make: Make, limit: int | None, dropped: Counter[str]) -> list[Sample]:
     samples: list[Sample] = []
-    for number, (where, row) in enumerate(rows):
+    for sample_id, where, row in rows:
         if len(samples) == limit:  # before the next row is made, so that `dropped` counts no row beyond the last sample
             break
-        made = make(f"{name}/{number}", where, row)
+        made = make(sample_id, where, row)
         if isinstance(made, Dropped):
             dropped[made.reason] += 1
         else:
@@ -52,13 +57,20 @@ def _samples(rows: Located, name: str, make: Make, limit: int | None, dropped: C
     return samples
 
 
-def _rows(config: PublishedConfig, train: str, heldout: str, subset: str | None) -> tuple[Located, Located]:
+def _rows(config: PublishedConfig, train: str, heldout: str, subset: str | None) -> tuple[Named, Named]:
     path = Path(config.path)
+    if _is_local(config.path) and not path.is_dir():
+        return _split(list(_named(_file(path), f"{config.type}/{path.stem}")), config)
     if path.is_dir():
-        return _file(path / f"{train}.jsonl"), _file(path / f"{heldout}.jsonl")
-    if _is_local(config.path):
-        return _split(_file(path), config)
-    return _hub(config.path, subset, train, heldout)
+        sides: tuple[Located, Located] = _file(path / f"{train}.jsonl"), _file(path / f"{heldout}.jsonl")
+    else:
+        sides = _hub(config.path, subset, train, heldout)
+    return _named(sides[0], f"{config.type}/{train}"), _named(sides[1], f"{config.type}/{heldout}")
+
+
+def _named(rows: Located, name: str) -> Named:
+    """The rows with ids that count them from 0, whatever filters leave out."""
+    return ((f"{name}/{number}", where, row) for number, (where, row) in enumerate(rows))
 
 
 def one_split(name: str, split: str) -> Located:
@@ -78,15 +90,17 @@ def _file(path: Path) -> list[tuple[str, Row]]:
     return [(f"{path} line {number}", row) for number, row in read_rows(path)]
 
 
-def _split(rows: list[tuple[str, Row]], config: PublishedConfig) -> tuple[Located, Located]:
-    """One file for both: its last `num_heldout` rows are held out, a tenth when that is unset."""
-    num_heldout = config.num_heldout or max(1, len(rows) // 10)
-    if num_heldout >= len(rows):
+def _split(rows: Sequence[tuple[str, str, Row]], config: PublishedConfig) -> tuple[Named, Named]:
+    """One file for both sides; where it has less than `num_heldout` rows, a tenth is held out."""
+    wanted = config.num_heldout if config.num_heldout is not None and config.num_heldout < len(rows) else None
+    train, heldout = hold_out(rows, wanted, config.type, lambda named: json.dumps(named[2], sort_keys=True))
+    if not train:
         raise DataError(
-            f"{config.path} has {len(rows)} rows, too few to hold out {num_heldout} and train on the others; "
-            "lower data.num_heldout or give more rows"
+            f"{config.path} has {len(rows)} rows, too few different ones to hold out one and train on the others; give more rows"
         )
-    return rows[:-num_heldout], rows[-num_heldout:]
+    if config.num_heldout is not None and wanted is None:
+        log.info("%s: held out %d of %d rows, fewer than data.num_heldout", config.path, len(heldout), len(rows))
+    return train, heldout
 
 
 def _hub(name: str, subset: str | None, train: str, heldout: str) -> tuple[Located, Located]:

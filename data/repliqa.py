@@ -63,7 +63,14 @@ def load_repliqa(config: RepliqaConfig) -> DataSet:
     heldout, train = samples[: config.num_heldout], samples[config.num_heldout :]
     if config.demonstrations is not None:
         train, heldout = (_with_demonstrations(side, Path(config.demonstrations), dropped) for side in (train, heldout))
-    return DataSet(name="repliqa", train=train[: config.num_train], heldout=heldout, dropped=dropped)
+    return DataSet(
+        name="repliqa",
+        train=train[: config.num_train],
+        heldout=heldout,
+        dropped=dropped,
+        from_one_file=True,
+        own_ids=True,
+    )
 
 
 def _grouped(rows: Located, unanswerable: re.Pattern[str]) -> dict[str, Document]:

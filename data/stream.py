@@ -7,10 +7,21 @@ exactly where another stopped. Jobs keep the position in the checkpoint.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from core.errors import DataError
 from core.records import Sample
+
+
+def position_in(state: Mapping[str, Any], size: int) -> int:
+    """Where a stream over `size` samples goes on after the state of a checkpoint, `{"position": 250, "samples": 100}`.
+
+    With another number of samples than then, orders are other ones: the epoch that was under way ends, and the next
+    begins, over all samples. Example: after 250 of 100 samples a stream over 150 goes on at 3 epochs, 450.
+    """
+    before = state.get("samples", size)
+    return int(state["position"]) if before == size else -(-state["position"] // before) * size
 
 
 class PromptStream:
@@ -30,6 +41,11 @@ class PromptStream:
         self._seed = seed
         self._epoch = -1
         self._order: list[int] = []
+
+    @property
+    def size(self) -> int:
+        """Samples of an epoch."""
+        return len(self._samples)
 
     def take(self, count: int) -> list[Sample]:
         """The next `count` samples."""

@@ -20,6 +20,7 @@ from core.errors import SyncError, WorkerError
 from core.run import Run
 from data import DataSet, load_data
 from jobs.closing import print_opening, print_summary, warm_start_progress
+from jobs.kept_data import data_of_run, model_of_run
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +49,19 @@ def perform(
 ) -> None:
     """Run a training job from opening its directory to its summary; `table` gives the seats on a device."""
     with Run.open(config) as run:
-        data = load_data(config.data)
+        data = data_of_run(run, load_data(config.data))
         with _watched_stage(config, run) as stage:
             precision = stage.machine.precision(config.model_precision)
             seats = table(stage.machine.device)
-            with warm_start_progress() as progress:
-                model_path = starting_model(
-                    config.model, data, stage, precision=precision, seed=config.seed, progress=progress
-                )
+
+            def start() -> str:
+                with warm_start_progress() as progress:
+                    return starting_model(
+                        config.model, data, stage, precision=precision, seed=config.seed, progress=progress
+                    )
+
+            made_here = config.model.type == "scratch"
+            model_path = model_of_run(run, data, start) if made_here else start()
             stage.reserve(seats, init_timeout_s)
             stage.require_shared(run.directory)
             print_opening(config, stage, precision)

@@ -24,7 +24,7 @@ from core.errors import DataError
 from core.records import Group, Sample
 from core.run import Run
 from core.supervised_recipes import GeneratingConfig, SupervisedConfig
-from data import PromptStream
+from data import PromptStream, position_in
 from jobs.held_out import HeldOutAnswers
 from jobs.perform import Scene, perform
 from rewards import build_rewards
@@ -272,8 +272,9 @@ def save(lesson: Lesson, course: Course, step: int) -> None:
         lesson.before_save(course)
         with run.checkpoints.writing(step, metadata={"model": course.model.facts["identity"]}) as path:
             course.model.save(str(path))
-            position = course.examples.stream.position
-            save_state(path, {"step": step, "position": position, "lesson": lesson.state()})
+            stream = course.examples.stream
+            place = {"position": stream.position, "samples": stream.size}
+            save_state(path, {"step": step, **place, "lesson": lesson.state()})
 
 
 def resume(lesson: Lesson, course: Course) -> int:
@@ -286,6 +287,6 @@ def resume(lesson: Lesson, course: Course) -> int:
     state = run.checkpoints.load_state(step, position=int, lesson=dict)
     course.model.load(str(run.checkpoints.path(step)))
     run.resume_from(step)
-    course.examples.start_at(state["position"])
+    course.examples.start_at(position_in(state, course.examples.stream.size))
     lesson.restore(state["lesson"], course)
     return step

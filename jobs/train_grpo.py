@@ -34,7 +34,7 @@ from core.recipes import GRPOConfig
 from core.records import Group
 from core.rollout_recipes import EvaluationConfig
 from core.run import Run
-from data import PromptStream
+from data import PromptStream, position_in
 from environments import build_environment
 from jobs.perform import Scene, perform
 from rewards import build_rewards
@@ -66,7 +66,7 @@ def train(config: GRPOConfig, learn: Learn | None = None) -> None:
 def run_loop(config: GRPOConfig, learn: Learn, scene: Scene, troupe: Cast) -> None:
     """The training loop: every step from the last checkpoint, or from the beginning, to the end."""
     run, kl = scene.run, KLCoefficient(config.algorithm.kl)
-    first, position = resume(run, troupe, kl)
+    first, position = resume(run, troupe, kl, num_samples=len(scene.data.train))
     rollouts = Rollouts(
         PromptStream(scene.data.train, config.seed, position=position),
         troupe.tokenizer,
@@ -187,7 +187,7 @@ def saved_if_stopped(run: Run, troupe: Cast, step: int, rollouts: Rollouts, kl: 
         raise
 
 
-def resume(run: Run, troupe: Cast, kl: KLCoefficient) -> tuple[int, int]:
+def resume(run: Run, troupe: Cast, kl: KLCoefficient, *, num_samples: int) -> tuple[int, int]:
     """(step, data position) to go on from: those of the newest whole checkpoint, or the beginning."""
     step = run.checkpoints.resumable(troupe.policy.damage)
     if step is None:
@@ -197,7 +197,7 @@ def resume(run: Run, troupe: Cast, kl: KLCoefficient) -> tuple[int, int]:
     troupe.load(run.checkpoints.path(step))
     run.resume_from(step)
     kl.value = state.get("kl_coef", kl.value)
-    return step, state["position"]
+    return step, position_in(state, num_samples)
 
 
 if __name__ == "__main__":

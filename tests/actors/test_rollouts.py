@@ -343,7 +343,7 @@ def test_groups_without_signal_are_replaced_by_the_next_prompts(generators: Last
     assert ids(rollout) == [order[0], order[4], order[5]]
     assert rollout.metrics["rollout/replaced_prompts"] == 3
     assert rollout.metrics["rollout/no_signal_fraction"] == 0
-    assert rollouts.state() == {"position": 6}
+    assert rollouts.state() == {"position": 6, "samples": len(data)}
 
 
 def test_replacement_ends_at_its_bound(generators: LastInFirstOut) -> None:

@@ -54,15 +54,6 @@ def test_num_heldout_takes_the_first_test_questions(directory: Path) -> None:
     assert [sample.sample_id for sample in heldout] == ["gsm8k/test/0"]
 
 
-def test_one_file_is_split_at_its_end(tmp_path: Path) -> None:
-    path = write(tmp_path / "all.jsonl", *(question(number) for number in range(20)))
-    data = load_data(GSM8KConfig(path=str(path)))  # a tenth of 20 is 2
-    assert [sample.prompt[1]["content"] for sample in data.heldout] == ["Question 18?", "Question 19?"]
-    assert len(data.train) == 18
-    with pytest.raises(DataError, match="20 rows, too few to hold out 20"):
-        load_data(GSM8KConfig(path=str(path), num_heldout=20))
-
-
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [

@@ -164,8 +164,8 @@ def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
 def test_too_few_samples_for_the_split_are_refused_with_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "few.jsonl"
     path.write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
-    with pytest.raises(DataError, match=r"2 samples, too few to hold out 256 .* lower data\.num_heldout"):
-        load_data(JsonlConfig(path=str(path)))
+    with pytest.raises(DataError, match=r"2 samples, too few different ones to hold out 2 .* lower data\.num_heldout"):
+        load_data(JsonlConfig(path=str(path), num_heldout=2))
 
 
 def test_an_id_that_two_samples_share_is_refused(tmp_path: Path) -> None:

@@ -79,12 +79,12 @@ def test_limits_count_rows_that_pass_and_no_row_beyond_them_is_counted_as_left_o
     assert len(three.heldout) == 1
 
 
-def test_one_file_of_a_preference_set_is_split_at_its_end(tmp_path: Path) -> None:
+def test_one_file_of_a_preference_set_is_split(tmp_path: Path) -> None:
     rows = (FIXTURES / "ultrafeedback" / "train_prefs.jsonl").read_text()
     (tmp_path / "all.jsonl").write_text(rows)
-    data = load_data(UltraFeedbackConfig(path=str(tmp_path / "all.jsonl")))  # a tenth of five rows: the last one
-    assert [sample.sample_id for sample in data.heldout] == ["ultrafeedback/test_prefs/0"]
-    assert data.heldout[0].gold == "Keep a short rope on your desk and tie one knot a day."
+    data = load_data(UltraFeedbackConfig(path=str(tmp_path / "all.jsonl"), num_heldout=2))
+    assert {sample.sample_id.rpartition("/")[0] for sample in data.heldout} == {"ultrafeedback/all"}
+    assert len(data.train) + len(data.heldout) + sum(data.dropped.values()) == len(rows.splitlines())
 
 
 def test_what_was_left_out_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

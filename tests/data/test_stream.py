@@ -4,7 +4,7 @@ import pytest
 
 from core.errors import DataError
 from core.records import Sample
-from data import PromptStream
+from data import PromptStream, position_in
 
 SAMPLES = [Sample(sample_id=f"s{i}", prompt=f"prompt {i}") for i in range(7)]
 
@@ -55,3 +55,15 @@ def test_the_order_is_the_same_in_every_version_of_this_code() -> None:
 def test_a_stream_without_samples_is_refused() -> None:
     with pytest.raises(DataError, match="no training samples"):
         PromptStream([], seed=0)
+
+
+@pytest.mark.parametrize(
+    ("position", "before", "now", "expected"),
+    [(250, 100, 100, 250), (250, 100, 150, 450), (200, 100, 150, 300), (1, 100, 40, 40), (0, 100, 150, 0)],
+)
+def test_a_stream_over_other_samples_goes_on_with_the_next_epoch(
+    position: int, before: int, now: int, expected: int
+) -> None:
+    # 250 of 100 is in the third epoch; the fourth over 150 begins at 3 x 150.
+    assert position_in({"position": position, "samples": before}, now) == expected
+    assert position_in({"position": position}, now) == position  # a checkpoint that does not say goes on as it was

@@ -69,6 +69,7 @@ def test_a_pair_that_lacks_a_side_or_mixes_prompts_is_refused(tmp_path: Path, ch
 
 def test_a_margin_needs_scores(tmp_path: Path) -> None:
     sides = {name: [turn("user", "Q?"), turn("assistant", name)] for name in ("chosen", "rejected")}
-    (tmp_path / "all.jsonl").write_text(2 * (json.dumps({**sides, "score_chosen": 3}) + "\n"))
-    with pytest.raises(DataError, match=r"line 1: field 'score_rejected' must be a number, got None"):
+    rows = [{**sides, "score_chosen": score} for score in (3, 4)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"line \d: field 'score_rejected' must be a number, got None"):
         load(tmp_path / "all.jsonl", margin_scale=1.0)
