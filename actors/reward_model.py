@@ -15,7 +15,7 @@ from actors.frozen import Frozen
 from algorithms.packing import Batch
 from core.chat import encode_answer
 from core.errors import ConfigError, DataError, RewardError
-from core.model_paths import locate
+from core.model_check import check_model
 from core.records import Branch, Group
 from core.role_recipes import RewardModelConfig
 
@@ -89,8 +89,7 @@ def require_same_tokenizer(
 
 def located(settings: RewardModelConfig) -> RewardModelConfig:
     """The settings with the directory of the model's checkpoint; refused without a trained head, before anything starts."""
-    from algorithms.loading import require_trained_head  # transformers, which takes seconds
-
-    path = locate(settings.path)
-    require_trained_head(path, trust_remote_code=settings.trust_remote_code)
+    path = check_model(
+        settings.path, field="reward_model.path", scalar=True, trust_remote_code=settings.trust_remote_code
+    )
     return settings.model_copy(update={"path": path})

@@ -65,20 +65,3 @@ def load_model(
         torch.nn.init.zeros_(model.score.weight)
     model.score = ScalarHead(model.score)
     return model
-
-
-def require_trained_head(path: str, *, trust_remote_code: bool = False) -> None:
-    """Raise CheckpointError unless the model at `path` has one number as its output, going by its config.json."""
-    from transformers import AutoConfig
-
-    found = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    kinds = [name for name in found.architectures or [] if name.endswith("ForSequenceClassification")]
-    if not kinds:
-        raise CheckpointError(
-            f"reward_model.path {path} is a {', '.join(found.architectures or ['model of unknown kind'])} and has no trained scalar "
-            "head; train one with jobs/train_reward_model.py"
-        )
-    if found.num_labels != 1:
-        raise CheckpointError(
-            f"reward_model.path {path} has {found.num_labels} labels, a reward model has one; use a model trained with num_labels 1"
-        )

@@ -59,6 +59,11 @@ class AnsweringConfig(SamplingConfig):
     output: str | None = None
     """Directory of everything written; when unset `<run>/evaluation` for one run, `evaluation` otherwise."""
 
+    @property
+    def longest_sequence(self) -> tuple[int, str]:
+        """Tokens of the longest prompt and answer, and the fields that say so."""
+        return self.max_prompt_tokens + self.max_response_tokens, "max_prompt_tokens + max_response_tokens"
+
     def check_scoring(self) -> None:
         """Raise ValueError for a reward model that is set as in training, and for more ranks than one process has, and for games that cannot fit."""
         if self.environment is not None:

@@ -122,13 +122,9 @@ class GRPOConfig(Section):
                 + ("reference.source: own_weights" if self.policy.lora is None else "reference.source: adapter_off")
             )
         if isinstance(self.model, ScratchModelConfig):
-            longest = rollout.max_prompt_tokens + max(
-                rollout.max_response_tokens, self.evaluation.max_response_tokens or 0
-            )
+            longest, fields = self.longest_sequence
             if longest > self.model.max_length:
-                raise ValueError(
-                    f"rollout.max_prompt_tokens + max_response_tokens ({longest}) must be at most model.max_length ({self.model.max_length})"
-                )
+                raise ValueError(f"{fields} ({longest}) must be at most model.max_length ({self.model.max_length})")
         if self.placement.backend == "inline" and (self.policy.num_ranks > 1 or self.generator.num_engines > 1):
             raise ValueError("placement.backend inline runs one policy rank and one engine; use backend: ray for more")
         return self
@@ -136,6 +132,12 @@ class GRPOConfig(Section):
     @property
     def model_precision(self) -> Precision:
         return self.policy.precision
+
+    @property
+    def longest_sequence(self) -> tuple[int, str]:
+        """Tokens of the longest prompt and answer, and the fields that say so."""
+        longest = max(self.rollout.max_response_tokens, self.evaluation.max_response_tokens or 0)
+        return self.rollout.max_prompt_tokens + longest, "rollout.max_prompt_tokens + max_response_tokens"
 
     @property
     def kl_needs_reference(self) -> bool:

@@ -6,7 +6,6 @@ whether vLLM knows the architecture, whether it fits in memory.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,14 +19,20 @@ from core.doctor import available_memory_gib
 from core.errors import CheckpointError, ConfigError
 from core.files import read_json
 from core.hardware import hardware
-from core.hub import hub_config
+from core.model_check import (
+    SCALAR,
+    check_model,
+    kinds_of,
+    longest_of,
+    model_settings,
+    require_vllm_knows,
+)
 from core.model_paths import locate
 from core.scoring_recipes import ServedRewardModelConfig
 from core.serve_recipes import ServeConfig, ServedModelConfig
 
 CPU_LENGTH = 8192
 """Longest prompt and answer on a CPU where the recipe names none: prompts are prefilled whole there."""
-SCALAR = "ForSequenceClassification"
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -61,7 +66,7 @@ def served_models(config: ServeConfig) -> list[Served]:
     ]
     for scorer in config.all_scorers:
         if isinstance(scorer, ServedRewardModelConfig):
-            _require_scalar_head(scorer.path)
+            check_model(scorer.path, field="reward_model", scalar=True, trust_remote_code=scorer.trust_remote_code)
     _require_memory(config, found)
     return found
 
@@ -97,7 +102,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(path.glob("*.safetensors")):
         try:
-            with safe_open(file, "pt") as tensors:
+            with safe_open(file, "np") as tensors:
                 shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}") from None
@@ -118,7 +123,9 @@ def _found(config: ServeConfig, model: ServedModelConfig, *, follow: str | None)
         )
     path = locate(model.source, checkpoint)
     settings = _settings(path)
-    _require_architecture(path, settings)
+    if any(kind.endswith(SCALAR) for kind in kinds_of(settings)):
+        raise ConfigError(f"{path} is a reward model and writes no text; serve it as reward_model={path}")
+    require_vllm_knows(path, settings)
     for name, adapter in model.adapters.items():
         if not (Path(adapter) / "adapter_config.json").is_file():
             raise CheckpointError(
@@ -145,54 +152,14 @@ def _absolute(path: str) -> str:
 
 def _settings(path: str) -> dict[str, Any]:
     """The model's config.json; CheckpointError where the directory is no whole model."""
-    directory = Path(path)
-    if not directory.is_dir():
-        return hub_config(path)
-    if (directory / "adapter_config.json").is_file():
-        raise CheckpointError(
-            f"{path} holds an adapter alone; serve its base model with it: "
-            f"models='[{{path: <base model>, adapters: {{{directory.name}: {path}}}}}]'"
-        )
-    settings = read_json(directory / "config.json")
-    if not isinstance(settings, dict):
-        raise CheckpointError(
-            f"{path} has no readable config.json, so it is no model; give a run or a model's directory"
-        )
-    if not list(directory.glob("*.safetensors")) and not list(directory.glob("*.bin")):
-        raise CheckpointError(f"{path} has no weights (*.safetensors); it was not copied or downloaded to its end")
-    require_whole(directory)
-    return settings
-
-
-def _require_architecture(path: str, settings: Mapping[str, Any]) -> None:
-    kinds = [str(kind) for kind in settings.get("architectures") or []]
-    if any(kind.endswith(SCALAR) for kind in kinds):
-        raise ConfigError(f"{path} is a reward model and writes no text; serve it as reward_model={path}")
-    # Importing vLLM takes ten seconds and a gibibyte, and its table is text.
-    vllm = importlib.util.find_spec("vllm")
-    if vllm is None or vllm.origin is None:
-        raise ConfigError("vLLM is not installed; `make install` does it")
-    table = (Path(vllm.origin).parent / "model_executor" / "models" / "registry.py").read_text(encoding="utf-8")
-    if not any(f'"{kind}"' in table for kind in kinds):
-        raise ConfigError(
-            f"{path} is a {', '.join(kinds) or 'model of unnamed architecture'}, which the installed vLLM does not know; "
-            "serve a model of its list (vllm.ai, supported models)"
-        )
-
-
-def _require_scalar_head(path: str) -> None:
-    found = locate(path)
-    kinds = [str(kind) for kind in _settings(found).get("architectures") or []]
-    if not any(kind.endswith(SCALAR) for kind in kinds):
-        raise ConfigError(
-            f"{path} is a {', '.join(kinds) or 'model of unnamed architecture'} and has no trained scalar head; give a run of "
-            "jobs/train_reward_model.py as reward_model, and serve this one as a model"
-        )
+    apart = f"serve its base model with it: models='[{{path: <base model>, adapters: {{{Path(path).name}: {path}}}}}]'"
+    if Path(path).is_dir():
+        require_whole(Path(path))
+    return model_settings(path, remedy=apart)
 
 
 def _max_length(config: ServeConfig, path: str, settings: Mapping[str, Any]) -> int:
-    inner = settings.get("text_config") or settings
-    own = inner.get("max_position_embeddings")
+    own = longest_of(settings)
     if config.max_length is not None:
         if own is not None and config.max_length > own:
             raise ConfigError(f"max_length ({config.max_length}) is more than {path} takes ({own}); lower it")

@@ -85,6 +85,11 @@ class SupervisedConfig(Section):
     def model_precision(self) -> Precision:
         return self.engine.precision
 
+    @property
+    def longest_sequence(self) -> tuple[int, str]:
+        """Tokens of the longest prompt and answer, and the field that says so."""
+        return self.max_length, "max_length"
+
     def num_steps(self, num_samples: int) -> int:
         """Optimizer steps over so many training samples."""
         # Rounded first: 1.1 epochs of 10 samples are 11, and 11.000000000000002 in floating point.

@@ -27,6 +27,7 @@ from actors.placement import Seat, Stage
 from actors.warm_start import starting_model
 from core.baselines import BaselineFile
 from core.errors import ConfigError
+from core.model_check import check_models
 from core.model_paths import locate
 from core.perplexity_recipes import PerplexityRewardConfig
 from core.program import run_program
@@ -73,6 +74,7 @@ def required(config: GRPOConfig) -> PerplexityRewardConfig:
         raise ConfigError(
             "perplexity_reward.baseline_file is not set, so there is nowhere to write; name a .jsonl or .parquet file"
         )
+    check_models(config)
     return settings if settings.path is None else settings.model_copy(update={"path": locate(settings.path)})
 
 

@@ -13,7 +13,7 @@ from core.benchmark_recipes import START, BenchmarkConfig
 from core.benchmark_results import Contestant
 from core.bucket import Bucket
 from core.errors import ConfigError
-from core.model_paths import locate
+from core.model_check import check_answerer
 from core.records import Sample
 from core.role_recipes import RewardModelConfig
 from core.stored_answers import Answers
@@ -62,9 +62,10 @@ def prepare(config: BenchmarkConfig) -> Entrants:
     bucket = None if config.upload is None else Bucket(config.upload)
     reward_model = located(config.reward_model) if config.reward_model is not None else None
     run = None if config.trained is None else TrainedRun(Path(config.trained))
-    here = {name: locate(path) for name, path in config.models.items()}
+    here = {name: check_answerer(path, f"models.{name}", config) for name, path in config.models.items()}
     if config.base is not None:
-        here = {"base": locate(run.start if run is not None and config.base == START else config.base), **here}
+        base = run.start if run is not None and config.base == START else config.base
+        here = {"base": check_answerer(base, "base", config), **here}
     heldout = load_data(config.data).heldout
     samples = (run.kept_samples(heldout) if run and config.kept_samples_only else heldout)[: config.num_samples]
     require_gold(config.needs_gold, samples)

@@ -14,7 +14,7 @@ from core.answering_recipes import AnsweringConfig
 from core.chat import encode_prompt
 from core.errors import DataError
 from core.evaluate_recipes import REFERENCE, EvaluateConfig
-from core.model_paths import locate
+from core.model_check import check_answerer
 from core.records import Branch, Sample
 from core.role_recipes import RewardModelConfig
 from core.scorer_prompt import handed_over, prompt_with
@@ -60,7 +60,7 @@ def prepare(config: EvaluateConfig) -> Examination:
     rewards = build_rewards(config.all_metrics) if config.all_metrics else None
     if config.environment is not None:
         build_environment(config.environment)
-    paths = {name: locate(path) for name, path in config.named_models.items()}
+    paths = {name: check_answerer(path, f"models.{name}", config) for name, path in config.named_models.items()}
     reward_model = located(config.reward_model) if config.reward_model is not None else None
     samples = load_data(config.data).heldout[: config.num_samples]
     require_gold(config.needs_gold, samples)

@@ -17,6 +17,7 @@ from actors.meters import PrometheusTracker, targets_told
 from actors.placement import Seat, Stage
 from actors.warm_start import starting_model
 from core.errors import SyncError, WorkerError
+from core.model_check import check_models
 from core.run import Run
 from data import DataSet, load_data
 from jobs.closing import print_opening, print_summary, warm_start_progress
@@ -48,6 +49,7 @@ def perform(
     init_timeout_s: float,
 ) -> None:
     """Run a training job from opening its directory to its summary; `table` gives the seats on a device."""
+    check_models(config)
     with Run.open(config) as run:
         data = data_of_run(run, load_data(config.data))
         with _watched_stage(config, run) as stage:

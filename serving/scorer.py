@@ -16,6 +16,7 @@ from ray import serve
 from core.chat import encode_answer, encode_prompt
 from core.errors import CheckpointError, RewardError
 from core.hardware import hardware, set_up_process
+from core.model_check import check_model
 from core.model_paths import locate
 from core.records import Branch, Group
 from core.scoring_recipes import ScorerConfig, ServedRewardModelConfig, ServedRewardsConfig
@@ -31,11 +32,11 @@ class ModelScorer:
 
     def __init__(self, config: ServedRewardModelConfig) -> None:
         set_up_process()
-        from algorithms.loading import require_trained_head
         from algorithms.reading import ReadModel
 
-        path = locate(config.path)
-        require_trained_head(path, trust_remote_code=config.trust_remote_code)
+        path = check_model(
+            config.path, field="reward_model.path", scalar=True, trust_remote_code=config.trust_remote_code
+        )
         self._tokenizer = _tokenizer(path, trust_remote_code=config.trust_remote_code)
         self._plain = config.single_turn == "text" or self._tokenizer.chat_template is None
         self._name = config.name

@@ -7,7 +7,7 @@ HEAVY = "ray deepspeed vllm torch transformers wandb tensorboard"
 
 def test_run_program_checkpoint_and_report_import_no_heavy_library(start_python) -> None:
     process = start_python(
-        "import sys, core.run, core.program, core.checkpoint, core.report, core.tracking, jobs.report\n"
+        "import sys, core.run, core.program, core.checkpoint, core.report, core.tracking, core.model_check, jobs.report\n"
         "print(*(name for name in sys.argv[1].split() if name in sys.modules))",
         HEAVY,
     )

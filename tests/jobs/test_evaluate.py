@@ -18,13 +18,13 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from actors.evaluation import evaluation_seats, with_tokens
-from algorithms.loading import require_trained_head
 from core.chat import encode_answer, encode_prompt
 from core.config import load_config
 from core.errors import CheckpointError, DataError, RewardError
 from core.evaluate_recipes import EvaluateConfig
 from core.evaluation_tables import AnswerRow, as_csv, as_markdown, measure, result_tables
 from core.files import read_lines
+from core.model_check import check_model
 from core.model_paths import locate
 from core.program import run_program
 from core.records import Branch, Sample
@@ -138,7 +138,9 @@ def test_a_model_with_contexts_reads_them_and_the_others_read_the_same_prompt_wi
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     reading = {"form": "text", "prompt_end": "\n", "marker": ["So:"], "context_template": "[{context}] "}
     named = {"alone": str(models / "model"), "told": str(models / "model")}
-    exam = prepare(EvaluateConfig(models=named, contexts={"told": str(file)}, reading=reading, data=data))
+    exam = prepare(
+        EvaluateConfig(models=named, contexts={"told": str(file)}, reading=reading, data=data, max_prompt_tokens=88)
+    )
     questions = [sample.prompt[0]["content"] for sample in held_out]  # type: ignore[index]
     assert [sample.prompt for sample in exam.asked["alone"]] == [f"{question}\n" for question in questions]
     assert [sample.prompt for sample in exam.asked["told"]] == [
@@ -184,7 +186,8 @@ def test_what_cannot_work_is_one_sentence_and_status_2_before_anything_starts(
         raise AssertionError("nothing may be started for this")
 
     monkeypatch.setattr("actors.placement._connect", started)
-    given = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    fitting = "max_prompt_tokens=88"  # beside 40 of an answer, what the model takes
+    given = [fitting, *(argument.replace("{tmp}", str(tmp_path)) for argument in arguments)]
     if not any(argument.startswith("data=") for argument in given):
         given += ["data.num_train=100", "data.num_heldout=8"]
     monkeypatch.setattr(sys, "argv", ["jobs/evaluate.py", *given, f"output={tmp_path / 'out'}"])
@@ -290,7 +293,7 @@ def test_a_reward_model_with_several_labels_is_refused(models: Path, tmp_path: P
     model = AutoModelForSequenceClassification.from_pretrained(models / "model", num_labels=3)
     model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="has 3 labels, a reward model has one"):
-        require_trained_head(str(tmp_path))
+        check_model(str(tmp_path), scalar=True, tokenizer=False)
 
 
 # -- the job -----------------------------------------------------------------------------------------------------
