@@ -14,6 +14,7 @@ from core.benchmark_results import Contestant
 from core.bucket import Bucket
 from core.errors import ConfigError
 from core.model_check import check_answerer
+from core.model_paths import locate
 from core.records import Sample
 from core.role_recipes import RewardModelConfig
 from core.stored_answers import Answers
