@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from core.deaths import describe_death, last_exception, last_lines, quote_lines
+from core.deaths import describe_death, find_remedy, last_exception, last_lines, quote_lines
 from core.errors import SyncError, TroupeError, WorkerBug, WorkerError
 from core.hardware import WORKER_ROLE
 from core.process_logs import ENGINE_SUFFIX, ProcessLogs
@@ -214,7 +214,7 @@ class WorkerGroup(Group[W]):
 
     def _translate(self, error: BaseException, rank: int, method: str) -> BaseException:
         """A failure of Ray's as one of ours; `method` is what the worker was asked to do."""
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
         name = f"{self.role} rank {rank}"
         if isinstance(error, RayTaskError):
@@ -223,6 +223,10 @@ class WorkerGroup(Group[W]):
             return self._with_log(_bug(name, method, error), rank)
         if isinstance(error, RayActorError):
             return self._with_log(self._death(name, method, str(error), rank), rank)
+        if isinstance(error, OutOfMemoryError):
+            return self._with_log(memory_death(name, method, str(error)), rank)
+        if isinstance(error, RayError):
+            return self._with_log(_bug(name, method, error), rank)
         return error
 
     def _death(self, name: str, method: str, text: str, rank: int) -> WorkerError:
@@ -281,9 +285,20 @@ _EXPLAINING = ThreadPoolExecutor(1, thread_name_prefix="explain")
 """Where failures are explained: some reading of files, perhaps a call to another machine."""
 
 
+def memory_death(name: str, method: str, text: str) -> WorkerError:
+    """Ray's monitor kills a worker before the kernel would, and lists who holds the memory."""
+    used = re.search(r"was ([\d.]+)GB used / ([\d.]+)GB", text)
+    largest = re.search(r"Top \d+ memory users:.*?\n(.*?)\nRefer to", text, re.DOTALL)
+    state = f" with {used[1]} of {used[2]} GB in use on its machine" if used else ""
+    sentence = f"{name} died: Ray killed it for memory{state} while it ran `{method}`"
+    holders = largest[1].splitlines() if largest else []
+    details = quote_lines(holders, "who held the memory (process, GB, command):")
+    return WorkerError(f"{sentence}; {find_remedy(['out of memory'])}", details=details)
+
+
 def _bug(name: str, method: str, error: Any) -> WorkerBug:
     """What a worker raised that is not for the user, with its own traceback instead of Ray's."""
-    cause = error.cause if isinstance(error.cause, BaseException) else error
+    cause = getattr(error, "cause", None) or error
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\x1b[36mray::")]
     words = str(cause).strip().splitlines() or [""]
     first = words[0] if cause is not error else last_exception(lines) or words[-1]
