@@ -13,11 +13,12 @@ from typing import Any, ClassVar, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from core.config_fields import sections_of, tag_of
 from core.config_help import help_text, wanted_help
 from core.config_mistakes import sentences
+from core.config_values import check_value
 from core.config_yaml import read_yaml
 from core.errors import ConfigError
 from core.secrets import public_values, refuse_secrets
@@ -26,11 +27,25 @@ from core.secrets import public_values, refuse_secrets
 class Section(BaseModel):
     """A part of a recipe: frozen, closed, its fields documented by the string under each of them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    # Strict: no `yes`, `1.0` or "1" for a whole number.
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        validate_default=True,
+    )
     examples: ClassVar[tuple[str, ...]] = ()
     """Command lines of a job that `--help` shows, without the program."""
     page: ClassVar[str] = "docs/"
     """Page of the documentation that goes on from there."""
+
+    @field_validator("*")
+    @classmethod
+    def _is_possible(cls, value: Any, info: ValidationInfo) -> Any:
+        check_value(str(info.field_name), value)
+        return value
 
 
 C = TypeVar("C", bound=Section)
@@ -119,7 +134,7 @@ def _onto_section(default: Section, given: dict[str, Any]) -> dict[str, Any]:
 
 def dump_config(config: Section) -> str:
     """The resolved config as YAML; it is itself a valid recipe. Secrets of the environment are named, not told."""
-    return OmegaConf.to_yaml(OmegaConf.create(public_values(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(public_values(config, escaped=True)))
 
 
 def _override(argument: str) -> dict[str, Any]:

@@ -49,15 +49,15 @@ class EvaluateConfig(AnsweringConfig):
     @field_validator("models", mode="before")
     @classmethod
     def _named_after_their_runs(cls, models: Any) -> Any:
-        if not isinstance(models, list | tuple):
+        if not isinstance(models, list | tuple) or not all(isinstance(path, str) for path in models):
             return models
-        names = [run_name(str(path)) for path in models]
+        names = [run_name(path) for path in models]
         doubled = next((name for name in names if names.count(name) > 1), None)
         if doubled is not None:
             raise ValueError(
                 f"two of the models would be called {doubled!r}; give them names: models={{a: ..., b: ...}}"
             )
-        return dict(zip(names, map(str, models), strict=True))
+        return dict(zip(names, models, strict=True))
 
     @field_validator("models")
     @classmethod
@@ -123,7 +123,7 @@ class EvaluateConfig(AnsweringConfig):
             raise ValueError(
                 "contexts are read before an answer, and games have no such place; leave out one of the two"
             )
-        if not self.contexts and "reading" in self.model_fields_set:
+        if not self.contexts and self.reading != ReadingConfig():
             raise ValueError("reading says how contexts are read, and there are none; name a file in contexts")
 
     @property

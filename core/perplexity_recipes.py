@@ -105,10 +105,10 @@ class PerplexityRewardConfig(ReadingConfig):
             )
         if self.thresholds != sorted(set(self.thresholds)):
             raise ValueError(f"thresholds must rise from each to the next (got {self.thresholds})")
-        if self.kind != "improvement" and "transform" in self.model_fields_set:
+        if self.kind != "improvement" and self.transform != "relu":
             raise ValueError(
                 f"transform belongs to kind: improvement and would not be used with {self.kind!r}; leave it out"
             )
-        if self.kind != "hybrid" and "alpha" in self.model_fields_set:
+        if self.kind != "hybrid" and self.alpha != 0.5:
             raise ValueError(f"alpha belongs to kind: hybrid and would not be used with {self.kind!r}; leave it out")
         return self

@@ -56,7 +56,7 @@ class PreferencesConfig(Section):
     @field_validator("dimensions", mode="before")
     @classmethod
     def _known_dimensions_by_name(cls, dimensions: Any) -> Any:
-        if not isinstance(dimensions, list | tuple):
+        if not isinstance(dimensions, list | tuple) or not all(isinstance(name, str) for name in dimensions):
             return dimensions
         unknown = next((name for name in dimensions if name not in CRITERIA), None)
         if unknown is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from core.config import Section
 from core.model_recipes import Precision
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LoraConfig(Section):
@@ -28,13 +30,13 @@ class PolicyConfig(Section):
 
     num_ranks: int = Field(default=1, ge=1)
     """Processes (one per GPU)."""
-    zero_stage: Literal[0, 1, 2, 3] = 3
+    zero_stage: int = Field(default=3, ge=0, le=3)
     """ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters."""
     precision: Precision = "auto"
     """auto: bf16 where the processor computes in it, fp32 elsewhere. Masters are always fp32."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of AdamW."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.99), strict=False)  # YAML has lists alone
     """AdamW's decay rates."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's weight decay."""

@@ -86,9 +86,13 @@ def public_record(value: Any) -> Any:
     return public_text(value) if isinstance(value, str) else value
 
 
-def public_values(config: BaseModel) -> Any:
-    """The resolved recipe; a secret that came from the environment is named so that it is found again: `${oc.env:NAME}`."""
-    return _with_references(config.model_dump(mode="json"), known_secrets())
+def public_values(config: BaseModel, *, escaped: bool = False) -> Any:
+    """The resolved recipe; a secret that came from the environment is named so that it is found again: `${oc.env:NAME}`.
+
+    `escaped` is for what will be read as a recipe: a text's own `${` is written so that it does not become a reference.
+    """
+    values = config.model_dump(mode="json")
+    return _with_references(_escaped(values) if escaped else values, known_secrets())
 
 
 def refuse_secrets(values: Any, where: str = "") -> None:
@@ -159,6 +163,15 @@ def _forms(secret: str) -> set[str]:
 
 def _without_patterns(text: str) -> str:
     return BEARER.sub(r"\1 ***", USERINFO.sub("://***@", text))
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    # OmegaConf reads a `${` behind a backslash as text, and backslashes before that one as half as many.
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _with_references(value: Any, secrets: Mapping[str, str]) -> Any:
