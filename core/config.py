@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from core.config_fields import sections_of, tag_of
 from core.config_help import help_text, wanted_help
-from core.config_mistakes import sentences
+from core.config_mistakes import LONGEST_SHOWN, sentences
 from core.config_values import check_value
 from core.config_yaml import read_yaml
 from core.errors import ConfigError
@@ -139,6 +139,8 @@ def dump_config(config: Section) -> str:
 
 def _override(argument: str) -> dict[str, Any]:
     """`a.b=value` as {a: {b: value}}."""
+    if any("\ud800" <= letter <= "\udfff" for letter in argument):
+        raise ConfigError(f"{argument!r} is not text in UTF-8")
     key, _, text = argument.partition("=")
     names = key.split(".")
     if not all(name.strip() for name in names):
@@ -146,7 +148,8 @@ def _override(argument: str) -> dict[str, Any]:
     try:
         value = read_yaml(text)
     except ValueError as error:
-        raise ConfigError(f"the value of {argument!r} is not valid YAML: {error}") from None
+        shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+        raise ConfigError(f"{key}: {shown!r} is not valid YAML: {error}") from None
     for name in reversed(names):
         value = {name: value}
     return dict(value)

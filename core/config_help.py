@@ -107,7 +107,9 @@ def _section(cls: Cls, prefix: str, default: Any, width: int) -> Iterator[str]:
 def _field(name: str, info: FieldInfo, default: Any, width: int, *, many_types: int | None = None) -> Iterator[str]:
     """A field with kind, default and sentence, and below it those of the section that it holds."""
     sections = sections_of(info.annotation)
-    head = name if sections else f"{name} = {_shown(default)}  ({kind_of(info.annotation)})"
+    head = (
+        name if sections else f"{name} = {_shown(default)}  ({', '.join([kind_of(info.annotation), *_bounds(info)])})"
+    )
     yield from textwrap.wrap(head, width, subsequent_indent="        ", break_on_hyphens=False)
     yield from textwrap.wrap(_words(info.description), width, initial_indent="    ", subsequent_indent="    ")
     if many_types is not None and len(sections) > many_types:
@@ -118,6 +120,18 @@ def _field(name: str, info: FieldInfo, default: Any, width: int, *, many_types: 
         return
     for section in sections:
         yield from _section(section, f"{name}.", default, width)
+
+
+def _bounds(info: FieldInfo) -> Iterator[str]:
+    """The field's own bounds, such as `at least 1`."""
+    for words, name in (
+        ("at least", "ge"),
+        ("above", "gt"),
+        ("at most", "le"),
+        ("below", "lt"),
+        ("a multiple of", "multiple_of"),
+    ):
+        yield from (f"{words} {getattr(rule, name)}" for rule in info.metadata if getattr(rule, name, None) is not None)
 
 
 def _default_at(cls: Cls, path: str, default: Any = None) -> Any:

@@ -38,6 +38,14 @@ SYNONYMS = {
 """Names of other libraries -> ours."""
 LONGEST_SHOWN = 60
 """Characters of a value in a sentence."""
+BOUNDS = {
+    "greater than or equal to": "at least",
+    "greater than": "above",
+    "less than or equal to": "at most",
+    "less than": "below",
+    "a multiple of": "a multiple of",
+}
+"""How pydantic begins to say of a bound, and how we do."""
 WRONG_KIND = ("_type", "_parsing", "_from_float", "literal_error", "finite_number")
 """How the names of pydantic's errors end where a value is not of the field's kind."""
 
@@ -84,6 +92,8 @@ def _sentence(cls: Cls, where: str, annotation: Any, detail: ErrorDetails) -> st
         given = str(detail["ctx"]["tag"])
         return f"{where}.type: there is no type {given!r}; {nearest(given, tags) or 'there are ' + ', '.join(tags)}"
     message = detail["msg"].removeprefix("Value error, ")
+    for theirs, ours in BOUNDS.items():
+        message = message.replace(f"Input should be {theirs}", f"it must be {ours}")
     shown = repr(detail["input"])
     return f"{where or 'the recipe'}: {message}" + (f" (got {shown})" if len(shown) <= LONGEST_SHOWN else "")
 

@@ -39,7 +39,7 @@ def test_the_dumped_recipe_is_a_recipe_that_says_the_same(tmp_path: Path) -> Non
         ("rollout.group_sise=4", "rollout.group_sise: unknown key; did you mean 'group_size'?"),
         ("stepz=4", "stepz: unknown key; did you mean 'steps'?"),
         ("algorithm.kl.coeff=0.1", "algorithm.kl.coeff: unknown key; did you mean 'coef'?"),
-        ("steps=0", "steps: Input should be greater than or equal to 1 (got 0)"),
+        ("steps=0", "steps: it must be at least 1 (got 0)"),
     ],
 )
 def test_a_mistake_is_one_sentence_with_path_value_and_remedy(argument: str, sentence: str) -> None:

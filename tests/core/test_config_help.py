@@ -51,9 +51,9 @@ def test_all_of_it_names_every_field_and_no_line_is_wider_than_the_terminal(name
 
 def test_a_topic_is_that_section_alone_with_every_field_of_it() -> None:
     text = help_text(GRPOConfig, JOB, "rollout")
-    assert "rollout.group_size = 8  (a whole number)\n    Branches sampled for each prompt." in text
+    assert "rollout.group_size = 8  (a whole number, at least 1)\n    Branches sampled for each prompt." in text
     assert all(line.startswith(("rollout", "    ")) for line in text.splitlines())
-    assert help_text(GRPOConfig, JOB, "steps").startswith("steps = 30  (a whole number)\n")
+    assert help_text(GRPOConfig, JOB, "steps").startswith("steps = 30  (a whole number, at least 1)\n")
 
 
 def test_the_defaults_are_those_of_the_job_and_not_of_the_section() -> None:

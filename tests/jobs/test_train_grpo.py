@@ -293,7 +293,7 @@ def contents(run: Path) -> dict[str, bytes]:
 
 BAD_INPUT = {
     "an unknown key": (["rollout.groupsize=4"], "rollout.groupsize: unknown key; did you mean 'group_size'?"),
-    "a bad value": (["steps=many"], "steps: Input should be a valid integer"),
+    "a bad value": (["steps=many"], "steps: a whole number is needed"),
     "minibatches that do not fit": (
         ["algorithm.minibatches=65"],
         "algorithm.minibatches (65) must be at most rollout.prompts_per_step (64)",
