@@ -50,7 +50,7 @@ class ExportConfig(Section):
     license: str | None = None
     """Licence identifier of the model card, such as apache-2.0; unset: the card says that none was given."""
     push: str | None = None
-    """Repository `owner/name` on the Hugging Face hub that gets the directory; needs HF_TOKEN in the environment."""
+    """Repository `owner/name` on the Hugging Face hub that gets the directory; needs HF_TOKEN in the environment or `hf auth login`."""
     private: bool = True
     """Whether a repository that `push` creates is private."""
     trust_remote_code: bool = False

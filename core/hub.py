@@ -1,4 +1,7 @@
-"""The Hugging Face hub: a model's config.json, and uploads. The token is HF_TOKEN of the environment and never shown."""
+"""The Hugging Face hub: a model's config.json, and uploads.
+
+The token is the hub library's own: HF_TOKEN of the environment, else what `hf auth login` left. It is never shown.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,27 @@ from typing import Any
 
 from core.errors import ConfigError
 from core.files import read_json
-from core.secrets import public_text
+from core.secrets import hide_login, public_text
 
 TOKEN = "HF_TOKEN"
 
 
+def find_token() -> str | None:
+    """The token as the hub's library finds it; from now on it is masked like one of the environment."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token:
+        hide_login(TOKEN, token)
+    return token
+
+
 def require_token() -> None:
     """Raise ConfigError where there is no token, before anything expensive starts."""
-    if not os.environ.get(TOKEN):
+    if not find_token():
         raise ConfigError(
-            f"push needs {TOKEN} in the environment, a token that may write to the repository; set it, or leave push out"
+            f"push needs a token that may write to the repository: {TOKEN} in the environment, or `hf auth login`; "
+            "or leave push out"
         )
 
 
@@ -25,7 +39,7 @@ def upload(directory: Path, repository: str, *, private: bool) -> str:
     """Make the repository where there is none and upload the directory as one commit; the address of that commit."""
     from huggingface_hub import HfApi
 
-    hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ[TOKEN])
+    hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=find_token())
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
         commit = hub.upload_folder(
@@ -48,12 +62,12 @@ def hub_config(repository: str) -> dict[str, Any]:
             repository,
             "config.json",
             endpoint=os.environ.get("HF_ENDPOINT"),
-            token=os.environ.get(TOKEN),
+            token=find_token(),
             etag_timeout=5,
         )
     except Exception as error:  # as above
         reason = public_text(str(error)).strip().splitlines()[0]
         raise ConfigError(
-            f"{repository} cannot be read from the hub: {reason}; check the name, the network and {TOKEN}, or give a directory"
+            f"{repository} cannot be read from the hub: {reason}; check the name, the network and the login ({TOKEN}, or `hf auth login`), or give a directory"
         ) from None
     return dict(read_json(Path(file)) or {})

@@ -14,7 +14,7 @@ from core.watch_recipes import WatchConfig
 
 
 class WandbConfig(Section):
-    """Weights & Biases, where `run.trackers` names it. The key is WANDB_API_KEY in the environment, never here."""
+    """Weights & Biases, where `run.trackers` names it. The key is WANDB_API_KEY in the environment or that of `wandb login`, never here."""
 
     project: str | None = None
     """Project; null: WANDB_PROJECT of the environment, else troupe."""

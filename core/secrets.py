@@ -1,7 +1,7 @@
 """What must not be told, and the one place that takes it out of text: files of a run, logs, console, trackers, errors.
 
 A secret is the value of an environment variable whose name says so (HF_TOKEN, OPENAI_API_KEY, ...) or that a recipe names
-as one (`api_key_env`), what stands before the @ of an address, and what follows `Bearer`. `core.files` masks the texts
+as one (`api_key_env`), a login that a library keeps (`hide_login`), what stands before the @ of an address, and what follows `Bearer`. `core.files` masks the texts
 that it writes and `core.program` the console; whoever sends text another way calls `public_text` or `public_record`.
 """
 
@@ -40,6 +40,7 @@ ESCAPES = re.compile(r"(?:\x1b|(?<!\\)\\u001b)(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\
 """What moves a terminal's cursor or colours it, as it is and as JSON writes it."""
 
 _named: set[str] = set()
+_logins: dict[str, str] = {}
 
 
 def name_secret(variable: str) -> None:
@@ -47,11 +48,16 @@ def name_secret(variable: str) -> None:
     _named.add(variable)
 
 
+def hide_login(variable: str, value: str) -> None:
+    """Treat `value`, which a library keeps in a file of its own, as the secret that this environment variable would hold."""
+    _logins[variable] = value
+
+
 def known_secrets() -> dict[str, str]:
-    """Name -> value of the secrets in the environment, longest first, since one may be a part of another."""
+    """Name -> value of the secrets in the environment and of logins, longest first, since one may be a part of another."""
     secrets = {
         name: value.strip()
-        for name, value in os.environ.items()
+        for name, value in (_logins | dict(os.environ)).items()
         if len(value.strip()) >= SHORTEST_SECRET
         and (name in _named or (SECRET_NAME.search(name) and not NOT_SECRET.search(name)))
     }

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from core.checkpoint import MANIFEST, ONLY_TO_RESUME, CheckpointStore
 from core.errors import ConfigError
 from core.files import read_lines
+from core.secrets import hide_login
 from core.tracked import (
     NewLines,
     Table,
@@ -42,6 +43,7 @@ NOT_UPLOADED = (*ONLY_TO_RESUME, MANIFEST)
 """The parts of a checkpoint that only resuming needs; the trainer's state is several times the weights."""
 MOST_ROLLOUT_ROWS = 512
 """Rollouts between two evaluations that a table and a histogram hold, the latest ones."""
+WANDB_KEY = "WANDB_API_KEY"
 UPLOAD_S = 1800.0
 """Seconds that the end of a run waits for checkpoints that are still being uploaded."""
 FINISH_S = 600.0
@@ -67,10 +69,32 @@ def check_trackers(names: Sequence[str], *, mode: str | None = None) -> None:
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"run.trackers names {name}, but the package {module} is not installed")
     online = (mode or os.environ.get("WANDB_MODE", "online")) == "online"
-    if "wandb" in names and online and not os.environ.get("WANDB_API_KEY"):
+    if "wandb" in names and online and not os.environ.get(WANDB_KEY) and not find_wandb_login():
         raise ConfigError(
-            "run.trackers names wandb, but WANDB_API_KEY is not in the environment; set it, or WANDB_MODE=offline"
+            f"run.trackers names wandb, but there is neither {WANDB_KEY} in the environment nor a login; set it, or run "
+            "`wandb login`, or set WANDB_MODE=offline"
         )
+
+
+def find_wandb_login() -> bool:
+    """Whether W&B's own library finds a login: of `wandb login` in its settings or ~/.netrc, or an identity token's file.
+
+    Nothing is asked of the user or the network. A key that is found is masked from now on like one of the environment.
+    """
+    import wandb
+
+    try:
+        found = wandb.setup(wandb.Settings(silent=True)) and wandb.login(prompt=False, verify=False)
+        key = wandb.setup().settings.api_key
+    except wandb.errors.Error as error:
+        raise ConfigError(
+            f"the login of wandb cannot be used: {str(error).splitlines()[0]}; run `wandb login`"
+        ) from None
+    finally:
+        wandb.teardown()  # or wandb.init would know the environment of now alone
+    if key:
+        hide_login(WANDB_KEY, key)
+    return bool(found)
 
 
 def build_trackers(names: Sequence[str], *, directory: Path, values: Mapping[str, Any]) -> list[Tracker]:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from core.errors import ConfigError
-from core.hub import upload
+from core.hub import require_token, upload
+from core.secrets import public_text
 
 SECRET = "hf_not_a_token_1234567890"
 
@@ -106,3 +107,18 @@ def test_a_hub_that_refuses_is_told_without_the_token(hub: type[Hub], directory:
         upload(directory, "somebody/something", private=True)
     assert SECRET not in str(told.value)
     assert hub.commits == []
+
+
+def test_a_login_of_the_hubs_own_is_honoured_and_masked(
+    hub: type[Hub], directory: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    file = tmp_path_factory.mktemp("login") / "token"
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(file))
+    with pytest.raises(ConfigError, match=r"push needs a token .* or `hf auth login`"):
+        require_token()
+    file.write_text("hf_of_the_file_1234567890\n")
+    require_token()
+    upload(directory, "somebody/something", private=True)
+    assert {token for path, token in hub.asked if "/commit/" in path} == {"Bearer hf_of_the_file_1234567890"}
+    assert public_text("its token is hf_of_the_file_1234567890") == "its token is $HF_TOKEN"

@@ -112,5 +112,6 @@ def test_what_cannot_be_pushed_or_compared_is_refused(monkeypatch: pytest.Monkey
     with pytest.raises(ValidationError, match="prompt 'Hi' is too short"):
         ExportConfig(model="runs/grpo", prompts=["Hi"])
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(ConfigError, match="push needs HF_TOKEN in the environment"):
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere")
+    with pytest.raises(ConfigError, match="push needs a token that may write"):
         require_token()

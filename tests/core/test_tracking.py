@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +25,8 @@ from core.run import Run
 from core.run_recipes import RunConfig, WandbConfig
 from core.tracking import check_trackers, log_evaluation
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path: Path) -> None:
@@ -35,7 +39,10 @@ def offline(monkeypatch, tmp_path: Path) -> None:
 def test_wandb_online_without_a_key_is_refused_before_anything_starts(recipe, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    with pytest.raises(ConfigError, match="WANDB_API_KEY is not in the environment; set it, or WANDB_MODE=offline"):
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(
+        ConfigError, match="neither WANDB_API_KEY in the environment nor a login; set it, or run `wandb login`"
+    ):
         Run.open(recipe(trackers=("wandb",))).__enter__()
     assert list(tmp_path.iterdir()) == []
 
@@ -222,7 +229,34 @@ def test_an_evaluation_is_logged_as_numbers_and_as_tables(offline, tmp_path: Pat
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+LOGGED_IN = """
+import os, sys
+from core.tracking import check_trackers
+from core.secrets import public_text
+check_trackers(["wandb"], mode="online")
+print(public_text(sys.argv[1]))
+"""
+
+
+def test_wandb_login_is_honoured_and_its_key_masked(tmp_path: Path) -> None:
+    # A process of its own: a login stays with W&B's library until the process ends.
+    key = "0123456789abcdef" * 2 + "01234567"
+    (tmp_path / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {key}\n")
+    (tmp_path / "netrc").chmod(0o600)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= {"NETRC": str(tmp_path / "netrc"), "HOME": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", LOGGED_IN, key], env=environment, capture_output=True, text=True, cwd=ROOT
+    )
+    assert (ran.returncode, ran.stdout) == (0, "$WANDB_API_KEY\n"), ran.stderr
+    assert key not in ran.stderr
+    assert [
+        file for file in tmp_path.rglob("*") if file.is_file() and file.name != "netrc" and key in file.read_text()
+    ] == []
+
+
 def test_the_recipe_may_ask_for_offline_and_then_no_key_is_needed(monkeypatch) -> None:
+    monkeypatch.setenv("NETRC", "/nowhere")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     check_trackers(["wandb"], mode="offline")

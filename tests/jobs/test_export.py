@@ -223,5 +223,6 @@ def test_a_directory_that_exists_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_missing_token_is_found_before_anything_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    with pytest.raises(ConfigError, match="push needs HF_TOKEN"):
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere")
+    with pytest.raises(ConfigError, match="push needs a token"):
         export(load_config(ExportConfig, ["model=runs/nowhere", "push=somebody/something"]))
