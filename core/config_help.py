@@ -119,7 +119,13 @@ def _field(name: str, info: FieldInfo, default: Any, width: int, *, many_types: 
         yield f"    `--help {name}.{tag_of(sections[0])}` shows the fields of one."
         return
     for section in sections:
-        yield from _section(section, f"{name}.", default, width)
+        yield from _section(section, f"{name}{_between(info)}", default, width)
+
+
+def _between(info: FieldInfo) -> str:
+    """What stands between a field and those of the sections in it: of a list's members, or of sections by name."""
+    kind = kind_of(info.annotation)
+    return "[]." if kind.startswith("a list") else ".<name>." if kind.startswith("a section of names") else "."
 
 
 def _bounds(info: FieldInfo) -> Iterator[str]:

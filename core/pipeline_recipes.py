@@ -45,7 +45,7 @@ class StageConfig(Section):
     recipe: str | None = None
     """Recipe of the job, a YAML file; unset: the job's defaults."""
     set: dict[str, Any] = {}
-    """Settings over the recipe, by their dotted names: `{steps: 40, policy.optimizer.learning_rate: 1e-5}`."""
+    """Settings over the recipe, by their dotted names: `{steps: 40, policy.learning_rate: 1e-5}`."""
     inputs: dict[str, Any] = {}
     """Settings that come from earlier stages: dotted name -> stage, `stage/file`, or a list of them. A stage of training hands over its best checkpoint, else its latest; another one its output."""
 

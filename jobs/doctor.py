@@ -84,16 +84,20 @@ def report(findings: Mapping[str, Finding], *, coloured: bool) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Say what on this machine would stop or slow a run.")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    parser.add_argument("--run-directory", type=Path, default=Path("runs"), help="where runs are written")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     findings = {name: examine(name, check) for name, check in checks(arguments.run_directory).items()}
     if arguments.json:
         print(json.dumps({name: dataclasses.asdict(finding) for name, finding in findings.items()}, indent=2))
     else:
         print(report(findings, coloured=sys.stdout.isatty()))
     return int(any(finding.status == "fail" for finding in findings.values()))
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description="Say what on this machine would stop or slow a run.")
+    made.add_argument("--json", action="store_true", help="print the findings as JSON")
+    made.add_argument("--run-directory", type=Path, default=Path("runs"), help="where runs are written")
+    return made
 
 
 if __name__ == "__main__":

@@ -17,13 +17,17 @@ from core.report import build_comparison, build_report
 
 def main(arguments: list[str]) -> Path:
     """Write the page that the command line asks for; returns where it is."""
-    parser = argparse.ArgumentParser(prog="python jobs/report.py", description="Build the report of one or more runs.")
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories; several are laid over each other")
-    parser.add_argument("--output", type=Path, help="the page; <run>/report.html, or compare.html for several runs")
-    given = parser.parse_args(arguments)
+    given = parser().parse_args(arguments)
     if len(given.runs) == 1:
         return build_report(given.runs[0], given.output)
     return build_comparison(given.runs, given.output or Path("compare.html"))
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python jobs/report.py", description="Build the report of one or more runs.")
+    made.add_argument("runs", nargs="+", type=Path, help="run directories; several are laid over each other")
+    made.add_argument("--output", type=Path, help="the page; <run>/report.html, or compare.html for several runs")
+    return made
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Look at a run while it goes, or after: in the terminal, or as a page that follows it.
 
-usage: python jobs/watch.py runs/a            at a glance, over SSH too; q ends the look and not the run
-       python jobs/watch.py runs --web        the report of any run of the directory, live, on this machine's loopback
-       python jobs/watch.py runs/a --timeline ask for the timeline of the step that is running
+usage: python jobs/watch.py runs/a            # at a glance, over SSH too; q ends the look and not the run
+       python jobs/watch.py runs --web        # the report of any run of the directory, live, on this machine's loopback
+       python jobs/watch.py runs/a --timeline # ask for the timeline of the step that is running
 """
 
 from __future__ import annotations
@@ -34,19 +34,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 def main(arguments: list[str]) -> None:
     """Show what the command line asks for."""
-    parser = argparse.ArgumentParser(
-        prog="python jobs/watch.py",
-        description="Look at a run while it goes, or after. Nothing of the run is touched.",
-    )
-    parser.add_argument("run", type=Path, help="run directory; with --web also the directory that holds the runs")
-    parser.add_argument("--web", action="store_true", help="serve the report of every run beside it as a live page")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address of the page; beyond loopback it wants a key, which is printed"
-    )
-    parser.add_argument("--port", type=int, default=0, help="port of the page; 0: a free one")
-    parser.add_argument("--once", action="store_true", help="print once and end, as happens without a terminal")
-    parser.add_argument("--timeline", action="store_true", help="ask for the timeline of the step that is running")
-    given = parser.parse_args(arguments)
+    given = parser().parse_args(arguments)
     if given.web:
         serve(given.run, given.host, given.port)
     elif given.timeline:
@@ -55,6 +43,22 @@ def main(arguments: list[str]) -> None:
         print(f"the run writes {run / TIMELINE_FILE} at the end of the step")
     else:
         look(require_run(given.run), once=given.once)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python jobs/watch.py",
+        description="Look at a run while it goes, or after. Nothing of the run is touched.",
+    )
+    made.add_argument("run", type=Path, help="run directory; with --web also the directory that holds the runs")
+    made.add_argument("--web", action="store_true", help="serve the report of every run beside it as a live page")
+    made.add_argument(
+        "--host", default="127.0.0.1", help="address of the page; beyond loopback it wants a key, which is printed"
+    )
+    made.add_argument("--port", type=int, default=0, help="port of the page; 0: a free one")
+    made.add_argument("--once", action="store_true", help="print once and end, as happens without a terminal")
+    made.add_argument("--timeline", action="store_true", help="ask for the timeline of the step that is running")
+    return made
 
 
 def look(run: Path, *, once: bool) -> None:
