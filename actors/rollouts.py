@@ -54,6 +54,10 @@ class _Draw:
     """A step's prompts in flight: where they start in the stream, and the groups to come."""
 
     start: int
+    since: float = field(default_factory=time.monotonic)
+    """When its prompts were handed over; with steps ahead, long before anybody waits for them."""
+    until: float = 0.0
+    """When its last group so far was scored."""
     groups: list[Future[Group]] = field(default_factory=list)
     taken: Counter[str] = field(default_factory=Counter)
     """Groups so far by sample: with fewer samples than prompts in a step some come again."""
@@ -113,6 +117,9 @@ class Rollouts:
         kept = [group for group in groups if len(group.branches) >= self._fewest]
         metrics = self._measure(step, judged, kept)
         metrics["rollout/replaced_prompts"] = len(judged) - self._config.prompts_per_step
+        draw = self._in_flight[step]
+        sampled = sum(branch.num_sampled for group in judged for branch in group.branches)
+        metrics["rollout/tokens_per_second"] = sampled / max(draw.until - draw.since, 1e-3)
         if metrics["reward/missing_fraction"] > MAX_MISSING:
             raise RewardError(
                 f"{metrics['reward/missing_fraction']:.0%} of the judgements of step {step} are missing (at most {MAX_MISSING:.0%} may be); "
@@ -129,14 +136,21 @@ class Rollouts:
     # -- drawing ------------------------------------------------------------------------------------------
 
     def _start(self, step: int, count: int) -> list[Future[Group]]:
-        drawn, taken = self._draw(count), self._in_flight[step].taken
+        draw = self._in_flight[step]
+        drawn, taken = self._draw(count), draw.taken
         requests = []
         for sample, ids in drawn:
             requests.append(self._request(step, sample, ids, copy=taken[sample.sample_id]))
             taken[sample.sample_id] += 1
         # Strictly on-policy nothing is asked ahead, so a batch can have the engines to itself and repeat bit by bit.
         groups = self._answers.submit(requests, [sample for sample, _ in drawn], alone=self._config.max_lag == 0)
-        watch = self._watch(step)
+        tell = self._watch(step)
+
+        def watch(group: Group, requested_at: float, received_at: float) -> None:
+            draw.until = max(draw.until, time.monotonic())
+            if tell is not None:
+                tell(group, requested_at, received_at)
+
         return [chain(group, self._rewarder, watch) for group in groups]
 
     def _draw(self, count: int) -> list[tuple[Sample, list[int]]]:

@@ -42,11 +42,7 @@ def starting_model(
     """The directory (or hub name) of the model to start from; of a run its best checkpoint."""
     if not isinstance(config, ScratchModelConfig):
         return locate(config.path)
-    demonstrations = [sample for sample in data.train if sample.fields.get("demonstration")]
-    if not demonstrations:
-        raise DataError(
-            f"{data.name} has no demonstrations to warm a new model up with; set model.type: pretrained, or data.demonstration_field"
-        )
+    demonstrations = demonstrations_of(data)
     key = _cache_key(config, demonstrations, precision, seed)
     target = Path(config.cache) / key
     if (target / "config.json").is_file():
@@ -54,8 +50,7 @@ def starting_model(
     building = target.with_name(f".{key}.{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
     try:
-        texts = [text for sample in demonstrations[:5000] for text in (prompt_text(sample), demonstration_text(sample))]
-        write_scratch_model(config, texts, str(building), seed)
+        write_scratch_model(config, texts_of(demonstrations), str(building), seed)
         if config.warm_start.steps:
             _supervise(config, demonstrations, str(building), stage, precision=precision, seed=seed, progress=progress)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +58,21 @@ def starting_model(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return str(target)
+
+
+def demonstrations_of(data: DataSet) -> list[Sample]:
+    """The training samples that a new model is warmed up with; DataError where there are none."""
+    found = [sample for sample in data.train if sample.fields.get("demonstration")]
+    if not found:
+        raise DataError(
+            f"{data.name} has no demonstrations to warm a new model up with; set model.type: pretrained, or data.demonstration_field"
+        )
+    return found
+
+
+def texts_of(demonstrations: Sequence[Sample]) -> list[str]:
+    """The texts that a new model's tokenizer is made of."""
+    return [text for sample in demonstrations[:5000] for text in (prompt_text(sample), demonstration_text(sample))]
 
 
 def _cache_key(config: ScratchModelConfig, demonstrations: Sequence[Sample], precision: str, seed: int) -> str:

@@ -174,12 +174,19 @@ def _recipe_file(argument: str) -> dict[str, Any]:
     return values or {}
 
 
-def parse_command_line(config_cls: type[C], program: str) -> tuple[C, bool]:
-    """(config, dry_run) from `sys.argv`; prints help and exits on `--help`."""
+DRY_RUN, RECIPE_ONLY = "--dry-run", "--recipe-only"
+
+
+def parse_command_line(config_cls: type[C], program: str) -> tuple[C, set[str]]:
+    """(config, flags) from `sys.argv`; prints help and exits on `--help`.
+
+    `--dry-run` tries what the job would read, and starts nothing; with `--recipe-only` it reads the recipe alone, for
+    pipelines, whose later stages read what is not there yet.
+    """
     arguments = sys.argv[1:]
     topic = wanted_help(arguments)
     if topic is not None:
         print(help_text(config_cls, program, topic))
         raise SystemExit(0)
-    dry_run = "--dry-run" in arguments
-    return load_config(config_cls, [argument for argument in arguments if argument != "--dry-run"]), dry_run
+    flags = {DRY_RUN, RECIPE_ONLY}.intersection(arguments)
+    return load_config(config_cls, [argument for argument in arguments if argument not in flags]), flags

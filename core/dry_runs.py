@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from core.config import DRY_RUN, RECIPE_ONLY
 from core.errors import WorkerError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,9 +59,9 @@ def answer() -> None:
 
 
 def dry_run(command: Sequence[str]) -> DryRun:
-    """Run a job's file as Python would, with what it prints kept."""
+    """Run a job's file as Python would, with what it prints kept; it reads its recipe alone."""
     printed, said, status = io.StringIO(), io.StringIO(), 0
-    sys.argv = [*command, "--dry-run"]
+    sys.argv = [*command, DRY_RUN, RECIPE_ONLY]
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
         try:
             runpy.run_path(command[0], run_name="__main__")

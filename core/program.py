@@ -12,13 +12,13 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import rich
 from rich.logging import RichHandler
 
-from core.config import Section, dump_config, parse_command_line
+from core.config import DRY_RUN, RECIPE_ONLY, Section, dump_config, parse_command_line
 from core.environment import load_env_file
 from core.errors import TroupeError
 from core.hardware import set_up_driver
@@ -30,14 +30,23 @@ C = TypeVar("C", bound=Section)
 PACKAGES = ("core", "algorithms", "data", "rewards", "environments", "actors", "serving", "jobs")
 
 
-def run_program(main: Callable[[C], Any], config_cls: type[C], program_name: str) -> None:
-    """Run `main(config)` with the config that the command line describes; see the module for exit statuses."""
+def run_program(
+    main: Callable[[C], Any],
+    config_cls: type[C],
+    program_name: str,
+    *,
+    rehearse: Callable[[C], Iterable[str]] = lambda config: (),
+) -> None:
+    """Run `main(config)` with the config that the command line describes; see the module for exit statuses.
+
+    `rehearse` does what `main` does before its first process, and returns what a dry run shows of it.
+    """
     with program():
         show_log()
-        config, dry_run = parse_command_line(config_cls, program_name)
+        config, flags = parse_command_line(config_cls, program_name)
         sys.argv[1:] = map(public_text, sys.argv[1:])  # trackers keep the command line
-        if dry_run:
-            describe(config)
+        if DRY_RUN in flags:
+            describe(config, () if RECIPE_ONLY in flags else rehearse(config))
         else:
             main(config)
 
@@ -67,12 +76,12 @@ def user_error(error: BaseException) -> BaseException:
     return cause if isinstance(cause, TroupeError) else error
 
 
-def describe(config: Section) -> None:
-    """Print the derived numbers and the memory, where the recipe has some, and the recipe: what `--dry-run` is for."""
+def describe(config: Section, found: Iterable[str] = ()) -> None:
+    """Print the derived numbers and the memory, where the recipe has some, what was `found`, and the recipe."""
     arithmetic = getattr(config, "arithmetic", None)
     if arithmetic is not None:
         print(f"# {arithmetic()}")
-    for line in memory_lines(config):
+    for line in (*memory_lines(config), *found):
         print(f"# {line}")
     print(dump_config(config), end="")
 

@@ -20,6 +20,10 @@ SUPERVISED = {"sft": ("nll",), "reward_model": ("nll", "accuracy"), "dpo": ("nll
 """What is told of a supervised job's training; of the held-out set its last one, the deciding one."""
 
 
+EVALUATED = "evaluated at step"
+"""Beside the metrics, the step whose held-out metrics they are."""
+
+
 def headline(metrics: Mapping[str, float]) -> dict[str, str]:
     """The few numbers worth a glance, as label and text."""
     told = {"reward": "reward/mean"}
@@ -30,10 +34,12 @@ def headline(metrics: Mapping[str, float]) -> dict[str, str]:
     held_out = [name for name in metrics if name.startswith("eval/")]
     deciding = [name for name in held_out if name.rpartition("/")[2] == decides]
     for name in [*deciding, *held_out][:1]:
-        leaf = name.rpartition("/")[2]
-        told[f"held-out {leaf}" if decides else leaf] = name
+        told[f"held-out {name.rpartition('/')[2]}"] = name
     told |= {"loss": "loss"}
     shown = {label: f"{metrics[name]:.3f}" for label, name in told.items() if name in metrics}
+    if EVALUATED in metrics:  # evaluations are rarer than steps
+        at = f" (step {metrics[EVALUATED]:.0f})"
+        shown = {label: text + at if label.startswith("held-out") else text for label, text in shown.items()}
     if "tokens_per_second" in metrics:
         shown["tokens/s"] = f"{metrics['tokens_per_second']:,.0f}"
     return shown

@@ -26,7 +26,7 @@ from core.errors import TroupeError
 from core.files import JsonLines, keep_lines, now, read_lines, to_json, write_atomically
 from core.phases import PhaseClock
 from core.program import user_error
-from core.progress import build_progress
+from core.progress import EVALUATED, build_progress
 from core.records import Group
 from core.report import build_report
 from core.run_directory import locked, open_directory
@@ -189,13 +189,19 @@ class Run:
         JsonLines(self.directory / "metrics.jsonl").append(line)
         self.step = step
         self._forward(step, metrics)
-        self._shown |= metrics
+        self._show(step, metrics)
         if self._progress is not None:
             self._progress.update(step, self._shown)
         self._status("running")
         if self._backup is not None:
             self._backup.after_step(step)
         return metrics
+
+    def _show(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take metrics for the progress line, which shows the newest of each name."""
+        self._shown |= metrics
+        if any(name.startswith("eval/") for name in metrics):
+            self._shown[EVALUATED] = step
 
     def _forward(self, step: int, metrics: Mapping[str, float]) -> None:
         for tracker in list(self._trackers):
@@ -254,7 +260,7 @@ class Run:
             self._wall_s += (past[-1].get("wall_s") or 0.0) if past else 0.0
             self._wall_s_has_past = True
         for line in past:
-            self._shown |= {name: value for name, value in line.items() if isinstance(value, int | float)}
+            self._show(line["step"], {name: value for name, value in line.items() if isinstance(value, int | float)})
 
     # -- the end ---------------------------------------------------------------------------------------------
 

@@ -63,6 +63,15 @@ def benchmark(config: BenchmarkConfig) -> None:
     show(config, entrants, output, results)
 
 
+def rehearse(config: BenchmarkConfig) -> list[str]:
+    """What a dry run shows."""
+    entrants = prepare(config)
+    names = ", ".join(contestant.name for contestant in entrants.contestants)
+    return [
+        f"{len(entrants.samples)} held-out prompts, {entrants.too_long} more are too long; they are answered by {names}"
+    ]
+
+
 def output_directory(config: BenchmarkConfig) -> Path:
     if config.output is not None:
         return Path(config.output)
@@ -174,4 +183,4 @@ def show(config: BenchmarkConfig, entrants: Entrants, output: Path, results: Res
 
 
 if __name__ == "__main__":
-    run_program(benchmark, BenchmarkConfig, "jobs/benchmark.py")
+    run_program(benchmark, BenchmarkConfig, "jobs/benchmark.py", rehearse=rehearse)

@@ -70,6 +70,8 @@ def prepare(config: BenchmarkConfig) -> Entrants:
     heldout = load_data(config.data).heldout
     samples = (run.kept_samples(heldout) if run and config.kept_samples_only else heldout)[: config.num_samples]
     require_gold(config.needs_gold, samples)
+    if rewards is not None:
+        rewards.check(samples)
 
     # The tokenizer of a run is that of all of its steps; it also says which prompts the run has left out.
     readers = {**here, **({config.trained_name: run.any_checkpoint} if run and run.any_checkpoint else {})}

@@ -271,4 +271,4 @@ def lead(config: EvaluateConfig, exam: Examination) -> str:
 
 
 if __name__ == "__main__":
-    run_program(evaluate, EvaluateConfig, "jobs/evaluate.py")
+    run_program(evaluate, EvaluateConfig, "jobs/evaluate.py", rehearse=lambda config: prepare(config).lines())

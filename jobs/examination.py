@@ -23,6 +23,7 @@ from core.tracking import check_trackers
 from data import load_data
 from data.answers import read_answers
 from environments import build_environment
+from jobs.preparation import prompt_lines
 from rewards import Rewards, build_rewards
 
 if TYPE_CHECKING:
@@ -53,6 +54,14 @@ class Examination:
         """Whose answers are measured: the models, and the file."""
         return [*self.paths, *(name for name in self.given if name != REFERENCE)]
 
+    def lines(self) -> list[str]:
+        """What a dry run shows."""
+        shown = [f"{len(self.samples)} held-out prompts, {self.too_long} more are too long"]
+        for name, tokenizer in self.tokenizers.items():
+            first = self.asked[name][0]
+            shown += [f"{name}: {self.paths[name]}", *prompt_lines(tokenizer, first, encode_prompt(tokenizer, first))]
+        return shown
+
 
 def prepare(config: EvaluateConfig) -> Examination:
     """Everything that is read before a device is taken; see docs/evaluation.md for what is refused."""
@@ -64,6 +73,8 @@ def prepare(config: EvaluateConfig) -> Examination:
     reward_model = located(config.reward_model) if config.reward_model is not None else None
     samples = load_data(config.data).heldout[: config.num_samples]
     require_gold(config.needs_gold, samples)
+    if rewards is not None:
+        rewards.check(samples)
     tokenizers = {
         name: load_tokenizer(path, trust_remote_code=config.trust_remote_code) for name, path in paths.items()
     }

@@ -17,11 +17,11 @@ from actors.meters import PrometheusTracker, targets_told
 from actors.placement import Seat, Stage
 from actors.warm_start import starting_model
 from core.errors import SyncError, WorkerError
-from core.model_check import check_models
 from core.run import Run
-from data import DataSet, load_data
+from data import DataSet
 from jobs.closing import print_opening, print_summary, warm_start_progress
 from jobs.kept_data import data_of_run, model_of_run
+from jobs.preparation import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class Scene:
 
 def perform(
     config: Any,
+    prepared: Prepared,
     *,
     table: Callable[[str], list[Seat]],
     cast: Callable[[Scene], AbstractContextManager[T]],
@@ -49,9 +50,8 @@ def perform(
     init_timeout_s: float,
 ) -> None:
     """Run a training job from opening its directory to its summary; `table` gives the seats on a device."""
-    check_models(config)
     with Run.open(config) as run:
-        data = data_of_run(run, load_data(config.data))
+        data = data_of_run(run, prepared.data)
         with _watched_stage(config, run) as stage:
             precision = stage.machine.precision(config.model_precision)
             seats = table(stage.machine.device)

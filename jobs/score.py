@@ -58,11 +58,24 @@ class ScoreConfig(Section):
         return Path(self.file).with_suffix(".scored.jsonl") if self.output is None else Path(self.output)
 
 
-def score(config: ScoreConfig) -> None:
+def read(config: ScoreConfig) -> tuple[Rewards, list[tuple[str, Row]], list[list[int]], list[Group]]:
+    """(rewards, rows with their places, row numbers of each group, groups): all that is read before anything is judged."""
     rewards = build_rewards(config.rewards)
     located = [(f"{config.file} line {number}", row) for number, row in read_rows(Path(config.file))]
     members = group_members([row for _, row in located], config.id_field)
     groups = [build_group([located[index] for index in indices], config) for indices in members]
+    rewards.check(group.sample for group in groups)
+    return rewards, located, members, groups
+
+
+def rehearse(config: ScoreConfig) -> list[str]:
+    """What a dry run shows."""
+    rewards, located, _, groups = read(config)
+    return [f"{len(located)} answers in {len(groups)} groups, judged by {', '.join(rewards.labels)}"]
+
+
+def score(config: ScoreConfig) -> None:
+    rewards, located, members, groups = read(config)
     scored = asyncio.run(score_all(groups, rewards, config.max_concurrency))
 
     by_row = {
@@ -147,4 +160,4 @@ def statistics_of(values: Sequence[float], *, num_answers: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_program(score, ScoreConfig, "jobs/score.py")
+    run_program(score, ScoreConfig, "jobs/score.py", rehearse=rehearse)

@@ -69,6 +69,11 @@ def serve(config: ServeConfig) -> None:
         signals.restore()
 
 
+def rehearse(config: ServeConfig) -> list[str]:
+    """What a dry run shows."""
+    return [f"{model.name}: {model.path}" for model in served_models(config)]
+
+
 def with_examples(model: Served) -> Served:
     """With prompts of its run's held-out set, for the playground."""
     examples = run_examples(run_of(Path(model.path)))
@@ -141,4 +146,4 @@ def announce(config: ServeConfig, cards: list[dict[str, Any]], *, seconds: float
 
 if __name__ == "__main__":
     sys.argv[1:] = with_sources(sys.argv[1:])
-    run_program(serve, ServeConfig, "jobs/serve.py")
+    run_program(serve, ServeConfig, "jobs/serve.py", rehearse=rehearse)

@@ -27,7 +27,7 @@ from core.supervised_recipes import GeneratingConfig, SupervisedConfig
 from data import PromptStream, position_in
 from jobs.held_out import HeldOutAnswers
 from jobs.perform import Scene, perform
-from rewards import build_rewards
+from jobs.preparation import Prepared, prepare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -146,15 +146,20 @@ class Course:
 
 def train_supervised(config: SupervisedConfig, lesson: Lesson) -> None:
     """Run a supervised job from opening its directory to its summary."""
-    if isinstance(config, GeneratingConfig) and config.generation is not None:
-        build_rewards(config.generation.metrics)
     perform(
         config,
+        prepare_lesson(config, lesson),
         table=lambda device: _seats(config, device),
         cast=lambda scene: _enrol(config, lesson, scene),
         play=lambda scene, course: teach(config, lesson, course),
         init_timeout_s=config.engine.init_timeout_s,
     )
+
+
+def prepare_lesson(config: SupervisedConfig, lesson: Lesson) -> Prepared:
+    """All that is found out before the first process."""
+    generation = config.generation if isinstance(config, GeneratingConfig) else None
+    return prepare(config, metrics=generation.metrics if generation is not None else (), encode=lesson.encode)
 
 
 def _seats(config: SupervisedConfig, device: str) -> list[Seat]:

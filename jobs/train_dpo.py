@@ -26,7 +26,7 @@ from core.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from core.program import run_program
 from core.records import Group, Sample
 from core.supervised_recipes import DPOConfig
-from jobs.supervised import Course, Lesson, train_supervised
+from jobs.supervised import Course, Lesson, prepare_lesson, train_supervised
 
 if TYPE_CHECKING:
     import torch
@@ -104,5 +104,10 @@ def train_dpo(config: DPOConfig) -> None:
     train_supervised(config, Preference(config))
 
 
+def rehearse(config: DPOConfig) -> list[str]:
+    """What a dry run shows."""
+    return prepare_lesson(config, Preference(config)).lines()
+
+
 if __name__ == "__main__":
-    run_program(train_dpo, DPOConfig, "jobs/train_dpo.py")
+    run_program(train_dpo, DPOConfig, "jobs/train_dpo.py", rehearse=rehearse)

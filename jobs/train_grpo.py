@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -28,6 +30,7 @@ from algorithms.packing import Batch
 from core.algorithm_recipes import AlgorithmConfig
 from core.checkpoint import save_state
 from core.errors import PlayError, RewardError
+from core.files import read_json
 from core.model_paths import locate
 from core.program import run_program
 from core.recipes import GRPOConfig
@@ -37,16 +40,22 @@ from core.run import Run
 from data import PromptStream, position_in
 from environments import build_environment
 from jobs.perform import Scene, perform
-from rewards import build_rewards
+from jobs.preparation import Prepared, prepare
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+MOSTLY_CUT = 0.9
+"""Share of answers cut at their limit above which something is wrong with their ends."""
 
 Learn = Callable[[GRPOConfig, Run, Cast, Batch, Sequence[Group], AlgorithmConfig, int], None]
 """(recipe, run, cast, the scored groups as a batch with `old_logprobs`, the groups, the settings of this step, step)."""
 
 
-def train(config: GRPOConfig, learn: Learn | None = None) -> None:
-    for functions in (config.rewards, config.evaluation.metrics):
-        if functions:
-            build_rewards(functions)  # a wrong name or argument is found before anything expensive starts
+def prepare_answers(config: GRPOConfig) -> tuple[GRPOConfig, Prepared]:
+    """The recipe with the paths of its models, and its data: all that is found out before the first process."""
     if config.environment is not None:
         build_environment(config.environment).require_metric(config.evaluation.best)
     if config.reward_model is not None:
@@ -54,8 +63,19 @@ def train(config: GRPOConfig, learn: Learn | None = None) -> None:
     if config.perplexity_reward is not None and config.perplexity_reward.path is not None:
         found = {"path": locate(config.perplexity_reward.path)}
         config = config.model_copy(update={"perplexity_reward": config.perplexity_reward.model_copy(update=found)})
+    return config, prepare(config, rewards=config.rewards, metrics=config.evaluation.metrics)
+
+
+def rehearse(config: GRPOConfig) -> list[str]:
+    """What a dry run shows of it."""
+    return prepare_answers(config)[1].lines()
+
+
+def train(config: GRPOConfig, learn: Learn | None = None) -> None:
+    config, prepared = prepare_answers(config)
     perform(
         config,
+        prepared,
         table=lambda device: seats(config, device=device),
         cast=lambda scene: cast(config, scene.stage, scene.data, scene.model_path, precision=scene.precision),
         play=functools.partial(run_loop, config, learn or learn_from_groups),
@@ -84,12 +104,15 @@ def run_loop(config: GRPOConfig, learn: Learn, scene: Scene, troupe: Cast) -> No
     if first == 0:
         evaluate(config.evaluation, run, troupe, step=0)
         run.end_step(0)
+    # From one step's prompts handed to the engines to the next one's, with whatever was answered in between.
+    since, evaluated = time.perf_counter(), 0
     for step in run.steps(first + 1, config.steps):
-        started = time.perf_counter()
         with run.timed("rollout"), saved_if_stopped(run, troupe, step - 1, rollouts, kl):
             rollout = rollouts.collect(step)
             run.log(rollout.metrics)
             run.log_rollouts(step, rollout.groups, config.run.samples_per_step)
+        if step == first + 1:
+            tell_of_cut_answers(run, rollout.metrics, config, end_tokens(troupe.tokenizer, scene.model_path))
         if rollout.groups:
             batch = read(config, run, troupe, rollout.groups)
             learn(config, run, troupe, batch, rollout.groups, kl.within(config.algorithm), step)
@@ -102,10 +125,12 @@ def run_loop(config: GRPOConfig, learn: Learn, scene: Scene, troupe: Cast) -> No
         with run.timed("publish"):
             run.log({"consistency/logprob_gap": troupe.publish(step)})
             rollouts.ahead(step)
+        now = time.perf_counter()
+        run.log({"tokens_per_second": (rollout.metrics["rollout/tokens"] + evaluated) / (now - since)})
+        since, evaluated = now, 0
         if last or (config.evaluation.every and step % config.evaluation.every == 0):
-            score = evaluate(config.evaluation, run, troupe, step)
+            score, evaluated = evaluate(config.evaluation, run, troupe, step)
             run.checkpoints.record_metric(step, score, config.evaluation.higher_is_better)
-        run.log({"tokens_per_second": rollout.metrics["rollout/tokens"] / (time.perf_counter() - started)})
         run.end_step(step)
 
 
@@ -156,13 +181,34 @@ def step_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
 
 
-def evaluate(config: EvaluationConfig, run: Run, troupe: Cast, step: int) -> float:
-    """Answer the held-out set; the value of the metric that chooses the best checkpoint."""
+def evaluate(config: EvaluationConfig, run: Run, troupe: Cast, step: int) -> tuple[float, int]:
+    """Answer the held-out set; the value of the metric that chooses the best checkpoint, and the tokens that were sampled."""
     with run.timed("evaluate"):
         evaluation = troupe.evaluator.evaluate(run.watch_calls(step, "evaluation"))
         run.log(evaluation.metrics)
         run.log_answers(step, troupe.evaluator.name, evaluation.rows(), limit=config.keep_answers)
-    return evaluation.metrics[f"eval/{troupe.evaluator.name}/{config.best}"]
+    tokens = sum(branch.num_sampled for group in evaluation.groups for branch in group.branches)
+    return evaluation.metrics[f"eval/{troupe.evaluator.name}/{config.best}"], tokens
+
+
+def tell_of_cut_answers(run: Run, metrics: Mapping[str, float], config: GRPOConfig, ends: str) -> None:
+    """Say, at the first step, when hardly an answer ends by itself."""
+    cut = metrics["rollout/truncated_fraction"]
+    if cut > MOSTLY_CUT:
+        limit = config.rollout.max_response_tokens
+        run.event("answers_cut", fraction=cut, max_response_tokens=limit, end_tokens=ends)
+        log.warning(
+            "%.0f %% of the first step's answers were cut at rollout.max_response_tokens (%d) and %.0f %% ended with an end token (%s): raise the "
+            "limit, or see that the model writes one of these at the end of a turn",
+            *(100 * cut, limit, 100 * (1 - cut), ends),
+        )
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, model_path: str) -> str:
+    """The tokens at which engines end an answer: the tokenizer's, and those of the model's generation_config.json."""
+    own = (read_json(Path(model_path) / "generation_config.json") or {}).get("eos_token_id")
+    ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    return ", ".join(f"{tokenizer.decode([each])} {each}" for each in sorted(ids)) or "none"
 
 
 def save(run: Run, troupe: Cast, step: int, rollouts: Rollouts, kl: KLCoefficient) -> None:
@@ -201,4 +247,4 @@ def resume(run: Run, troupe: Cast, kl: KLCoefficient, *, num_samples: int) -> tu
 
 
 if __name__ == "__main__":
-    run_program(train, GRPOConfig, "jobs/train_grpo.py")
+    run_program(train, GRPOConfig, "jobs/train_grpo.py", rehearse=rehearse)

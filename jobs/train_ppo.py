@@ -20,7 +20,7 @@ from core.recipes import GRPOConfig
 from core.records import Group
 from core.rl_recipes import PPOConfig
 from core.run import Run
-from jobs.train_grpo import step_seed, train
+from jobs.train_grpo import rehearse, step_seed, train
 
 
 def train_ppo(config: PPOConfig) -> None:
@@ -57,4 +57,4 @@ def learn_with_critic(
 
 
 if __name__ == "__main__":
-    run_program(train_ppo, PPOConfig, "jobs/train_ppo.py")
+    run_program(train_ppo, PPOConfig, "jobs/train_ppo.py", rehearse=rehearse)

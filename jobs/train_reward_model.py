@@ -27,7 +27,7 @@ from core.program import run_program
 from core.records import Group, Sample
 from core.supervised_recipes import RewardModelTrainingConfig
 from data import PromptStream
-from jobs.supervised import Course, Lesson, train_supervised
+from jobs.supervised import Course, Lesson, prepare_lesson, train_supervised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,5 +104,10 @@ def train_reward_model(config: RewardModelTrainingConfig) -> None:
     train_supervised(config, Ranking(config))
 
 
+def rehearse(config: RewardModelTrainingConfig) -> list[str]:
+    """What a dry run shows."""
+    return prepare_lesson(config, Ranking(config)).lines()
+
+
 if __name__ == "__main__":
-    run_program(train_reward_model, RewardModelTrainingConfig, "jobs/train_reward_model.py")
+    run_program(train_reward_model, RewardModelTrainingConfig, "jobs/train_reward_model.py", rehearse=rehearse)

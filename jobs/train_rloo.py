@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.program import run_program
 from core.rl_recipes import RLOOConfig
-from jobs.train_grpo import train
+from jobs.train_grpo import rehearse, train
 
 if __name__ == "__main__":
-    run_program(train, RLOOConfig, "jobs/train_rloo.py")
+    run_program(train, RLOOConfig, "jobs/train_rloo.py", rehearse=rehearse)

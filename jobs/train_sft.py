@@ -20,7 +20,7 @@ from core.errors import DataError
 from core.program import run_program
 from core.records import Group, Sample
 from core.supervised_recipes import SFTConfig
-from jobs.supervised import Course, Lesson, train_supervised
+from jobs.supervised import Course, Lesson, prepare_lesson, train_supervised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,5 +58,10 @@ def train_sft(config: SFTConfig) -> None:
     train_supervised(config, Imitation(config))
 
 
+def rehearse(config: SFTConfig) -> list[str]:
+    """What a dry run shows."""
+    return prepare_lesson(config, Imitation(config)).lines()
+
+
 if __name__ == "__main__":
-    run_program(train_sft, SFTConfig, "jobs/train_sft.py")
+    run_program(train_sft, SFTConfig, "jobs/train_sft.py", rehearse=rehearse)

@@ -6,6 +6,7 @@ import asyncio
 import queue
 import random
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -216,6 +217,16 @@ def test_copies_of_a_sample_in_a_step_are_answered_otherwise_and_the_first_as_if
     assert branch_seed(0, 1, "s0") == 142_083_589_850_183  # as before copies counted: runs repeat
 
 
+def test_the_speed_of_a_rollout_is_that_of_its_answers_however_long_nobody_waited(generators: LastInFirstOut) -> None:
+    rollouts = build(generators, samples(3), max_lag=1)
+    begun = time.monotonic()
+    rollouts.ahead(0)
+    time.sleep(0.5)  # as during an evaluation: the answers are there when the step begins, which then takes no time
+    metrics = rollouts.collect(1).metrics
+    seconds = metrics["rollout/tokens"] / metrics["rollout/tokens_per_second"]
+    assert 0.005 < seconds < time.monotonic() - begun
+
+
 def test_replacements_of_a_step_count_the_copies_on(generators: LastInFirstOut) -> None:
     build(generators, samples(1, signal=[False]), **{**dynamic(2), "prompts_per_step": 2}).collect(1)
     assert len({request.seed for _, request in generators.asked}) == len(generators.asked) == 4
@@ -278,6 +289,7 @@ def worker_with(diary: EngineDiary) -> GeneratorWorker:
     worker = object.__new__(GeneratorWorker)
     worker._llm, worker._turn, worker._index, worker._requests = diary, asyncio.Lock(), 0, 0
     worker._inboxes, worker._tasks, worker._counted = {}, set(), Throughput()
+    worker._engine = SimpleNamespace(run=lambda doing, work: work)  # type: ignore[assignment]
     worker._tokenizer = SimpleNamespace(batch_decode=lambda ids, **_: [])
     return worker
 

@@ -198,7 +198,9 @@ def test_held_out_points_of_a_long_run_are_not_smoothed() -> None:
          {"nll": "0.650", "accuracy": "0.625", "held-out accuracy": "0.600"}),
         ({"eval/d/accuracy": 0.6, "dpo/nll": 0.65, "dpo/accuracy": 0.625, "tokens_per_second": 1234.5},
          {"nll": "0.650", "accuracy": "0.625", "held-out accuracy": "0.600", "tokens/s": "1,234"}),
-        ({"reward/mean": 0.5, "eval/w/accuracy": 0.6}, {"reward": "0.500", "accuracy": "0.600"}),
+        ({"reward/mean": 0.5, "eval/w/accuracy": 0.6}, {"reward": "0.500", "held-out accuracy": "0.600"}),
+        ({"reward/mean": 0.5, "eval/w/accuracy": 0, "evaluated at step": 0},
+         {"reward": "0.500", "held-out accuracy": "0.000 (step 0)"}),
         ({}, {}),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -105,6 +106,17 @@ def test_metrics_have_a_line_for_every_step_and_for_the_state_before(uninterrupt
         assert line["policy/grad_norm"] > 0
     # The reference is the starting model: no divergence before the first update, some at the end.
     assert lines[-1]["policy/kl"] > 1e-6
+
+
+def test_tokens_per_second_counts_all_tokens_of_the_time_that_it_counts(uninterrupted: Path) -> None:
+    lines = read_lines(uninterrupted / "metrics.jsonl")
+    seconds = 0.0
+    for before, line in itertools.pairwise(lines):
+        evaluated = 8 * before.get("eval/word_problems/response_tokens", 0) if before["step"] else 0
+        seconds += (line["rollout/tokens"] + evaluated) / line["tokens_per_second"]
+    # The steps from the first one's begin to the last one's evaluation, each second once.
+    counted = sum(line["time/step_s"] for line in lines[1:]) - lines[-1]["time/evaluate_s"]
+    assert seconds == pytest.approx(counted, rel=0.02, abs=0.3)
 
 
 def test_the_timeline_has_every_worker_and_the_dashboard_finds_its_metrics(uninterrupted: Path) -> None:

@@ -1,0 +1,134 @@
+"""What a training job finds out before its first process, and `--dry-run` shows: one function for both.
+
+Rewards, models, data and the chat template are tried here, on the first and the last samples. Whatever is wrong with them
+is one sentence, seconds after the start; what only looks wrong is a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from actors.cast import load_tokenizer
+from actors.warm_start import demonstrations_of, texts_of
+from core.chat import encode_prompt
+from core.errors import ConfigError
+from core.model_check import check_models, model_settings
+from core.model_paths import locate
+from core.records import Sample
+from core.rollout_recipes import RewardConfig
+from core.scratch import train_tokenizer
+from data import DataSet, load_data
+from rewards import build_rewards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+Encode = Callable[["PreTrainedTokenizerBase", Sample], Any]
+
+PRETRAINED_WIDTH = 512
+"""Hidden size from which on a model is one that was trained on much text; what is made here is narrower."""
+HIGHEST_RATE = {"rollout": 2e-5, "supervised": 1e-4}
+"""Of full fine-tuning of such a model; published recipes take 1e-6 to 1e-5 and 1e-5 to 5e-5."""
+SHORTEST_ANSWERS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The data of a job, and how its model reads it."""
+
+    data: DataSet
+    tokenizer: PreTrainedTokenizerBase
+    prompts: Sequence[Sequence[int]]
+    """Token ids of the first and the last prompt, in training and held out."""
+
+    def lines(self) -> list[str]:
+        """What a dry run shows."""
+        train, heldout = self.data.train, self.data.heldout
+        sizes = ", ".join(str(len(ids)) for ids in self.prompts)
+        return [
+            f"{len(train):,} training and {len(heldout):,} held-out samples of {self.data.name}; tokens of the first and last prompts: {sizes}",
+            *prompt_lines(self.tokenizer, train[0], self.prompts[0]),
+        ]
+
+
+def prompt_lines(tokenizer: PreTrainedTokenizerBase, sample: Sample, ids: Sequence[int]) -> list[str]:
+    """One prompt as its model reads it, special tokens and all."""
+    text = str(tokenizer.decode(ids)).splitlines()
+    return [
+        f"the prompt of {sample.sample_id}, {len(ids)} tokens, as the model reads it:",
+        *(f"| {each}" for each in text),
+    ]
+
+
+def prepare(
+    config: Any,
+    *,
+    rewards: Sequence[RewardConfig] = (),
+    metrics: Sequence[RewardConfig] = (),
+    encode: Encode = encode_prompt,
+) -> Prepared:
+    """Try everything that the job will read. `encode` is what it makes of a sample, `rewards` are for training samples
+    and `metrics` for held-out ones."""
+    judges = [build_rewards(functions) if functions else None for functions in (rewards, metrics)]
+    check_models(config)
+    data = load_data(config.data)
+    for judge, samples in zip(judges, (data.train, data.heldout), strict=True):
+        if judge is not None:
+            judge.check(samples)
+    tokenizer = starting_tokenizer(config.model, data)
+    tried = [data.train[0], data.train[-1], data.heldout[0], data.heldout[-1]]
+    for sample in tried:
+        encode(tokenizer, sample)
+    prepared = Prepared(data=data, tokenizer=tokenizer, prompts=[encode_prompt(tokenizer, each) for each in tried])
+    if config.model.type != "scratch":
+        prompt = str(tokenizer.decode(prepared.prompts[0]))
+        for misfit in misfits(config, model_settings(locate(config.model.path)), prompt):
+            log.warning("%s", misfit)
+    return prepared
+
+
+def starting_tokenizer(config: Any, data: DataSet) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that a run starts from, with an end token; of one made here, what it will be."""
+    if config.type == "scratch":
+        return train_tokenizer(texts_of(demonstrations_of(data)), config.vocab_size, config.max_length)
+    tokenizer = load_tokenizer(locate(config.path), trust_remote_code=config.trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"the tokenizer of model.path {config.path} has no end token, so no answer could ever end; name the token that ends a turn as "
+            "eos_token in its tokenizer_config.json, or use an instruction-tuned model"
+        )
+    return tokenizer
+
+
+def misfits(config: Any, settings: Mapping[str, Any], prompt: str) -> Iterator[str]:
+    """Settings that suit models made here and not a pretrained one of these `settings`, each with its rule and remedy."""
+    inner = settings.get("text_config") or settings
+    if (inner.get("hidden_size") or inner.get("n_embd") or 0) < PRETRAINED_WIDTH:
+        return
+    samples = hasattr(config, "rollout")
+    section, engine = ("policy", config.policy) if samples else ("engine", config.engine)
+    highest = HIGHEST_RATE["rollout" if samples else "supervised"]
+    if engine.lora is None and engine.learning_rate > highest:
+        yield (
+            f"{section}.learning_rate {engine.learning_rate:g} is for small models made here: full fine-tuning of a pretrained model "
+            f"mostly breaks it above {highest:g}; set {section}.learning_rate={highest / 10:g}, or train an adapter ({section}.lora)"
+        )
+    if not samples:
+        return
+    if "####" not in prompt and any(
+        each.fn == "math_answer" and each.args.get("strict", True) for each in config.rewards
+    ):
+        yield (
+            "strict math_answer wants a last line '#### <number>', and the first prompt does not ask for it, so that every answer may "
+            "earn 0; say it in data.system_prompt, or set rewards: [{fn: math_answer, args: {strict: false}}]"
+        )
+    if config.rollout.max_response_tokens < SHORTEST_ANSWERS and config.environment is None:
+        yield (
+            f"rollout.max_response_tokens {config.rollout.max_response_tokens} is for small models made here: most answers of a pretrained "
+            "model are longer and would be cut; set rollout.max_response_tokens=256 or more, unless short answers are the task"
+        )
