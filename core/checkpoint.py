@@ -180,17 +180,13 @@ class CheckpointStore:
             raise CheckpointError(
                 f"{self.directory.parent} has no complete checkpoint of step {wanted}; it has {known}"
             )
-        while steps:
-            best = best_of(self._index(), steps) if wanted == "best" else None
-            step = wanted if isinstance(wanted, int) else max(steps) if best is None else best
+        for step in [wanted] if isinstance(wanted, int) else self.preferred(wanted):
             problem = check(self.path(step))
             if problem is None:
                 return step
             problems.append(f"{self.path(step).name}: {problem}")
-            if isinstance(wanted, int):
-                break
-            self._report(self.path(step), problem)
-            steps.remove(step)
+            if not isinstance(wanted, int):
+                self._report(self.path(step), problem)
         if problems:
             raise CheckpointError(
                 f"{self.directory} holds no whole checkpoint ({'; '.join(problems)}); copy or fetch it again"
@@ -234,6 +230,21 @@ class CheckpointStore:
                 f"none of the checkpoints in {self.directory} is complete ({newest.name}: {self._problem(newest)}); bring one back, "
                 "or begin anew: run.resume=never moves this run aside"
             )
+
+    def preferred(self, wanted: Literal["best", "latest"], *, also: Collection[int] = ()) -> list[int]:
+        """The complete steps, the one that is wanted first, then what takes its place where that one is damaged.
+
+        latest: newest first; best: best first, then those that were not measured, newest first. `also`: steps that have
+        their place among them whether they are kept or not.
+        """
+        steps = sorted({*self.steps(), *also}, reverse=True)
+        if wanted == "latest":
+            return steps
+        index, ranked = self._index(), []
+        while (best := best_of(index, steps)) is not None:
+            ranked.append(best)
+            steps.remove(best)
+        return ranked + steps
 
     def manifest(self, step: int) -> dict[str, Any]:
         """step, at, metadata and files of a complete checkpoint."""

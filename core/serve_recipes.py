@@ -115,6 +115,8 @@ class ServeConfig(Section):
     """Prompt and answer in tokens; unset: what the model takes, on a CPU at most 8,192."""
     max_request_mib: float = Field(default=8.0, gt=0)
     """Largest request body in MiB; a larger one is answered with 400 before it is read to its end."""
+    request_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds that a client may take to send a request, head and body; a slower one is answered with 408 and hung up on."""
     precision: Precision = "auto"
     """Precision of the weights."""
     engine: EngineConfig = EngineConfig()

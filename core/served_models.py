@@ -10,11 +10,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
-from core.checkpoint import MANIFEST, CheckpointStore, step_of
+from core.checkpoint import MANIFEST, CheckpointStore, step_name, step_of
 from core.doctor import available_memory_gib
 from core.errors import CheckpointError, ConfigError
 from core.files import read_json
@@ -79,21 +79,21 @@ def on_this_machine(served: Served) -> Served:
     return replace(served, path=_absolute(path))
 
 
-def require_whole(path: Path, *, like: Path | None = None) -> None:
-    """CheckpointError unless the files of `path` are those that its manifest names, byte by byte; with `like`, unless
-    it has that checkpoint's tensors, in the same shapes."""
+def require_whole(path: Path, *, tensors: Mapping[str, Sequence[int]] | None = None) -> None:
+    """CheckpointError unless the files of `path` are those that its manifest names, byte by byte; and, where given, unless
+    its tensors have these names and shapes."""
     path = path.resolve()  # `latest` and `best` are links
     step = step_of(path.name)
     if step is not None and (path / MANIFEST).exists():
         CheckpointStore(path.parent).verify(step, hashes=True)
-    if like is None:
+    if tensors is None:
         return
-    ours, theirs = tensor_shapes(path), tensor_shapes(like)
-    for name in sorted({*ours, *theirs}):
-        if ours.get(name) != theirs.get(name):
+    ours = tensor_shapes(path)
+    for name in sorted({*ours, *tensors}):
+        if ours.get(name) != tensors.get(name):
             raise CheckpointError(
                 f"{path} is not a later step of the model that is served: {name} is {_shape(ours, name)} there and "
-                f"{_shape(theirs, name)} in {like}"
+                f"{_shape(tensors, name)} in the model"
             )
 
 

@@ -32,6 +32,7 @@ from core.served_models import Served, served_models
 from core.stopping import StopSignals
 from core.trained_steps import run_of
 from serving.playground import run_examples
+from serving.slow_senders import proxy_environment
 
 KEY = "TROUPE_API_KEY"
 WATCH_S = 2.0
@@ -47,6 +48,9 @@ def serve(config: ServeConfig) -> None:
     signals = StopSignals()
     signals.install()
     started = time.monotonic()
+    # Ray's processes inherit them: how long a proxy may take to start before another replaces it, and a client to send.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(config.engine.init_timeout_s))
+    os.environ.update(proxy_environment(config.request_timeout_s))
     stage = Stage(config.placement)
     try:
         signals.install()  # Ray takes SIGTERM for itself
@@ -55,7 +59,7 @@ def serve(config: ServeConfig) -> None:
 
         endpoint = Endpoint(config, models, None if key is None else hash_key(key))
         try:
-            announce(config, endpoint.cards(), seconds=time.monotonic() - started, key=key if made else None)
+            announce(config, endpoint.started(), seconds=time.monotonic() - started, key=key if made else None)
             while True:
                 for line in endpoint.news():
                     rich.print(line)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import ray
 from fastapi import FastAPI
@@ -11,52 +15,131 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ServeStatus
 
 from core.scoring_recipes import ScorerConfig
 from core.serve_recipes import ServeConfig
 from core.served_models import Served
-from serving.ingress import Door, Unavailable, build_app
-from serving.messages import Message, complete
+from serving.conversations import Conversation
+from serving.ingress import Door, build_app
+from serving.messages import Message, NoReplica, complete
 from serving.model_server import ModelServer
+from serving.openai_error import Unavailable
 from serving.scorer import scorer_app
 
 NAME = "troupe"
 """Of the application."""
 HEALTH_TIMEOUT_S = 60.0
 """A replica that does not answer for so long is replaced; a tokenizer at work on a long text is not dead."""
+HEALTH_PERIOD_S = 2.0
+"""Seconds between health checks; Serve replaces a replica whose engine three of them found dead."""
+LOOK_S = 1.0
+"""Seconds that a request waits before Serve is asked whether a replica runs that could answer it."""
 INGRESS_REQUESTS = 4096
 """Requests that the ingress has open at once."""
 
 
-class Replicas:
-    """A model behind a Serve handle, as the ingress sees it."""
+class Presence:
+    """Which deployments of the application have a replica that runs.
 
-    def __init__(self, name: str, handle: DeploymentHandle) -> None:
-        self._name = name
+    A Serve handle keeps a request until there is one, for minutes where an engine starts again; who sent it should hear of
+    that at once. Serve's controller is asked only while a request waits, about all deployments together.
+    """
+
+    def __init__(self, application: str) -> None:
+        self._application = application
+        self._absent: set[str] = set()
+        self._looked = -math.inf
+        self._looking = asyncio.Lock()
+
+    async def require(self, deployment: str) -> None:
+        """NoReplica where the last look found none and a new look neither."""
+        if deployment in self._absent:
+            await self._look()
+        if deployment in self._absent:
+            raise NoReplica
+
+    async def first(self, deployment: str, awaited: Awaitable[Any]) -> Any:
+        """What is awaited of a deployment; NoReplica as soon as no replica of it runs."""
+        task = asyncio.ensure_future(awaited)
+        try:
+            while not (await asyncio.wait([task], timeout=LOOK_S))[0]:
+                await self._look()
+                await self.require(deployment)
+            return task.result()
+        finally:
+            task.cancel()
+
+    async def _look(self) -> None:
+        async with self._looking:
+            if time.monotonic() - self._looked >= LOOK_S:
+                self._absent = absent(await asyncio.to_thread(serve.status), self._application)
+                self._looked = time.monotonic()
+
+
+def absent(status: ServeStatus, application: str) -> set[str]:
+    """The application's deployments without a replica that takes requests."""
+    found = status.applications.get(application)
+    return {
+        name
+        for name, deployment in (found.deployments if found is not None else {}).items()
+        if not any(count for state, count in deployment.replica_states.items() if state not in ("STARTING", "STOPPING"))
+    }
+
+
+class Replicas:
+    """A model or a scorer behind a Serve handle, as the ingress sees it; raises Unavailable where it cannot answer."""
+
+    def __init__(self, name: str, handle: DeploymentHandle, presence: Presence) -> None:
+        self._name, self._handle = name, handle
         self._answer = handle.options(method_name="answer", stream=True)
-        self._card = handle.options(method_name="card")
+        self._presence = presence
 
     async def answer(self, path: str, content_type: str, body: bytes) -> AsyncIterator[list[Message]]:
         """Cancelled in the replica as soon as nobody reads on."""
-        response = self._answer.remote(path, content_type, body)
-        done = False
-        try:
-            async for messages in response:
-                done = not messages or complete(messages)
-                yield messages
-        except BackPressureError:
-            raise Unavailable(429, f"{self._name} has as many requests waiting as it takes; try again later") from None
-        except (RayActorError, DeploymentUnavailableError):
-            raise Unavailable(503, f"{self._name} is being started again; try again in a minute") from None
-        finally:
-            if not done:
-                response.cancel()
+        with self._unavailable():
+            await self._presence.require(self._handle.deployment_name)
+            response = self._answer.remote(path, content_type, body)
+            done = False
+            try:
+                messages = await self._presence.first(self._handle.deployment_name, anext(response, []))
+                while not done:
+                    done = not messages or complete(messages)
+                    yield messages
+                    messages = [] if done else await anext(response, [])
+            finally:
+                if not done:
+                    response.cancel()
 
     async def card(self) -> dict[str, Any]:
+        """What `ModelServer.card` gives."""
         try:
-            return dict(await self._card.remote())
-        except (RayActorError, RayTaskError, BackPressureError, DeploymentUnavailableError):
+            return dict(await self._call(self._handle.card))
+        except RayTaskError:
             raise Unavailable(503, f"{self._name} does not answer") from None
+
+    async def score(self, conversations: Sequence[Conversation]) -> Sequence[float | None]:
+        """What a scorer's `score` gives."""
+        return cast(Sequence[float | None], await self._call(self._handle.score, conversations))
+
+    async def _call(self, method: DeploymentHandle, *arguments: Any) -> Any:
+        with self._unavailable():
+            await self._presence.require(self._handle.deployment_name)
+            response = method.remote(*arguments)
+            try:
+                return await self._presence.first(self._handle.deployment_name, response)
+            except (NoReplica, asyncio.CancelledError):
+                response.cancel()
+                raise
+
+    @contextlib.contextmanager
+    def _unavailable(self) -> Iterator[None]:
+        try:
+            yield
+        except BackPressureError:
+            raise Unavailable(429, f"{self._name} has as many requests waiting as it takes; try again later") from None
+        except (NoReplica, RayActorError, DeploymentUnavailableError):
+            raise Unavailable(503, f"{self._name} is being started again; try again in a minute") from None
 
 
 class Ingress:
@@ -65,8 +148,9 @@ class Ingress:
     def __init__(
         self, models: Mapping[str, DeploymentHandle], scorers: Mapping[str, DeploymentHandle], door: Door
     ) -> None:
-        self._models = {name: Replicas(name, handle) for name, handle in models.items()}
-        self._scorers = {name: handle.score.remote for name, handle in scorers.items()}
+        presence = Presence(serve.get_replica_context().app_name)
+        self._models = {name: Replicas(name, handle, presence) for name, handle in models.items()}
+        self._scorers = {name: Replicas(name, handle, presence).score for name, handle in scorers.items()}
         self._door = door
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -126,6 +210,7 @@ def _options(config: ServeConfig) -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": 1, "num_gpus": gpus},
         "max_ongoing_requests": config.engine.max_running,
         "max_queued_requests": config.max_queued,
+        "health_check_period_s": HEALTH_PERIOD_S,
         "health_check_timeout_s": HEALTH_TIMEOUT_S,
         "graceful_shutdown_timeout_s": 5.0,
         # What fails at its start fails again; whoever waits should hear of it.

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ray import serve
+from ray.exceptions import RayActorError, RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from core.errors import ConfigError, WorkerError
 from core.serve_recipes import ServeConfig
 from core.served_models import Served
-from serving.app import NAME, build_application
+from serving.app import NAME, absent, build_application
 
 POLL_S = 0.5
-CARD_TIMEOUT_S = 60.0
-"""Seconds that a model has to describe itself; one that takes new weights does it when it is done."""
+CARD_TIMEOUT_S = 10.0
+"""Seconds that a model has to describe itself between two looks; one that is busy does it at the next look."""
 
 
 class Endpoint:
@@ -32,23 +35,41 @@ class Endpoint:
                 "Ray Serve runs on this cluster already, with its own address and port; end it (serve shutdown), or unset "
                 "RAY_ADDRESS to have a Ray of our own"
             )
+        self.port = config.port
         self._models = {model.name: f"model-{position}" for position, model in enumerate(models)}
         self._told: set[tuple[str, int, str]] = set()
+        self._away: set[str] = set()
+        self._timeout_s = config.engine.init_timeout_s
+        self._deadline = time.monotonic() + self._timeout_s
         try:
-            serve.start(ProxyLocation.HeadOnly, HTTPOptions(host=config.host, port=config.port))
+            self._listen(HTTPOptions(host=config.host, port=config.port))
             target = serve.RunTarget(
                 target=build_application(config, models, key_hash),
                 name=NAME,
                 logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
             )
-            serve.run_many([target], wait_for_applications_running=False)
-            self._wait(config.engine.init_timeout_s)
+            with contextlib.suppress(TimeoutError):  # of Ray's 60 s for its proxy; the application is deployed by then
+                serve.run_many([target], wait_for_applications_running=False)
+            self._wait()
         except BaseException:
             self.close()
             raise
 
-    def _wait(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
+    def _listen(self, options: HTTPOptions) -> None:
+        """Start Serve and its HTTP proxy.
+
+        Serve itself waits 60 s and then gives up, and its controller replaces a proxy that is late, which ends the wait
+        with an error. Busy cores need longer, so the start is tried until our own deadline.
+        """
+        while True:
+            with contextlib.suppress(TimeoutError, RayActorError):
+                serve.start(ProxyLocation.HeadOnly, options)
+            proxies = serve.status().proxies.values()
+            if proxies and all(proxy == "HEALTHY" for proxy in proxies):
+                return
+            self._require_time("Ray Serve's HTTP proxy")
+
+    def _wait(self) -> None:
         while True:
             application = serve.status().applications.get(NAME)
             if application is not None and application.status == "RUNNING":
@@ -56,20 +77,39 @@ class Endpoint:
             if application is not None and application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
                 messages = [deployment.message for deployment in application.deployments.values() if deployment.message]
                 raise WorkerError(f"the endpoint did not start: {_reason(messages or [application.message])}")
-            if time.monotonic() > deadline:
-                raise WorkerError(
-                    f"the endpoint did not start within engine.init_timeout_s ({timeout_s:.0f} s); `python jobs/doctor.py` checks "
-                    "memory, versions and devices"
-                )
-            time.sleep(POLL_S)
+            self._require_time("the endpoint")
+
+    def _require_time(self, what: str) -> None:
+        """Sleep until the next look; WorkerError where there is none, because the deadline has passed."""
+        if time.monotonic() > self._deadline:
+            raise WorkerError(
+                f"{what} did not start within engine.init_timeout_s ({self._timeout_s:.0f} s); raise it where the machine is "
+                "busy or the model large, and let `python jobs/doctor.py` check memory, versions and devices"
+            )
+        time.sleep(POLL_S)
+
+    def started(self) -> list[dict[str, Any]]:
+        """What each model says of itself once it has started; WorkerError where one does not within the start's deadline."""
+        while len(cards := self.cards()) < len(self._models):
+            self._require_time("a model of the endpoint")
+        return cards
 
     def cards(self) -> list[dict[str, Any]]:
-        """What each model says of itself; of one with several replicas, what one of them says."""
-        asked = [serve.get_deployment_handle(name, NAME).card.remote() for name in self._models.values()]
-        return [dict(card.result(timeout_s=CARD_TIMEOUT_S)) for card in asked]
+        """What each model says of itself that can now; of one with several replicas, what one of them says."""
+        here = [deployment for name, deployment in self._models.items() if name not in self._away]
+        asked = [serve.get_deployment_handle(deployment, NAME).card.remote() for deployment in here]
+        deadline = time.monotonic() + CARD_TIMEOUT_S
+        cards = []
+        for card in asked:
+            try:
+                cards.append(dict(card.result(timeout_s=max(0.0, deadline - time.monotonic()))))
+            except (TimeoutError, RayError, RayServeException):  # starts again, or has as many requests as it takes
+                card.cancel()
+        return cards
 
     def news(self) -> Iterator[str]:
-        """What has happened to followed runs since the last call, each once."""
+        """What has happened since the last call: to models whose replica is away, and to followed runs, each once."""
+        yield from self._presence()
         for card in self.cards():
             facts = [
                 (int(step), f"refused, {card['step']} stays: {why}") for step, why in card.get("refused", {}).items()
@@ -80,6 +120,16 @@ class Endpoint:
                 if (card["id"], step, what) not in self._told:
                     self._told.add((card["id"], step, what))
                     yield f"{card['following']}: step {step} {what}"
+
+    def _presence(self) -> Iterator[str]:
+        """Which models have lost their last replica, and which have one again."""
+        gone = absent(serve.status(), NAME)
+        away = {name for name, deployment in self._models.items() if deployment in gone}
+        yield from (f"{name}: no replica runs; Serve starts another" for name in sorted(away - self._away))
+        yield from (f"{name}: a replica runs again" for name in sorted(self._away - away))
+        # What a replica that was started again serves is news once more.
+        self._told = {fact for fact in self._told if fact[0] not in away}
+        self._away = away
 
     def close(self) -> None:
         """End Serve and all its processes."""

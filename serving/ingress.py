@@ -20,7 +20,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from serving.messages import Message, complete, joined
-from serving.openai_error import openai_error
+from serving.openai_error import Unavailable, openai_error
 from serving.playground import PATHS, playground_router
 from serving.request_body import read_body
 from serving.scoring import Scorer, chat_reply, scorer_card, scoring_router
@@ -41,17 +41,6 @@ class Model(Protocol):
 
     async def card(self) -> dict[str, Any]:
         """What `ModelServer.card` gives."""
-
-
-class Unavailable(Exception):
-    """The model cannot answer now; status 429 for one that has too much to do, 503 for one that is starting again."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-    def response(self) -> JSONResponse:
-        return openai_error(self.status, str(self), code="overloaded" if self.status == 429 else "unavailable")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

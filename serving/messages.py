@@ -9,6 +9,10 @@ Message = dict[str, Any]
 """What an ASGI application sends: the start of a response, or a part of its body."""
 
 
+class NoReplica(Exception):
+    """No replica can answer: the engine of the one that was asked is dead, or none runs."""
+
+
 def joined(messages: Sequence[Message]) -> bytes:
     """The body in these messages."""
     return b"".join(message.get("body", b"") for message in messages if message["type"] == "http.response.body")

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
+import os
 import time
 from argparse import Namespace
 from collections.abc import AsyncIterator, Iterator
@@ -27,8 +29,8 @@ from core.hardware import hardware, set_up_generator
 from core.run_directory import locked
 from core.serve_recipes import ServeConfig
 from core.served_models import Served, on_this_machine
-from serving.follower import Follower, newest
-from serving.messages import Message, complete
+from serving.follower import Follower
+from serving.messages import Message, NoReplica, complete
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +52,8 @@ class ModelServer:
 
     async def __init__(self, served: Served, config: ServeConfig) -> None:  # type: ignore[misc]
         """Ready to answer when it returns."""
-        wanted = config.following.checkpoint
-        self._served = on_this_machine(served) if served.run is None else newest(served, wanted)
+        self._follower = None if served.run is None else Follower(served, config.following.checkpoint)
+        self._served = on_this_machine(served) if self._follower is None else self._follower.first()
         self._config = config
         self._created = int(time.time())
         self._broken: Exception | None = None
@@ -62,13 +64,12 @@ class ModelServer:
         self._idle = asyncio.Event()
         self._idle.set()
         await self._start()
-        self._follower: Follower | None = None
-        if served.run is not None and self._served.step is not None:
-            self._follower = Follower(served.run, wanted, path=self._served.path, step=self._served.step)
+        if self._follower is not None:
             self._following = asyncio.create_task(self._follow())
 
     async def _start(self) -> None:
         set_up_generator(0, 1, None, ray.util.get_node_ip_address())
+        os.environ["VLLM_ENGINE_READY_TIMEOUT_S"] = str(math.ceil(self._config.engine.init_timeout_s))
         from vllm import AsyncEngineArgs
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app
@@ -126,9 +127,11 @@ class ModelServer:
     async def answer(self, path: str, content_type: str, body: bytes) -> AsyncIterator[list[Message]]:
         """POST `body` to vLLM's application at `path`; what it has sent since the last item, until it is done.
 
-        Whoever stops reading has hung up: the application hears of it, and vLLM ends the generation.
+        Whoever stops reading has hung up: the application hears of it, and vLLM ends the generation. NoReplica where the
+        engine is dead, instead of what vLLM says then.
         """
         await self._open.wait()
+        self._require_engine()
         with self._counted():
             sent: asyncio.Queue[Message | None] = asyncio.Queue()
             gone = asyncio.Event()
@@ -136,9 +139,11 @@ class ModelServer:
             task.add_done_callback(lambda _: sent.put_nowait(None))
             try:
                 while (messages := await _arrived(sent)) and not complete(messages):
+                    self._require_engine()
                     yield messages
                     # What comes meanwhile travels together: a message costs three processes a millisecond of their time.
                     await asyncio.wait([task], timeout=self._running / self._config.stream_parts_per_s)
+                self._require_engine()
                 await task
                 yield messages
             finally:
@@ -148,6 +153,10 @@ class ModelServer:
                 if not task.done():
                     task.cancel()
                     await asyncio.wait([task])
+
+    def _require_engine(self) -> None:
+        if self._engine.errored:
+            raise NoReplica
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
@@ -230,7 +239,7 @@ class ModelServer:
                 self._follower.refuse(step, f"{path} does not load: {str(error).splitlines()[0]}")
                 await self._load(before)  # part of the weights may be the new ones already
             else:
-                self._follower.served(path, step)
+                self._follower.serves(path, step)
                 self._sign(step)
             # What was computed with the old weights is forgotten, that of frozen requests too.
             await self._engine.reset_prefix_cache(reset_running_requests=True)

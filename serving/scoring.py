@@ -15,14 +15,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import TypeAdapter, ValidationError
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from core.errors import DataError, TroupeError
 from core.program import user_error
 from serving.conversations import TAGS, Conversation, ScoreRequest, TooLongError, Turn, conversation_of
-from serving.openai_error import openai_error
+from serving.openai_error import Unavailable, openai_error
 from serving.request_body import read_body
 
 log = logging.getLogger(__name__)
@@ -95,12 +93,8 @@ async def _scores(scorer: Scorer, conversations: Sequence[Conversation]) -> Sequ
     """The scores, or the answer that says why there are none."""
     try:
         return await scorer(conversations)
-    except BackPressureError:
-        return openai_error(
-            429, "the scorer has as many requests waiting as it takes; try again later", code="overloaded"
-        )
-    except (RayActorError, DeploymentUnavailableError):
-        return openai_error(503, "the scorer is being started again; try again in a minute", code="unavailable")
+    except Unavailable as unavailable:
+        return unavailable.response()
     except Exception as raised:  # Ray hands over what a replica raised inside an error of its own
         error = user_error(raised)
         if isinstance(error, DataError):

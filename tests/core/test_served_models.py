@@ -14,7 +14,7 @@ from core.checkpoint import CheckpointStore
 from core.config import load_config
 from core.errors import CheckpointError, ConfigError, TroupeError
 from core.serve_recipes import ServeConfig, with_sources
-from core.served_models import Served, require_whole, served_models
+from core.served_models import Served, require_whole, served_models, tensor_shapes
 
 QWEN = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -107,12 +107,29 @@ def test_a_model_that_does_not_fit_in_memory_is_refused(tmp_path, monkeypatch):
     assert "2 time(s), need 2.0 GiB, and 1.5 GiB are available" in refusal(model, "min_replicas=2")
 
 
+def test_a_followed_run_starts_with_the_newest_whole_checkpoint(tmp_path):
+    run = tmp_path / "mine"
+    for step, metric in ((1, 0.2), (2, 0.5), (3, 0.9)):
+        save(run, step, metric)
+    for step, starts_with in ((3, 2), (2, 1)):
+        damage(run, step)
+        (served,) = found(f"follow={run}")
+        assert served.step == starts_with
+    damage(run, 1)
+    assert "step-000003 cannot be used: model.safetensors has another SHA-256" in refusal(f"follow={run}")
+
+
+def damage(run: Path, step: int) -> None:
+    weights = run / f"checkpoints/step-00000{step}/model.safetensors"
+    weights.write_bytes(b"0" * weights.stat().st_size)
+
+
 def test_another_byte_or_another_shape_is_not_a_later_step(tmp_path):
     first, second = save(tmp_path / "mine", 1), save(tmp_path / "mine", 2)
     wider = save(tmp_path / "mine", 3, size=8)
-    require_whole(second, like=first)
+    require_whole(second, tensors=tensor_shapes(first))
     with pytest.raises(CheckpointError, match=r"of shape \[8, 2\] there and of shape \[4, 2\] in"):
-        require_whole(wider, like=first)
+        require_whole(wider, tensors=tensor_shapes(first))
     weights = bytearray((second / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (second / "model.safetensors").write_bytes(weights)

@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.ingress import Door, Unavailable, build_app, hash_key
+from serving.ingress import Door, build_app, hash_key
 from serving.messages import Message
+from serving.openai_error import Unavailable
 
 KEY = "a-token-of-sixteen"
 
