@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from serving.messages import Message, complete, joined
 from serving.openai_error import Unavailable, openai_error
 from serving.playground import PATHS, playground_router
-from serving.request_body import read_body
+from serving.request_body import message_mistake, parsed, read_body
 from serving.scoring import Scorer, chat_reply, scorer_card, scoring_router
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def build_app(models: Mapping[str, Model], door: Door, *, scorers: Mapping[str, 
         if isinstance(body, Response):
             return body
         try:
-            asked = json.loads(body)
+            asked = parsed(body)
         except (ValueError, RecursionError) as error:
             return openai_error(400, f"the request's body is not valid JSON: {error}", code="invalid_json")
         if not isinstance(asked, dict):
@@ -116,6 +116,9 @@ def build_app(models: Mapping[str, Model], door: Door, *, scorers: Mapping[str, 
         base = door.adapters.get(name, name)
         if base not in models:
             return _unknown(name)
+        mistake = message_mistake(asked.get("messages")) if request.url.path.endswith("/chat/completions") else None
+        if mistake is not None:
+            return mistake
         content_type = request.headers.get("content-type", "")
         return await _unless_gone(request, _relayed(models[base].answer(request.url.path, content_type, body)))
 

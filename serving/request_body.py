@@ -1,11 +1,19 @@
-"""The body of a request, of which no more is read than the endpoint takes."""
+"""The body of a request: no more of it is read than the endpoint takes, and what no model could answer is refused."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serving.openai_error import openai_error
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+INSTEAD = ("tool_calls", "function_call", "refusal", "audio")
+"""What an assistant's message may have instead of a content."""
 
 
 async def read_body(request: Request, most: int) -> bytes | Response:
@@ -27,3 +35,33 @@ async def read_body(request: Request, most: int) -> bytes | Response:
     except ClientDisconnect:
         return openai_error(400, "the client hung up before the end of its request")
     return b"".join(parts)
+
+
+def parsed(body: bytes) -> Any:
+    """The JSON of a body; ValueError or RecursionError where it is none, or has a character that no text can have."""
+    value = json.loads(body)
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start].encode("ascii", "backslashreplace").decode()
+        raise ValueError(
+            f"{half} is half of a surrogate pair and no character; send both halves, or leave it out"
+        ) from None
+    return value
+
+
+def message_mistake(messages: Any) -> Response | None:
+    """The refusal of chat messages that OpenAI's API refuses and vLLM lets through; other mistakes are vLLM's to find."""
+    for index, message in enumerate(messages if isinstance(messages, list) else []):
+        if not isinstance(message, Mapping):
+            continue
+        role = message.get("role")
+        if role not in ROLES:
+            where = f"messages[{index}].role"
+            return openai_error(
+                400, f"{where} is {str(role)[:100]!r}; it must be one of {', '.join(ROLES)}", param=where
+            )
+        if message.get("content") is None and not (role == "assistant" and any(message.get(key) for key in INSTEAD)):
+            where = f"messages[{index}].content"
+            return openai_error(400, f"{where} is missing; give the {role}'s text, which may be empty", param=where)
+    return None

@@ -21,7 +21,7 @@ from core.errors import DataError, TroupeError
 from core.program import user_error
 from serving.conversations import TAGS, Conversation, ScoreRequest, TooLongError, Turn, conversation_of
 from serving.openai_error import Unavailable, openai_error
-from serving.request_body import read_body
+from serving.request_body import parsed, read_body
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def scoring_router(scorers: Mapping[str, Scorer], *, max_bytes: int = 2**23) -> 
         if isinstance(body, Response):
             return body
         try:
-            asked = ScoreRequest.model_validate(json.loads(body))
+            asked = ScoreRequest.model_validate(parsed(body))
             conversations = asked.conversations()
         except (ValueError, RecursionError, DataError) as error:
             return _refusal(error)

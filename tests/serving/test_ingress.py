@@ -146,6 +146,8 @@ def test_a_stream_whose_model_dies_ends_with_an_error_that_clients_read():
         (b'{"model": ', 400, "invalid_json"),
         (b"[" * 900, 400, "invalid_json"),
         (b"\xff", 400, "invalid_json"),
+        (b'{"model": "tiny", "prompt": "x", "stop": "\\ud800"}', 400, "invalid_json"),
+        (b'{"model": "tiny", "prompt": "\xed\xa0\x80"}', 400, "invalid_json"),
         (b"[1]", 400, None),
         (b'{"prompt": "x"}', 400, None),
         (b'{"model": "gpt", "prompt": "x"}', 404, "model_not_found"),
@@ -160,6 +162,32 @@ def test_every_error_has_openais_shape(body, status, code):
     reply = ask("POST", "/v1/completions", content=body)
     assert reply.status_code == status
     assert error_of(reply)["code"] == code
+
+
+def test_both_halves_of_a_surrogate_pair_are_a_character():
+    body = b'{"model": "tiny", "prompt": "\\ud83d\\ude00"}'
+    assert ask("POST", "/v1/completions", content=body).json()["asked"]["prompt"] == "\N{GRINNING FACE}"
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "foo", "content": "x"}, "messages[1].role"),
+        ({"content": "x"}, "messages[1].role"),
+        ({"role": "user"}, "messages[1].content"),
+        ({"role": "user", "content": None}, "messages[1].content"),
+        ({"role": "assistant", "tool_calls": []}, "messages[1].content"),
+        ({"role": "assistant", "content": ""}, None),
+        ({"role": "assistant", "tool_calls": [{"id": "1"}]}, None),
+        ({"role": "user", "content": [{"type": "text", "text": "x"}]}, None),
+    ],
+)
+def test_a_message_that_openais_api_refuses_is_refused(message, param):
+    messages = [{"role": "system", "content": "x"}, message]
+    reply = ask("POST", "/v1/chat/completions", json={"model": "tiny", "messages": messages})
+    assert reply.status_code == (200 if param is None else 400)
+    if param is not None:
+        assert error_of(reply)["param"] == param
 
 
 def test_a_body_of_undeclared_size_is_read_no_further_than_the_limit():
