@@ -101,14 +101,11 @@ class ModelServer:
         self._app.state.server = SimpleNamespace()
         await init_app_state(self._engine, self._app.state, settings, tasks)
         self._sign(served.step)
-        # The first request initialises lazily for seconds; nobody should wait for that later.
-        first: dict[str, Any] = {"model": served.name, "max_tokens": 2}
-        if self._chats:
-            path, first["messages"] = "/v1/chat/completions", [{"role": "user", "content": "1"}]
-        else:
-            path, first["prompt"] = "/v1/completions", [0]
-        async for _ in self.answer(path, "application/json", json.dumps(first).encode()):
-            pass
+        self._sampling = self._engine.model_config.get_diff_sampling_param()
+        for path, asked in warm_up(chats=self._chats):
+            body = json.dumps({"model": served.name, "max_tokens": 2, **asked}).encode()
+            async for _ in self.answer(path, "application/json", body):
+                pass
 
     @property
     def _chats(self) -> bool:
@@ -183,7 +180,7 @@ class ModelServer:
             "step": served.step if follower is None else follower.step,
             "running": self._engine.output_processor.get_num_unfinished_requests(),
             **following,
-            "metadata": {**served.metadata, "task": "generate", "chat": self._chats},
+            "metadata": {**served.metadata, "task": "generate", "chat": self._chats, "sampling": self._sampling},
         }
 
     async def check_health(self) -> None:
@@ -250,6 +247,25 @@ class ModelServer:
     async def _load(self, path: Path) -> None:
         loading = self._engine.collective_rpc("load_checkpoint", args=(str(path),))
         await asyncio.wait_for(loading, self._config.engine.init_timeout_s)
+
+
+def warm_up(*, chats: bool) -> list[tuple[str, dict[str, Any]]]:
+    """(path, body) of requests that ask once for whatever a request may ask for.
+
+    The first request of a kind initialises or compiles, logprobs for half a minute on a CPU, and the engine answers nobody
+    meanwhile; so that is done before the replica takes requests.
+    """
+    shaped = {"top_k": 9, "top_p": 0.9, "min_p": 0.01, "presence_penalty": 0.1, "frequency_penalty": 0.1}
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/completions", {"prompt": [0]}),
+        ("/v1/completions", {"prompt": [0, 0], "temperature": 0, "logprobs": 1, "echo": True}),
+        ("/v1/completions", {"prompt": [0, 0], "n": 2, "seed": 1, "logprobs": 1, "stop": ["."], **shaped}),
+        ("/v1/completions", {"prompt": [0], "response_format": {"type": "json_object"}}),
+    ]
+    if chats:
+        chat = {"messages": [{"role": "user", "content": "1"}], "logprobs": True, "top_logprobs": 1}
+        requests.append(("/v1/chat/completions", chat))
+    return requests
 
 
 def _largest_rank(served: Served) -> int:

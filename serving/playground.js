@@ -226,6 +226,19 @@ function asked() {
   };
 }
 
+// What a model's generation_config.json sets and the fields do not, which the server adds to the request.
+function sayWhatIsInForce() {
+  const {sampling} = asked();
+  const lines = [...new Set(answers.map(answer => answer.select.value))].flatMap(model => {
+    const added = Object.entries(cards[model]?.sampling ?? {}).filter(([name]) => sampling[name] === undefined);
+    return added.length ? [`${model} samples with ${added.map(([name, value]) => `${name} ${value}`).join(', ')} besides (its generation_config.json).`] : [];
+  });
+  $('force').textContent = lines.join(' ');
+  $('force').hidden = !lines.length;
+}
+$('form').addEventListener('input', sayWhatIsInForce);
+$('answers').addEventListener('change', sayWhatIsInForce);
+
 async function run() {
   running?.abort();
   const mine = running = new AbortController(), {signal} = mine, what = asked(), scorer = $('scorer').value;
@@ -290,6 +303,7 @@ async function start() {
     answer.select.replaceChildren(...models.map(name => make('option', {value: name, textContent: name})));
     answer.select.value = models.includes(kept) ? kept : start;
   }
+  sayWhatIsInForce();
   $('rewards').hidden = !scorers.length;
   $('scorer').replaceChildren(...scorers.map(name => make('option', {value: name, textContent: name})), make('option', {value: '', textContent: 'none'}));
   $('run').disabled = !models.length;

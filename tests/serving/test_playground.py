@@ -35,7 +35,10 @@ def api(tiny_models: dict[str, str]) -> TinyApi:
     return TinyApi(
         models={name: TinyModel(tiny_models[name]) for name in ("tuned", "base")},
         scorers={"judge": judge.score},
-        metadata={"base": {"base": True, "chat": True}, "tuned": {"chat": True, "examples": EXAMPLES}},
+        metadata={
+            "base": {"base": True, "chat": True},
+            "tuned": {"chat": True, "examples": EXAMPLES, "sampling": {"temperature": 0.6, "top_k": 20}},
+        },
         key=KEY,
     )
 
@@ -135,6 +138,16 @@ def test_the_token_is_asked_for_once_and_kept_out_of_addresses(opened: Page, url
 def test_a_token_in_the_fragment_is_taken_and_leaves_the_address_bar(page: Page, url: str) -> None:
     assert page.js("sessionStorage.getItem('troupe-token')") == KEY
     assert page.js("location.href") == f"{url}/playground"
+
+
+@needs_browser
+def test_the_settings_say_what_a_models_generation_config_adds_to_them(page: Page) -> None:
+    said = "tuned samples with top_k 20 besides (its generation_config.json)."
+    assert page.js("$('force').textContent") == said
+    page.js("$('temperature').value = ''; $('form').dispatchEvent(new Event('input'))")
+    assert page.js("$('force').textContent") == said.replace("top_k", "temperature 0.6, top_k")
+    page.js("answers[1].select.value = 'base'; $('answers').dispatchEvent(new Event('change'))")
+    assert page.js("$('force').hidden")
 
 
 @needs_browser
