@@ -10,11 +10,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from core.checkpoint import MANIFEST, CheckpointStore, step_name, step_of
+from core.checkpoint import MANIFEST, CheckpointStore, model_damage, step_of
 from core.doctor import available_memory_gib
 from core.errors import CheckpointError, ConfigError
 from core.files import read_json
@@ -80,12 +80,15 @@ def on_this_machine(served: Served) -> Served:
 
 
 def require_whole(path: Path, *, tensors: Mapping[str, Sequence[int]] | None = None) -> None:
-    """CheckpointError unless the files of `path` are those that its manifest names, byte by byte; and, where given, unless
-    its tensors have these names and shapes."""
+    """CheckpointError unless the model's files in `path` are those that its manifest names, byte by byte; and, where given,
+    unless its tensors have these names and shapes."""
     path = path.resolve()  # `latest` and `best` are links
     step = step_of(path.name)
     if step is not None and (path / MANIFEST).exists():
-        CheckpointStore(path.parent).verify(step, hashes=True)
+        CheckpointStore(path.parent).verify(step)
+        problem = model_damage(path)
+        if problem is not None:
+            raise CheckpointError(f"{path} cannot be used: {problem}; remove it, and an older checkpoint is taken")
     if tensors is None:
         return
     ours = tensor_shapes(path)

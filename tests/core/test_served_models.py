@@ -116,7 +116,7 @@ def test_a_followed_run_starts_with_the_newest_whole_checkpoint(tmp_path):
         (served,) = found(f"follow={run}")
         assert served.step == starts_with
     damage(run, 1)
-    assert "step-000003 cannot be used: model.safetensors has another SHA-256" in refusal(f"follow={run}")
+    assert "step-000003: model.safetensors has another SHA-256" in refusal(f"follow={run}")
 
 
 def damage(run: Path, step: int) -> None:
