@@ -8,7 +8,6 @@ as a function of flat vectors.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from actors.adapters import adapted_layers, adapter_of, merged, published, with_
 from actors.meters import record
 from actors.process_group import join_process_group
 from actors.shared_trunk import TrainedParts
+from actors.trainer_state import TRAINER_STATE, read_state
 from algorithms.attention import PACKED_ATTENTION
 from algorithms.hidden import inner_model
 from algorithms.loading import Head, load_model
@@ -30,6 +30,7 @@ from algorithms.logprobs import PackedModel
 from algorithms.packing import Batch, Row, pack
 from algorithms.values import PackedScalarModel
 from core.errors import CheckpointError, NumericalError
+from core.files import read_json
 from core.hardware import hardware
 from core.role_recipes import PolicyConfig
 
@@ -37,8 +38,6 @@ LossFn = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(what the model's forward returns, [n] each; then the batch's columns at these tokens, with their `branch_ids` and
 `group_ids`) -> (loss, metrics); both are sums that already contain the division by the global count. A vocabulary head
 returns log-probabilities and entropies, a scalar head values. The tokens are those of whole groups."""
-
-TRAINER_STATE = "trainer_state"
 
 
 class Engine:
@@ -93,6 +92,7 @@ class Engine:
             lr_scheduler=lambda wrapped: torch.optim.lr_scheduler.LambdaLR(wrapped, _schedule(config, total_steps)),
             config=settings,
         )
+        self.engine.checkpoint_engine.load = read_state  # DeepSpeed's own would run what a pickle asks for
 
     @property
     def model(self) -> PreTrainedModel:
@@ -252,14 +252,20 @@ class Engine:
             raise CheckpointError(
                 f"{directory} holds no trainer state to resume from; start a new run with model.path={directory}"
             )
-        layout = json.loads(layout_file.read_text())
+        layout = read_json(layout_file)
         if layout != self._layout():
             raise CheckpointError(
                 f"{directory} was written with {layout}, this run has {self._layout()}; resume with the same policy.num_ranks, "
                 "zero_stage and precision and the same reference.source, or start a new run with model.type=pretrained model.path="
                 + directory
             )
-        path, _ = self.engine.load_checkpoint(str(source), tag="state")
+        try:
+            path, _ = self.engine.load_checkpoint(str(source), tag="state")
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise CheckpointError(
+                f"{source} is not the state of this trainer ({type(error).__name__}: {error}); remove {directory}, and the checkpoint "
+                "before it is taken"
+            ) from error
         if path is None:
             raise CheckpointError(f"DeepSpeed could not load the trainer state in {source}")
         self._keep_to_the_recipe()
@@ -298,33 +304,6 @@ class Engine:
         """Give the memory back. The process group stays: DeepSpeed remembers groups of its own that belong to it, and
         the next engine in this process (a policy after its warm start, inline) joins it again."""
         self.engine.destroy()
-
-
-def gathered_state(directory: str) -> dict[str, torch.Tensor]:
-    """The whole model out of the trainer state in `directory`, under the names of the engine's model, adapters apart.
-
-    Trained weights are ZeRO's fp32 masters, where it keeps some. The files are pickles: only those of one's own runs
-    are to be read. Raises CheckpointError when a rank's file is missing.
-    """
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    shards = Path(directory) / TRAINER_STATE / "state"
-    state: dict[str, torch.Tensor] = {}
-    whole = shards / "mp_rank_00_model_states.pt"
-    if whole.is_file():  # below stage 3 each rank has all of the model, frozen weights among it
-        state |= torch.load(whole, map_location="cpu", weights_only=False)["module"]
-    if next(shards.glob("*_optim_states.pt"), None) is not None:
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                state |= get_fp32_state_dict_from_zero_checkpoint(str(shards.parent), tag=shards.name)
-        except (ValueError, FileNotFoundError, KeyError) as error:
-            raise CheckpointError(
-                f"{shards} is not a whole ZeRO checkpoint: {error}; bring the files of all ranks together"
-            ) from None
-    if not state:
-        raise CheckpointError(f"{directory} holds no trainer state to gather weights from")
-    # Beside the model there may be the parts that it started from.
-    return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
 
 
 def _freeze(model: PreTrainedModel, share: float) -> None:

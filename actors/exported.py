@@ -6,7 +6,6 @@ ranks wrote the checkpoint.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,10 @@ from transformers import (
 )
 
 from actors.adapters import with_adapter
-from actors.engine import TRAINER_STATE, gathered_state
+from actors.trainer_state import TRAINER_STATE, gathered_state
 from algorithms.loading import Head
 from core.errors import CheckpointError
+from core.files import read_json
 from core.role_recipes import LoraConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -65,7 +65,8 @@ def stored(path: str, *, trust_remote_code: bool = False) -> Stored:
             "model there"
         ) from None
     layout_file = directory / TRAINER_STATE / "layout.json"
-    layout = json.loads(layout_file.read_text()) if layout_file.is_file() else {}
+    found = read_json(layout_file)
+    layout = found if isinstance(found, dict) else {}
     kinds = config.architectures or []
     return Stored(
         path=path,

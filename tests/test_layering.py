@@ -25,7 +25,7 @@ MAY_IMPORT = {
 """Package -> the packages below it. actors and serving never meet; rewards, environments, data and algorithms neither."""
 
 ADDRESSES = {
-    "deepspeed": ["actors/engine.py", "actors/process_group.py"],
+    "deepspeed": ["actors/engine.py", "actors/process_group.py", "actors/trainer_state.py"],
     "vllm": [
         "core/engine_arguments.py",
         "actors/engine_process.py",

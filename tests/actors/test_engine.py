@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from actors.engine import Engine, gathered_state
+from actors.engine import Engine
 from actors.objective import PolicyObjective
+from actors.trainer_state import gathered_state
 from algorithms.packing import Batch, pack
 from core.algorithm_recipes import AlgorithmConfig
 from core.errors import CheckpointError, NumericalError
