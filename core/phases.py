@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 
 class PhaseClock:
@@ -30,6 +30,17 @@ class PhaseClock:
             self._phases[phase] = self._phases.get(phase, 0.0) + own_s
             if self._inner_s:
                 self._inner_s[-1] += elapsed_s
+
+    def carry(self, times: Mapping[str, float]) -> None:
+        """Begin the step with the seconds that another process, which did not end it, spent on it (`so_far`)."""
+        seconds = {name.removeprefix("time/").removesuffix("_s"): value for name, value in times.items()}
+        self._begun = self._clock() - seconds.pop("step", 0.0)
+        self._phases = seconds
+
+    def so_far(self) -> dict[str, float]:
+        """`time/<phase>_s` of the phases that have ended, and `time/step_s` until now."""
+        times = {f"time/{phase}_s": seconds for phase, seconds in self._phases.items()}
+        return {**times, "time/step_s": self._clock() - self._begun}
 
     def end_step(self) -> dict[str, float]:
         """`time/<phase>_s` of every phase, `time/step_s`, and `time/other_s`: the rest of the step."""

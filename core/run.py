@@ -23,7 +23,7 @@ from core.call_log import CALLS_FILE, CallLog, Watch
 from core.checkpoint import CheckpointStore
 from core.config import Section
 from core.errors import TroupeError
-from core.files import JsonLines, keep_lines, now, read_lines, to_json, write_atomically
+from core.files import JsonLines, keep_lines, last_lines, now, read_lines, to_json, write_atomically
 from core.phases import PhaseClock
 from core.program import user_error
 from core.progress import EVALUATED, build_progress
@@ -110,12 +110,34 @@ class Run:
 
     # -- the steps -------------------------------------------------------------------------------------------
 
-    def resume_from(self, step: int) -> None:
-        """Continue after `step`, the checkpoint's: what an earlier process wrote of later steps is dropped."""
+    def so_far(self) -> dict[str, float]:
+        """What the current step has logged, and its seconds. With it in its checkpoint a step that a process has saved
+        and not ended is ended by the next one."""
+        return {**self._metrics, **self._clock.so_far()}
+
+    def resume_from(self, step: int, so_far: Mapping[str, float] = {}) -> bool:
+        """Continue after `step`, the checkpoint's: what an earlier process wrote of later steps is dropped.
+
+        True where that process died before it had ended `step` itself: what it had logged is taken out of the
+        checkpoint (`so_far`), its evaluation is forgotten, and the job evaluates where that is due and calls `end_step`.
+        """
         self._forget_from(step + 1)
         self.step = step
         self.event("resumed", step=step)
         log.info("%s continues after step %d", self.directory, step)
+        if any(line.get("step") == step for line in last_lines(self.directory / "metrics.jsonl", 1)):
+            return False
+        self.event("step_owed", step=step)
+        log.info("step %d was saved and not ended: its evaluation and its line in metrics.jsonl follow", step)
+        keep_lines(self.directory / "answers.jsonl", lambda record: record.get("step", -1) < step)
+        keep_lines(
+            self.directory / CALLS_FILE,
+            lambda record: record.get("step", -1) < step or record.get("purpose") != "evaluation",
+        )
+        self._wall_s += self._clock.end_step()["time/step_s"]  # the start of this process is not the step's
+        self._clock.carry({name: value for name, value in so_far.items() if name.startswith("time/")})
+        self._metrics = {name: value for name, value in so_far.items() if not name.startswith("time/")}
+        return True
 
     def start_again(self, error: Exception) -> None:
         """After a worker's death: what this process wrote since the last checkpoint will be written anew."""

@@ -230,10 +230,12 @@ def teach(config: SupervisedConfig, lesson: Lesson, course: Course) -> None:
     run, examples = course.run, course.examples
     steps = config.num_steps(len(course.scene.data.train))
     lesson.begin(course, steps=steps)
-    first = resume(lesson, course)
+    first, owed = resume(lesson, course)
     if first == 0:
         evaluate(config, lesson, course, step=0)
         run.end_step(0)
+    elif owed:
+        finish(config, lesson, course, first, last=first >= steps)
     for step in run.steps(first + 1, steps):
         started = time.perf_counter()
         with run.timed("draw"):
@@ -249,10 +251,16 @@ def teach(config: SupervisedConfig, lesson: Lesson, course: Course) -> None:
         last = run.is_last(step)
         if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
             save(lesson, course, step)
-        if last or (config.evaluation.every and step % config.evaluation.every == 0):
-            value, higher = evaluate(config, lesson, course, step)
-            run.checkpoints.record_metric(step, value, higher)
-        run.end_step(step)
+        finish(config, lesson, course, step, last=last)
+
+
+def finish(config: SupervisedConfig, lesson: Lesson, course: Course, step: int, *, last: bool) -> None:
+    """Evaluate where it is due and write the step's line. A step whose process died between its checkpoint and here owes
+    this, and the next process begins with it."""
+    if last or (config.evaluation.every and step % config.evaluation.every == 0):
+        value, higher = evaluate(config, lesson, course, step)
+        course.run.checkpoints.record_metric(step, value, higher)
+    course.run.end_step(step)
 
 
 def evaluate(config: SupervisedConfig, lesson: Lesson, course: Course, step: int) -> tuple[float, bool]:
@@ -279,19 +287,18 @@ def save(lesson: Lesson, course: Course, step: int) -> None:
             course.model.save(str(path))
             stream = course.examples.stream
             place = {"position": stream.position, "samples": stream.size}
-            save_state(path, {"step": step, **place, "lesson": lesson.state()})
+            save_state(path, {"step": step, **place, "lesson": lesson.state(), "so_far": run.so_far()})
 
 
-def resume(lesson: Lesson, course: Course) -> int:
-    """The step to go on from: that of the newest whole checkpoint, or 0."""
+def resume(lesson: Lesson, course: Course) -> tuple[int, bool]:
+    """The step to go on from, that of the newest whole checkpoint, or 0; and whether that step still owes its end."""
     run = course.run
     step = run.checkpoints.resumable(course.model.damage)
     if step is None:
-        return 0
+        return 0, False
     run.checkpoints.verify(step, model=course.model.facts["identity"])
     state = run.checkpoints.load_state(step, position=int, lesson=dict)
     course.model.load(str(run.checkpoints.path(step)))
-    run.resume_from(step)
     course.examples.start_at(position_in(state, course.examples.stream.size))
     lesson.restore(state["lesson"], course)
-    return step
+    return step, run.resume_from(step, state.get("so_far", {}))

@@ -86,7 +86,7 @@ def train(config: GRPOConfig, learn: Learn | None = None) -> None:
 def run_loop(config: GRPOConfig, learn: Learn, scene: Scene, troupe: Cast) -> None:
     """The training loop: every step from the last checkpoint, or from the beginning, to the end."""
     run, kl = scene.run, KLCoefficient(config.algorithm.kl)
-    first, position = resume(run, troupe, kl, num_samples=len(scene.data.train))
+    first, position, owed = resume(run, troupe, kl, num_samples=len(scene.data.train))
     rollouts = Rollouts(
         PromptStream(scene.data.train, config.seed, position=position),
         troupe.tokenizer,
@@ -104,6 +104,8 @@ def run_loop(config: GRPOConfig, learn: Learn, scene: Scene, troupe: Cast) -> No
     if first == 0:
         evaluate(config.evaluation, run, troupe, step=0)
         run.end_step(0)
+    elif owed:
+        finish(config, run, troupe, first, last=first >= config.steps)
     # From one step's prompts handed to the engines to the next one's, with whatever was answered in between.
     since, evaluated = time.perf_counter(), 0
     for step in run.steps(first + 1, config.steps):
@@ -127,11 +129,19 @@ def run_loop(config: GRPOConfig, learn: Learn, scene: Scene, troupe: Cast) -> No
             rollouts.ahead(step)
         now = time.perf_counter()
         run.log({"tokens_per_second": (rollout.metrics["rollout/tokens"] + evaluated) / (now - since)})
-        since, evaluated = now, 0
-        if last or (config.evaluation.every and step % config.evaluation.every == 0):
-            score, evaluated = evaluate(config.evaluation, run, troupe, step)
-            run.checkpoints.record_metric(step, score, config.evaluation.higher_is_better)
-        run.end_step(step)
+        since = now
+        evaluated = finish(config, run, troupe, step, last=last)
+
+
+def finish(config: GRPOConfig, run: Run, troupe: Cast, step: int, *, last: bool) -> int:
+    """Evaluate where it is due and write the step's line; the tokens that the evaluation answered. A step whose process
+    died between its checkpoint and here owes this, and the next process begins with it."""
+    evaluated = 0
+    if last or (config.evaluation.every and step % config.evaluation.every == 0):
+        score, evaluated = evaluate(config.evaluation, run, troupe, step)
+        run.checkpoints.record_metric(step, score, config.evaluation.higher_is_better)
+    run.end_step(step)
+    return evaluated
 
 
 def read(config: GRPOConfig, run: Run, troupe: Cast, groups: Sequence[Group]) -> Batch:
@@ -218,7 +228,7 @@ def save(run: Run, troupe: Cast, step: int, rollouts: Rollouts, kl: KLCoefficien
         run.checkpoints.writing(step, metadata={"model": troupe.policy.facts["identity"]}) as path,
     ):
         troupe.save(path)
-        save_state(path, {"step": step, "kl_coef": kl.value, **rollouts.state()})
+        save_state(path, {"step": step, "kl_coef": kl.value, "so_far": run.so_far(), **rollouts.state()})
 
 
 @contextlib.contextmanager
@@ -233,17 +243,17 @@ def saved_if_stopped(run: Run, troupe: Cast, step: int, rollouts: Rollouts, kl: 
         raise
 
 
-def resume(run: Run, troupe: Cast, kl: KLCoefficient, *, num_samples: int) -> tuple[int, int]:
-    """(step, data position) to go on from: those of the newest whole checkpoint, or the beginning."""
+def resume(run: Run, troupe: Cast, kl: KLCoefficient, *, num_samples: int) -> tuple[int, int, bool]:
+    """(step, data position) to go on from: those of the newest whole checkpoint, or the beginning; and whether that step
+    still owes its end."""
     step = run.checkpoints.resumable(troupe.policy.damage)
     if step is None:
-        return 0, 0
+        return 0, 0, False
     run.checkpoints.verify(step, model=troupe.policy.facts["identity"])
     state = run.checkpoints.load_state(step, position=int)
     troupe.load(run.checkpoints.path(step))
-    run.resume_from(step)
     kl.value = state.get("kl_coef", kl.value)
-    return step, position_in(state, num_samples)
+    return step, position_in(state, num_samples), run.resume_from(step, state.get("so_far", {}))
 
 
 if __name__ == "__main__":

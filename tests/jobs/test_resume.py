@@ -9,10 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from actors.trained import Trained
+from core.errors import WorkerError
 from core.files import read_lines
 from core.supervised_recipes import SFTConfig
 from jobs.train_sft import train_sft
 from tests.actors.small import write_model
+
+UNEQUAL = ("at", "wall_s", "tokens_per_second", "data/left_out")
+"""Of a line of metrics.jsonl: what depends on the clock, or counts what this process has met."""
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -76,3 +81,34 @@ def test_one_flipped_byte_costs_a_step_and_not_the_run(
     assert [(event["path"], file.name in event["reason"]) for event in told] == [("step-000003", True)]
     assert (run / "checkpoints" / "damaged-step-000003").is_dir()
     assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == [0, 1, 2, 3, 4]
+
+
+def test_a_death_after_the_checkpoint_costs_neither_line_nor_evaluation_nor_best(
+    directory: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, died = Trained.measure, []
+
+    def measure(self: Trained, *arguments, **options):
+        saved = sorted(path.name for path in (directory / "owing" / "checkpoints").glob("step-*"))
+        if saved and saved[-1] in ("step-000002", "step-000004") and saved[-1] not in died:
+            died.append(saved[-1])
+            raise WorkerError("policy rank 0 died")
+        return measured(self, *arguments, **options)
+
+    monkeypatch.setattr(Trained, "measure", measure)
+    train_sft(sft(directory, "owing", steps=4))
+    run = directory / "owing"
+    assert died == ["step-000002", "step-000004"]
+    lines, expected = (read_lines(each / "metrics.jsonl") for each in (run, uninterrupted))
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+
+    def figures(line: dict) -> dict:
+        return {name: value for name, value in line.items() if "time/" not in name and name not in UNEQUAL}
+
+    assert [figures(line) for line in lines] == [figures(line) for line in expected]
+    assert all(line["time/step_s"] > line["time/update_s"] > 0 for line in lines[1:])
+    assert (run / "checkpoints" / "index.json").read_text() == (
+        uninterrupted / "checkpoints" / "index.json"
+    ).read_text()
+    assert (run / "checkpoints" / "best").readlink() == (uninterrupted / "checkpoints" / "best").readlink()
+    assert_equal_weights(run, uninterrupted)
