@@ -70,6 +70,12 @@ class Cast:
         if self.critic is not None:
             self.critic.save(str(path / CRITIC))
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About what `save` writes."""
+        critic = 0 if self.critic is None else self.critic.facts["checkpoint_bytes"]
+        return int(self.policy.facts["checkpoint_bytes"] + critic)
+
     def load(self, path: Path) -> None:
         """Continue every trained model from a checkpoint."""
         self.policy.load(str(path))

@@ -244,6 +244,15 @@ class Engine:
                 (Path(directory) / TRAINER_STATE / "layout.json").write_text(json.dumps(self._layout()))
         dist.barrier()
 
+    def checkpoint_bytes(self) -> int:
+        """About what `save` writes on all ranks: the weights, below ZeRO-3 once more, and of what is trained two fp32
+        moments and, where ZeRO keeps them, masters."""
+        whole = {parameter: getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.packed.parameters()}
+        weights = sum(numel * parameter.element_size() for parameter, numel in whole.items())
+        trained = sum(numel for parameter, numel in whole.items() if parameter.requires_grad)
+        masters = self.config.zero_stage > 0 or self.precision == "bf16"
+        return weights * (1 if self.config.zero_stage == 3 else 2) + trained * 4 * (3 if masters else 2)
+
     def load(self, directory: str) -> None:
         """Continue from what `save` wrote: weights, optimizer, schedule. A collective."""
         source = Path(directory) / TRAINER_STATE

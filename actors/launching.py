@@ -30,6 +30,7 @@ import yaml
 from core.child import Ended, run_logged
 from core.environment import ENV_FILE, read_env_file
 from core.errors import ClusterError, ConfigError
+from core.stopping import INTERRUPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / ".cache" / "launch"
@@ -262,12 +263,14 @@ class Jobs:
         return place
 
     def status(self, job: str) -> tuple[str, str]:
-        """(PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED, what Ray says of it)."""
+        """(PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED or INTERRUPTED, what Ray says of it)."""
         try:
             info = self._client.get_job_info(job)
         except RuntimeError as error:
             raise ClusterError(f"the cluster knows no job {job!r}: {str(error).strip().splitlines()[-1]}") from None
-        return str(info.status), info.message or ""
+        # Ray counts a job that Ctrl-C or SIGTERM ended among the failed.
+        interrupted = str(info.status) == "FAILED" and getattr(info, "driver_exit_code", None) in INTERRUPTIONS
+        return "INTERRUPTED" if interrupted else str(info.status), info.message or ""
 
     def stop(self, job: str, timeout_s: float) -> str:
         """Ask the job to end; its state then."""

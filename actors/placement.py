@@ -23,6 +23,7 @@ from core.recipes import GRPOConfig
 from core.rl_recipes import PPOConfig
 from core.role_recipes import GeneratorConfig, PlacementConfig
 from core.run_recipes import RunConfig
+from core.stopping import keeping_sigterm
 from core.timeline import Entry
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,8 @@ class Stage:
         self._machines: dict[int, str] = {}
         """Address of the machine that holds each bundle."""
         if not self.inline:
-            self._started_ray = _connect(config.address, run.watch.metrics_port if run is not None else 0)
+            with keeping_sigterm():
+                self._started_ray = _connect(config.address, run.watch.metrics_port if run is not None else 0)
         self.machine: Hardware = hardware() if self.inline else _cluster_hardware()
 
     def reserve(self, table: Sequence[Seat], timeout_s: float) -> None:

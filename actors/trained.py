@@ -101,6 +101,7 @@ class TrainedWorker:
         return {
             "parameters": sum(int(torch.Size(shape).numel()) for _, _, shape in shapes),
             "bytes": sum(int(torch.Size(shape).numel()) * dtype.itemsize for _, dtype, shape in shapes),
+            "checkpoint_bytes": self._engine.checkpoint_bytes(),
             "identity": model_identity(self._engine.model.config.to_dict(), len(self._tokenizer)),
             "packs_branches": self._engine.branches,
         }

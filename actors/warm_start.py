@@ -21,6 +21,7 @@ from actors.placement import Stage
 from actors.trained import Trained, TrainedWorker
 from algorithms.packing import Batch
 from core.chat import demonstration_text, prompt_text
+from core.disk import disk_errors
 from core.errors import DataError
 from core.model_paths import locate
 from core.model_recipes import ModelConfig, ScratchModelConfig
@@ -49,14 +50,17 @@ def starting_model(
         return str(target)
     building = target.with_name(f".{key}.{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
-    try:
-        write_scratch_model(config, texts_of(demonstrations), str(building), seed)
-        if config.warm_start.steps:
-            _supervise(config, demonstrations, str(building), stage, precision=precision, seed=seed, progress=progress)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building.rename(target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with disk_errors("the model that a run starts from", target):
+        try:
+            write_scratch_model(config, texts_of(demonstrations), str(building), seed)
+            if config.warm_start.steps:
+                _supervise(
+                    config, demonstrations, str(building), stage, precision=precision, seed=seed, progress=progress
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            building.rename(target)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
     return str(target)
 
 

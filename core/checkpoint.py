@@ -7,7 +7,6 @@ nothing else. What is inside (weights, optimizer, `state.json`) is the business 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -18,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+from core.disk import disk_errors
 from core.errors import CheckpointError
 from core.files import now, read_json, to_json, write_atomically
 
@@ -28,7 +28,6 @@ STATE = "state.json"
 INDEX = "index.json"
 ONLY_TO_RESUME = ("trainer_state", STATE)
 """Parts of a checkpoint that a model does without."""
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 HASHING_THREADS = 4
 """hashlib releases the interpreter while it works, so large files are hashed side by side."""
 
@@ -300,12 +299,13 @@ class CheckpointStore:
     # -- writing ---------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def writing(self, step: int, metadata: Mapping[str, Any] | None = None) -> Iterator[Path]:
+    def writing(self, step: int, metadata: Mapping[str, Any] | None = None, *, needs: int = 0) -> Iterator[Path]:
         """A directory to fill; at the end of the block it becomes the checkpoint of `step`, or nothing at all.
 
-        `metadata` goes into the manifest; its `model` is what `verify(model=...)` compares.
+        `metadata` goes into the manifest; its `model` is what `verify(model=...)` compares. `needs`: about how many bytes
+        it will have, which a full disk's error says; where there is an earlier checkpoint, that one's size is known.
         """
-        with self._filling(step) as temporary:
+        with self._filling(step, needs) as temporary:
             yield temporary
             _write_manifest(temporary, step, metadata or {})
         self.retire(self._keep_last)
@@ -318,19 +318,22 @@ class CheckpointStore:
         self._point_links()
 
     @contextlib.contextmanager
-    def _filling(self, step: int) -> Iterator[Path]:
-        self._clear_leftovers()
+    def _filling(self, step: int, needs: int = 0) -> Iterator[Path]:
         temporary = self.directory / f".writing-{self.path(step).name}"
-        try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            self._move_into_place(temporary, self.path(step))
-        except OSError as error:
-            if error.errno not in DISK_ERRORS:
-                raise
-            raise CheckpointError(f"the checkpoint of step {step} cannot be written: {error}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with disk_errors(f"the checkpoint of step {step}", self.path(step), needs=self._last_size() or needs):
+            self._clear_leftovers()
+            try:
+                temporary.mkdir(parents=True)
+                yield temporary
+                self._move_into_place(temporary, self.path(step))
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _last_size(self) -> int:
+        """Bytes of the newest complete checkpoint; 0 where there is none."""
+        step = self.latest()
+        files = (read_manifest(self.path(step)) or {"files": {}})["files"] if step is not None else {}
+        return sum(entry["bytes"] for entry in files.values())
 
     def set_aside(self, step: int, aside: Path, *, leave_out: Sequence[str] = ()) -> Path:
         """The checkpoint as hard links in the empty directory `aside`, which stay when the run removes its own.

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from core.checkpoint import INDEX, CheckpointStore, Wanted, checked_index
 from core.config import laid_onto, read_layers
+from core.disk import disk_errors
 from core.errors import ConfigError
 from core.files import JsonLines, keep_lines, now, read_json, to_json, write_atomically
 from core.stored_run import CHECKPOINTS, StoredRun, run_files
@@ -38,18 +39,19 @@ def fork(source: StoredRun | Path, path: Path, *, step: Wanted, overrides: Seque
         raise ConfigError(f"{path} exists; choose another name, or remove it: python jobs/runs.py delete {path}")
     aside = path.with_name(f".forking-{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    try:
-        number = _pulled(source, aside, step) if isinstance(source, StoredRun) else _copied(source, aside, step)
-        _cut(aside, number)
-        _write_recipe(aside / "config.yaml", path, overrides)
-        name = source.bucket.address if isinstance(source, StoredRun) else str(source)
-        JsonLines(aside / "events.jsonl").append(
-            {"at": now(), "step": number, "kind": "forked", "source": name, "changed": list(overrides)}
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(aside, path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with disk_errors("the new run", path):
+        try:
+            number = _pulled(source, aside, step) if isinstance(source, StoredRun) else _copied(source, aside, step)
+            _cut(aside, number)
+            _write_recipe(aside / "config.yaml", path, overrides)
+            name = source.bucket.address if isinstance(source, StoredRun) else str(source)
+            JsonLines(aside / "events.jsonl").append(
+                {"at": now(), "step": number, "kind": "forked", "source": name, "changed": list(overrides)}
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(aside, path)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     program = (read_json(path / "environment.json") or {}).get("program", "train_grpo.py")
     return Forked(path=path, step=number, program=program)
 

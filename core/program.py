@@ -3,7 +3,8 @@ around one that has a command line of its own.
 
 It takes what `.env` adds to the environment, reads the command line, calls the job with its config and says what the user
 did wrong in one sentence.
-Exit status: 0 done, 2 a TroupeError, 130 interrupted; any other exception is our bug and keeps its traceback.
+Exit status: 0 done, 2 a TroupeError, 130 Ctrl-C, 143 SIGTERM, also where the job has saved and could go on; any other
+exception is our bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import rich
 from rich.logging import RichHandler
 
 from core.config import DRY_RUN, RECIPE_ONLY, Section, dump_config, parse_command_line
+from core.disk import FULL, room
 from core.environment import load_env_file
 from core.errors import TroupeError
 from core.hardware import set_up_driver
 from core.memory_estimate import memory_lines
 from core.secrets import SecretFilter, mask_console, public_text
+from core.stopping import Interrupted, sigterm_interrupts
 
 C = TypeVar("C", bound=Section)
 
@@ -56,18 +60,26 @@ def program() -> Iterator[None]:
     """Around all that a program does: `.env` read, the console masked, the user's mistakes told in one sentence."""
     mask_console()
     try:
-        load_env_file()
-        set_up_driver()
-        yield
+        with sigterm_interrupts():
+            load_env_file()
+            set_up_driver()
+            yield
     except TroupeError as error:
         print(f"error: {user_error(error)}", *filter(None, [error.details]), sep="\n", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
     except BrokenPipeError:  # whoever reads, `head` say, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush would fail too
         raise SystemExit(0) from None
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        place = Path(error.filename or ".")
+        print(f"error: {place} cannot be written: {error.strerror}; {room(place)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as error:
+        interrupted = Interrupted.by(error)
+        print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+        raise SystemExit(interrupted.status) from None
 
 
 def user_error(error: BaseException) -> BaseException:

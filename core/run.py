@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 import logging
 import random
+import signal
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +34,7 @@ from core.report import build_report
 from core.run_directory import locked, open_directory
 from core.run_lines import group_record
 from core.secrets import public_values
-from core.stopping import StopSignals
+from core.stopping import Interrupted, StopSignals
 from core.timeline import RECORDER, Spans, StepTimelines
 from core.tracking import Tracker, build_trackers, check_trackers
 
@@ -72,7 +74,8 @@ class Run:
     def open(cls, config: Section) -> Iterator[Run]:
         """The run of `config`, which has at least `run` and `seed`, and `steps` where there are training steps.
 
-        Raises ConfigError when another process writes it, or when it was begun with another recipe.
+        Raises ConfigError when another process writes it, or when it was begun with another recipe, and Interrupted after
+        Ctrl-C or SIGTERM, also when the run was saved.
         """
         settings = config.run  # type: ignore[attr-defined]
         check_trackers(settings.trackers, mode=settings.wandb.mode)
@@ -92,8 +95,12 @@ class Run:
                 yield run
             except BaseException as error:
                 run._close(error)
+                if isinstance(error, KeyboardInterrupt):
+                    raise Interrupted.by(error, run._advice()) from None
                 raise
             run._close(None)
+            if run.stop_requested:  # ended early and saved is still no reason for `train && evaluate` to go on
+                raise Interrupted(run._signals.received or signal.SIGINT, run._advice())
 
     def _start(self) -> None:
         seed_everything(self.config.seed)  # type: ignore[attr-defined]
@@ -293,8 +300,13 @@ class Run:
     def _close(self, error: BaseException | None) -> None:
         self._signals.restore()
         state = self._end_state(error)
-        self.event(state, **_told(error))
-        self._status(state)
+        try:
+            self.event(state, **_told(error))
+            self._status(state)
+        except OSError as trouble:  # a full disk, say, which may be what `error` is about
+            if error is None:
+                raise
+            log.error("%s: the end of the run cannot be written (%s)", self.directory, trouble)
         self._report(state)  # before the trackers, which may take it along
         in_order = len(self._trackers)
         for tracker in list(self._trackers):
@@ -306,6 +318,21 @@ class Run:
             self._report(state)  # with what went wrong
         if self._backup is not None:
             self._backup.finish(wait_s=0.0 if isinstance(error, KeyboardInterrupt) else None)
+
+    def _advice(self) -> str:
+        """How to go on after an interruption."""
+        saved = self.checkpoints.latest()
+        if saved is not None and saved >= self._steps > 0:
+            return f"{self.directory} is at its end, step {saved}"
+        job = Path(sys.argv[0])
+        ours = job.resolve().parent == Path(__file__).resolve().parents[1] / "jobs"
+        command = (
+            f"python {job} {self.directory / 'config.yaml'}" if ours else f"a call with run.name={self.directory.name}"
+        )
+        command += " run.resume=auto" if self.config.run.resume == "never" else ""  # type: ignore[attr-defined]
+        if saved is None:
+            return f"{self.directory} has no checkpoint yet; it begins again with: {command}"
+        return f"{self.directory} is saved at step {saved}; it goes on with: {command}"
 
     def _report(self, state: str) -> None:
         try:

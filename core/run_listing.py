@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +100,3 @@ def _stored(bucket: Bucket, sizes: Mapping[str, int]) -> Listed:
         best=run.best(steps),
         size=sum(sizes.values()),
     )
-
-
-def human_bytes(size: float) -> str:
-    """1536 -> 1.5 KiB"""
-    units = ["B", "KiB", "MiB", "GiB", "TiB"]
-    power = min(int(math.log(max(size, 1), 1024)), len(units) - 1)
-    return f"{size:.0f} B" if power == 0 else f"{size / 1024**power:.1f} {units[power]}"

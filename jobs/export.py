@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rich
 
+from core.disk import disk_errors
 from core.errors import CheckpointError, ConfigError
 from core.export_recipes import ExportConfig
 from core.files import write_atomically
@@ -54,19 +55,20 @@ def export(config: ExportConfig) -> None:
 
     writing = config.path.with_name(f".exporting-{config.path.name}")
     shutil.rmtree(writing, ignore_errors=True)
-    try:
-        expected = write(config, source, origin, kind, tokenizer, writing)
-        facts = check(config, source, kind, tokenizer, writing, expected)
-        tokenizer.save_pretrained(writing)
-        card = model_card(
-            origin, name=config.path.name, base_model=config.base_model, license_name=config.license, facts=facts
-        )
-        write_atomically(writing / "README.md", card)
-        if config.path.is_dir():
-            config.path.rmdir()  # it is empty
-        writing.rename(config.path)
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
+    with disk_errors("the export", config.path):
+        try:
+            expected = write(config, source, origin, kind, tokenizer, writing)
+            facts = check(config, source, kind, tokenizer, writing, expected)
+            tokenizer.save_pretrained(writing)
+            card = model_card(
+                origin, name=config.path.name, base_model=config.base_model, license_name=config.license, facts=facts
+            )
+            write_atomically(writing / "README.md", card)
+            if config.path.is_dir():
+                config.path.rmdir()  # it is empty
+            writing.rename(config.path)
+        finally:
+            shutil.rmtree(writing, ignore_errors=True)
     rich.print(
         f"written to {config.path}: mean gap to the source {facts['mean_gap']:.2g}, largest {facts['largest_gap']:.2g} "
         f"over {facts['num_tokens']} {'scores' if source.head == 'scalar' else 'tokens'} (bound {facts['bound']:g})"

@@ -5,7 +5,8 @@
     python jobs/launch.py logs | stop | fetch | down
 
 `--cluster FILE` names another cluster (cluster.local.yaml: your own machines), `--address URL` one that something else
-started. Exit status: 0; 1 where the job failed; 2 with one sentence where something is wrong; 130 after Ctrl-C.
+started. Exit status: 0; 1 where the job failed; 130 where it was interrupted, 143 where it was stopped; 2 with one
+sentence where something is wrong; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from actors.launching import ROOT, Cluster, Jobs, env_file
 from core.errors import ClusterError, ConfigError, TroupeError
 from core.program import program
 
+ENDS = {"SUCCEEDED": 0, "INTERRUPTED": 130, "STOPPED": 143}
+"""Exit status of following a job, by how it ended; 1 where it failed."""
 RECONNECTIONS = 5
 """Times in a row that following a job opens the connection anew without seeing a new line."""
 
@@ -97,7 +100,7 @@ def logs(options: argparse.Namespace) -> int:
 
 
 def follow(job: str, cluster: Cluster | None, options: argparse.Namespace) -> int:
-    """Show the job's output to its end, over broken connections; 0 where it succeeded."""
+    """Show the job's output to its end, over broken connections; the exit status that says how it ended."""
     shown, broken = 0, 0
     try:
         while True:
@@ -119,7 +122,7 @@ def follow(job: str, cluster: Cluster | None, options: argparse.Namespace) -> in
         print(f"\nno longer followed; the job goes on. {hints(job, options)}", file=sys.stderr)
         raise SystemExit(130) from None
     print(f"job {job}: {state}" + (f" ({message.splitlines()[0]})" if message and state != "SUCCEEDED" else ""))
-    return int(state != "SUCCEEDED")
+    return ENDS.get(state, 1)
 
 
 def hints(job: str, options: argparse.Namespace) -> str:

@@ -78,7 +78,7 @@ def perform(
                     "%s; starting again from the last checkpoint (%d of %d)", error, restarts, config.run.max_restarts
                 )
                 run.start_again(error)
-    print_summary(run.directory)
+        print_summary(run.directory)
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ from core.progress import duration
 from core.report_pipeline import build_pipeline_report
 from core.run_directory import flat_values, locked
 from core.secrets import public_values
+from core.stopping import Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -301,24 +302,34 @@ def run_stage(stage: CheckedStage, decision: Decision, state: PipelineState) -> 
         raise WorkerError(
             "\n".join([f"{error}; its log is {log_file} and ends:", *(f"  | {line}" for line in ended.tail)])
         )
-    if outcome == "stopped" or ended.interrupted:
-        raise KeyboardInterrupt
+    if outcome == "stopped" or ended.interrupted or signal_of(ended.status):
+        pipeline = stage.path.parent / "pipeline.yaml"
+        raise Interrupted(
+            signal_of(ended.status) or signal.SIGINT,
+            f"in the stage {stage.name}; the pipeline goes on with: python jobs/run_pipeline.py {pipeline}",
+        )
 
 
 def outcome_of(stage: CheckedStage, ended: Ended) -> tuple[State, str | None]:
     """How a stage ended, and why in a sentence if it failed."""
-    if ended.status and ended.interrupted:
-        return "stopped", None
+    said = (read_json(stage.path / "status.json") or {}).get("state") if stage.is_run else None
+    if ended.status and (ended.interrupted or signal_of(ended.status)):
+        return "finished" if said == "finished" else "stopped", None
     if ended.status:
         how = f"ended with status {ended.status}" if ended.status > 0 else f"was killed by {signal_name(-ended.status)}"
         why = next((f": {line.removeprefix('error: ')}" for line in ended.tail if line.startswith("error: ")), "")
         return "failed", f"the stage {stage.name!r} ({stage.config.job}) {how}{why}"
     if not stage.is_run:
         return "finished", None
-    said = (read_json(stage.path / "status.json") or {}).get("state")
     if said in ("finished", "stopped"):
         return said, None
     return "failed", f"the stage {stage.name!r} ({stage.config.job}) ended, but its status.json says {said!r}"
+
+
+def signal_of(status: int) -> int | None:
+    """The signal by which a stage was interrupted, as its exit status or its death says; None where it was not."""
+    number = status - 128 if status > 0 else -status
+    return number if number in (signal.SIGINT, signal.SIGTERM) else None
 
 
 def signal_name(number: int) -> str:

@@ -23,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.backup import pull
 from core.bucket import Bucket
 from core.checkpoint import CheckpointStore, Wanted
+from core.disk import human_bytes
 from core.errors import ConfigError, StorageError
 from core.fork import fork
 from core.program import program
 from core.run_directory import locked
-from core.run_listing import Listed, human_bytes, local_runs, stored_runs
+from core.run_listing import Listed, local_runs, stored_runs
 from core.storage_recipes import StorageConfig, check_address
 from core.stored_run import CHECKPOINTS, StoredRun, begun_here, run_files, saved_storage
 

@@ -283,7 +283,9 @@ def save(lesson: Lesson, course: Course, step: int) -> None:
     run = course.run
     with run.timed("checkpoint"):
         lesson.before_save(course)
-        with run.checkpoints.writing(step, metadata={"model": course.model.facts["identity"]}) as path:
+        facts = course.model.facts
+        identity = {"model": facts["identity"]}
+        with run.checkpoints.writing(step, metadata=identity, needs=facts["checkpoint_bytes"]) as path:
             course.model.save(str(path))
             stream = course.examples.stream
             place = {"position": stream.position, "samples": stream.size}

@@ -223,9 +223,10 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, model_path: str) -> str:
 
 def save(run: Run, troupe: Cast, step: int, rollouts: Rollouts, kl: KLCoefficient) -> None:
     """Write a checkpoint: weights in Hugging Face format, and all that `resume` needs."""
+    identity = {"model": troupe.policy.facts["identity"]}
     with (
         run.timed("checkpoint"),
-        run.checkpoints.writing(step, metadata={"model": troupe.policy.facts["identity"]}) as path,
+        run.checkpoints.writing(step, metadata=identity, needs=troupe.checkpoint_bytes) as path,
     ):
         troupe.save(path)
         save_state(path, {"step": step, "kl_coef": kl.value, "so_far": run.so_far(), **rollouts.state()})

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,7 @@ from core.config import load_config
 from core.errors import DataError
 from core.program import run_program
 from core.recipes import GRPOConfig
+from core.stopping import Interrupted
 
 
 def start(monkeypatch: pytest.MonkeyPatch, job, *arguments: str) -> None:
@@ -68,13 +74,44 @@ def test_an_error_from_a_worker_is_told_by_its_own_sentence(monkeypatch, capsys)
     assert capsys.readouterr().err == "error: data.jsonl has no field 'prompt'\n"
 
 
-def test_ctrl_c_is_status_130(monkeypatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_is_status_130_and_sigterm_143_and_what_was_begun_is_ended(monkeypatch, capsys, number: int) -> None:
+    ended = []
+
     def job(config: GRPOConfig) -> None:
-        raise KeyboardInterrupt
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        finally:
+            ended.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_:
+        start(monkeypatch, job)
+    assert (exit_.value.code, ended, capsys.readouterr().err) == (128 + number, [True], "interrupted\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch, capsys) -> None:
+    def job(config: GRPOConfig) -> None:
+        raise Interrupted(signal.SIGTERM, "it goes on with: x")
 
     with pytest.raises(SystemExit) as exit_:
         start(monkeypatch, job)
-    assert exit_.value.code == 130
+    assert (exit_.value.code, capsys.readouterr().err) == (143, "interrupted: it goes on with: x\n")
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch, capsys, tmp_path: Path) -> None:
+    def job(config: GRPOConfig) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "metrics.jsonl"))
+
+    with pytest.raises(SystemExit) as exit_:
+        start(monkeypatch, job)
+    assert exit_.value.code == 2
+    assert re.fullmatch(
+        r"error: .*/metrics\.jsonl cannot be written: No space left on device; .* are free there; .*\n",
+        capsys.readouterr().err,
+    )
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch) -> None:

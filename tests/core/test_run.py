@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from core.records import Branch, Group, Sample, Score
 from core.rollout_recipes import RewardConfig
 from core.run import Run
 from core.run_lines import answer_row
+from core.stopping import Interrupted
 
 
 def train(config: GRPOConfig, *, first: int = 1, last: int | None = None, die_in: int | None = None) -> Path:
@@ -47,6 +50,18 @@ def group(sample_id: str = "toy/1") -> Group:
     branches = [Branch(token_ids=[1, 2], text="4"), Branch(token_ids=[3], text="5", finish_reason="length")]
     scores = [Score(value=1.0, parts={"math_answer": 1.0}), Score(value=None)]
     return Group(sample=sample, prompt_ids=[7], branches=branches).with_scores(scores)
+
+
+@contextlib.contextmanager
+def interrupted(config: GRPOConfig) -> Iterator[tuple[Run, list[Interrupted]]]:
+    """A run that a signal ends inside the block, and, after it, the interruption that says so."""
+    raised: list[Interrupted] = []
+    try:
+        with Run.open(config) as run:
+            yield run, raised
+    except Interrupted as error:
+        raised.append(error)
+    assert raised
 
 
 def steps_in(directory: Path, name: str = "metrics.jsonl") -> list[int]:
@@ -188,14 +203,21 @@ def test_two_processes_cannot_write_one_run_and_a_dead_ones_lock_is_taken_over(r
 def test_ctrl_c_finishes_the_step_and_a_stopped_run_continues(recipe) -> None:
     handler = signal.getsignal(signal.SIGINT)
     saved = []
-    with Run.open(recipe(steps=9)) as run:
+    with interrupted(recipe(steps=9)) as (run, raised):
         for step in run.steps(1, 9):
             if step == 2:
                 os.kill(os.getpid(), signal.SIGINT)
                 assert run.stop_requested
             if run.is_last(step):
                 saved.append(step)
+                with run.checkpoints.writing(step):
+                    pass
             run.end_step(step)
+    assert raised[0].status == 130  # ended early and saved is still an interruption
+    assert (
+        str(raised[0])
+        == f"{run.directory} is saved at step 2; it goes on with: a call with run.name={run.directory.name}"
+    )
     assert (steps_in(run.directory), saved) == ([1, 2], [2])
     assert read_json(run.directory / "status.json")["state"] == "stopped"
     assert signal.getsignal(signal.SIGINT) is handler
@@ -203,7 +225,7 @@ def test_ctrl_c_finishes_the_step_and_a_stopped_run_continues(recipe) -> None:
 
 def test_a_stop_after_is_last_said_no_waits_for_the_next_step_so_that_it_is_saved(recipe) -> None:
     last_ones = []
-    with Run.open(recipe(steps=9)) as run:
+    with interrupted(recipe(steps=9)) as (run, raised):
         for step in run.steps(1, 9):
             if run.is_last(step):
                 last_ones.append(step)
@@ -211,6 +233,10 @@ def test_a_stop_after_is_last_said_no_waits_for_the_next_step_so_that_it_is_save
                 os.kill(os.getpid(), signal.SIGTERM)
             run.end_step(step)
     assert (steps_in(run.directory), last_ones) == ([1, 2, 3], [3])
+    assert (raised[0].status, str(raised[0])) == (
+        143,
+        f"{run.directory} has no checkpoint yet; it begins again with: a call with run.name={run.directory.name}",
+    )
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once(recipe) -> None:
@@ -238,7 +264,7 @@ def test_one_ctrl_c_before_the_first_step_ends_the_run_because_there_is_no_step_
 
 def test_a_signal_that_a_library_took_is_taken_back_when_the_steps_begin(recipe) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with Run.open(recipe()) as run:
+    with interrupted(recipe()) as (run, _):
         signal.signal(signal.SIGTERM, lambda number, frame: pytest.fail("the library's handler"))  # as ray.init does
         for step in run.steps(1, 3):
             os.kill(os.getpid(), signal.SIGTERM)

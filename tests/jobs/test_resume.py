@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from actors.trained import Trained
-from core.errors import WorkerError
+from core.errors import CheckpointError, WorkerError
 from core.files import read_lines
 from core.supervised_recipes import SFTConfig
 from jobs.train_sft import train_sft
@@ -112,3 +115,49 @@ def test_a_death_after_the_checkpoint_costs_neither_line_nor_evaluation_nor_best
     ).read_text()
     assert (run / "checkpoints" / "best").readlink() == (uninterrupted / "checkpoints" / "best").readlink()
     assert_equal_weights(run, uninterrupted)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("only root can mount a file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_the_earlier_checkpoint_stays(
+    directory: Path, halfway: Path, small_disk: Path
+) -> None:
+    run = small_disk / "full"
+    shutil.copytree(halfway, run, symlinks=True)
+    for step in (1, 2):
+        shutil.rmtree(run / "checkpoints" / f"step-{step:06d}", ignore_errors=True)
+    config = sft(directory, "full", steps=4)
+    config = config.model_copy(update={"run": config.run.model_copy(update={"directory": str(small_disk)})})
+    size = sum(file.stat().st_size for file in (run / "checkpoints" / "step-000003").rglob("*"))
+    before = contents(run / "checkpoints" / "step-000003")
+    # So much of it fits: a part of the safetensors, of torch's file of the model, of the optimizer's.
+    for share in (0.1, 0.45, 0.75):
+        filler = small_disk / "filler"
+        filler.write_bytes(b"")
+        filler.write_bytes(b"x" * int(shutil.disk_usage(small_disk).free - share * size))
+        with pytest.raises(CheckpointError) as raised:
+            train_sft(config)
+        assert re.search(
+            r"^the checkpoint of step 4 cannot be written to .*/full/checkpoints/step-000004: No space left on device; "
+            r"it needs about \S+ [KM]iB, and \S+ [KM]?i?B are free there; make room",
+            str(raised.value),
+        ), str(raised.value)
+        assert contents(run / "checkpoints" / "step-000003") == before
+        assert not list((run / "checkpoints").glob(".writing-*"))
+        assert not (run / "checkpoints" / "step-000004").exists()
+    filler.unlink()
+    train_sft(config)
+    assert (run / "checkpoints" / "step-000004").is_dir()
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in path.rglob("*") if file.is_file()}

@@ -379,8 +379,9 @@ def test_an_interrupt_lets_the_stage_finish_its_step_leaves_no_process_and_the_n
     wait_for(lambda: (read_json(status) or {}).get("step", 0) >= 2)
     process.send_signal(number)
     printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert printed.count("stopping after this step") == 1
+    assert printed.endswith(f"the pipeline goes on with: python jobs/run_pipeline.py {pipeline.path}/pipeline.yaml\n")
     assert stages_alive(pipeline) == []
     assert pipeline.record("sft")["state"] == "stopped"
     stopped_at = read_json(status)["step"]

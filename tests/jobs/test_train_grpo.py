@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -251,8 +252,9 @@ def test_ctrl_c_saves_and_leaves_no_process_and_the_run_continues_from_the_store
 
     assert wait_until(second_step_is_done, 600, process), said()
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the job and to whatever shares its group
-    assert process.wait(300) == 0, said()
+    assert process.wait(300) == 130, said()
     assert "Traceback" not in said()
+    assert re.search(r"interrupted: .*/stopped is (saved at step|at its end)", said())
     assert wait_until(lambda: not marked_processes(directory), 60), marked_processes(directory)
 
     store = CheckpointStore(run / "checkpoints")
