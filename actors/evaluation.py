@@ -25,6 +25,7 @@ from core.model_recipes import PretrainedModelConfig
 from core.records import Branch, Group, Sample
 from core.role_recipes import RewardModelConfig
 from core.stored_answers import Answers
+from core.waiting import waiting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,7 +83,11 @@ def generate_repeatedly(
     seeds: Sequence[int],
 ) -> list[dict[str, Branch]]:
     """One answer to every sample for each of the seeds, by the same engines."""
-    with _engines(stage, config, model_path) as generators, _games(config, generators, tokenizer) as episodes:
+    with (
+        waiting(f"{model_path} answers {len(samples)} prompts"),
+        _engines(stage, config, model_path) as generators,
+        _games(config, generators, tokenizer) as episodes,
+    ):
         answers = []
         for seed in seeds:
             evaluator = Evaluator(
@@ -167,6 +172,7 @@ def reward_scores(
             precision=stage.machine.precision(settings.precision),
             seed=config.seed,
         )
+        stack.enter_context(waiting(f"{settings.path} scores the answers"))
         model = casting.reward_model(settings, row_tokens=ROW_TOKENS, timeout_s=config.generator.init_timeout_s)
         return _scores(model, casting.tokenizer, samples, answers)
 

@@ -31,6 +31,7 @@ from core.hardware import WORKER_ROLE
 from core.process_logs import ENGINE_SUFFIX, ProcessLogs
 from core.secrets import without_escapes
 from core.timeline import RECORDER, TRACK, Entry
+from core.waiting import waiting
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -83,13 +84,14 @@ class Group(ABC, Generic[W]):
     def gather(self, futures: Sequence[Future[Any]], timeout_s: float | None = None, phase: str = "") -> list[Any]:
         """Results in order. The first failure is raised at once, though other ranks may still wait for the failed
         one; past `timeout_s` a WorkerError names the ranks that have not answered."""
-        done, waiting = concurrent.futures.wait(futures, timeout_s, concurrent.futures.FIRST_EXCEPTION)
+        with waiting(f"{self.role}: {phase}" if phase else self.role):
+            done, late = concurrent.futures.wait(futures, timeout_s, concurrent.futures.FIRST_EXCEPTION)
         for future in done:
             if (error := future.exception()) is not None:
                 raise self.first_cause(error) from None
-        if waiting:
-            late = [rank for rank, future in enumerate(futures) if future in waiting]
-            raise WorkerError(f"{self.role} rank {late} did not finish {phase or 'its call'} within {timeout_s:.0f} s")
+        if late:
+            ranks = [rank for rank, future in enumerate(futures) if future in late]
+            raise WorkerError(f"{self.role} rank {ranks} did not finish {phase or 'its call'} within {timeout_s:.0f} s")
         return [future.result() for future in futures]
 
     def first_cause(self, error: BaseException) -> BaseException:

@@ -25,6 +25,7 @@ from core.role_recipes import GeneratorConfig, PlacementConfig
 from core.run_recipes import RunConfig
 from core.stopping import keeping_sigterm
 from core.timeline import Entry
+from core.waiting import waiting
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class Stage:
         self._machines: dict[int, str] = {}
         """Address of the machine that holds each bundle."""
         if not self.inline:
-            with keeping_sigterm():
+            with keeping_sigterm(), waiting("Ray starts"):
                 self._started_ray = _connect(config.address, run.watch.metrics_port if run is not None else 0)
         self.machine: Hardware = hardware() if self.inline else _cluster_hardware()
 
@@ -174,7 +175,8 @@ class Stage:
             )
         self._reservation = placement_group(bundles, strategy="PACK")
         try:
-            ray.get(self._reservation.ready(), timeout=timeout_s)
+            with waiting("the cluster makes room"):
+                ray.get(self._reservation.ready(), timeout=timeout_s)
         except ray.exceptions.GetTimeoutError:
             raise WorkerError(
                 f"the cluster did not free {wanted} within {timeout_s:.0f} s; `ray status` shows who holds what"

@@ -35,6 +35,9 @@ Wanted = Literal["best", "latest"] | int
 Check = Callable[[Path], str | None]
 """What is wrong with the files of a checkpoint's directory; None where nothing is."""
 
+_WHOLE: set[tuple[Path, int]] = set()
+"""Models that `model_damage` has read to the end: the checkpoint's directory, and the time of its manifest."""
+
 ARCHITECTURE = (
     "model_type",
     "hidden_size",
@@ -451,8 +454,14 @@ def damage(
 
 
 def model_damage(path: Path) -> str | None:
-    """`damage` of the parts that make the model; the trainer's state, several times their size, is not read."""
-    return damage(path, leave_out=ONLY_TO_RESUME)
+    """`damage` of the parts that make the model; the trainer's state, several times their size, is not read. What a
+    process has found whole once it does not read again: a job looks for its model several times."""
+    file = path / MANIFEST
+    mark = (path.resolve(), file.stat().st_mtime_ns if file.exists() else 0)
+    problem = None if mark in _WHOLE else damage(path, leave_out=ONLY_TO_RESUME)
+    if problem is None:
+        _WHOLE.add(mark)
+    return problem
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from core.errors import TroupeError
 from core.hardware import set_up_driver
 from core.memory_estimate import memory_lines
 from core.secrets import SecretFilter, mask_console, public_text
+from core.starting import LOADING
 from core.stopping import Interrupted, sigterm_interrupts
 
 C = TypeVar("C", bound=Section)
@@ -59,6 +60,7 @@ def run_program(
 def program() -> Iterator[None]:
     """Around all that a program does: `.env` read, the console masked, the user's mistakes told in one sentence."""
     mask_console()
+    LOADING.close()
     try:
         with sigterm_interrupts():
             load_env_file()

@@ -8,11 +8,13 @@ docs/run_directory.md. What is computed, and when a checkpoint is due, is the jo
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import random
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +39,7 @@ from core.secrets import public_values
 from core.stopping import Interrupted, StopSignals
 from core.timeline import RECORDER, Spans, StepTimelines
 from core.tracking import Tracker, build_trackers, check_trackers
+from core.waiting import WAITS, waiting
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +67,8 @@ class Run:
         self._wall_s_has_past = False
         self._past_is_cut = False
         self._signals = StopSignals()
+        self._status_lock = threading.Lock()
+        self._ended = False
         self._final: tuple[int, bool] | None = None
         self._progress: Any = None
         self._trackers: list[Tracker] = []
@@ -91,8 +96,9 @@ class Run:
             if stored is not None:
                 run._backup = Backup(stored, settings.storage, run.checkpoints, run.event)
             try:
-                run._start()
-                yield run
+                with WAITS.listening(functools.partial(run._status, "running")):
+                    run._start()
+                    yield run
             except BaseException as error:
                 run._close(error)
                 if isinstance(error, KeyboardInterrupt):
@@ -199,7 +205,7 @@ class Run:
 
         A phase inside another takes its seconds from the outer one, so the phases of a step add up.
         """
-        with self._clock.timed(phase), RECORDER.span(phase):
+        with self._clock.timed(phase), RECORDER.span(phase), waiting(phase):
             yield
 
     def log(self, metrics: Mapping[str, float]) -> None:
@@ -293,9 +299,15 @@ class Run:
 
     # -- the end ---------------------------------------------------------------------------------------------
 
-    def _status(self, state: str) -> None:
-        status = {"state": state, "step": self.step, "steps": self._steps, "updated": now()}
-        write_atomically(self.directory / "status.json", to_json(status) + "\n")
+    def _status(self, state: str, waits_for: str | None = None, waits_since: str | None = None) -> None:
+        waits = {"waits_for": waits_for, "waits_since": waits_since} if waits_for else {}
+        status = {"state": state, "step": self.step, "steps": self._steps, "updated": now(), **waits}
+        with self._status_lock:  # the heartbeat writes it, too
+            if state != "running":
+                self._ended = True
+            elif self._ended:
+                return
+            write_atomically(self.directory / "status.json", to_json(status) + "\n")
 
     def _close(self, error: BaseException | None) -> None:
         self._signals.restore()

@@ -83,6 +83,9 @@ def _head(run: RunRecord, gone: bool, moment: datetime) -> RenderableType:
         facts.append(f"restarted {run.restarts} times" if run.restarts > 1 else "restarted once")
     if (age := _age_s(run, moment)) is not None and run.state == "running":
         facts.append(f"last sign {duration(age)} ago")
+        if waits_for := run.status.get("waits_for"):
+            waited = _age_s(run, moment, "waits_since")
+            facts.append(f"waits: {plain(str(waits_for))}" + (f", {duration(waited)}" if waited is not None else ""))
     title = Text.assemble((run.name, "bold"), "  ", state, "  ", ("  ".join(facts), ""))
     failure = next((event for event in reversed(run.events) if event.get("kind") == "failed"), None)
     lines: list[RenderableType] = [title, ProgressBar(total=max(steps, 1), completed=min(run.last_step, max(steps, 1)))]
@@ -91,9 +94,9 @@ def _head(run: RunRecord, gone: bool, moment: datetime) -> RenderableType:
     return Group(*lines)
 
 
-def _age_s(run: RunRecord, moment: datetime) -> float | None:
+def _age_s(run: RunRecord, moment: datetime, key: str = "updated") -> float | None:
     try:
-        return max((moment - datetime.fromisoformat(str(run.status.get("updated")))).total_seconds(), 0.0)
+        return max((moment - datetime.fromisoformat(str(run.status.get(key)))).total_seconds(), 0.0)
     except ValueError:
         return None
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import zlib
 from pathlib import Path
 
 from core.errors import DataError
+from core.files import read_json, to_json
 from core.timeline import REQUEST_FILE
 
 WATCHED = (
@@ -44,8 +46,15 @@ def signature(run: Path) -> str:
             found = (run / name).stat()
         except FileNotFoundError:
             continue
-        marks.append(f"{found.st_mtime_ns:x}.{found.st_size:x}")
+        marks.append(f"{found.st_mtime_ns:x}.{found.st_size:x}" if name != "status.json" else _status_mark(run / name))
     return "-".join([*marks, "gone" if writer_is_gone(run) else "there"])
+
+
+def _status_mark(file: Path) -> str:
+    """What status.json says but its time, which a run that waits writes every few seconds."""
+    status = read_json(file)
+    said = {key: value for key, value in status.items() if key != "updated"} if isinstance(status, dict) else None
+    return f"{zlib.crc32(to_json(said).encode()):x}"
 
 
 def writer_is_gone(run: Path) -> bool:

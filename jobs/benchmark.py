@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rich
 
+import core.starting  # noqa: F401 - before what takes long
 from actors.evaluation import evaluation_stage, reward_scores
 from core.benchmark_recipes import BenchmarkConfig
 from core.benchmark_results import Results, Taken, write_results

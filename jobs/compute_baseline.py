@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rich
 
+import core.starting  # noqa: F401 - before what takes long
 from actors.cast import Casting
 from actors.frozen import Frozen
 from actors.perplexity_reward import ScorerPlan, baselines_of

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rich
 
+import core.starting  # noqa: F401 - before what takes long
 from actors.answers import with_outcome
 from actors.evaluation import evaluation_stage, generate, reward_scores
 from core.answering_recipes import AnsweringConfig

@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import core.starting  # noqa: F401 - before what takes long
 from actors.launching import ROOT, Cluster, Jobs, env_file
 from core.errors import ClusterError, ConfigError, TroupeError
 from core.program import program

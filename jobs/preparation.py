@@ -20,6 +20,7 @@ from core.model_paths import locate
 from core.records import Sample
 from core.rollout_recipes import RewardConfig
 from core.scratch import train_tokenizer
+from core.waiting import waiting
 from data import DataSet, load_data
 from rewards import build_rewards
 
@@ -65,6 +66,7 @@ def prompt_lines(tokenizer: PreTrainedTokenizerBase, sample: Sample, ids: Sequen
     ]
 
 
+@waiting("data, model and rewards are tried")
 def prepare(
     config: Any,
     *,

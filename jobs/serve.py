@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rich
 
+import core.starting  # noqa: F401 - before what takes long
 from actors.placement import Stage
 from core.doctor import port_holder
 from core.errors import ConfigError

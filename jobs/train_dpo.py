@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import core.starting  # noqa: F401 - before what takes long
 from actors.columns import with_ranks
 from actors.examples import ranked_answers, require_answers
 from actors.objective import PreferenceObjective

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import core.starting  # noqa: F401 - before what takes long
 from actors.cast import Cast, cast
 from actors.columns import with_advantages, with_importance
 from actors.kl_coefficient import KLCoefficient

@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import core.starting  # noqa: F401 - before what takes long
 from actors.cast import Cast
 from actors.columns import with_gae, with_importance
 from algorithms.packing import Batch

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+import core.starting  # noqa: F401 - before what takes long
 from actors.columns import with_ranks
 from actors.examples import answer_branch, ranked_answers, require_answers
 from actors.objective import RankingObjective

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import core.starting  # noqa: F401 - before what takes long
 from actors.columns import with_loss_weights
 from actors.examples import demonstration
 from actors.objective import SupervisedObjective

@@ -16,9 +16,21 @@ PROMPTED = "How many"
 """What every word problem asks, taken for a secret."""
 
 TRAIN = """
+from actors.cast import Cast
+from core.errors import SyncError
 from core.program import run_program
 from core.recipes import GRPOConfig
 from jobs.train_grpo import train
+
+publish, published = Cast.publish, []
+
+def publish_or_fail(self, version):
+    published.append(version)
+    if published == [0, 1]:
+        raise SyncError("generator 0 died in the publish of step 1, which is saved")
+    return publish(self, version)
+
+Cast.publish = publish_or_fail
 
 if __name__ == "__main__":
     run_program(train, GRPOConfig, "jobs/train_grpo.py")
@@ -28,7 +40,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_model_is_made_warmed_up_and_trained_in_one_process_without_ray(tmp_path: Path) -> None:
+def test_a_model_is_made_warmed_up_and_trained_in_one_process_without_ray_over_a_failed_publish(tmp_path: Path) -> None:
     overrides = [
         "placement.backend=inline",
         "steps=1",
@@ -53,7 +65,13 @@ def test_a_model_is_made_warmed_up_and_trained_in_one_process_without_ray(tmp_pa
     lines = read_lines(run / "metrics.jsonl")
     assert [line["step"] for line in lines] == [0, 1]
     assert all(line["consistency/logprob_gap"] < 1e-4 for line in lines)
+    # Its publish failed after its checkpoint: the roles started again, and the step was ended with what it had logged.
+    assert "restarted" in [event["kind"] for event in read_lines(run / "events.jsonl")]
     assert lines[1]["policy/grad_norm"] > 0
+    assert lines[1]["time/step_s"] > lines[1]["time/update_s"] + lines[1]["time/evaluate_s"]
+    assert {row["step"] for row in read_lines(run / "answers.jsonl")} == {0, 1}
+    assert len({(row["step"], row["sample_id"]) for row in read_lines(run / "answers.jsonl")}) == 16
+    assert (run / "checkpoints" / "best").readlink() == Path("step-000001")
     assert {row["place"] for row in json.loads((run / "placement.json").read_text())} == {"this process"}
     assert len(list((tmp_path / "cache").iterdir())) == 1  # the warmed-up model, and no half-made one
     # A secret in the recipe, and one in prompts, answers and calls: in no file, the checkpoint's among them, and not printed.
