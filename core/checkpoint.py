@@ -197,15 +197,17 @@ class CheckpointStore:
             f"{self.directory.parent} has no complete checkpoint yet; let the run write one, or give a checkpoint directory"
         )
 
-    def resumable(self, check: Check | None = None) -> int | None:
-        """The newest whole step, for the run that goes on from it; None where it has none at all.
+    def resumable(self, check: Check | None = None, *, model: str | None = None) -> int | None:
+        """The newest whole step, for the run that goes on from it; None where it has none at all. `model`: see `verify`.
 
         What is damaged is renamed `damaged-step-...`, out of the way of every reader. CheckpointError where nothing is
         whole: to begin anew silently would drop what the run has logged.
         """
         self.require_some()
-        if self.latest() is None:
+        newest = self.latest()
+        if newest is None:
             return None
+        self.verify(newest, model=model)
         damaged: list[Path] = []
 
         def noted(path: Path) -> str | None:
@@ -220,7 +222,8 @@ class CheckpointStore:
             raise CheckpointError(f"{error}, or begin anew: run.resume=never moves this run aside") from None
         for path in damaged:
             _move_aside(path)
-        self._point_links()
+        if damaged:
+            self._point_links()
         return step
 
     def require_some(self) -> None:

@@ -295,10 +295,9 @@ def save(lesson: Lesson, course: Course, step: int) -> None:
 def resume(lesson: Lesson, course: Course) -> tuple[int, bool]:
     """The step to go on from, that of the newest whole checkpoint, or 0; and whether that step still owes its end."""
     run = course.run
-    step = run.checkpoints.resumable(course.model.damage)
+    step = run.checkpoints.resumable(course.model.damage, model=course.model.facts["identity"])
     if step is None:
         return 0, False
-    run.checkpoints.verify(step, model=course.model.facts["identity"])
     state = run.checkpoints.load_state(step, position=int, lesson=dict)
     course.model.load(str(run.checkpoints.path(step)))
     course.examples.start_at(position_in(state, course.examples.stream.size))

@@ -248,10 +248,9 @@ def saved_if_stopped(run: Run, troupe: Cast, step: int, rollouts: Rollouts, kl: 
 def resume(run: Run, troupe: Cast, kl: KLCoefficient, *, num_samples: int) -> tuple[int, int, bool]:
     """(step, data position) to go on from: those of the newest whole checkpoint, or the beginning; and whether that step
     still owes its end."""
-    step = run.checkpoints.resumable(troupe.policy.damage)
+    step = run.checkpoints.resumable(troupe.policy.damage, model=troupe.policy.facts["identity"])
     if step is None:
         return 0, 0, False
-    run.checkpoints.verify(step, model=troupe.policy.facts["identity"])
     state = run.checkpoints.load_state(step, position=int)
     troupe.load(run.checkpoints.path(step))
     kl.value = state.get("kl_coef", kl.value)

@@ -375,9 +375,10 @@ def test_a_checkpoint_of_another_model_is_refused_before_it_is_loaded(
     tmp_path: Path, earlier: dict[str, bytes]
 ) -> None:
     def load(directory: str) -> None:
-        raise AssertionError("weights of another model must not reach the policy")
+        raise AssertionError("weights of another model must not reach the policy, nor be read for their digests")
 
-    troupe = SimpleNamespace(policy=SimpleNamespace(facts={"identity": "qwen2-of-this-shape"}, load=load))
+    policy = SimpleNamespace(facts={"identity": "qwen2-of-this-shape"}, load=load, damage=load)
+    troupe = SimpleNamespace(policy=policy)
     config = GRPOConfig(run={"name": "x", "directory": str(tmp_path / "runs")})
     with (
         pytest.raises(
@@ -385,5 +386,5 @@ def test_a_checkpoint_of_another_model_is_refused_before_it_is_loaded(
         ),
         Run.open(config) as run,
     ):
-        resume(run, troupe, KLCoefficient(config.algorithm.kl))  # type: ignore[arg-type]
+        resume(run, troupe, KLCoefficient(config.algorithm.kl), num_samples=1)  # type: ignore[arg-type]
     assert contents(tmp_path / "runs" / "x") == earlier
