@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from actors.engine_process import EngineProcess
 from actors.group import own_address
 from actors.meters import Throughput, working
 from core.engine_arguments import engine_arguments
+from core.engine_process import EngineProcess
 from core.hardware import hardware, set_up_generator
 from core.records import Branch, WeightSpan
 from core.role_recipes import GeneratorConfig

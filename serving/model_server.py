@@ -23,6 +23,7 @@ import ray
 
 from core.checkpoint import step_of
 from core.engine_arguments import engine_arguments, pack_heads
+from core.engine_process import EngineProcess
 from core.errors import ConfigError
 from core.files import read_json
 from core.hardware import hardware, set_up_generator
@@ -75,7 +76,6 @@ class ModelServer:
         from vllm.entrypoints.launchers.app import build_app
         from vllm.entrypoints.launchers.cli_args import FrontendArgs
         from vllm.entrypoints.openai.models.protocol import LoRAModulePath
-        from vllm.v1.engine.async_llm import AsyncLLM
 
         served, config = self._served, self._config
         adapters = [LoRAModulePath(name=name, path=path) for name, path in served.adapters.items()]
@@ -93,7 +93,8 @@ class ModelServer:
                 config.engine, max_length=served.max_length, precision=hardware().precision(config.precision)
             ),
         )
-        self._engine = AsyncLLM.from_engine_args(arguments)
+        self._process = EngineProcess(f"the engine of {served.name}")
+        self._engine = self._process.start(arguments)
         settings = Namespace(**vars(FrontendArgs(lora_modules=adapters or None)) | vars(arguments))
         tasks = await self._engine.get_supported_tasks()
         self._app = build_app(settings, tasks, self._engine.model_config)
@@ -187,7 +188,7 @@ class ModelServer:
         """Called by Serve, which replaces a replica that raises here."""
         if self._broken is not None:
             raise self._broken
-        await self._engine.check_health()
+        await self._process.run("answering", self._engine.check_health())
 
     def __del__(self) -> None:
         engine = getattr(self, "_engine", None)

@@ -28,7 +28,7 @@ ADDRESSES = {
     "deepspeed": ["actors/engine.py", "actors/process_group.py", "actors/trainer_state.py"],
     "vllm": [
         "core/engine_arguments.py",
-        "actors/engine_process.py",
+        "core/engine_process.py",
         "actors/generator.py",
         "actors/weight_sync.py",
         "serving/",
