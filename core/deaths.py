@@ -160,19 +160,26 @@ def _cgroup_limit() -> int | None:
 
 
 def last_lines(path: Path | str, count: int = TAIL_LINES) -> list[str]:
-    """Return the last lines of a log that are not blank, without secrets and escapes; none where it cannot be read."""
+    """Return the last lines of a log that are not blank, without secrets and escapes; none where it cannot be read.
+
+    Where Python's fault handler wrote a stack, the lines begin with it: its first lines name the place of the fault.
+    """
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:
         return []
-    return [line for line in page_text(text).splitlines() if is_worth_reading(line)][-count:]
+    lines = [line for line in page_text(text).splitlines() if is_worth_reading(line)]
+    fatal = next((i for i in reversed(range(len(lines))) if lines[i].startswith("Fatal Python error")), len(lines))
+    return lines[fatal:][:count] if fatal < len(lines) - count else lines[-count:]
 
 
 def is_worth_reading(line: str) -> bool:
-    """Return whether a line of a worker's stderr says something: Ray's own markers and blank lines do not."""
-    return bool(line.strip()) and not line.startswith((":job_id:", ":actor_name:", ":task_name:"))
+    """Return whether a line of a worker's stderr says something: blank lines, Ray's marks and lists of modules do not."""
+    return bool(line.strip()) and not line.startswith(
+        (":job_id:", ":actor_name:", ":task_name:", "Extension modules: ")
+    )
 
 
 def quote_lines(lines: Sequence[str], title: str) -> str:

@@ -92,5 +92,13 @@ def test_last_lines_have_no_secrets_no_escapes_and_no_marks_of_rays(
     assert last_lines(tmp_path / "none") == []
 
 
+def test_the_lines_begin_with_the_stack_of_the_fault(tmp_path: Path) -> None:
+    stack = ["Fatal Python error: Illegal instruction", *(f"  File {depth}" for depth in range(40))]
+    log = tmp_path / "worker.err"
+    log.write_text("\n".join(["before"] * 30 + stack + ["Extension modules: a, b", ""]))
+    assert last_lines(log, 5) == stack[:5]
+    assert last_lines(log, 100) == ["before"] * 30 + stack
+
+
 def test_the_memory_of_this_machine_is_told() -> None:
     assert "GiB of memory are free now" in memory_report()
