@@ -22,7 +22,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from serving.messages import Message, complete, joined
 from serving.openai_error import Unavailable, openai_error
 from serving.playground import PATHS, playground_router
-from serving.request_body import message_mistake, parsed, read_body
+from serving.request_body import parsed, read_body
+from serving.request_mistakes import request_mistake
 from serving.scoring import Scorer, chat_reply, scorer_card, scoring_router
 
 log = logging.getLogger(__name__)
@@ -116,8 +117,7 @@ def build_app(models: Mapping[str, Model], door: Door, *, scorers: Mapping[str, 
         base = door.adapters.get(name, name)
         if base not in models:
             return _unknown(name)
-        mistake = message_mistake(asked.get("messages")) if request.url.path.endswith("/chat/completions") else None
-        if mistake is not None:
+        if (mistake := request_mistake(asked)) is not None:
             return mistake
         content_type = request.headers.get("content-type", "")
         return await _unless_gone(request, _relayed(models[base].answer(request.url.path, content_type, body)))

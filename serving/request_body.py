@@ -1,19 +1,14 @@
-"""The body of a request: no more of it is read than the endpoint takes, and what no model could answer is refused."""
+"""The body of a request: no more of it is read than the endpoint takes, and none that holds what no text can."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serving.openai_error import openai_error
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-INSTEAD = ("tool_calls", "function_call", "refusal", "audio")
-"""What an assistant's message may have instead of a content."""
 
 
 async def read_body(request: Request, most: int) -> bytes | Response:
@@ -48,20 +43,3 @@ def parsed(body: bytes) -> Any:
             f"{half} is half of a surrogate pair and no character; send both halves, or leave it out"
         ) from None
     return value
-
-
-def message_mistake(messages: Any) -> Response | None:
-    """The refusal of chat messages that OpenAI's API refuses and vLLM lets through; other mistakes are vLLM's to find."""
-    for index, message in enumerate(messages if isinstance(messages, list) else []):
-        if not isinstance(message, Mapping):
-            continue
-        role = message.get("role")
-        if role not in ROLES:
-            where = f"messages[{index}].role"
-            return openai_error(
-                400, f"{where} is {str(role)[:100]!r}; it must be one of {', '.join(ROLES)}", param=where
-            )
-        if message.get("content") is None and not (role == "assistant" and any(message.get(key) for key in INSTEAD)):
-            where = f"messages[{index}].content"
-            return openai_error(400, f"{where} is missing; give the {role}'s text, which may be empty", param=where)
-    return None

@@ -101,6 +101,17 @@ def next_logprobs(client: openai.OpenAI) -> dict[int, float]:
     return {int(name.removeprefix("token_id:")): value for name, value in found.items()}
 
 
+def test_the_first_request_with_logprobs_compiles_nothing(client):
+    before = engine_seconds()
+    next_logprobs(client)
+    assert engine_seconds() - before < 1  # 0.1; what vLLM compiles for the first of a process takes more
+
+
+def engine_seconds() -> float:
+    times = engine_process().cpu_times()
+    return float(times.user + times.system)
+
+
 def test_logprobs_are_the_models(client, run):
     expected, found = run.next_logprobs(1), next_logprobs(client)
     assert set(expected.topk(5).indices.tolist()) <= set(found)
@@ -266,11 +277,11 @@ def test_a_reward_model_behind_the_same_door_reads_requests_together_and_is_a_ju
     assert httpx.post(f"{url}/v1/score", json={}).status_code == 401
 
 
-def kill_engine() -> None:
-    """SIGKILL for the process of the model's vLLM engine, as the kernel does where memory runs out."""
+def engine_process() -> psutil.Process:
+    """The process of the model's vLLM engine."""
     replicas = [p for p in psutil.Process().children(recursive=True) if "ServeReplica:troupe:model-0" in p.name()]
     (engine,) = [child for one in replicas for child in one.children(recursive=True) if "EngineCore" in child.name()]
-    engine.kill()
+    return engine
 
 
 def test_an_engine_that_is_killed_is_503_at_once_and_the_newest_whole_checkpoint_comes_back(
@@ -282,7 +293,7 @@ def test_an_engine_that_is_killed_is_503_at_once_and_the_newest_whole_checkpoint
     (damaged / "model.safetensors").write_bytes(b"0" * (damaged / "model.safetensors").stat().st_size)
     shutil.move(damaged, run.store.path(0).parent)
     run.store.remove(1)  # what the endpoint began with is not kept any more
-    kill_engine()
+    engine_process().kill()
 
     told: list[str] = []
     waited: list[float] = []

@@ -190,6 +190,33 @@ def test_a_message_that_openais_api_refuses_is_refused(message, param):
         assert error_of(reply)["param"] == param
 
 
+ENDLESS = {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/a"}]}}}
+TREE = {"$defs": {"n": {"type": "object", "properties": {"in": {"type": "array", "items": {"$ref": "#/$defs/n"}}}}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "refused"),
+    [
+        ({"$ref": "#"}, True),
+        ({"anyOf": [{"$ref": "#"}]}, True),
+        ({**ENDLESS, "$ref": "#/$defs/a"}, True),
+        ({**TREE, "$ref": "#/$defs/n"}, False),
+        ({"anyOf": [{"$ref": "#/$defs/n"}, {"$ref": "#/$defs/n"}], **TREE}, False),
+        ({"type": "object", "properties": {"next": {"$ref": "#"}, "$ref": {"type": "string"}}}, False),
+    ],
+)
+def test_a_schema_that_refers_to_itself_alone_is_refused_and_a_tree_is_not(schema, refused):
+    for asked in (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}},
+        {"structured_outputs": {"json": schema}},
+        {"structured_outputs": {"json": json.dumps(schema)}},
+    ):
+        reply = complete(prompt="x", **asked)
+        assert reply.status_code == (400 if refused else 200)
+        if refused:
+            assert error_of(reply)["param"] == next(iter(asked))
+
+
 def test_a_body_of_undeclared_size_is_read_no_further_than_the_limit():
     read = 0
 
