@@ -328,7 +328,8 @@ def _loss_of_row(
     row: Row, columns: dict[str, torch.Tensor], loss: LossFn, outputs: tuple[torch.Tensor, ...]
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     if row.token_index.numel() == 0:  # a row that only keeps the collectives in step
-        value = outputs[0].sum() * 0.0
+        # Backward from every output, as in any other row: ZeRO-3 counts on ranks that go through the same modules.
+        value = sum((output.sum() for output in outputs), start=torch.zeros(())) * 0.0
         return value, {"loss": value.detach()}
     value, metrics = loss(*outputs, columns)
     return value, {**metrics, "loss": value.detach()}

@@ -6,10 +6,13 @@ tensor ever exists. The module is what DeepSpeed wraps; its only submodule is th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from algorithms.heads import in_one_call, prepare_head
 from algorithms.hidden import hidden_states, inner_model
 from algorithms.packing import Row
 
@@ -21,6 +24,7 @@ class PackedModel(torch.nn.Module):
         super().__init__()
         self.model = model
         self.logits_chunk = logits_chunk
+        prepare_head(inner_model(model).get_output_embeddings())
 
     def forward(
         self, row: Row, *, temperature: float = 1.0, entropy_grad: bool = False
@@ -30,28 +34,28 @@ class PackedModel(torch.nn.Module):
         The entropy carries a gradient only with `entropy_grad`, which doubles the memory of a chunk.
         """
         causal = inner_model(self.model)
-        head = causal.get_output_embeddings()
         device = next(self.model.parameters()).device
         hidden = hidden_states(causal, row, row.read_positions)  # [n, H]
         targets = row.target_ids.to(device)  # [n]
 
         softcap = getattr(causal.config, "final_logit_softcapping", None)
         scale = _logit_scale(causal.config) / temperature
-
-        def read(states: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logits = head(states).float()  # [chunk, H] -> [chunk, V]
-            if softcap is not None:
-                logits = softcap * torch.tanh(logits / softcap)
-            return _read_logits(logits * scale, tokens, entropy_grad)
-
         tokens_per_chunk = max(1, self.logits_chunk // causal.config.vocab_size)
-        if len(targets) <= tokens_per_chunk:
-            return read(hidden, targets)
-        pieces = [
-            checkpoint(read, states, tokens, use_reentrant=False)
-            for states, tokens in zip(hidden.split(tokens_per_chunk), targets.split(tokens_per_chunk), strict=True)
-        ]
-        return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
+
+        def loop(head: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            def read(tokens: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                logits = head(*states).float()  # [chunk, H] -> [chunk, V]
+                if softcap is not None:
+                    logits = softcap * torch.tanh(logits / softcap)
+                return _read_logits(logits * scale, tokens, entropy_grad)
+
+            if len(targets) <= tokens_per_chunk:
+                return read(targets, *inputs)
+            chunks = zip(*(tensor.split(tokens_per_chunk) for tensor in (targets, *inputs)), strict=True)
+            logprobs, entropies = zip(*(checkpoint(read, *chunk, use_reentrant=False) for chunk in chunks), strict=True)
+            return torch.cat(logprobs), torch.cat(entropies)
+
+        return in_one_call(causal.get_output_embeddings(), hidden, loop)
 
 
 def _read_logits(logits: torch.Tensor, tokens: torch.Tensor, entropy_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
