@@ -19,13 +19,14 @@ import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from actors.adapters import adapted_layers, adapter_of, merged, published, with_adapter
+from actors.gradient_sums import GradientSums
 from actors.meters import record
 from actors.process_group import join_process_group
 from actors.shared_trunk import TrainedParts
 from actors.trainer_state import TRAINER_STATE, read_state
 from algorithms.attention import PACKED_ATTENTION
 from algorithms.hidden import inner_model
-from algorithms.loading import Head, load_model
+from algorithms.loading import Head, as_published, load_model
 from algorithms.logprobs import PackedModel
 from algorithms.packing import Batch, Row, pack
 from algorithms.values import PackedScalarModel
@@ -64,7 +65,9 @@ class Engine:
         join_process_group()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(seed)
-        model = load_model(model_path, self.precision, head=head, trust_remote_code=trust_remote_code)
+        model = load_model(
+            model_path, self.precision, head=head, trust_remote_code=trust_remote_code, dropout=config.dropout
+        )
         self.branches = model.config._attn_implementation == PACKED_ATTENTION
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -75,7 +78,11 @@ class Engine:
             _freeze(inner_model(model), config.frozen_layers)
         self.packed = (
             PackedModel(model, logits_chunk=config.logits_chunk) if head == "vocabulary" else PackedScalarModel(model)
-        ).train()
+        )
+        self._seed, self._random = seed, config.dropouts != {}
+        # Evaluation mode is without noise in every architecture; transformers checkpoints in training mode alone.
+        self._training_mode = self._random or config.gradient_checkpointing
+        self.packed.train(self._training_mode)
         if keep_start:
             self.packed.start = TrainedParts(model)
         trainable = [parameter for parameter in self.packed.parameters() if parameter.requires_grad]
@@ -108,7 +115,7 @@ class Engine:
             output = self.engine(row, **options)[0]
             if row.token_index.numel():
                 values[row.token_index] = output.cpu()
-        self.packed.train()
+        self.packed.train(self._training_mode)
         return values
 
     @torch.no_grad()
@@ -118,7 +125,7 @@ class Engine:
         self.packed.eval()
         for row, columns in self._rows_with_columns(batch):
             _add(totals, _loss_of_row(row, columns, loss, self.engine(row, **options))[1])
-        self.packed.train()
+        self.packed.train(self._training_mode)
         return self._sum_over_ranks(totals)
 
     def step(self, batch: Batch, loss: LossFn, **options: Any) -> dict[str, float]:
@@ -128,11 +135,19 @@ class Engine:
         """
         totals: dict[str, torch.Tensor] = {}
         rows = list(self._rows_with_columns(batch))
+        if self._random:  # by step and rank, so that a resumed run goes on as it would have
+            torch.manual_seed(hash((self._seed, self.engine.global_steps, self.rank)) % 2**63)
+        sums = GradientSums(self.packed.parameters() if _sums_by_hand(self.config, self.precision) else [])
         for index, (row, columns) in enumerate(rows):
-            self.engine.set_gradient_accumulation_boundary(index == len(rows) - 1)
+            last = index == len(rows) - 1
+            self.engine.set_gradient_accumulation_boundary(last)
             value, metrics = _loss_of_row(row, columns, loss, self.engine(row, **options))
+            if last:
+                sums.put_back()
             # ZeRO averages over the ranks; the loss is already a share of the global sum.
             self.engine.backward(value * self.world_size)
+            if not last:
+                sums.take()
             _add(totals, metrics)
             record("trainer_rows", 1)
             record("trainer_tokens", row.input_ids.numel())
@@ -235,7 +250,8 @@ class Engine:
             if self.rank == 0:
                 state[name] = tensors[0].cpu().contiguous()
         if self.rank == 0:
-            inner_model(self.model).save_pretrained(directory, state_dict=state)
+            with as_published(inner_model(self.model)):
+                inner_model(self.model).save_pretrained(directory, state_dict=state)
             if tokenizer is not None:
                 tokenizer.save_pretrained(directory)
         if trainer_state:
@@ -366,8 +382,19 @@ def _schedule(config: PolicyConfig, total_steps: int) -> Callable[[int], float]:
     return share
 
 
+def _sums_by_hand(config: PolicyConfig, precision: str) -> bool:
+    """Whether rows are added in fp32 by us: below stage 2 DeepSpeed does so in another optimizer alone, with other files."""
+    return precision == "bf16" and config.zero_stage < 2
+
+
 def _deepspeed_settings(config: PolicyConfig, precision: str) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": config.zero_stage}
+    sums: dict[str, Any] = {}
+    if precision == "bf16" and config.zero_stage >= 2:
+        sums["data_types"] = {"grad_accum_dtype": "fp32"}
+    if precision == "bf16" and config.num_ranks > 1:
+        sums["communication_data_type"] = "fp32"
+        zero["reduce_bucket_size"] = 250_000_000  # half of DeepSpeed's numbers, which take twice the bytes now
     if config.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": hardware().device == "cuda"}
     if config.offload == "optimizer_and_parameters":
@@ -379,6 +406,7 @@ def _deepspeed_settings(config: PolicyConfig, precision: str) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": precision == "bf16"},
+        **sums,
         "gradient_clipping": config.max_grad_norm,
         "steps_per_print": 2**31,
     }

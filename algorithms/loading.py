@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from algorithms.attention import PACKED_ATTENTION, supports_branches
 from core.errors import CheckpointError
 
 Head = Literal["vocabulary", "scalar"]
 """What is read off the hidden states: log-probabilities of tokens, or one number."""
+
+
+DROPOUT = re.compile("dropout|pdrop")
+OTHER_NOISE = re.compile("layerdrop|drop_path|jitter")
+"""Names of settings in a model's config.json, of every architecture, that make its training passes random."""
 
 
 class ScalarHead(torch.nn.Linear):
@@ -37,22 +51,57 @@ def load_model(
     head: Head = "vocabulary",
     trained_head: bool = False,
     trust_remote_code: bool = False,
+    dropout: float = 0.0,
 ) -> PreTrainedModel:
     """A language model with packed attention where its architecture allows, its own attention otherwise.
+
+    Whatever its config says, a training pass has `dropout` in all places where the architecture has one, and no other
+    noise: two passes over the same tokens are compared nearly everywhere. `as_published` gives its config back.
 
     A scalar head that the checkpoint lacks starts at zero, so that training starts from a value of 0 for everything;
     with `trained_head` it is refused.
     """
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    options: dict[str, Any] = {"dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
-    if supports_branches(config):
+    replaced = _set_noise(config, dropout)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if supports_branches(config) and not dropout:  # which packed attention does not have
         options["attn_implementation"] = PACKED_ATTENTION
+    model = _load(path, config, precision, head, trained_head=trained_head, **options)
+    model.replaced_settings = replaced
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):  # those of a number that is in no config, too
+            module.p = dropout
+    return model
+
+
+@contextlib.contextmanager
+def as_published(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model's config says what its checkpoint said of dropout and other noise."""
+    config = model.config.get_text_config()
+    mine = {name: getattr(config, name) for name in model.replaced_settings}
+    config.update(model.replaced_settings)
+    yield
+    config.update(mine)
+
+
+def _set_noise(config: PreTrainedConfig, dropout: float) -> dict[str, Any]:
+    """Set every dropout of a config to one value and other noise to 0; the settings that were replaced."""
+    inner = config.get_text_config()
+    noise = {name: 0.0 for name in vars(inner) if OTHER_NOISE.search(name)}
+    noise |= {name: dropout for name in vars(inner) if DROPOUT.search(name)}
+    replaced = {name: getattr(inner, name) for name in noise if isinstance(getattr(inner, name), int | float)}
+    inner.update({name: noise[name] for name in replaced})
+    return replaced
+
+
+def _load(
+    path: str, config: PreTrainedConfig, precision: str, head: Head, *, trained_head: bool, **options: Any
+) -> PreTrainedModel:
+    options |= {"config": config, "dtype": torch.bfloat16 if precision == "bf16" else torch.float32}
     if head == "vocabulary":
-        return AutoModelForCausalLM.from_pretrained(path, config=config, trust_remote_code=trust_remote_code, **options)
+        return AutoModelForCausalLM.from_pretrained(path, **options)
     config.num_labels = 1
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        path, config=config, trust_remote_code=trust_remote_code, output_loading_info=True, **options
-    )
+    model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
     if not isinstance(getattr(model, "score", None), torch.nn.Linear):
         raise CheckpointError(
             f"{path} is a {type(model).__name__}, whose head is not one linear layer called score; use a model of another family"

@@ -106,11 +106,12 @@ def state_bytes(shape: Shape, config: PolicyConfig) -> float:
     """Weights, gradients, masters and AdamW's moments of one rank.
 
     Rajbhandari et al. 2020 (ZeRO), figure 1: 2 + 2 + 12 bytes a parameter; stage 1 divides the 12 among the ranks, stage 2
-    the gradients too, stage 3 all. In fp32 they are 4 + 4 + 8. With LoRA (Hu et al. 2021) the base has weights alone, and
+    the gradients too, stage 3 all. Gradients are added in fp32, so with bf16 they take 4 bytes, of which ZeRO from stage 2
+    on leaves each rank its share, and below it 2 more for those of the row. In fp32 it is 4 + 4 + 8. With LoRA (Hu et al. 2021) the base has weights alone, and
     a matrix [in, out] trains rank x (in + out) parameters.
     """
-    weight, gradient, optimizer = (4, 4, 8) if config.precision == "fp32" else (2, 2, 12)
     ranks, stage = config.num_ranks, config.zero_stage
+    weight, gradient, optimizer = (4, 4, 8) if config.precision == "fp32" else (2, 4 if stage >= 2 else 6, 12)
     trained, frozen = float(shape.parameters), 0.0
     if config.lora is not None:
         frozen = trained

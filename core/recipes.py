@@ -5,7 +5,7 @@ The defaults are the quickstart. Derived numbers are properties. A worker is han
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,7 @@ from core.role_recipes import (
     PolicyConfig,
     ReferenceConfig,
     RewardModelConfig,
+    WithoutDropout,
 )
 from core.rollout_recipes import EvaluationConfig, RewardConfig, RewarderConfig, RolloutConfig
 from core.run_recipes import CheckpointConfig, RunConfig
@@ -61,7 +62,7 @@ class GRPOConfig(Section):
     """What is sampled."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
     """From scores to a loss."""
-    policy: PolicyConfig = PolicyConfig()
+    policy: Annotated[PolicyConfig, WithoutDropout] = PolicyConfig()
     """The trained model's engine."""
     reference: ReferenceConfig = ReferenceConfig()
     """The frozen model of the KL term."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
 from core.algorithm_recipes import AlgorithmConfig, KLConfig
 from core.config import Section
 from core.recipes import GRPOConfig
-from core.role_recipes import PolicyConfig
+from core.role_recipes import PolicyConfig, WithoutDropout
 from core.rollout_recipes import RolloutConfig
 from core.run_recipes import RunConfig
 
@@ -76,7 +76,7 @@ class PPOConfig(GRPOConfig):
     """From scores to a loss; the critic learns from the same minibatches."""
     gae: GAEConfig = GAEConfig()
     """From token rewards and values to advantages."""
-    critic: CriticConfig = CriticConfig()
+    critic: Annotated[CriticConfig, WithoutDropout] = CriticConfig()
     """The critic."""
 
     @model_validator(mode="after")

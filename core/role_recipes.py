@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from core.config import Section
 from core.model_recipes import Precision
@@ -60,8 +60,32 @@ class PolicyConfig(Section):
     """What ZeRO keeps in host memory."""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout in all places where the architecture has one, whatever the model's config says; above 0 in SFT alone, without packed attention."""
     init_timeout_s: float = Field(default=600, gt=0)
     """Seconds the workers may take to start."""
+
+    @property
+    def dropouts(self) -> dict[str, float]:
+        """Dropout above 0 by its field."""
+        rates = {"dropout": self.dropout, "lora.dropout": self.lora.dropout if self.lora else 0.0}
+        return {name: rate for name, rate in rates.items() if rate > 0}
+
+
+C = TypeVar("C", bound=PolicyConfig)
+
+
+def _without_dropout(config: C) -> C:
+    for name, rate in config.dropouts.items():
+        raise ValueError(
+            f"{name} ({rate:g}) must be 0: outputs of two passes are compared here, and dropout would count as a change of the "
+            "weights; only SFT may have it"
+        )
+    return config
+
+
+WithoutDropout = AfterValidator(_without_dropout)
+"""Of an engine whose log-probabilities or scores are compared between passes."""
 
 
 class RewardModelConfig(Section):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from core.config import Section
 from core.data_recipes import DataConfig, DocstringPairsConfig, DocstringsConfig
 from core.model_recipes import ModelConfig, Precision, ScratchModelConfig, WarmStartConfig
-from core.role_recipes import GeneratorConfig, PlacementConfig, PolicyConfig
+from core.role_recipes import GeneratorConfig, PlacementConfig, PolicyConfig, WithoutDropout
 from core.rollout_recipes import RewardConfig, SamplingConfig
 from core.run_recipes import CheckpointConfig, RunConfig
 
@@ -143,6 +143,8 @@ class RewardModelTrainingConfig(SupervisedConfig):
     """Where the run lives."""
     data: DataConfig = DocstringPairsConfig()
     """Training and held-out preferences."""
+    engine: Annotated[PolicyConfig, WithoutDropout] = PolicyConfig()
+    """The trained model's engine, optimizer and schedule."""
     normalise_samples: int = Field(default=256, ge=0)
     """Training samples whose reference answers score 0 on average in what is saved; 0: scores stay as they are."""
 
@@ -160,7 +162,7 @@ class DPOConfig(GeneratingConfig):
     """Where the run lives."""
     data: DataConfig = DocstringPairsConfig()
     """Training and held-out preferences."""
-    engine: PolicyConfig = PolicyConfig(learning_rate=2e-5)
+    engine: Annotated[PolicyConfig, WithoutDropout] = PolicyConfig(learning_rate=2e-5)
     """The trained model's engine, optimizer and schedule."""
     beta: float = Field(default=0.1, gt=0)
     """Strength of the pull to the reference; tau of IPO."""

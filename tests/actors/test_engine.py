@@ -10,17 +10,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig
+from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
 
 from actors.engine import Engine
-from actors.objective import PolicyObjective
+from actors.objective import PolicyObjective, SupervisedObjective
 from actors.trainer_state import gathered_state
+from algorithms.loading import load_model
+from algorithms.logprobs import PackedModel
 from algorithms.packing import Batch, pack
 from core.algorithm_recipes import AlgorithmConfig
 from core.errors import CheckpointError, NumericalError
 from core.records import Group
 from core.role_recipes import LoraConfig, PolicyConfig
-from tests.actors.small import SMALL, ragged, with_targets, write_weights
+from tests.actors.small import SMALL, ragged, random_group, with_targets, write_weights
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -31,6 +33,19 @@ BETA1 = 0.9
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_weights(SMALL, tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def equal_rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Batch, torch.Tensor]:
+    """(a small model, a batch of 64 equal rows, 64 times the gradient of one of them in bf16)."""
+    config = Qwen2Config(**{**SMALL.to_dict(), "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1})
+    path = write_weights(config, tmp_path_factory.mktemp("tiny"))
+    batch = with_targets([random_group(4, [6], vocab=64)] * 64)
+    row, *others = pack(batch, 16)
+    assert len(others) == 63
+    model = PackedModel(load_model(path, "bf16"))
+    (-(model(row)[0] * batch["loss_weights"][row.token_index]).sum()).backward()
+    return path, batch, 64 * torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).float()
 
 
 @contextlib.contextmanager
@@ -306,6 +321,23 @@ def test_bf16_steps_move_fp32_masters_like_fp32_steps(model_path: str, zero_stag
         assert metrics["grad_norm"] == pytest.approx(expected["grad_norm"], rel=0.1)
         if zero_stage:
             assert torch.cosine_similarity(gradient_of(built), gradient, dim=0) > 0.99
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [*({"zero_stage": stage} for stage in range(4)), *({"zero_stage": s, "offload": "optimizer"} for s in (1, 2, 3))],
+    ids=str,
+)
+def test_the_bf16_gradients_of_many_rows_add_up_as_in_fp32(
+    equal_rows: tuple[str, Batch, torch.Tensor], settings: Any
+) -> None:
+    path, batch, expected = equal_rows
+    with engine(path, precision="bf16", row_tokens=16, max_grad_norm=1e9, **settings) as built:
+        metrics = built.step(batch, SupervisedObjective())
+        states = getattr(built.optimizer, "optimizer", built.optimizer).state.values()
+        gradient = torch.cat([state["exp_avg"].flatten() for state in states])[: len(expected)] / (1 - BETA1)
+    assert_close(gradient, expected, 0.01)
+    assert metrics["grad_norm"] == pytest.approx(float(expected.norm()), rel=0.01)
 
 
 def test_gradient_checkpointing_changes_no_gradient(model_path: str) -> None:

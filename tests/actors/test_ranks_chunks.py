@@ -19,7 +19,7 @@ from core.records import Group
 from core.role_recipes import LoraConfig, PolicyConfig
 from tests.actors.small import SMALL, VOCAB, random_group, with_targets, write_weights
 
-TOKENS_PER_CHUNK, ROW_TOKENS, DEADLINE_S = 12, 64, 120
+TOKENS_PER_CHUNK, ROW_TOKENS, DEADLINE_S = 12, 64, 240
 BETAS = (0.9, 0.99)
 SETTINGS = {
     "zero_stage": 3,
@@ -79,7 +79,7 @@ class Compared(TrainedWorker):
 
         every = {name: as_batch(groups) for name, groups in batches().items()}
         plain = _plain_steps(path, config, objective, every)
-        engine = Engine(path, config, total_steps=10)
+        engine = Engine(path, config, total_steps=10, keep_start=config.frozen_layers > 0)
         found: dict[str, Any] = {"losses": []}
         for batch in every.values():
             shard = batch.select(batch.split(2)[self.rank])
@@ -88,6 +88,11 @@ class Compared(TrainedWorker):
             found["losses"].append((measured, engine.step(shard, objective, **objective.options)["loss"]))
             found.setdefault("logprobs", (batch.tokens_of(batch.split(2)[self.rank]), logprobs))
             found.setdefault("gradient", _first_moments(engine) / (1 - BETAS[0]))
+        if config.lora or config.frozen_layers:  # which know the model that they started from
+            first = next(iter(every.values()))
+            with engine.at_start():
+                logprobs = engine.read(first.select(first.split(2)[self.rank]).without_columns())
+            torch.testing.assert_close(logprobs, found["logprobs"][1], atol=2e-5, rtol=0)
         engine.close()
         return {name: (plain[name], found[name]) for name in plain}
 
