@@ -65,9 +65,8 @@ class Engine:
         join_process_group()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(seed)
-        model = load_model(
-            model_path, self.precision, head=head, trust_remote_code=trust_remote_code, dropout=config.dropout
-        )
+        dropout = config.dropouts.get("dropout", 0.0)
+        model = load_model(model_path, self.precision, head=head, trust_remote_code=trust_remote_code, dropout=dropout)
         self.branches = model.config._attn_implementation == PACKED_ATTENTION
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -60,16 +60,24 @@ class PolicyConfig(Section):
     """What ZeRO keeps in host memory."""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout in all places where the architecture has one, whatever the model's config says; above 0 in SFT alone, without packed attention."""
     init_timeout_s: float = Field(default=600, gt=0)
     """Seconds the workers may take to start."""
 
     @property
     def dropouts(self) -> dict[str, float]:
         """Dropout above 0 by its field."""
-        rates = {"dropout": self.dropout, "lora.dropout": self.lora.dropout if self.lora else 0.0}
-        return {name: rate for name, rate in rates.items() if rate > 0}
+        return {"lora.dropout": self.lora.dropout} if self.lora and self.lora.dropout > 0 else {}
+
+
+class SFTEngineConfig(PolicyConfig):
+    """The engine of SFT, where no two passes over the same tokens are compared."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout in all places where the architecture has one, whatever the model's config says; above 0 without packed attention."""
+
+    @property
+    def dropouts(self) -> dict[str, float]:
+        return super().dropouts | ({"dropout": self.dropout} if self.dropout > 0 else {})
 
 
 C = TypeVar("C", bound=PolicyConfig)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from core.config import Section
 from core.data_recipes import DataConfig, DocstringPairsConfig, DocstringsConfig
 from core.model_recipes import ModelConfig, Precision, ScratchModelConfig, WarmStartConfig
-from core.role_recipes import GeneratorConfig, PlacementConfig, PolicyConfig, WithoutDropout
+from core.role_recipes import GeneratorConfig, PlacementConfig, PolicyConfig, SFTEngineConfig, WithoutDropout
 from core.rollout_recipes import RewardConfig, SamplingConfig
 from core.run_recipes import CheckpointConfig, RunConfig
 
@@ -124,6 +124,8 @@ class SFTConfig(GeneratingConfig):
     """Where the run lives."""
     model: ModelConfig = ScratchModelConfig(warm_start=WarmStartConfig(steps=0))
     """The model to start from."""
+    engine: SFTEngineConfig = SFTEngineConfig()
+    """The trained model's engine, optimizer and schedule."""
     prompt_weight: float = Field(default=0.0, ge=0, le=1)
     """Loss weight of a prompt token beside 1 for an answer's: 0 trains on answers alone, 1 on everything."""
     turns: Literal["all", "last"] = "all"

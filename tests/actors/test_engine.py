@@ -21,7 +21,7 @@ from algorithms.packing import Batch, pack
 from core.algorithm_recipes import AlgorithmConfig
 from core.errors import CheckpointError, NumericalError
 from core.records import Group
-from core.role_recipes import LoraConfig, PolicyConfig
+from core.role_recipes import LoraConfig, SFTEngineConfig
 from tests.actors.small import SMALL, ragged, random_group, with_targets, write_weights
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -38,7 +38,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def equal_rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Batch, torch.Tensor]:
     """(a small model, a batch of 64 equal rows, 64 times the gradient of one of them in bf16)."""
-    config = Qwen2Config(**{**SMALL.to_dict(), "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1})
+    config = Qwen2Config(**{**SMALL.to_dict(), "vocab_size": 64, "hidden_size": 32})
     path = write_weights(config, tmp_path_factory.mktemp("tiny"))
     batch = with_targets([random_group(4, [6], vocab=64)] * 64)
     row, *others = pack(batch, 16)
@@ -51,7 +51,7 @@ def equal_rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Batch, to
 @contextlib.contextmanager
 def engine(path: str, *, total_steps: int = 10, keep_start: bool = False, **settings: Any) -> Iterator[Engine]:
     defaults = {"precision": "fp32", "zero_stage": 0, "learning_rate": 1e-3, "schedule": "constant"}
-    built = Engine(path, PolicyConfig(**{**defaults, **settings}), total_steps=total_steps, keep_start=keep_start)
+    built = Engine(path, SFTEngineConfig(**{**defaults, **settings}), total_steps=total_steps, keep_start=keep_start)
     try:
         yield built
     finally:
@@ -325,7 +325,7 @@ def test_bf16_steps_move_fp32_masters_like_fp32_steps(model_path: str, zero_stag
 
 @pytest.mark.parametrize(
     "settings",
-    [*({"zero_stage": stage} for stage in range(4)), *({"zero_stage": s, "offload": "optimizer"} for s in (1, 2, 3))],
+    [*({"zero_stage": stage} for stage in range(4)), {"zero_stage": 2, "offload": "optimizer"}],
     ids=str,
 )
 def test_the_bf16_gradients_of_many_rows_add_up_as_in_fp32(

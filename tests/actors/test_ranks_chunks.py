@@ -181,4 +181,4 @@ def test_ranks_with_different_numbers_of_chunks_make_the_plain_pytorch_step(
         assert (gradient - expected).norm() <= 2e-6 * expected.norm()
         expected, losses = compared["losses"]
         # (held-out loss, loss of the step) of every batch; those behind the first have the steps before them in it.
-        assert losses == [pytest.approx((loss, loss), rel=1e-5, abs=1e-6) for loss in expected]
+        assert losses == [pytest.approx((loss, loss), rel=1e-4, abs=1e-6) for loss in expected]
