@@ -323,19 +323,16 @@ def test_bf16_steps_move_fp32_masters_like_fp32_steps(model_path: str, zero_stag
             assert torch.cosine_similarity(gradient_of(built), gradient, dim=0) > 0.99
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [*({"zero_stage": stage} for stage in range(4)), {"zero_stage": 2, "offload": "optimizer"}],
-    ids=str,
-)
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_the_bf16_gradients_of_many_rows_add_up_as_in_fp32(
-    equal_rows: tuple[str, Batch, torch.Tensor], settings: Any
+    equal_rows: tuple[str, Batch, torch.Tensor], zero_stage: int
 ) -> None:
     path, batch, expected = equal_rows
-    with engine(path, precision="bf16", row_tokens=16, max_grad_norm=1e9, **settings) as built:
+    with engine(path, precision="bf16", row_tokens=16, max_grad_norm=1e9, zero_stage=zero_stage) as built:
         metrics = built.step(batch, SupervisedObjective())
         states = getattr(built.optimizer, "optimizer", built.optimizer).state.values()
         gradient = torch.cat([state["exp_avg"].flatten() for state in states])[: len(expected)] / (1 - BETA1)
+    # Added in bf16 they are off by 0.03, and the longer the sum the more.
     assert_close(gradient, expected, 0.01)
     assert metrics["grad_norm"] == pytest.approx(float(expected.norm()), rel=0.01)
 
