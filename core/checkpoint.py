@@ -35,8 +35,8 @@ Wanted = Literal["best", "latest"] | int
 Check = Callable[[Path], str | None]
 """What is wrong with the files of a checkpoint's directory; None where nothing is."""
 
-_WHOLE: set[tuple[Path, int]] = set()
-"""Models that `model_damage` has read to the end: the checkpoint's directory, and the time of its manifest."""
+_WHOLE: set[tuple[Path, tuple[int, ...]]] = set()
+"""Models that `model_damage` has read to the end: the checkpoint's directory, and when its files were last written."""
 
 ARCHITECTURE = (
     "model_type",
@@ -458,9 +458,9 @@ def damage(
 
 def model_damage(path: Path) -> str | None:
     """`damage` of the parts that make the model; the trainer's state, several times their size, is not read. What a
-    process has found whole once it does not read again: a job looks for its model several times."""
-    file = path / MANIFEST
-    mark = (path.resolve(), file.stat().st_mtime_ns if file.exists() else 0)
+    process has found whole once it does not read again until a file was written: a job looks for its model several times."""
+    files = [path / name for name in (MANIFEST, *sorted((read_manifest(path) or {"files": ()})["files"]))]
+    mark = (path.resolve(), tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files))
     problem = None if mark in _WHOLE else damage(path, leave_out=ONLY_TO_RESUME)
     if problem is None:
         _WHOLE.add(mark)
