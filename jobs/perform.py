@@ -18,6 +18,7 @@ from actors.placement import Seat, Stage
 from actors.warm_start import starting_model
 from core.errors import SyncError, WorkerError
 from core.run import Run
+from core.waiting import waiting
 from data import DataSet
 from jobs.closing import print_opening, print_summary, warm_start_progress
 from jobs.kept_data import data_of_run, model_of_run
@@ -97,7 +98,9 @@ def _attempt(
     scene: Scene, cast: Callable[[Scene], AbstractContextManager[T]], play: Callable[[Scene, T], None]
 ) -> WorkerError | SyncError | None:
     """Play once; the failure of a worker that had started, or None. A role that cannot even start is an error at once."""
-    with cast(scene) as troupe:
+    with contextlib.ExitStack() as stack:
+        with waiting("the roles start"):
+            troupe = stack.enter_context(cast(scene))
         try:
             play(scene, troupe)
         except (WorkerError, SyncError) as error:
