@@ -24,11 +24,11 @@ from actors.meters import record
 from actors.process_group import join_process_group
 from actors.shared_trunk import TrainedParts
 from actors.trainer_state import TRAINER_STATE, read_state
-from algorithms.attention import PACKED_ATTENTION
-from algorithms.hidden import inner_model
+from algorithms.hidden import inner_model, path_of
 from algorithms.loading import Head, as_published, load_model
 from algorithms.logprobs import PackedModel
 from algorithms.packing import Batch, Row, pack
+from algorithms.padding import use_pad_token
 from algorithms.values import PackedScalarModel
 from core.errors import CheckpointError, NumericalError
 from core.files import read_json
@@ -54,9 +54,10 @@ class Engine:
         trust_remote_code: bool = False,
         seed: int = 0,
         keep_start: bool = False,
+        pad_token: int | None = None,
     ) -> None:
         """Load the model at `model_path` on every rank; `total_steps` optimizer steps end the schedule. `keep_start`: keep
-        copies of what is trained, so that the starting model can be asked as well."""
+        copies of what is trained, so that the starting model can be asked as well. `pad_token`: the padding of what is saved."""
         import deepspeed
 
         self.config = config
@@ -67,7 +68,10 @@ class Engine:
         torch.manual_seed(seed)
         dropout = config.dropouts.get("dropout", 0.0)
         model = load_model(model_path, self.precision, head=head, trust_remote_code=trust_remote_code, dropout=dropout)
-        self.branches = model.config._attn_implementation == PACKED_ATTENTION
+        if pad_token is not None:
+            use_pad_token(model, pad_token)
+        self.forward_path = path_of(model)
+        self.branches = self.forward_path.branches
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()

@@ -84,26 +84,29 @@ class TrainedWorker:
 
         from actors.engine import Engine
         from actors.process_group import prepare_extension
+        from algorithms.padding import pad_apart
         from core.checkpoint import model_identity
 
         prepare_extension()
+        self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+        num_tokens, scalar = len(self._tokenizer), head == "scalar"
         self._engine = Engine(
             model_path,
             config,
-            head="scalar" if head == "scalar" else "vocabulary",
+            head="scalar" if scalar else "vocabulary",
+            pad_token=pad_apart(self._tokenizer) if scalar else None,
             total_steps=total_steps,
             trust_remote_code=trust_remote_code,
             seed=seed,
             keep_start=keep_start,
         )
-        self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
         shapes = self._engine.weight_shapes()
         return {
             "parameters": sum(int(torch.Size(shape).numel()) for _, _, shape in shapes),
             "bytes": sum(int(torch.Size(shape).numel()) * dtype.itemsize for _, dtype, shape in shapes),
             "checkpoint_bytes": self._engine.checkpoint_bytes(),
-            "identity": model_identity(self._engine.model.config.to_dict(), len(self._tokenizer)),
-            "packs_branches": self._engine.branches,
+            "identity": model_identity(self._engine.model.config.to_dict(), num_tokens),
+            "forward_path": str(self._engine.forward_path),
         }
 
     def read(self, batch: Batch, *, at_start: bool = False, **options: Any) -> torch.Tensor:

@@ -35,10 +35,20 @@ def supports_branches(config: PreTrainedConfig) -> bool:
     if any(kind != "full_attention" for kind in layer_types):
         return False
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    rope = getattr(config, "rope_parameters", None) or {}
-    # Dynamic NTK and long-rope scale with the row's length, which is not the sequence's.
-    length_dependent_rope = isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope")
-    return config.model_type in BRANCHING_MODELS and (window is None or bool(layer_types)) and not length_dependent_rope
+    return (
+        config.model_type in BRANCHING_MODELS and (window is None or bool(layer_types)) and rope_reach(config) is None
+    )
+
+
+def rope_reach(config: PreTrainedConfig) -> int | None:
+    """Tokens up to which a rotary embedding that depends on the length of a row (dynamic NTK, long-rope) does not; None for
+    any other embedding."""
+    inner = config.get_text_config()
+    rope = getattr(inner, "rope_parameters", None) or {}
+    parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]
+    dependent = [part for part in parts if part.get("rope_type") in ("dynamic", "longrope")]
+    known = [part.get("original_max_position_embeddings") or inner.max_position_embeddings for part in dependent]
+    return min(known, default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from algorithms.attention import PACKED_ATTENTION, supports_branches
+from algorithms.forward_paths import forward_path
 from core.errors import CheckpointError
 
 Head = Literal["vocabulary", "scalar"]
@@ -53,7 +53,7 @@ def load_model(
     trust_remote_code: bool = False,
     dropout: float = 0.0,
 ) -> PreTrainedModel:
-    """A language model with packed attention where its architecture allows, its own attention otherwise.
+    """A model that is run, as its `forward_path` says, the fastest way that gives its own log-probabilities.
 
     Whatever its config says, a training pass has `dropout` in all places where the architecture has one, and no other
     noise: two passes over the same tokens are compared nearly everywhere. `as_published` gives its config back.
@@ -64,10 +64,12 @@ def load_model(
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     replaced = _set_noise(config, dropout)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if supports_branches(config) and not dropout:  # which packed attention does not have
-        options["attn_implementation"] = PACKED_ATTENTION
+    # Packed attention has no dropout.
+    way = forward_path(config, name=path, packed=not dropout, trust_remote_code=trust_remote_code)
+    if way.attention is not None:
+        options["attn_implementation"] = way.attention
     model = _load(path, config, precision, head, trained_head=trained_head, **options)
-    model.replaced_settings = replaced
+    model.replaced_settings, model.forward_path = replaced, way
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):  # those of a number that is in no config, too
             module.p = dropout

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from algorithms.heads import in_one_call, prepare_head
-from algorithms.hidden import hidden_states, inner_model
+from algorithms.hidden import hidden_states, inner_model, own_logits, path_of
 from algorithms.packing import Row
 
 
@@ -24,7 +24,8 @@ class PackedModel(torch.nn.Module):
         super().__init__()
         self.model = model
         self.logits_chunk = logits_chunk
-        prepare_head(inner_model(model).get_output_embeddings())
+        if not path_of(inner_model(model)).own_logits:
+            prepare_head(inner_model(model).get_output_embeddings())
 
     def forward(
         self, row: Row, *, temperature: float = 1.0, entropy_grad: bool = False
@@ -35,12 +36,17 @@ class PackedModel(torch.nn.Module):
         """
         causal = inner_model(self.model)
         device = next(self.model.parameters()).device
-        hidden = hidden_states(causal, row, row.read_positions)  # [n, H]
         targets = row.target_ids.to(device)  # [n]
+        if path_of(causal).own_logits:
+            return _read_logits(
+                own_logits(causal, row, row.read_positions).float() / temperature, targets, entropy_grad
+            )
+        hidden = hidden_states(causal, row, row.read_positions)  # [n, H]
 
-        softcap = getattr(causal.config, "final_logit_softcapping", None)
-        scale = _logit_scale(causal.config) / temperature
-        tokens_per_chunk = max(1, self.logits_chunk // causal.config.vocab_size)
+        config = causal.config.get_text_config()
+        softcap = getattr(config, "final_logit_softcapping", None)
+        scale = _logit_scale(config) / temperature
+        tokens_per_chunk = max(1, self.logits_chunk // config.vocab_size)
 
         def loop(head: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             def read(tokens: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,4 +76,4 @@ def _read_logits(logits: torch.Tensor, tokens: torch.Tensor, entropy_grad: bool)
 
 def _logit_scale(config: object) -> float:
     """Granite divides, Cohere multiplies its logits by a constant."""
-    return getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)

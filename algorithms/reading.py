@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from algorithms.attention import PACKED_ATTENTION
+from algorithms.hidden import path_of
 from algorithms.loading import Head, load_model
 from algorithms.logprobs import PackedModel
 from algorithms.packing import Batch, branch_scores, pack
@@ -31,7 +31,7 @@ class ReadModel:
     ) -> None:
         """Raises CheckpointError where a scalar head is asked for and was not trained."""
         model = load_model(path, precision, head=head, trained_head=True, trust_remote_code=trust_remote_code)
-        self._branches = model.config._attn_implementation == PACKED_ATTENTION
+        self._branches = path_of(model).branches
         self._row_tokens = row_tokens
         model.requires_grad_(False)
         self._packed = (

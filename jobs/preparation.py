@@ -78,6 +78,7 @@ def prepare(
     and `metrics` for held-out ones."""
     judges = [build_rewards(functions) if functions else None for functions in (rewards, metrics)]
     check_models(config)
+    require_forward_paths(config)
     data = load_data(config.data)
     for judge, samples in zip(judges, (data.train, data.heldout), strict=True):
         if judge is not None:
@@ -92,6 +93,34 @@ def prepare(
         for misfit in misfits(config, model_settings(locate(config.model.path)), prompt):
             log.warning("%s", misfit)
     return prepared
+
+
+def require_forward_paths(config: Any) -> None:
+    """Raise unless every given model can be run so that its log-probabilities are its own; what is found out is remembered."""
+    from algorithms.forward_paths import forward_path_at  # transformers, which takes seconds
+
+    engine = getattr(config, "policy", None) or config.engine
+    critic, reward_model = getattr(config, "critic", None), getattr(config, "reward_model", None)
+    scorer = getattr(config, "perplexity_reward", None)
+    given: list[tuple[str | None, Any, Any]] = [(getattr(config.model, "path", None), config.model, engine)]
+    if critic is not None and critic.start not in ("policy", "reward_model"):
+        given.append((critic.start, config.model, critic))
+    given += [(section.path, section, None) for section in (reward_model, scorer) if section is not None]
+    for path, section, trained in given:
+        if path is None:
+            continue  # a model made here is like Qwen2, which can be packed
+        way, reach = forward_path_at(locate(path), trust_remote_code=getattr(section, "trust_remote_code", False))
+        longest, fields = config.longest_sequence
+        apart = way.alone and (reach is None or longest > reach)
+        # Its ranks gather together, and so must make the same number of passes.
+        if apart and trained is not None and trained.zero_stage == 3 and trained.num_ranks > 1:
+            raise ConfigError(
+                f"{path} needs a pass for each sequence"
+                + (f" beyond {reach} tokens" if reach else "")
+                + ", which ZeRO stage 3 on "
+                f"{trained.num_ranks} ranks cannot do in step; set zero_stage: 2"
+                + (f", or lower {fields} ({longest})" if reach else "")
+            )
 
 
 def starting_tokenizer(config: Any, data: DataSet) -> PreTrainedTokenizerBase:

@@ -162,7 +162,10 @@ def test_a_model_without_a_head_cannot_score_and_is_told_where_to_get_one(tmp_pa
 @contextlib.contextmanager
 def scalar_engine(path: str, **settings: Any) -> Iterator[Engine]:
     defaults = {"precision": "fp32", "zero_stage": 0, "learning_rate": 1e-3, "schedule": "constant"}
-    built = Engine(path, PolicyConfig(**{**defaults, **settings}), total_steps=10, head="scalar")
+    pad_token = settings.pop("pad_token", None)
+    built = Engine(
+        path, PolicyConfig(**{**defaults, **settings}), total_steps=10, head="scalar", pad_token=pad_token
+    )
     try:
         yield built
     finally:
@@ -210,6 +213,44 @@ def test_what_training_saves_is_a_hugging_face_classifier_with_its_score_mean(
     torch.testing.assert_close(by_hugging_face(str(tmp_path), sequences), raw[ends], atol=1e-5, rtol=1e-5)
     with frozen(str(tmp_path)) as loaded:
         torch.testing.assert_close(loaded.scores(Batch.from_groups(groups)), raw[ends] + 0.75, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", ["spare rows", "no spare row"])
+def test_plain_transformers_scores_what_was_saved_alike_padded_and_not(tmp_path: Path, rows: str) -> None:
+    """A text ends with the end token; where that also pads, plain transformers would read the token before it."""
+    path = write_model(tmp_path / "model", tied=True)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.pad_token = tokenizer.eos_token  # as in Llama's and many bases
+    config = AutoConfig.from_pretrained(path)
+    config.pad_token_id, config.vocab_size = tokenizer.eos_token_id, len(tokenizer) + 8 * (rows == "spare rows")
+    write_scalar_model(config, tmp_path / "model")
+    tokenizer.save_pretrained(path)
+    texts = [text + tokenizer.eos_token for text in ("3 + 4 is", "a much longer text of 12 apples", "7")]
+    pad = pad_apart(tokenizer)
+    with scalar_engine(path, pad_token=pad) as built:
+        built.save(str(tmp_path / "saved"), tokenizer, trainer_state=False)
+        groups = [
+            Group(
+                sample=Sample(sample_id=text, prompt=""), prompt_ids=ids[:1], branches=[Branch(token_ids=list(ids[1:]))]
+            )
+            for text in texts
+            for ids in [tokenizer(text)["input_ids"]]
+        ]
+        batch = Batch.from_groups(groups)
+        ours = built.read(batch, reads="after")[last_tokens(batch.branch_ids)]
+    saved, again = str(tmp_path / "saved"), AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert (again.pad_token, again.pad_token_id) == ("<|pad|>", len(again) - 1)
+    assert not set(sum(again(texts)["input_ids"], [])) & {again.pad_token_id}
+    torch.testing.assert_close(
+        by_hugging_face(saved, [again(text)["input_ids"] for text in texts]), ours, atol=1e-5, rtol=0
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(saved, dtype=torch.float32).eval()
+    for side in ("left", "right"):
+        padded = again(texts, padding=True, padding_side=side, return_tensors="pt", return_token_type_ids=False)
+        with torch.no_grad():
+            scores = model(**padded).logits[:, 0]
+        torch.testing.assert_close(scores, ours, atol=1e-5, rtol=0)
+    assert again.get_vocab().items() >= AutoTokenizer.from_pretrained(path).get_vocab().items(), "it reads the policy's"
 
 
 def changed(path: str, train: Callable[[Engine], Any], **settings: Any) -> set[str]:
