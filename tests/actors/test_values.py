@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, MistralConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, MistralConfig, PreTrainedConfig
 
 from actors.engine import Engine
 from actors.frozen import Frozen, FrozenWorker
@@ -22,12 +22,13 @@ from actors.objective import RankingObjective, ValueObjective
 from algorithms.attention import PACKED_ATTENTION
 from algorithms.loading import load_model
 from algorithms.packing import Batch, last_tokens, pack
+from algorithms.padding import pad_apart
 from algorithms.reading import ReadModel
 from algorithms.values import PackedScalarModel, Reads
 from core.errors import CheckpointError
-from core.records import Group
+from core.records import Branch, Group, Sample
 from core.role_recipes import LoraConfig, PolicyConfig
-from tests.actors.small import SMALL, VOCAB, ragged, write_weights
+from tests.actors.small import SMALL, VOCAB, ragged, write_model, write_weights
 from tests.actors.test_engine import weights_of
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -163,9 +164,7 @@ def test_a_model_without_a_head_cannot_score_and_is_told_where_to_get_one(tmp_pa
 def scalar_engine(path: str, **settings: Any) -> Iterator[Engine]:
     defaults = {"precision": "fp32", "zero_stage": 0, "learning_rate": 1e-3, "schedule": "constant"}
     pad_token = settings.pop("pad_token", None)
-    built = Engine(
-        path, PolicyConfig(**{**defaults, **settings}), total_steps=10, head="scalar", pad_token=pad_token
-    )
+    built = Engine(path, PolicyConfig(**{**defaults, **settings}), total_steps=10, head="scalar", pad_token=pad_token)
     try:
         yield built
     finally:
@@ -215,42 +214,44 @@ def test_what_training_saves_is_a_hugging_face_classifier_with_its_score_mean(
         torch.testing.assert_close(loaded.scores(Batch.from_groups(groups)), raw[ends] + 0.75, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rows", ["spare rows", "no spare row"])
-def test_plain_transformers_scores_what_was_saved_alike_padded_and_not(tmp_path: Path, rows: str) -> None:
+@pytest.mark.parametrize("case", ["a reserved token", "spare rows", "no spare row"])
+def test_plain_transformers_scores_what_was_saved_alike_padded_and_not(tmp_path: Path, case: str) -> None:
     """A text ends with the end token; where that also pads, plain transformers would read the token before it."""
     path = write_model(tmp_path / "model", tied=True)
+    if case != "a reserved token":
+        for file in (tmp_path / "model").glob("tokenizer*.json"):
+            file.write_text(file.read_text().replace("<pad>", "<other>"))
     tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.pad_token = tokenizer.eos_token  # as in Llama's and many bases
+    tokenizer.pad_token = tokenizer.eos_token  # as in many bases
     config = AutoConfig.from_pretrained(path)
-    config.pad_token_id, config.vocab_size = tokenizer.eos_token_id, len(tokenizer) + 8 * (rows == "spare rows")
+    config.pad_token_id, config.vocab_size = tokenizer.eos_token_id, len(tokenizer) + 8 * (case == "spare rows")
     write_scalar_model(config, tmp_path / "model")
-    tokenizer.save_pretrained(path)
+    vocabulary = tokenizer.get_vocab()
     texts = [text + tokenizer.eos_token for text in ("3 + 4 is", "a much longer text of 12 apples", "7")]
-    pad = pad_apart(tokenizer)
-    with scalar_engine(path, pad_token=pad) as built:
+    sequences = [tokenizer(text)["input_ids"] for text in texts]
+    with scalar_engine(path, pad_token=pad_apart(tokenizer)) as built:
+        built.model.config.score_mean = 0.5
         built.save(str(tmp_path / "saved"), tokenizer, trainer_state=False)
         groups = [
-            Group(
-                sample=Sample(sample_id=text, prompt=""), prompt_ids=ids[:1], branches=[Branch(token_ids=list(ids[1:]))]
-            )
-            for text in texts
-            for ids in [tokenizer(text)["input_ids"]]
+            Group(sample=Sample(sample_id="", prompt=""), prompt_ids=ids[:1], branches=[Branch(token_ids=ids[1:])])
+            for ids in sequences
         ]
         batch = Batch.from_groups(groups)
         ours = built.read(batch, reads="after")[last_tokens(batch.branch_ids)]
-    saved, again = str(tmp_path / "saved"), AutoTokenizer.from_pretrained(tmp_path / "saved")
-    assert (again.pad_token, again.pad_token_id) == ("<|pad|>", len(again) - 1)
-    assert not set(sum(again(texts)["input_ids"], [])) & {again.pad_token_id}
-    torch.testing.assert_close(
-        by_hugging_face(saved, [again(text)["input_ids"] for text in texts]), ours, atol=1e-5, rtol=0
-    )
-    model = AutoModelForSequenceClassification.from_pretrained(saved, dtype=torch.float32).eval()
+
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert saved.pad_token == ("<pad>" if case == "a reserved token" else "<|pad|>")
+    assert saved.get_vocab().items() >= vocabulary.items(), "it reads the policy's tokens"
+    assert not any(saved.pad_token_id in ids for ids in sequences)
+    config = AutoConfig.from_pretrained(tmp_path / "saved")
+    assert (config.pad_token_id, config.score_mean) == (saved.pad_token_id, 0.5)
+    torch.testing.assert_close(by_hugging_face(str(tmp_path / "saved"), sequences) - 0.5, ours, atol=1e-5, rtol=0)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved", dtype=torch.float32).eval()
     for side in ("left", "right"):
-        padded = again(texts, padding=True, padding_side=side, return_tensors="pt", return_token_type_ids=False)
+        padded = saved(texts, padding=True, padding_side=side, return_tensors="pt", return_token_type_ids=False)
         with torch.no_grad():
-            scores = model(**padded).logits[:, 0]
+            scores = model(**padded).logits[:, 0] - config.score_mean
         torch.testing.assert_close(scores, ours, atol=1e-5, rtol=0)
-    assert again.get_vocab().items() >= AutoTokenizer.from_pretrained(path).get_vocab().items(), "it reads the policy's"
 
 
 def changed(path: str, train: Callable[[Engine], Any], **settings: Any) -> set[str]:
