@@ -96,7 +96,7 @@ def _key(config: PreTrainedConfig, packed: bool) -> str:
     here = Path(__file__).parent
     code = [
         (here / f"{module}.py").read_text()
-        for module in ("attention", "forward_paths", "hidden", "logprobs", "packing")
+        for module in ("attention", "forward_paths", "heads", "hidden", "logprobs", "packing")
     ]
     settings = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
     facts = [settings, packed, torch.__version__, transformers.__version__, code]
