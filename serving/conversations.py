@@ -16,6 +16,12 @@ class TooLongError(DataError):
     """A conversation has more tokens than the model reads."""
 
 
+class Body(BaseModel):
+    """A part of a request: closed like a recipe's section, but its texts are models' and users', which hold any character."""
+
+    model_config = Section.model_config
+
+
 class Turn(BaseModel):
     """One message of a chat; what else clients put into a message is not read."""
 
@@ -42,7 +48,7 @@ TAGS = {"turns", "whole"}
 """Parts of a mistake's place that no field is called."""
 
 
-class Conversation(Section):
+class Conversation(Body):
     """A prompt and an answer to it, with what rewards may want to know of the task."""
 
     prompt: Prompt
@@ -51,7 +57,7 @@ class Conversation(Section):
     """The answer, finished: it is read with the end of turn behind it, as in training."""
     gold: str | None = None
     """The reference answer, for rewards that compare with one."""
-    fields: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it for every instance
+    fields: dict[str, Any] = {}
     """What else the data set knows of the task."""
 
     def group(self, prompt_ids: Sequence[int] = (), token_ids: Sequence[int] = ()) -> Group:
@@ -61,7 +67,7 @@ class Conversation(Section):
         return Group(sample=sample, prompt_ids=prompt_ids, branches=[Branch(token_ids=token_ids, text=self.response)])
 
 
-class Pair(Section):
+class Pair(Body):
     """Two answers to a prompt."""
 
     prompt: Prompt
@@ -78,7 +84,7 @@ class Pair(Section):
 Item = Annotated[Annotated[Conversation, Tag("whole")] | Annotated[list[Turn], Tag("turns")], Discriminator(_listed)]
 
 
-class ScoreRequest(Section):
+class ScoreRequest(Body):
     """The body of `POST /v1/score`: either `input` or `pairs`."""
 
     model: str | None = None

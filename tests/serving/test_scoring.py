@@ -94,6 +94,12 @@ def test_an_answer_has_the_score_that_it_has_in_training(url: str, in_training: 
     assert [datum["index"] for datum in answer["data"]] == list(range(10))
 
 
+def test_prompts_and_answers_may_hold_any_character(url: str, in_training: Any) -> None:
+    prompt, answer = "3+5?\b\x1b", " a\0\x08\N{GRINNING FACE} "
+    (datum,) = ask(url, {"model": "judge", "input": [{"prompt": prompt, "response": answer}]})["data"]
+    assert datum["score"] == pytest.approx(in_training(prompt, answer), abs=1e-5)
+
+
 def test_messages_are_scored_by_their_last_turn(url: str, in_training: Any) -> None:
     messages = [*CHAT, {"role": "assistant", "content": "8", "name": "what clients may add"}]
     (datum,) = ask(url, {"model": "judge", "input": [messages]})["data"]
