@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from actors.adapters import with_adapter
+from actors.adapters import base_name, with_adapter
 from actors.trainer_state import TRAINER_STATE, gathered_state
 from algorithms.loading import Head
 from core.errors import CheckpointError
@@ -121,7 +121,7 @@ def _class(source: Stored) -> Any:
 
 def _base_name(name: str) -> str:
     """A weight's name in the model before adapters were put around its layers."""
-    return name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
+    return base_name(name.removeprefix(PEFT_PREFIX))
 
 
 def _load(model: PreTrainedModel, state: Mapping[str, torch.Tensor], path: str, within: str = "") -> None:

@@ -33,6 +33,7 @@ from vllm.distributed.weight_transfer.base import (
     layerwise_groups,
 )
 
+from actors.adapters import in_checkpoint
 from actors.engine import Engine
 from actors.generator import GeneratorWorker
 from actors.group import DEATH_IS_KNOWN_S, Group
@@ -47,21 +48,39 @@ class ZeroSource(WeightSource):
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._shapes = engine.weight_shapes()
+        self._sent: dict[str, list[ParamMeta]] = {}
+        """Name in the model -> what is sent of it, by the names of checkpoints, which vLLM's loaders read."""
+        for name, dtype, shape in engine.weight_shapes():
+            parts = in_checkpoint(engine.model, name, torch.empty(shape, dtype=dtype, device="meta"))
+            self._sent[name] = [ParamMeta(part, dtype, tuple(tensor.shape)) for part, tensor in parts.items()]
 
     def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(name, dtype, shape) for name, dtype, shape in self._shapes]
+        return [part for parts in self._sent.values() for part in parts]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for names, tensors in self.iter_groups():
             yield from zip(names, tensors, strict=True)
 
     def iter_groups(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
-        groups = self.groups()
-        yield from zip(groups, self._engine.weights(groups), strict=True)
+        groups = self._groups()
+        for names, sent, tensors in zip(groups, self.groups(), self._engine.weights(groups), strict=True):
+            yield (
+                sent,
+                [part for name, tensor in zip(names, tensors, strict=True) for part in self._parts(name, tensor)],
+            )
 
     def groups(self) -> list[list[str]]:
-        return layerwise_groups([name for name, _, _ in self._shapes])
+        """The names that are sent, layer by layer."""
+        return [[part.name for name in names for part in self._sent[name]] for names in self._groups()]
+
+    def _groups(self) -> list[list[str]]:
+        return layerwise_groups(list(self._sent))
+
+    def _parts(self, name: str, tensor: torch.Tensor) -> list[torch.Tensor]:
+        if [part.name for part in self._sent[name]] == [name]:
+            return [tensor]
+        parts = in_checkpoint(self._engine.model, name, tensor)
+        return [parts[part.name] for part in self._sent[name]]
 
 
 @dataclass

@@ -27,19 +27,24 @@ INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 """Files of which every tokenizer has one, save those of bytes."""
 BYTES_ALONE = ("ByT5Tokenizer", "PerceiverTokenizer", "CanineTokenizer")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+PUBLISHABLE_MIXTURES = ("mixtral",)
 LFS = b"version https://git-lfs"
 """How the file begins that Git leaves where Git LFS was not there to fetch the real one."""
 
 
 def check_models(config: Any) -> None:
-    """Check every model that a training recipe names, before its first process."""
+    """Check every model that a training recipe names, before its first process; whether their mathematics fit the recipe,
+    `jobs.preparation.require_fit` says."""
     model, longest = config.model, config.longest_sequence
     trust = getattr(model, "trust_remote_code", False)
     if model.type == "pretrained":
         writes = hasattr(config, "rollout") or hasattr(config, "generation")
         sampled = hasattr(config, "rollout") or getattr(config, "generation", None) is not None
         scalar = False if writes else None  # a reward model may go on from another
-        check_model(model.path, longest=longest, sampled=sampled, scalar=scalar, trust_remote_code=trust)
+        path = check_model(model.path, longest=longest, sampled=sampled, scalar=scalar, trust_remote_code=trust)
+        if sampled:
+            require_publishable(f"model.path {path}", model_settings(path))
     critic, reward_model = getattr(config, "critic", None), getattr(config, "reward_model", None)
     if critic is not None and critic.start not in ("policy", "reward_model"):
         check_model(critic.start, field="critic.start", longest=longest, trust_remote_code=trust)
@@ -214,6 +219,17 @@ def _source_of(package: str, file: str) -> str:
     if spec is None or spec.origin is None:
         raise ConfigError(f"{package} is not installed; `make install` does it")
     return (Path(spec.origin).parent / file).read_text(encoding="utf-8")
+
+
+def require_publishable(where: str, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a mixture of experts whose weights were never seen to reach running engines."""
+    inner = settings.get("text_config") or settings
+    experts = max((inner.get(key) or 0 for key in EXPERTS), default=0)
+    if experts > 1 and settings.get("model_type") not in PUBLISHABLE_MIXTURES:
+        raise ConfigError(
+            f"{where} is a mixture of experts ({settings.get('model_type')}), and of these only {', '.join(PUBLISHABLE_MIXTURES)} can be "
+            "given to engines while it is trained; use a dense model, or train it without held-out generation"
+        )
 
 
 def longest_of(settings: Mapping[str, Any]) -> int | None:

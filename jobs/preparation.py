@@ -18,6 +18,7 @@ from core.errors import ConfigError
 from core.model_check import check_models, model_settings
 from core.model_paths import locate
 from core.records import Sample
+from core.role_recipes import PolicyConfig
 from core.rollout_recipes import RewardConfig
 from core.scratch import train_tokenizer
 from core.waiting import waiting
@@ -26,6 +27,8 @@ from rewards import build_rewards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from algorithms.loading import Head
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +81,7 @@ def prepare(
     and `metrics` for held-out ones."""
     judges = [build_rewards(functions) if functions else None for functions in (rewards, metrics)]
     check_models(config)
-    require_forward_paths(config)
+    require_fit(config)
     data = load_data(config.data)
     for judge, samples in zip(judges, (data.train, data.heldout), strict=True):
         if judge is not None:
@@ -95,32 +98,46 @@ def prepare(
     return prepared
 
 
-def require_forward_paths(config: Any) -> None:
-    """Raise unless every given model can be run so that its log-probabilities are its own; what is found out is remembered."""
-    from algorithms.forward_paths import forward_path_at  # transformers, which takes seconds
+def require_fit(config: Any) -> None:
+    """Raise unless every given model takes its adapter, and can be run so that its log-probabilities are its own; how is
+    remembered."""
+    from actors.adapters import check_adapter  # transformers, which takes seconds
+    from algorithms.forward_paths import forward_path_at
 
-    engine = getattr(config, "policy", None) or config.engine
-    critic, reward_model = getattr(config, "critic", None), getattr(config, "reward_model", None)
-    scorer = getattr(config, "perplexity_reward", None)
-    given: list[tuple[str | None, Any, Any]] = [(getattr(config.model, "path", None), config.model, engine)]
-    if critic is not None and critic.start not in ("policy", "reward_model"):
-        given.append((critic.start, config.model, critic))
-    given += [(section.path, section, None) for section in (reward_model, scorer) if section is not None]
-    for path, section, trained in given:
-        if path is None:
-            continue  # a model made here is like Qwen2, which can be packed
-        way, reach = forward_path_at(locate(path), trust_remote_code=getattr(section, "trust_remote_code", False))
-        longest, fields = config.longest_sequence
+    longest, fields = config.longest_sequence
+    for path, head, trust, trained in given_models(config):
+        if trained is not None and trained.lora is not None:
+            check_adapter(path, trained.lora, head, trust_remote_code=trust)
+        way, reach = forward_path_at(path, trust_remote_code=trust)
         apart = way.alone and (reach is None or longest > reach)
         # Its ranks gather together, and so must make the same number of passes.
         if apart and trained is not None and trained.zero_stage == 3 and trained.num_ranks > 1:
+            beyond, lower = (f" beyond {reach} tokens", f", or lower {fields} ({longest})") if reach else ("", "")
             raise ConfigError(
-                f"{path} needs a pass for each sequence"
-                + (f" beyond {reach} tokens" if reach else "")
-                + ", which ZeRO stage 3 on "
-                f"{trained.num_ranks} ranks cannot do in step; set zero_stage: 2"
-                + (f", or lower {fields} ({longest})" if reach else "")
+                f"{path} needs a pass for each sequence{beyond}, which ZeRO stage 3 on {trained.num_ranks} ranks cannot do in "
+                f"step; set zero_stage: 2{lower}"
             )
+
+
+def given_models(config: Any) -> Iterator[tuple[str, Head, bool, PolicyConfig | None]]:
+    """(directory or hub name, head, trust_remote_code, engine) of every model of a recipe that is not made here; a frozen
+    one has no engine."""
+    model, critic = config.model, getattr(config, "critic", None)
+    engine, scores = getattr(config, "policy", None), getattr(config, "reward_model", None)
+    trust = getattr(model, "trust_remote_code", False)
+    path = getattr(model, "path", None)
+    if path is not None:
+        writes = engine is not None or hasattr(config, "generation")
+        yield locate(path), "vocabulary" if writes else "scalar", trust, engine or config.engine
+    if scores is not None:
+        yield locate(scores.path), "scalar", scores.trust_remote_code, None
+    if critic is not None:
+        start = {"policy": path, "reward_model": scores and scores.path}.get(critic.start, critic.start)
+        if start is not None:
+            yield locate(start), "scalar", trust, critic
+    scorer = getattr(config, "perplexity_reward", None)
+    if scorer is not None and scorer.path is not None:
+        yield locate(scorer.path), "vocabulary", scorer.trust_remote_code, None
 
 
 def starting_tokenizer(config: Any, data: DataSet) -> PreTrainedTokenizerBase:

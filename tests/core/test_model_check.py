@@ -140,6 +140,18 @@ def test_every_training_recipe_asks_whether_its_sequences_fit(tmp_path):
         check_models(load_config(recipe, [model, "max_length=48"]))
 
 
+def test_a_mixture_whose_weights_cannot_reach_engines_is_refused_where_it_is_sampled(tmp_path):
+    settings = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 8}
+    model = f"model={{type: pretrained, path: {write_model(tmp_path / 'm', **settings)}}}"
+    short = ["rollout.max_prompt_tokens=8", "rollout.max_response_tokens=8"]
+    with pytest.raises(TroupeError, match=r"is a mixture of experts \(qwen3_moe\), and of these only mixtral"):
+        check_models(load_config(GRPOConfig, [model, *short]))
+    check_models(load_config(SFTConfig, [model, "max_length=16"]))
+    settings = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 8}
+    mixtral = write_model(tmp_path / "mixtral", **settings)
+    check_models(load_config(GRPOConfig, [f"model={{type: pretrained, path: {mixtral}}}", *short]))
+
+
 def test_heads_are_checked_where_they_matter(tmp_path):
     scorer = write_model(tmp_path / "scorer", architectures=["LlamaForSequenceClassification"], id2label={"0": "x"})
     assert "is a reward model and writes no text" in refusal(scorer, scalar=False)
