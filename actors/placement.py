@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,6 +154,15 @@ class Stage:
                 self._started_ray = _connect(config.address, run.watch.metrics_port if run is not None else 0)
         self.machine: Hardware = hardware() if self.inline else _cluster_hardware()
 
+    @property
+    def computes_here(self) -> bool:
+        """Whether this machine's processor computes everything: no GPU, no other machine."""
+        if self.machine.device == "cuda" or self.inline:
+            return self.machine.device == "cpu"
+        import ray
+
+        return all(node["NodeManagerAddress"] == own_address() for node in ray.nodes() if node["Alive"])
+
     def reserve(self, table: Sequence[Seat], timeout_s: float) -> None:
         """Reserve the bundles of `table`; a WorkerError says what the cluster lacks."""
         self._seats = list(table)
@@ -281,6 +291,12 @@ class Witness:
         return Path(path).exists()
 
 
+def starts_on_this_cpu(config: PlacementConfig) -> bool:
+    """Whether a stage will start on this machine alone, which has no GPU: no Ray cluster is named."""
+    named = config.address or os.environ.get("RAY_ADDRESS")
+    return hardware().device == "cpu" and (config.backend == "inline" or not named)
+
+
 def _connect(address: str | None, metrics_port: int) -> bool:
     """Join the cluster at `address` or RAY_ADDRESS, or start one on loopback; whether it was started here."""
     if not (address or os.environ.get("RAY_ADDRESS")):
@@ -302,6 +318,7 @@ def _connect(address: str | None, metrics_port: int) -> bool:
                 **{**quiet, "runtime_env": {}} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else quiet,
             )
             return False
+        bring_token()
         _start_ray(_metrics_export_port=metrics_port or None, **quiet)
     except Exception as error:  # a slow start is a bare Exception of Ray's
         where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
@@ -312,6 +329,22 @@ def _connect(address: str | None, metrics_port: int) -> bool:
     return address is None
 
 
+def bring_token() -> None:
+    """Give the Ray that is started here a token of its own where Ray could not keep one in the home directory."""
+    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    try:
+        kept = Path.home() / ".ray" / "auth_token"
+        if kept.exists():
+            kept.read_text()
+            return
+        kept.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=kept.parent):
+            return
+    except (OSError, RuntimeError):  # a home that cannot be written, or none
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
 def _start_ray(**options: Any) -> None:
     """Start a Ray on loopback; again where it took more than the 30 s that Ray grants its own start."""
     import ray
@@ -319,6 +352,8 @@ def _start_ray(**options: Any) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray gives its workers the lowest share of a busy machine (nice 15); here they are what the machine is for.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Where /dev/shm is small the object store lies in /tmp; by itself Ray refuses that on a machine of much memory.
+    os.environ.setdefault("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             # More workers than cores is fine: roles take turns. Nothing listens beyond loopback.

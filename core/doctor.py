@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from core.errors import ConfigError
 from core.extension import NAME, extension_directory, extension_state
 from core.hardware import cpu_features, hardware
 
@@ -216,6 +217,37 @@ def check_processor() -> Finding:
     return Finding(status="ok", message=message)
 
 
+def check_engine(device: Literal["cpu", "cuda"] | None = None) -> Finding:
+    """The first request to an engine, in a process of its own: about 20 seconds, or what an earlier one showed.
+
+    An earlier one that showed a death is made again.
+    """
+    if (device or hardware().device) == "cuda":
+        return Finding(status="ok", message="engines run on GPUs; how they run on the processor is not tried")
+    try:
+        from core.engine_trial import EngineDiesError, engine_trial, forget_deaths
+        from core.errors import TroupeError
+    except ImportError as error:
+        return Finding(status="fail", message=f"the engine cannot be tried: {error}", remedy="make install")
+    precision = hardware().precision("auto")
+    forget_deaths(precision)
+    try:
+        trial = engine_trial(precision)
+    except EngineDiesError as error:
+        message = str(error).partition(";")[0]
+        if precision == "bf16":
+            return Finding(
+                status="warn", message=message, remedy="set the precision to fp32, as auto does from here on"
+            )
+        return Finding(status="fail", message=message, remedy="use another machine, or another build of vLLM")
+    except TroupeError as error:
+        return Finding(
+            status="fail", message=str(error), remedy="make install", details=tuple(error.details.splitlines())
+        )
+    slower = "runs take the kernel that answers; a newer Linux or hypervisor may let the faster one run"
+    return Finding(status="warn" if trial.deaths else "ok", message=str(trial), remedy=slower if trial.deaths else "")
+
+
 def available_memory_gib(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> float:
     """What the kernel can still hand out, or what the container is allowed if that is less."""
     values = dict(re.findall(r"^(\w+):\s+(\d+) kB", meminfo.read_text(), flags=re.MULTILINE))
@@ -248,6 +280,21 @@ def check_disk(run_directory: Path = Path("runs"), enough_gib: float = 5) -> Fin
     return Finding(status="ok", message=message)
 
 
+DEEPSPEED_SHARED_MIB = 72
+"""What a rank of a trained model takes of /dev/shm on a CPU: DeepSpeed's buffers of 66 MiB, and semaphores."""
+
+
+def require_shared_memory(ranks: int, place: Path = Path("/dev/shm")) -> None:
+    """Raise a ConfigError where the buffers of so many ranks do not fit, as in a container with Docker's 64 MiB."""
+    needed = ranks * DEEPSPEED_SHARED_MIB
+    free = shutil.disk_usage(place).free / 2**20 if place.is_dir() else 0
+    if free < needed:
+        raise ConfigError(
+            f"{place} has {free:.0f} MiB free, and {ranks} {'rank needs' if ranks == 1 else 'ranks need'} {needed} MiB there; start the container "
+            f"with docker run --shm-size=4g (Docker's default is 64m), or as root: mount -o remount,size=4g {place}"
+        )
+
+
 def check_shared_memory(place: Path = Path("/dev/shm"), enough_gib: float = 2) -> Finding:
     if not place.is_dir():
         return Finding(
@@ -257,7 +304,8 @@ def check_shared_memory(place: Path = Path("/dev/shm"), enough_gib: float = 2) -
     message = f"{place}: {size.free / 2**30:.1f} of {size.total / 2**30:.1f} GiB free"
     if size.free < enough_gib * 2**30:
         remedy = "docker run --shm-size=4g; outside a container, see what fills it: Ray's objects and DeepSpeed's collectives live there"
-        return Finding(status="warn", message=message, remedy=remedy)
+        too_small = size.free < DEEPSPEED_SHARED_MIB * 2**20 and hardware().device == "cpu"
+        return Finding(status="fail" if too_small else "warn", message=message, remedy=remedy)
     return Finding(status="ok", message=message)
 
 

@@ -29,6 +29,7 @@ def engine_arguments(engine: EngineConfig, *, max_length: int, precision: str) -
     if not on_cpu:
         return arguments | {"gpu_memory_utilization": engine.memory_fraction}
     arguments |= {
+        "worker_cls": "core.engine_worker.EngineWorker",
         # Seeded requests crash when a prompt is prefilled in chunks: the CPU generator takes no offset.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(max_length, 16384),
@@ -37,6 +38,8 @@ def engine_arguments(engine: EngineConfig, *, max_length: int, precision: str) -
     }
     if engine.tensor_parallel_size == 1:
         arguments["distributed_executor_backend"] = _one_process()
+    else:
+        _share_cores(engine.tensor_parallel_size)
     return arguments
 
 
@@ -51,6 +54,14 @@ def _one_process() -> type[Any]:
 
     os.environ.update(OMP_PLACES=f"{{{os.environ['VLLM_CPU_OMP_THREADS_BIND']}}}", OMP_PROC_BIND="true")
     return UniProcExecutor
+
+
+def _share_cores(ranks: int) -> None:
+    """Give each rank of an engine its part of the engine's cores, as vLLM wants them told: "0,1|2,3"."""
+    cores = os.environ["VLLM_CPU_OMP_THREADS_BIND"].split(",")
+    share = max(1, len(cores) // ranks)
+    parts = [cores[first % len(cores) :][:share] for first in range(0, ranks * share, share)]
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(part) for part in parts)
 
 
 def pack_heads(model: Module) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core.deaths import describe_death, last_lines, quote_lines
+from core.engine_trial import settle_engine
 from core.errors import TroupeError, WorkerError
 from core.process_logs import ENGINE_SUFFIX
 
@@ -45,6 +46,7 @@ class EngineProcess:
     def start(self, arguments: Any) -> Any:
         """Start the engine and return its AsyncLLM; call it on the running event loop. A WorkerError says why it did not
         come up."""
+        settle_engine("bf16" if arguments.dtype == "bfloat16" else "fp32")
         from vllm.v1.engine.async_llm import AsyncLLM
 
         # A process that dies of a signal writes its Python stack first.

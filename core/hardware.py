@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ Device = Literal["cpu", "cuda"]
 LOOPBACK = "127.0.0.1"
 WORKER_ROLE = "TROUPE_ROLE"
 """Environment variable of a worker that runs as a Ray actor: `policy-0`."""
+HIDE_AMX = "TROUPE_HIDE_AMX"
+"""Environment variable: where it is 1, vLLM's processes do not know that the processor has AMX."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +67,21 @@ def hardware() -> Hardware:
 
 def cpu_features() -> set[str]:
     """The instruction-set flags that the kernel reports; empty where it reports none."""
+    return set(_cpu_info("flags", "Features").split())
+
+
+def processor_name() -> str:
+    """The processor's model as the kernel reports it; the machine's kind where it reports none."""
+    return _cpu_info("model name") or platform.machine()
+
+
+def _cpu_info(*fields: str) -> str:
+    """The first of /proc/cpuinfo's lines that begins with one of `fields`, without its name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return set()
-    for line in lines:
-        if line.startswith(("flags", "Features")):
-            return set(line.partition(":")[2].split())
-    return set()
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(fields)), "")
 
 
 def _num_gpus() -> int:
@@ -151,3 +161,21 @@ def set_up_generator(index: int, num_engines: int, visible_devices: str | None, 
     share = len(cores) // num_engines
     mine = cores[index * share : (index + 1) * share] if share else [cores[index % len(cores)]]
     os.environ.update(VLLM_CPU_OMP_THREADS_BIND=",".join(map(str, mine)), OMP_NUM_THREADS=str(len(mine)))
+
+
+def use_amx() -> bool:
+    """Ask Linux for AMX's tile registers in this process, before vLLM's first forward pass; hide AMX where they are
+    refused or TROUPE_HIDE_AMX is 1. Return whether vLLM may use AMX.
+
+    vLLM takes AMX kernels wherever the processor has them and never asks. Without the permission their first
+    instruction ends the process by SIGILL. It is per process, kept by fork and lost by exec: each asks for itself.
+    """
+    import torch
+
+    if not torch.cpu._is_amx_tile_supported():
+        return False
+    if os.environ.get(HIDE_AMX) != "1" and torch.cpu._init_amx():
+        return True
+    torch.cpu._is_amx_tile_supported = lambda: False  # the question by which vLLM chooses its kernels
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")  # the most that oneDNN has below AMX
+    return False

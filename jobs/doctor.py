@@ -2,7 +2,7 @@
 
     python jobs/doctor.py [--json] [--run-directory runs]
 
-Exit status: 0, or 1 if something fails. It needs nothing installed and changes nothing.
+Exit status: 0, or 1 if something fails. It needs nothing installed and mends nothing; it remembers how an engine ran.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def checks(run_directory: Path) -> dict[str, Callable[[], Finding]]:
         "extension": doctor.check_extension,
         "devices": doctor.check_devices,
         "processor": doctor.check_processor,
+        "engine": doctor.check_engine,
         "memory": doctor.check_memory,
         "shared memory": doctor.check_shared_memory,
         "disk": functools.partial(doctor.check_disk, run_directory),

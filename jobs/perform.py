@@ -9,13 +9,16 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from actors.meters import PrometheusTracker, targets_told
-from actors.placement import Seat, Stage
+from actors.placement import Seat, Stage, starts_on_this_cpu
 from actors.warm_start import starting_model
+from core.doctor import require_shared_memory
+from core.engine_trial import EngineDiesError, Trial, trial_beside
 from core.errors import SyncError, WorkerError
 from core.run import Run
 from core.waiting import waiting
@@ -27,6 +30,9 @@ from jobs.preparation import Prepared
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+TRAINED = ("policy", "critic")
+"""Roles whose ranks hold DeepSpeed's buffers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +57,16 @@ def perform(
     init_timeout_s: float,
 ) -> None:
     """Run a training job from opening its directory to its summary; `table` gives the seats on a device."""
+    if starts_on_this_cpu(config.placement):
+        require_shared_memory(sum(seat.role in TRAINED for seat in table("cpu")))
     with Run.open(config) as run:
         data = data_of_run(run, prepared.data)
         with _watched_stage(config, run) as stage:
-            precision = stage.machine.precision(config.model_precision)
+            precision: str = stage.machine.precision(config.model_precision)
             seats = table(stage.machine.device)
-
-            def start() -> str:
-                with warm_start_progress() as progress:
-                    return starting_model(
-                        config.model, data, stage, precision=precision, seed=config.seed, progress=progress
-                    )
-
-            made_here = config.model.type == "scratch"
-            model_path = model_of_run(run, data, start) if made_here else start()
+            samples = any(seat.role == "generator" for seat in seats)
+            start = _tried_model if samples and stage.computes_here else _starting_model
+            model_path, precision = start(config, run, data, stage, precision)
             stage.reserve(seats, init_timeout_s)
             stage.require_shared(run.directory)
             print_opening(config, stage, precision)
@@ -80,6 +82,41 @@ def perform(
                 )
                 run.start_again(error)
         print_summary(run.directory)
+
+
+def _tried_model(config: Any, run: Run, data: DataSet, stage: Stage, precision: str) -> tuple[str, str]:
+    """The model to start from, and the precision: fp32 where engines die in bf16 and the recipe does not name it.
+
+    An engine's first request is tried beside the warm start, whose minutes would be lost where engines die.
+    """
+    try:
+        with trial_beside(precision) as trial:
+            model = _starting_model(config, run, data, stage, precision, beside=trial)
+            if trial.result().deaths:
+                log.warning("%s", trial.result())
+            return model
+    except EngineDiesError as error:
+        if config.model_precision != "auto" or precision == "fp32":
+            raise
+        log.warning("%s; this run goes on in fp32", error)
+        return _tried_model(config, run, data, stage, "fp32")
+
+
+def _starting_model(
+    config: Any, run: Run, data: DataSet, stage: Stage, precision: str, *, beside: Future[Trial] | None = None
+) -> tuple[str, str]:
+    """The model to start from; the failure of the trial beside it ends the warm start at its next step."""
+    with warm_start_progress() as progress:
+
+        def report(step: int, steps: int, metrics: dict[str, float]) -> None:
+            if beside is not None and beside.done():
+                beside.result()
+            progress(step, steps, metrics)
+
+        def make() -> str:
+            return starting_model(config.model, data, stage, precision=precision, seed=config.seed, progress=report)
+
+        return model_of_run(run, data, make) if config.model.type == "scratch" else make(), precision
 
 
 @contextlib.contextmanager

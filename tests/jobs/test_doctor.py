@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from core import doctor, doctor_network
+from core.errors import ConfigError
 from core.extension import extension_state, remove_stale_lock
+from core.hardware import hardware
 from core.listening import Listener
 from jobs.doctor import checks, examine, report
 
@@ -28,7 +31,7 @@ def run_doctor(*arguments: str, **environment: str) -> subprocess.CompletedProce
         env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,  # the engine's first request, where none is remembered
         check=False,
     )
 
@@ -161,6 +164,29 @@ def test_a_full_disk_fails(tmp_path):
 def test_little_shared_memory_warns(tmp_path):
     assert doctor.check_shared_memory(tmp_path, enough_gib=1e9).status == "warn"
     assert doctor.check_shared_memory(tmp_path / "absent").status == "warn"
+
+
+SMALL_SHM = "mount -t tmpfs -o size=64m tmpfs /dev/shm"
+IN_A_CONTAINER = ["unshare", "--mount", "bash", "-c", f"{SMALL_SHM} && exec $0 $@"]
+MAY_MOUNT = sys.platform == "linux" and not subprocess.run([*IN_A_CONTAINER, "true"], capture_output=True).returncode
+
+
+@pytest.mark.skipif(not MAY_MOUNT or hardware().device == "cuda", reason="needs the right to mount, and no GPU")
+def test_a_run_in_a_container_with_dockers_shared_memory_ends_before_anything_starts(tmp_path):
+    job = [sys.executable, "jobs/train_grpo.py", f"run.directory={tmp_path}"]
+    run = subprocess.run([*IN_A_CONTAINER, *job], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert re.fullmatch(
+        r"error: /dev/shm has 64 MiB free, and 1 rank needs 72 MiB there; .* docker run --shm-size=4g .*",
+        run.stderr.splitlines()[-1],
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_rank_needs_its_share_of_shared_memory(tmp_path):
+    doctor.require_shared_memory(1, tmp_path)
+    with pytest.raises(ConfigError, match="1000000 ranks need 72000000 MiB"):
+        doctor.require_shared_memory(10**6, tmp_path)
 
 
 def test_a_run_directory_that_cannot_be_written_fails(tmp_path):
