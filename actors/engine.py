@@ -30,7 +30,7 @@ from algorithms.logprobs import PackedModel
 from algorithms.packing import Batch, Row, pack
 from algorithms.padding import use_pad_token
 from algorithms.values import PackedScalarModel
-from core.errors import CheckpointError, NumericalError
+from core.errors import CheckpointError, ConfigError, NumericalError
 from core.files import read_json
 from core.hardware import hardware
 from core.role_recipes import PolicyConfig
@@ -71,6 +71,11 @@ class Engine:
         if pad_token is not None:
             use_pad_token(model, pad_token)
         self.forward_path = path_of(model)
+        if self.forward_path.alone and config.zero_stage == 3 and config.num_ranks > 1:
+            raise ConfigError(
+                f"{model_path} is run with one sequence per pass, and under zero_stage 3 ranks with different numbers of sequences "
+                f"would wait for each other (num_ranks {config.num_ranks}); use zero_stage 2, or num_ranks 1"
+            )
         self.branches = self.forward_path.branches
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -19,7 +19,7 @@ from algorithms.loading import load_model
 from algorithms.logprobs import PackedModel
 from algorithms.packing import Batch, pack
 from core.algorithm_recipes import AlgorithmConfig
-from core.errors import CheckpointError, NumericalError
+from core.errors import CheckpointError, ConfigError, NumericalError
 from core.records import Group
 from core.role_recipes import LoraConfig, SFTEngineConfig
 from tests.actors.small import SMALL, ragged, random_group, with_targets, write_weights
@@ -335,6 +335,15 @@ def test_the_bf16_gradients_of_many_rows_add_up_as_in_fp32(
     # Added in bf16 they are off by 0.03, and the longer the sum the more.
     assert_close(gradient, expected, 0.01)
     assert metrics["grad_norm"] == pytest.approx(float(expected.norm()), rel=0.01)
+
+
+def test_a_model_of_one_sequence_per_pass_is_refused_where_ranks_would_wait_for_each_other(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    path = write_weights(Qwen2Config(**{**SMALL.to_dict(), "rope_parameters": rope}), tmp_path)
+    with engine(path, zero_stage=2, num_ranks=2) as built:
+        assert built.forward_path.alone
+    with pytest.raises(ConfigError, match="use zero_stage 2, or num_ranks 1"), engine(path, zero_stage=3, num_ranks=2):
+        pass
 
 
 def test_gradient_checkpointing_changes_no_gradient(model_path: str) -> None:
