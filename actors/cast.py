@@ -58,11 +58,9 @@ class Cast:
     episodes: Episodes | None = None
     """Who plays the games, where the recipe has an environment."""
 
-    def publish(self, version: int) -> float:
-        """Give the policy's weights to the generators as `version`; the gap that the gate measured, in nats."""
-        expected = self.gate.expect(self.policy)
-        self.policy.publish(self.generators, version)
-        return self.gate.measure(expected, self.generators)
+    def publish(self, version: int) -> dict[str, float]:
+        """Give the policy's weights to the generators as `version`; what the gate measured."""
+        return self.gate.publish(self.policy, self.generators, version)
 
     def save(self, path: Path) -> None:
         """Write every trained model into a checkpoint."""
@@ -244,7 +242,8 @@ def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, pr
         policy = casting.policy(config.policy, total_steps=updates, keep_start=keep_start)
         critic = casting.critic(config, total_steps=updates) if isinstance(config, PPOConfig) else None
         longest = max(limit.max_response_tokens, config.evaluation.max_response_tokens or 0)
-        generators = casting.generators(config.generator, max_length=limit.max_prompt_tokens + longest, policy=policy)
+        max_length = limit.max_prompt_tokens + longest
+        generators = casting.generators(config.generator, max_length=max_length, policy=policy)
         episodes = None
         if config.environment is not None:
             episodes = Episodes(config.environment, generators, casting.tokenizer)
@@ -278,7 +277,13 @@ def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, pr
             timeout_s=limit.timeout_s,
             answers=episodes,
         )
-        gate = ConsistencyGate([ids for _, ids in evaluator.prompts], config.consistency, precision=precision)
+        gate = ConsistencyGate(
+            [ids for _, ids in evaluator.prompts],
+            config.consistency,
+            precision=precision,
+            max_length=max_length,
+            seed=config.seed,
+        )
         start_generators(generators.group, config.generator)
         policy.ready()
         if critic is not None:

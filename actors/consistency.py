@@ -1,58 +1,155 @@
-"""The gate: after every sync, trainer and generators must give the same probe tokens the same log-probability.
+"""The gate: after every sync the generators must hold the weights that were sent, and compute what the trainer computes.
 
 A head that stayed old, a layer that was not loaded or a wrong dtype changes what is sampled without any error;
-here it becomes one, at the step where it happens.
+here it becomes one, at the step where it happens. Two questions are asked: whether each tensor is where it belongs,
+exactly (`actors/arrivals.py`), and whether the log-probabilities of probe tokens agree, as far as rounding allows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
+
+from actors.generator import GeneratorWorker, Request, branch_seed
 from actors.generators import Generators
 from actors.policy import Policy
 from algorithms.packing import Batch
+from core.consistency import LEAST, allowed_gap
 from core.errors import ConsistencyError
 from core.records import Branch, Group, Sample
 from core.role_recipes import ConsistencyConfig
 
-MAX_PROBE_TOKENS = 64
-BOUNDS = {"fp32": 1e-3, "bf16": 0.05}
-"""Mean |difference| in nats that is allowed. Measured gaps of a healthy sync: 1e-6 in fp32, 1e-3 (small models) to
-0.02 (billions of parameters) in bf16; a head that is one update old exceeds 0.1."""
+PROMPT_TOKENS, ANSWER_TOKENS = 48, 24
+"""Most tokens of a probe: the end of a prompt, and what the starting policy sampled behind it."""
+NOISE_EVERY = 10
+"""Syncs between two measurements of the noise, which cost an fp32 forward pass over the probes."""
 
 
 class ConsistencyGate:
-    """Holds the probe sequences and the bound."""
+    """Holds the probes and the bound.
 
-    def __init__(self, prompts: Sequence[Sequence[int]], config: ConsistencyConfig, *, precision: str) -> None:
-        """`prompts` are token ids of real prompts; the first `num_probes` of at least two tokens become probes."""
-        usable = [list(ids[:MAX_PROBE_TOKENS]) for ids in prompts if len(ids) >= 2]
-        self._probes = usable[: config.num_probes]
-        if not self._probes:
-            raise ValueError("the consistency gate needs a prompt of at least two tokens")
-        self.bound = config.max_gap or BOUNDS[precision]
-        groups = [
-            Group(sample=Sample(sample_id="probe", prompt=""), prompt_ids=ids[:1], branches=[Branch(token_ids=ids[1:])])
-            for ids in self._probes
+    The probes are answers that the engines sample with the weights they were started with, before the first sync: a run
+    that resumes starts its engines with the same weights and seeds, and so has the same probes.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        config: ConsistencyConfig,
+        *,
+        precision: str,
+        max_length: int = PROMPT_TOKENS + 2 * ANSWER_TOKENS,
+        seed: int = 0,
+    ) -> None:
+        """`prompts` are token ids of real prompts, of which the first `num_probes` are taken; `max_length` is the engines'."""
+        room = max_length - 1  # scoring generates a token
+        self._answer_tokens = max(1, min(ANSWER_TOKENS, room // 2))
+        kept = max(1, min(PROMPT_TOKENS, room - self._answer_tokens))
+        # The end of a long prompt, with the template's opening of the answer.
+        self._prompts = [list(ids[-kept:]) for ids in prompts if ids][: config.num_probes]
+        if not self._prompts:
+            raise ValueError("the consistency gate needs a prompt")
+        self._seed, self._fixed = seed, config.max_gap
+        self._measures = precision == "bf16" and config.max_gap is None
+        self._probes: Batch | None = None
+        self._sequences: list[list[int]] = []
+        self._syncs = 0
+        self.noise = 0.0
+        """Mean |bf16 - fp32| of the trainer's own log-probabilities, in nats, as last measured; 0 where none was."""
+        self.gap = 0.0
+        """Of the last sync."""
+
+    @property
+    def bound(self) -> float:
+        """The largest gap that is allowed now."""
+        return self._fixed or allowed_gap(self.noise)
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps of the gate."""
+        return {"noise": self.noise, "bound": self.bound, "gap": self.gap}
+
+    def publish(self, policy: Policy, generators: Generators, version: int) -> dict[str, float]:
+        """Give the policy's weights to the generators as `version` and compare; the metrics. Raises ConsistencyError."""
+        self.prepare(generators)
+        expected = self.expect(policy)
+        sent = policy.publish(generators, version)
+        self.require_arrived(sent, generators)
+        self.gap = self.measure(expected, generators)
+        noise = {"consistency/noise": self.noise} if self._measures else {}
+        return {"consistency/logprob_gap": self.gap, "consistency/max_gap": self.bound, **noise}
+
+    def prepare(self, generators: Generators) -> None:
+        """Sample the probes, once, before the first sync."""
+        if self._probes is not None:
+            return
+        requests = [
+            Request(
+                prompt_ids=ids,
+                num_branches=1,
+                max_tokens=self._answer_tokens,
+                temperature=1.0,
+                seed=branch_seed(self._seed, -1, f"probe/{index}"),
+            )
+            for index, ids in enumerate(self._prompts)
         ]
-        self._batch = Batch.from_groups(groups)
+        timeout_s = generators.config.sync_timeout_s
+        sampled = generators.group.gather(generators.submit(requests), timeout_s, "sampling the gate's probes")
+        answers = [list(branch.token_ids) for (branch,) in sampled]
+        groups = [
+            Group(sample=Sample(sample_id="probe", prompt=""), prompt_ids=ids, branches=[Branch(token_ids=answer)])
+            for ids, answer in zip(self._prompts, answers, strict=True)
+        ]
+        self._probes = Batch.from_groups(groups)
+        self._sequences = [[*ids, *answer] for ids, answer in zip(self._prompts, answers, strict=True)]
 
-    def expect(self, policy: Policy) -> list[float]:
-        """The trainer's log-probabilities of the probe tokens; asked while the policy has its device."""
-        return policy.logprobs(self._batch).tolist()
+    def expect(self, policy: Policy) -> torch.Tensor:
+        """[N]: the trainer's log-probabilities of the probes' answers, asked while the policy has its device; now and then
+        also what its rounding makes of them."""
+        assert self._probes is not None, "prepare comes first"
+        expected = policy.logprobs(self._probes)
+        # A gap that comes near the bound is reason to look again.
+        if self._measures and (self._syncs % NOISE_EVERY == 0 or self.gap > self.bound / 2):
+            exact = policy.logprobs(self._probes, in_fp32=True)
+            self.noise = float((expected - exact).abs().mean())
+        self._syncs += 1
+        return expected
 
-    def measure(self, trainer: Sequence[float], generators: Generators) -> float:
-        """The largest of the engines' mean |differences| from `trainer`, in nats. Raises ConsistencyError above the bound."""
-        asked = [generators.logprobs(engine, self._probes) for engine in range(generators.group.size)]
-        gaps = []
-        for answer in asked:
-            sampled = [value for values in answer.result(generators.config.sync_timeout_s) for value in values]
-            gaps.append(sum(abs(a - b) for a, b in zip(trainer, sampled, strict=True)) / len(trainer))
-        worst = max(gaps)
+    def require_arrived(self, sent: Mapping[str, int], generators: Generators) -> None:
+        """Raise ConsistencyError unless every engine holds what was sent, bit for bit; `sent` are the tensors' digests."""
+        asked = generators.group.start(GeneratorWorker.arrived)
+        engines = generators.group.gather(asked, generators.config.sync_timeout_s, "the check of its weights")
+        for engine, workers in enumerate(engines):
+            for received, faults in workers:
+                lost = [f"{name} is not what was sent" for name in sent if received.get(name) != sent[name]]
+                if wrong := [*lost, *faults]:
+                    raise ConsistencyError(
+                        f"engine {engine} does not hold the weights that were sent: {'; '.join(wrong[:3])}"
+                        + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+                        + ". It must not sample; start the run again, which goes on from its last checkpoint, and report the "
+                        "model's type if it happens twice"
+                    )
+
+    def measure(self, expected: torch.Tensor, generators: Generators) -> float:
+        """The largest of the engines' mean |differences| from `expected`, in nats. Raises ConsistencyError above the bound."""
+        asked = generators.group.start(GeneratorWorker.logprobs, self._sequences)
+        engines = generators.group.gather(asked, generators.config.sync_timeout_s, "scoring the gate's probes")
+        gaps = [float((expected - self._of_answers(values)).abs().mean()) for values in engines]
+        worst = max(gaps, key=lambda gap: (gap != gap, gap))
         if not worst <= self.bound:  # NaN fails too
             raise ConsistencyError(
-                f"engine {gaps.index(worst)} and the trainer disagree by {worst:.4g} nats a token on {len(trainer)} probe tokens "
-                f"(allowed: {self.bound:g}); the generator does not run the weights that were sent. Check that both use the same "
-                "precision and model, and whether the model's head is tied; consistency.max_gap sets the bound"
+                f"engine {gaps.index(worst)} and the trainer disagree by {worst:.4g} nats a token on {len(expected)} probe tokens "
+                f"(allowed: {self.bound:.4g}{self._reason()}); the generator does not run the weights that were sent. Check that both "
+                "use the same precision and model, and whether the model's head is tied; consistency.max_gap sets the bound"
             )
         return worst
+
+    def _of_answers(self, values: Sequence[Sequence[float]]) -> torch.Tensor:
+        """[N]: of whole sequences what belongs to the answers."""
+        lengths = [len(sequence) - len(ids) for sequence, ids in zip(self._sequences, self._prompts, strict=True)]
+        return torch.tensor([value for row, length in zip(values, lengths, strict=True) for value in row[-length:]])
+
+    def _reason(self) -> str:
+        if self._fixed is not None:
+            return ", as consistency.max_gap says"
+        return f", of a trainer whose bf16 makes {self.noise:.4g}" if self.bound > LEAST else ""

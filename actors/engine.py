@@ -25,6 +25,7 @@ from actors.process_group import join_process_group
 from actors.shared_trunk import TrainedParts
 from actors.trainer_state import TRAINER_STATE, read_state
 from algorithms.hidden import inner_model, path_of
+from algorithms.in_fp32 import InFloat32
 from algorithms.loading import Head, as_published, load_model
 from algorithms.logprobs import PackedModel
 from algorithms.packing import Batch, Row, pack
@@ -115,12 +116,14 @@ class Engine:
         return self.packed.model
 
     @torch.no_grad()
-    def read(self, batch: Batch, **options: Any) -> torch.Tensor:
-        """[N] fp32 on the CPU: the head's first output at this rank's tokens. A collective under ZeRO-3."""
+    def read(self, batch: Batch, *, in_fp32: bool = False, **options: Any) -> torch.Tensor:
+        """[N] fp32 on the CPU: the head's first output at this rank's tokens; `in_fp32`: computed in fp32, whatever the
+        weights' precision. A collective under ZeRO-3."""
         values = torch.zeros(batch.num_tokens)
         self.packed.eval()  # no dropout
         for row in self._rows(batch):
-            output = self.engine(row, **options)[0]
+            with InFloat32() if in_fp32 else contextlib.nullcontext():
+                output = self.engine(row, **options)[0]
             if row.token_index.numel():
                 values[row.token_index] = output.cpu()
         self.packed.train(self._training_mode)

@@ -256,6 +256,11 @@ class GeneratorWorker:
         """One update from its start to its end. vLLM takes calls in order, so none waits for the answer to another."""
         await asyncio.gather(self.start_weight_update(), self.update_weights(request), self.finish_weight_update())
 
+    async def arrived(self) -> list[tuple[dict[str, int], list[str]]]:
+        """Of each worker of the engine: digests of what it received in the last sync, and what of it it does not hold."""
+        with working("check weights"):
+            return list(await self._llm.collective_rpc("arrived"))
+
     async def pause(self) -> None:
         """Freeze running requests where they are; their next tokens come from whatever weights are there then."""
         await self._engine.run("pausing", self._llm.pause_generation(mode="keep", clear_cache=False))

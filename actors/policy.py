@@ -51,10 +51,10 @@ class PolicyWorker(TrainedWorker):
             timeout_s=timeout_s,
         )
 
-    def publish(self) -> None:
-        """Send the weights to the connected generators."""
+    def publish(self) -> dict[str, int]:
+        """Send the weights to the connected generators; the digest of each tensor, in rank 0."""
         with working("publish"):
-            self._sender.send()
+            return self._sender.send()
 
 
 class Policy(Trained[PolicyWorker]):
@@ -75,9 +75,12 @@ class Policy(Trained[PolicyWorker]):
             timeout_s=timeout_s,
         )
 
-    def logprobs(self, batch: Batch, *, temperature: float = 1.0, at_start: bool = False) -> torch.Tensor:
-        """[N]: log-probabilities of the batch's tokens; `at_start`: under the weights that the policy started from."""
-        return self.read(batch, temperature=temperature, at_start=at_start)
+    def logprobs(
+        self, batch: Batch, *, temperature: float = 1.0, at_start: bool = False, in_fp32: bool = False
+    ) -> torch.Tensor:
+        """[N]: log-probabilities of the batch's tokens; `at_start`: under the weights that the policy started from;
+        `in_fp32`: of the same weights, computed in fp32."""
+        return self.read(batch, temperature=temperature, at_start=at_start, in_fp32=in_fp32)
 
     def update(
         self, batch: Batch, settings: AlgorithmConfig, *, temperature: float, max_response_tokens: int, seed: int
@@ -86,21 +89,23 @@ class Policy(Trained[PolicyWorker]):
         steps = minibatches(batch, settings, max_response_tokens=max_response_tokens, seed=seed)
         return self.step(steps, PolicyObjective(settings, temperature))
 
-    def publish(self, generators: Generators, version: int) -> None:
-        """Give the current weights to every generator as `version` and let them go on generating."""
+    def publish(self, generators: Generators, version: int) -> dict[str, int]:
+        """Give the current weights to every generator as `version` and let them go on generating; the digest of each
+        tensor that was sent."""
         generators.pause()
         generators.wake("weights")
         # Every phase has its own deadline inside; this one is for a peer that died where no phase can tell.
         try:
-            self.group.gather(
+            sent = self.group.gather(
                 self.group.start(PolicyWorker.publish), 4 * generators.config.sync_timeout_s, "the weight sync"
-            )
+            )[0]
         except WorkerError as error:
             raise SyncError(f"weight sync failed: {error}", details=error.details) from None
         if generators.sleeps:
             self.group.call(PolicyWorker.leave)
         generators.wake("kv_cache")
         generators.receive(version)
+        return dict(sent)
 
 
 def minibatches(batch: Batch, settings: AlgorithmConfig, *, max_response_tokens: int, seed: int) -> list[Batch]:

@@ -110,7 +110,8 @@ class TrainedWorker:
         }
 
     def read(self, batch: Batch, *, at_start: bool = False, **options: Any) -> torch.Tensor:
-        """[N]: the head's output at this rank's tokens; `at_start`: under the weights that the model started from."""
+        """[N]: the head's output at this rank's tokens; `at_start`: under the weights that the model started from. The
+        other options are those of `Engine.read`."""
         self._back()
         with working("read"), self._engine.at_start() if at_start else contextlib.nullcontext():
             return self._engine.read(batch, **options)

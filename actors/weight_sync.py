@@ -2,13 +2,14 @@
 
 vLLM brings NCCL (separate GPUs) and CUDA IPC (shared GPUs); the gloo pair for CPUs is here. `ZeroSource`
 feeds any of them from ZeRO shards, one layer at a time, and `WeightSender` is the one owner of a sync on the
-trainer's side: every phase has a deadline, and an error names the phase and the engine.
+trainer's side: every phase has a deadline, and an error names the phase and the engine. Every receiver follows what
+arrives (`Followed`), so that the gate can ask whether the engine holds it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -34,11 +35,13 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from actors.adapters import in_checkpoint
+from actors.arrivals import Arrivals, digest
 from actors.engine import Engine
 from actors.generator import GeneratorWorker
 from actors.group import DEATH_IS_KNOWN_S, Group
 from core.engine_arguments import pack_heads
 from core.errors import SyncError, TroupeError
+from core.hardware import hardware
 from core.listening import listen
 from core.timeline import RECORDER
 
@@ -53,6 +56,8 @@ class ZeroSource(WeightSource):
         for name, dtype, shape in engine.weight_shapes():
             parts = in_checkpoint(engine.model, name, torch.empty(shape, dtype=dtype, device="meta"))
             self._sent[name] = [ParamMeta(part, dtype, tuple(tensor.shape)) for part, tensor in parts.items()]
+        self.digests: dict[str, int] = {}
+        """Of what rank 0 sent last, by name."""
 
     def metadata(self) -> list[ParamMeta]:
         return [part for parts in self._sent.values() for part in parts]
@@ -64,10 +69,10 @@ class ZeroSource(WeightSource):
     def iter_groups(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
         groups = self._groups()
         for names, sent, tensors in zip(groups, self.groups(), self._engine.weights(groups), strict=True):
-            yield (
-                sent,
-                [part for name, tensor in zip(names, tensors, strict=True) for part in self._parts(name, tensor)],
-            )
+            parts = [part for name, tensor in zip(names, tensors, strict=True) for part in self._parts(name, tensor)]
+            if self._engine.rank == 0:
+                self.digests |= {name: digest(part) for name, part in zip(sent, parts, strict=True)}
+            yield sent, parts
 
     def groups(self) -> list[list[str]]:
         """The names that are sent, layer by layer."""
@@ -101,6 +106,36 @@ class GlooUpdateInfo(WeightTransferUpdateInfo):
 
     groups: list[list[tuple[str, str, list[int]]]]
     """(name, dtype, shape) of each parameter."""
+
+    @property
+    def names(self) -> list[str]:
+        return [name for group in self.groups for name, _, _ in group]
+
+
+class Followed(WeightTransferEngine[Any, Any]):
+    """A receiver that knows what arrived; mixed in before vLLM's classes and ours."""
+
+    _arrivals: Arrivals | None = None
+    _turn = 0
+    _announced: Sequence[str] = ()
+
+    def start_weight_update(self) -> None:
+        self._arrivals, self._announced = Arrivals(self.model, self._turn), []
+        self._turn += 1
+        super().start_weight_update()
+        self._arrivals.begin()
+
+    def receive_weights(self, update_info: Any) -> None:
+        assert self._arrivals is not None
+        self._announced = [*self._announced, *update_info.names]
+        with self._arrivals.watching():
+            super().receive_weights(update_info)
+
+    def arrived(self) -> tuple[dict[str, int], list[str]]:
+        """(digest of each tensor received, what this worker does not hold as it was sent) of the last sync."""
+        assert self._arrivals is not None, "nothing was sent yet"
+        arrivals, self._arrivals = self._arrivals, None
+        return arrivals.report(self._announced, whole=self.parallel_config.world_size == 1)
 
 
 class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
@@ -303,14 +338,17 @@ class WeightSender:
         register()
         info = _trainer_init_info(transport, engine.rank, host, port, num_receivers + 1, timeout_s)
         client = EngineClient(generators, timeout_s)
-        self._sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=ZeroSource(engine))
+        self._source = ZeroSource(engine)
+        self._sender = WeightTransferTrainerFactory.trainer_init(info, client=client, source=self._source)
 
-    def send(self) -> None:
-        """Push the current weights to every engine. Raises SyncError, never waits for ever."""
+    def send(self) -> dict[str, int]:
+        """Push the current weights to every engine; the digest of each tensor, in rank 0. Raises SyncError, never waits
+        for ever."""
         try:
             self._sender.send_weights()
         except RuntimeError as error:  # gloo's and NCCL's own timeouts and broken connections
             raise SyncError(f"weight sync failed in phase 'transfer': {str(error).splitlines()[0]}") from error
+        return self._source.digests
 
 
 def _trainer_init_info(
@@ -330,14 +368,36 @@ def _trainer_init_info(
 def register() -> None:
     """Make vLLM know the gloo transport, in this process; idempotent. Also vLLM's plugin entry point."""
     if "gloo" not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine("gloo", GlooReceiver)
+        WeightTransferEngineFactory.register_engine("gloo", _followed(GlooReceiver))
+        if hardware().device == "cuda":
+            _follow_vllms_own()
     if "gloo" not in WeightTransferTrainerFactory._registry:
         WeightTransferTrainerFactory.register_engine("gloo", GlooSender)
+
+
+def _follow_vllms_own() -> None:
+    """Put followed receivers in the place of vLLM's for NCCL and CUDA IPC. Not run yet: it needs GPUs."""
+    from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+
+    for name, receiver in (("nccl", NCCLWeightTransferEngine), ("ipc", IPCWeightTransferEngine)):
+        del WeightTransferEngineFactory._registry[name]
+        WeightTransferEngineFactory.register_engine(name, _followed(receiver))
+
+
+def _followed(receiver: type[WeightTransferEngine[Any, Any]]) -> type[WeightTransferEngine[Any, Any]]:
+    return type(f"Followed{receiver.__name__}", (Followed, receiver), {})
 
 
 class WeightSyncExtension:
     """Named to vLLM as its worker extension: importing it registers the transport in vLLM's worker process, also
     where this code came with Ray's working directory and is not installed."""
+
+    weight_transfer_engine: Followed
+
+    def arrived(self) -> tuple[dict[str, int], list[str]]:
+        """What this worker received in the last sync, and what of it it does not hold."""
+        return self.weight_transfer_engine.arrived()
 
 
 register()

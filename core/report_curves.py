@@ -12,6 +12,8 @@ from core.report_data import RunRecord
 from core.report_page import section, table
 from core.report_titles import FAMILIES, GROUPS, OTHER, SPEED, TITLES, Plot, group_of, plots, title_of
 
+GAP = "consistency/logprob_gap"
+
 __all__ = ["calibration", "curve_groups", "curve_sections", "phase_chart", "phase_color", "run_color", "title_of"]
 
 PHASE_COLORS = {
@@ -95,9 +97,25 @@ def metric_chart(runs: Sequence[RunRecord], name: str) -> str:
         for index, (run, points) in enumerate(zip(runs, curves, strict=True))
         if points
     ]
-    bounds = [run.consistency_bound for run in runs if run.consistency_bound is not None]
-    bound = min(bounds) if bounds and name == "consistency/logprob_gap" else None
+    bound = None
+    if name == GAP:
+        bound = min((run.consistency_bound for run in runs if run.consistency_bound is not None), default=None)
+        drawn += _noises(runs)
     return line_chart(drawn, title=title, name=name, hint=hint, bound=bound, steps=_steps(runs))
+
+
+def _noises(runs: Sequence[RunRecord]) -> list[Series]:
+    """What the trainers' own rounding makes, from which the bound follows; dashed, in the colour of its run."""
+    return [
+        Series(
+            label="rounding alone" if len(runs) == 1 else f"{run.name}, rounding alone",
+            points=points,
+            color=run_color(index),
+            dashed=True,
+        )
+        for index, run in enumerate(runs)
+        if (points := run.points("consistency/noise"))
+    ]
 
 
 def _steps(runs: Sequence[RunRecord]) -> tuple[int, int]:

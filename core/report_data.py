@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from core.charts import Point
+from core.consistency import allowed_gap
 from core.errors import DataError
 from core.files import last_lines, read_json, read_lines
 from core.timeline import TIMELINE_FILE
@@ -20,7 +21,6 @@ MOST_ROLLOUTS = 64
 NOT_METRICS = ("step", "at", "wall_s")
 DEFAULT_BEST = {"sft/nll": "nll", "reward_model/accuracy": "accuracy", "dpo/accuracy": "accuracy"}
 """What decides in supervised training, where the recipe does not say it."""
-DEFAULT_BOUNDS = {"fp32": 1e-3, "bf16": 0.05}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,11 +136,11 @@ class RunRecord:
 
     @property
     def consistency_bound(self) -> float | None:
-        """The gate's bound: as logged, as set, or by a precision that the recipe names."""
-        logged = self.first_and_last("consistency/max_gap")
+        """The gate's largest bound: as logged, as set, or that of fp32 where the recipe names it."""
+        logged = [value for _, value in self.points("consistency/max_gap") if value is not None]
         configured = (self.config.get("consistency") or {}).get("max_gap")
-        precision = (self.config.get("policy") or {}).get("precision")
-        return logged[1] if logged else configured or DEFAULT_BOUNDS.get(str(precision))
+        in_fp32 = (self.config.get("policy") or {}).get("precision") == "fp32"
+        return max(logged, default=None) or configured or (allowed_gap(0.0) if in_fp32 else None)
 
 
 def read_run(directory: Path) -> RunRecord:

@@ -79,7 +79,7 @@ GROUPS = {
     "Rollouts": ("rollout/",),
     SPEED: ("consistency/", "data/", "tokens_per_second", "time/step_s", "time/publish_s", "time/sync_s"),
 }
-HIDDEN = ("consistency/max_gap", "time/")
+HIDDEN = ("consistency/max_gap", "consistency/noise", "time/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

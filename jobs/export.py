@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import rich
 
+from core.consistency import allowed_gap
 from core.disk import disk_errors
 from core.errors import CheckpointError, ConfigError
 from core.export_recipes import ExportConfig
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 SAME = 1e-4
 """Mean |difference| in nats that sums in another order can make in fp32."""
-ROUNDED = 0.05
-"""The same where weights were rounded to bf16; the consistency gate's bound."""
 
 
 def export(config: ExportConfig) -> None:
@@ -136,13 +135,17 @@ def check(
 
     base = directory / "base"
     model = read_back(source, directory, base=str(base) if base.is_dir() else None)
-    gaps = (readings(model, tokenizer, config.prompts, source.head) - expected).abs()
+    written = readings(model, tokenizer, config.prompts, source.head)
+    gaps = (written - expected).abs()
     rounds = config.dtype == "bf16" or (kind == "shards" and source.weights and source.precision == "bf16")
-    bound = config.max_gap or (ROUNDED if rounds else SAME)
+    bound = config.max_gap or SAME
+    if rounds and config.max_gap is None:  # as the gate: a multiple of what computing in bf16 makes of these weights
+        rounded = readings(model.bfloat16(), tokenizer, config.prompts, source.head)
+        bound = allowed_gap(float((rounded.float() - written).abs().mean()))
     mean = float(gaps.mean())
     if not mean <= bound:  # NaN fails too
         raise CheckpointError(
-            f"what was written differs from its source by {mean:.3g} nats a token (allowed: {bound:g}), so it was removed; check that "
+            f"what was written differs from its source by {mean:.3g} nats a token (allowed: {bound:.4g}), so it was removed; check that "
             "trainer_state and safetensors are of one step, or set max_gap"
         )
     return {

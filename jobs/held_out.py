@@ -51,7 +51,13 @@ class HeldOutAnswers:
             seed=config.seed,
         )
         prompts = [ids for _, ids in evaluator.prompts]
-        gate = ConsistencyGate(prompts, ConsistencyConfig(), precision=casting.precision)
+        gate = ConsistencyGate(
+            prompts,
+            ConsistencyConfig(),
+            precision=casting.precision,
+            max_length=config.max_length,
+            seed=config.seed,
+        )
         return HeldOutAnswers(policy=policy, generators=generators, evaluator=evaluator, gate=gate)
 
     def start(self, transport: str) -> None:
@@ -64,9 +70,7 @@ class HeldOutAnswers:
     def evaluate(self, run: Run, step: int) -> Evaluation:
         """Publish the weights after `step` and answer the held-out prompts with them."""
         with run.timed("publish"):
-            expected = self.gate.expect(self.policy)
-            self.policy.publish(self.generators, step)
-            run.log({"consistency/logprob_gap": self.gate.measure(expected, self.generators)})
+            run.log(self.gate.publish(self.policy, self.generators, step))
         with run.timed("generate"):
             evaluation = self.evaluator.evaluate(run.watch_calls(step, "evaluation"))
             run.log_answers(step, self.evaluator.name, evaluation.rows())

@@ -101,7 +101,7 @@ def run_loop(config: GRPOConfig, learn: Learn, scene: Scene, troupe: Cast) -> No
         answers=troupe.episodes,
     )
     with run.timed("publish"):
-        run.log({"consistency/logprob_gap": troupe.publish(first), "consistency/max_gap": troupe.gate.bound})
+        run.log(troupe.publish(first))
     if first == 0:
         evaluate(config.evaluation, run, troupe, step=0)
         run.end_step(0)
@@ -126,7 +126,7 @@ def run_loop(config: GRPOConfig, learn: Learn, scene: Scene, troupe: Cast) -> No
         if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
             save(run, troupe, step, rollouts, kl)  # before the policy leaves a shared device to the generators
         with run.timed("publish"):
-            run.log({"consistency/logprob_gap": troupe.publish(step)})
+            run.log(troupe.publish(step))
             rollouts.ahead(step)
         now = time.perf_counter()
         run.log({"tokens_per_second": (rollout.metrics["rollout/tokens"] + evaluated) / (now - since)})
@@ -230,7 +230,8 @@ def save(run: Run, troupe: Cast, step: int, rollouts: Rollouts, kl: KLCoefficien
         run.checkpoints.writing(step, metadata=identity, needs=troupe.checkpoint_bytes) as path,
     ):
         troupe.save(path)
-        save_state(path, {"step": step, "kl_coef": kl.value, "so_far": run.so_far(), **rollouts.state()})
+        state = {"step": step, "kl_coef": kl.value, "consistency": troupe.gate.state(), "so_far": run.so_far()}
+        save_state(path, {**state, **rollouts.state()})
 
 
 @contextlib.contextmanager

@@ -367,3 +367,24 @@ def test_a_model_with_a_sliding_window_is_trained_one_sequence_per_row(tmp_path:
         assert not built.branches
         built.step(with_targets(groups), OBJECTIVE)
         assert_close(gradient_of(built), expected)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_bf16_weights_read_in_fp32_give_what_a_plain_fp32_model_of_them_gives(tmp_path: Path, zero_stage: int) -> None:
+    path = write_weights(SMALL, tmp_path / "model")
+    batch = Batch.from_groups(ragged())
+    with engine(path, precision="bf16", zero_stage=zero_stage) as built:
+        own, exact, again = built.read(batch), built.read(batch, in_fp32=True), built.read(batch)
+    plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).float()
+    with torch.no_grad():
+        expected = torch.cat(
+            [_logprobs(plain, group.prompt_ids, b.token_ids) for group in ragged() for b in group.branches]
+        )
+    torch.testing.assert_close(exact, expected, atol=2e-5, rtol=1e-5)
+    assert (own - exact).abs().mean() > 1e-3  # what bf16 makes
+    assert torch.equal(own, again)  # and nothing is left behind
+
+
+def _logprobs(model: Any, prompt: Any, answer: Any) -> torch.Tensor:
+    logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1].float()
+    return logits.log_softmax(-1).gather(-1, torch.tensor(list(answer))[:, None])[:, 0]

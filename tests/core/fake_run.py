@@ -87,6 +87,7 @@ def _fake_step(run: Run, step: int, rng: random.Random, clock: BorrowedClock, sk
             "update/tokens": 21_000 + rng.randrange(800),
             "consistency/logprob_gap": 3e-6 * rng.uniform(0.5, 3),
             "consistency/max_gap": 1e-3,
+            "consistency/noise": 2e-4,
             "tokens_per_second": 2_000 + rng.gauss(0, 60),
         }
     )

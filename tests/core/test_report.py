@@ -61,6 +61,7 @@ def test_every_quantity_a_person_looks_for_has_a_chart(page: str, title: str) ->
 
 def test_the_bound_of_the_consistency_gate_is_drawn(page: str) -> None:
     assert "bound 0.001" in page
+    assert "rounding alone" in page  # what the bound follows from, beside the gap
 
 
 def test_before_and_after_are_the_same_samples_at_the_first_and_last_evaluation(run_directory: Path, page: str) -> None:
