@@ -17,6 +17,10 @@ def constant(sample: Sample, branch: Branch, *, value: Any = 1.0) -> Any:
     return value
 
 
+def named(sample: Sample, branch: Branch, *, number: str) -> float:
+    return float(number)  # a recipe cannot hold NaN itself
+
+
 def words(sample: Sample, branch: Branch) -> int:
     return len(branch.text.split())
 

@@ -56,12 +56,16 @@ def test_whatever_is_a_number_is_accepted(sample: Sample, value: object, number:
     assert type(score.value) is float
 
 
-@pytest.mark.parametrize(
-    "value", [None, "1", math.nan, math.inf, [1.0], np.array([1.0]), Score(value=1.0, parts={"a": math.nan})]
-)
+@pytest.mark.parametrize("value", [None, "1", [1.0], np.array([1.0]), Score(value=1.0, parts={"a": math.nan})])
 def test_whatever_is_no_finite_number_stops_the_run_and_names_the_sample(sample: Sample, value: object) -> None:
     with pytest.raises(RewardError, match=r"reward constant .* not a finite number on sample word_problems/17"):
         asyncio.run(rewards_of(example("constant", args={"value": value})).score(group_of(sample, "x")))
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_nan_and_infinity_stop_the_run_and_name_the_sample(sample: Sample, number: str) -> None:
+    with pytest.raises(RewardError, match=r"reward named .* not a finite number on sample word_problems/17"):
+        asyncio.run(rewards_of(example("named", args={"number": number})).score(group_of(sample, "x")))
 
 
 def test_an_exception_stops_the_run_and_names_function_place_sample_and_answer(sample: Sample) -> None:
