@@ -328,7 +328,7 @@ BAD_INPUT = {
         ["data={{type: jsonl, path: {tmp}/rows.jsonl, prompt_field: question}}"],
         "rows.jsonl line 1: field 'question' is missing; the line has prompt",
     ),
-    "too few lines": (["data={{type: jsonl, path: {tmp}/rows.jsonl}}"], "too few to hold out 256"),
+    "too few lines": (["data={{type: jsonl, path: {tmp}/rows.jsonl}}"], "too few different ones to hold out"),
     "a reward that cannot be imported": (["rewards=[{{fn: 'no_such_judge:score'}}]"], "no_such_judge"),
     "a reward that is not there": (["rewards=[{{fn: math_anser}}]"], "unknown reward 'math_anser'"),
     "a metric that is not there": (["evaluation.metrics=[{{fn: math_anser}}]"], "unknown reward 'math_anser'"),
