@@ -38,6 +38,8 @@ def recipe(model: str, tmp_path: Path) -> Callable[..., GRPOConfig]:
             [
                 "model.type=pretrained",
                 f"model.path={model}",
+                "rollout.max_prompt_tokens=80",
+                "rollout.max_response_tokens=40",
                 "data.type=jsonl",
                 f"data.path={tmp_path / 'questions.jsonl'}",
                 "data.gold_field=answer",
