@@ -128,6 +128,8 @@ class GeneratorWorker:
         self._tokenizer = AutoTokenizer.from_pretrained(
             self._arguments.model, trust_remote_code=self._arguments.trust_remote_code
         )
+        # Calls that are waiting (who this process is, where it logs) go first: the next line holds the loop for long.
+        await asyncio.sleep(0.1)
         self._llm = self._engine.start(self._arguments)
         self._turn = asyncio.Lock()
         # The first request initialises lazily for seconds; nobody should wait for that later.

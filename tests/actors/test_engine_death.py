@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -15,7 +16,6 @@ import pytest
 
 from actors.generator import GeneratorWorker, Request
 from actors.generators import Generators, generator_arguments, start_generators
-from actors.group import WorkerGroup
 from actors.placement import Stage
 from core.errors import WorkerError
 from core.role_recipes import GeneratorConfig
@@ -85,7 +85,7 @@ def test_an_engine_that_dies_in_the_middle(
 
 @pytest.mark.parametrize("number", [signal.SIGILL, signal.SIGKILL])
 def test_an_engine_that_dies_at_its_start(doomed: Generators, number: signal.Signals) -> None:
-    threading.Thread(target=lambda: os.kill(wait_for_child(doomed).pid, number)).start()
+    threading.Thread(target=lambda: os.kill(wait_for_child().pid, number)).start()
     words = (
         rf"generator rank 0's engine (was ended by|is gone without a last word, as after) {number.name} .*it started"
     )
@@ -94,14 +94,13 @@ def test_an_engine_that_dies_at_its_start(doomed: Generators, number: signal.Sig
     assert "its last lines:" in death.value.details or number == signal.SIGKILL
 
 
-def wait_for_child(generators: Generators) -> psutil.Process:
-    """The engine's process, as soon as there is one."""
-    assert isinstance(generators.group, WorkerGroup)
-    while not generators.group.identities:
-        time.sleep(0.01)
-    parent = psutil.Process(generators.group.identities[0].pid)
+def wait_for_child() -> psutil.Process:
+    """The process of a DoomedGenerator's engine, as soon as there is one."""
     while True:
-        for child in parent.children():
-            if "spawn_main" in " ".join(child.cmdline()) or "EngineCore" in child.name():
-                return child
-        time.sleep(0.01)
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                parent = process.parent()
+                is_engine = "spawn_main" in " ".join(process.cmdline())
+                if is_engine and parent is not None and "DoomedGenerator" in " ".join(parent.cmdline()):
+                    return process
+        time.sleep(0.05)
