@@ -79,9 +79,11 @@ class RewardModel:
 def require_same_tokenizer(
     policy: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, path: str, field: str
 ) -> None:
-    """Raise ConfigError, naming the `field`, unless `other`, which reads the policy's tokens, gives each the same id; tokens
-    of its own, such as a pad token, do no harm."""
-    if not policy.get_vocab().items() <= other.get_vocab().items() or policy.eos_token_id != other.eos_token_id:
+    """Raise ConfigError, naming the `field`, unless `other`, which reads the policy's tokens, gives each the same id; added
+    tokens of its own, such as a pad token, do no harm."""
+    same = policy.get_vocab().items() <= other.get_vocab().items()
+    own = other.get_vocab().keys() - policy.get_vocab().keys()
+    if not same or not own <= other.get_added_vocab().keys() or policy.eos_token_id != other.eos_token_id:
         raise ConfigError(
             f"{field} {path} has another tokenizer ({len(other)} tokens, end of turn {other.eos_token!r}) than the policy "
             f"({len(policy)}, {policy.eos_token!r}), whose tokens it reads; use a model that was trained from the policy's family"
