@@ -284,10 +284,6 @@ class GeneratorWorker:
         """Allocate again: `weights` before a sync, `kv_cache` after it."""
         await self._engine.run("waking up", self._llm.wake_up([tag]))
 
-    async def alive(self) -> bool:
-        await self._engine.run("idle", self._llm.check_health())
-        return True
-
     def close(self) -> None:
         if self._llm is not None:
             self._llm.shutdown()
