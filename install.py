@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from core.extension import BUILD_DEADLINE_S, extension_directory, remove_stale_lock
+from troupe.extension import BUILD_DEADLINE_S, extension_directory, remove_stale_lock
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"

@@ -13,10 +13,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from algorithms.hidden import inner_model
-from algorithms.loading import Head
-from core.errors import ConfigError
-from core.role_recipes import LoraConfig
+from troupe.algorithms.hidden import inner_model
+from troupe.algorithms.loading import Head
+from troupe.config.models import LoraConfig
+from troupe.errors import ConfigError
 
 WRAPPED = re.compile(r"\.base_layer(?=\.|$)")
 """What peft puts into the name of a layer that it wraps, once for each wrapper."""

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from actors.generator import GeneratorWorker, Request, branch_seed
-from actors.generators import Generators
-from actors.policy import Policy
-from algorithms.packing import Batch
-from core.consistency import LEAST, allowed_gap
-from core.errors import ConsistencyError
-from core.records import Branch, Group, Sample
-from core.role_recipes import ConsistencyConfig
+from troupe.actors.generator import GeneratorWorker, Request, branch_seed
+from troupe.actors.generators import Generators
+from troupe.actors.policy import Policy
+from troupe.algorithms.packing import Batch
+from troupe.config.models import ConsistencyConfig
+from troupe.errors import ConsistencyError
+from troupe.records import Branch, Group, Sample
+from troupe.runs.logprob_gap import LEAST, allowed_gap
 
 PROMPT_TOKENS, ANSWER_TOKENS = 48, 24
 """Most tokens of a probe: the end of a prompt, and what the starting policy sampled behind it."""

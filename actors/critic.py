@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import torch
 
-from actors.group import Group
-from actors.objective import ValueObjective
-from actors.policy import minibatches
-from actors.trained import Trained, TrainedWorker
-from algorithms.packing import Batch
-from core.algorithm_recipes import AlgorithmConfig
-from core.role_recipes import PolicyConfig
+from troupe.actors.policy import minibatches
+from troupe.actors.trained import Trained, TrainedWorker
+from troupe.actors.workers import Group
+from troupe.algorithms.objective import ValueObjective
+from troupe.algorithms.packing import Batch
+from troupe.config.algorithm import AlgorithmConfig
+from troupe.config.models import PolicyConfig
 
 
 class Critic(Trained[TrainedWorker]):

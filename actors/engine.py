@@ -18,23 +18,23 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from actors.adapters import adapted_layers, adapter_of, merged, published, with_adapter
-from actors.gradient_sums import GradientSums
-from actors.meters import record
-from actors.process_group import join_process_group
-from actors.shared_trunk import TrainedParts
-from actors.trainer_state import TRAINER_STATE, read_state
-from algorithms.hidden import inner_model, path_of
-from algorithms.in_fp32 import InFloat32
-from algorithms.loading import Head, as_published, load_model
-from algorithms.logprobs import PackedModel
-from algorithms.packing import Batch, Row, pack
-from algorithms.padding import use_pad_token
-from algorithms.values import PackedScalarModel
-from core.errors import CheckpointError, ConfigError, NumericalError
-from core.files import read_json
-from core.hardware import hardware
-from core.role_recipes import PolicyConfig
+from troupe.actors.adapters import adapted_layers, adapter_of, merged, published, with_adapter
+from troupe.actors.gradient_sums import GradientSums
+from troupe.actors.meters import record
+from troupe.actors.process_group import join_process_group
+from troupe.actors.shared_trunk import TrainedParts
+from troupe.actors.trainer_state import TRAINER_STATE, read_state
+from troupe.algorithms.hidden import inner_model, path_of
+from troupe.algorithms.in_fp32 import InFloat32
+from troupe.algorithms.loading import Head, as_published, load_model
+from troupe.algorithms.logprobs import PackedModel
+from troupe.algorithms.packing import Batch, Row, pack
+from troupe.algorithms.padding import use_pad_token
+from troupe.algorithms.values import PackedScalarModel
+from troupe.config.models import PolicyConfig
+from troupe.errors import CheckpointError, ConfigError, NumericalError
+from troupe.files import read_json
+from troupe.hardware import hardware
 
 LossFn = Callable[..., tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(what the model's forward returns, [n] each; then the batch's columns at these tokens, with their `branch_ids` and

@@ -22,12 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from actors.adapters import base_name, with_adapter
-from actors.trainer_state import TRAINER_STATE, gathered_state
-from algorithms.loading import Head
-from core.errors import CheckpointError
-from core.files import read_json
-from core.role_recipes import LoraConfig
+from troupe.actors.adapters import base_name, with_adapter
+from troupe.actors.trainer_state import TRAINER_STATE, gathered_state
+from troupe.algorithms.loading import Head
+from troupe.config.models import LoraConfig
+from troupe.errors import CheckpointError
+from troupe.files import read_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PEFT_PREFIX = "base_model.model."

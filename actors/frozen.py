@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from actors.group import Group, own_address
-from actors.meters import working
-from actors.policy import Policy
-from algorithms.packing import Batch, branch_scores
-from core.hardware import hardware, set_up_process
+from troupe.actors.meters import working
+from troupe.actors.policy import Policy
+from troupe.actors.workers import Group, own_address
+from troupe.algorithms.packing import Batch, branch_scores
+from troupe.hardware import hardware, set_up_process
 
 
 class FrozenWorker:
@@ -38,7 +38,7 @@ class FrozenWorker:
     ) -> None:
         """Load the model; one with a scalar head must have been trained with it."""
         set_up_process(hosts=[own_address()])
-        from algorithms.reading import ReadModel
+        from troupe.algorithms.reading import ReadModel
 
         self._model = ReadModel(
             model_path,

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from actors.group import own_address
-from actors.meters import Throughput, working
-from core.engine_arguments import engine_arguments
-from core.engine_process import EngineProcess
-from core.hardware import hardware, set_up_generator
-from core.records import Branch, WeightSpan
-from core.role_recipes import GeneratorConfig
+from troupe.actors.meters import Throughput, working
+from troupe.actors.workers import own_address
+from troupe.config.models import GeneratorConfig
+from troupe.engines.arguments import engine_arguments
+from troupe.engines.process import EngineProcess
+from troupe.hardware import hardware, set_up_generator
+from troupe.records import Branch, WeightSpan
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -108,7 +108,7 @@ class GeneratorWorker:
             logprobs_mode="processed_logprobs",
             weight_transfer_config={"backend": transport},
             # Registers the gloo transport inside vLLM's own worker process.
-            worker_extension_cls="actors.weight_sync.WeightSyncExtension",
+            worker_extension_cls="troupe.actors.weight_sync.WeightSyncExtension",
             disable_log_stats=True,
             **({} if hardware().device == "cpu" else {"enable_sleep_mode": sleep}),
             **engine_arguments(config, max_length=max_length, precision=precision),

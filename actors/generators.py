@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from actors.generator import GeneratorWorker, Request
-from actors.group import Group
-from core.errors import SyncError, TroupeError, WorkerError
-from core.records import Branch
-from core.role_recipes import GeneratorConfig
-from core.timeline import RECORDER
+from troupe.actors.generator import GeneratorWorker, Request
+from troupe.actors.workers import Group
+from troupe.config.models import GeneratorConfig
+from troupe.errors import SyncError, TroupeError, WorkerError
+from troupe.records import Branch
+from troupe.timeline import RECORDER
 
 
 class Generators:

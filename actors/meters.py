@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from core.files import to_json, write_atomically
-from core.timeline import RECORDER, Flight
+from troupe.files import to_json, write_atomically
+from troupe.timeline import RECORDER, Flight
 
 PREFIX = "troupe_"
 RUN, ROLE = "TROUPE_RUN", "TROUPE_ROLE"
@@ -155,7 +155,7 @@ class PrometheusTracker:
         self._run = run
         self._gauges: dict[str, Any] = {}
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
         from ray.util.metrics import Gauge
 
         for metric, value in {"step": step, **metrics}.items():
@@ -165,10 +165,7 @@ class PrometheusTracker:
             if math.isfinite(value):
                 hold(name, self._gauges[name], value, {"run": self._run, "metric": metric})
 
-    def log_tables(self, step: int, tables: Mapping[str, Any]) -> None:
-        """Texts are not Prometheus's."""
-
-    def finish(self, *, failed: bool) -> None:
+    def on_close(self, state: str) -> None:
         """The next run of this process may meet another Ray, which knows nothing of these."""
         os.environ.pop(RUN, None)
         _known.clear()

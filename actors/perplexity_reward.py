@@ -1,8 +1,8 @@
 """How well a frozen model foresees the gold answer, as a part of the reward: groups in, one score per branch out.
 
 The scorer reads a group's prompt once, and behind it, as branches, the gold answer after each of the policy's answers; the
-gold answer without any rides along until it is known. What it reads is `core.scorer_prompt`'s, what the numbers are worth
-`algorithms.perplexity`'s.
+gold answer without any rides along until it is known. What it reads is `troupe.rewards.scorer_prompt`'s, what the numbers are worth
+`troupe.algorithms.perplexity`'s.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from actors.frozen import Frozen
-from algorithms import perplexity as ppl
-from algorithms.packing import Batch
-from core.baselines import Baseline, BaselineFile, Identity
-from core.errors import ConfigError, RewardError
-from core.fingerprint import tokenizer_fingerprint, weights_fingerprint
-from core.perplexity_recipes import PerplexityRewardConfig
-from core.records import Branch, Group, Sample
-from core.scorer_prompt import Frame, ScorerPrompt
+from troupe.actors.frozen import Frozen
+from troupe.algorithms import perplexity as ppl
+from troupe.algorithms.packing import Batch
+from troupe.config.algorithm import PerplexityRewardConfig
+from troupe.errors import ConfigError, RewardError
+from troupe.records import Branch, Group, Sample
+from troupe.rewards.baselines import Baseline, BaselineFile, Identity
+from troupe.rewards.scorer_prompt import Frame, ScorerPrompt
+from troupe.runs.fingerprint import tokenizer_fingerprint, weights_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actors.group import Group, InlineGroup, Slot, WorkerGroup, own_address
-from actors.meters import RUN
-from core.errors import ConfigError, WorkerError
-from core.hardware import Hardware, hardware
-from core.process_logs import ProcessLogs
-from core.recipes import GRPOConfig
-from core.rl_recipes import PPOConfig
-from core.role_recipes import GeneratorConfig, PlacementConfig
-from core.run_recipes import RunConfig
-from core.stopping import keeping_sigterm
-from core.timeline import Entry
-from core.waiting import waiting
+from troupe.actors.meters import RUN
+from troupe.actors.workers import Group, InlineGroup, Slot, WorkerGroup, own_address
+from troupe.config.grpo import GRPOConfig, PPOConfig
+from troupe.config.models import GeneratorConfig, PlacementConfig
+from troupe.config.run import RunConfig
+from troupe.errors import ConfigError, WorkerError
+from troupe.hardware import Hardware, hardware
+from troupe.processes.logs import ProcessLogs
+from troupe.processes.stopping import keeping_sigterm
+from troupe.processes.waiting import waiting
+from troupe.project import ROOT
+from troupe.timeline import Entry
 
 log = logging.getLogger(__name__)
 
@@ -307,8 +307,7 @@ def _connect(address: str | None, metrics_port: int) -> bool:
     if ray.is_initialized():
         return False
     address = address or os.environ.get("RAY_ADDRESS")
-    root = str(Path(__file__).resolve().parents[1])
-    paths = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
+    paths = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": {"env_vars": {"PYTHONPATH": paths}}}
     try:
         if address is not None:

@@ -11,17 +11,17 @@ from typing import Any
 
 import torch
 
-from actors.columns import with_loss_weights
-from actors.generator import GeneratorWorker
-from actors.generators import Generators
-from actors.group import Group
-from actors.meters import working
-from actors.objective import PolicyObjective
-from actors.trained import Trained, TrainedWorker
-from algorithms.packing import Batch
-from core.algorithm_recipes import AlgorithmConfig
-from core.errors import SyncError, WorkerError
-from core.role_recipes import PolicyConfig
+from troupe.actors.generator import GeneratorWorker
+from troupe.actors.generators import Generators
+from troupe.actors.meters import working
+from troupe.actors.trained import Trained, TrainedWorker
+from troupe.actors.workers import Group
+from troupe.algorithms.advantage_stage import with_loss_weights
+from troupe.algorithms.objective import PolicyObjective
+from troupe.algorithms.packing import Batch
+from troupe.config.algorithm import AlgorithmConfig
+from troupe.config.models import PolicyConfig
+from troupe.errors import SyncError, WorkerError
 
 
 class PolicyWorker(TrainedWorker):
@@ -39,7 +39,7 @@ class PolicyWorker(TrainedWorker):
         timeout_s: float,
     ) -> None:
         """Open the way for weights to these generators."""
-        from actors.weight_sync import WeightSender
+        from troupe.actors.weight_sync import WeightSender
 
         self._sender = WeightSender(
             self._engine,

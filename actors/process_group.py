@@ -12,9 +12,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from core.extension import extension_state, remove_stale_lock, use_environment_cache
-from core.hardware import hardware
-from core.listening import listen
+from troupe.extension import extension_state, remove_stale_lock, use_environment_cache
+from troupe.hardware import hardware
+from troupe.processes.sockets import listen
 
 
 def join_process_group() -> None:

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from actors.frozen import Frozen
-from algorithms.packing import Batch
-from core.chat import encode_answer
-from core.errors import ConfigError, DataError, RewardError
-from core.model_check import check_model
-from core.records import Branch, Group
-from core.role_recipes import RewardModelConfig
+from troupe.actors.frozen import Frozen
+from troupe.algorithms.packing import Batch
+from troupe.chat import encode_answer
+from troupe.config.models import RewardModelConfig
+from troupe.errors import ConfigError, DataError, RewardError
+from troupe.records import Branch, Group
+from troupe.runs.model_check import check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,12 +14,12 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Protocol
 
-from actors.group import Group as WorkerGroupBase
-from actors.meters import record
-from core.records import Group, Score
-from core.rollout_recipes import RewardConfig
-from core.timeline import Flight
-from rewards import Rewards, build_rewards
+from troupe.actors.meters import record
+from troupe.actors.workers import Group as WorkerGroupBase
+from troupe.config.rollout import RewardConfig
+from troupe.records import Group, Score
+from troupe.rewards.build import Rewards, build_rewards
+from troupe.timeline import Flight
 
 
 class RewarderWorker:

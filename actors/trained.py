@@ -19,15 +19,15 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from actors.group import Group, own_address
-from actors.meters import working
-from actors.objective import Objective
-from algorithms.packing import Batch
-from core.checkpoint import damage
-from core.errors import WorkerError
-from core.hardware import set_up_process
-from core.role_recipes import PolicyConfig
-from core.timeline import RECORDER
+from troupe.actors.meters import working
+from troupe.actors.workers import Group, own_address
+from troupe.algorithms.objective import Objective
+from troupe.algorithms.packing import Batch
+from troupe.config.models import PolicyConfig
+from troupe.errors import WorkerError
+from troupe.hardware import set_up_process
+from troupe.runs.checkpoint import damage
+from troupe.timeline import RECORDER
 
 RENDEZVOUS_PORTS = (20_000, 32_000)
 """Above those of Ray's workers, below those that Linux gives to connections."""
@@ -82,10 +82,10 @@ class TrainedWorker:
         set_up_process(rank=self.rank, hosts=hosts, master_port=port)
         from transformers import AutoTokenizer
 
-        from actors.engine import Engine
-        from actors.process_group import prepare_extension
-        from algorithms.padding import pad_apart
-        from core.checkpoint import model_identity
+        from troupe.actors.engine import Engine
+        from troupe.actors.process_group import prepare_extension
+        from troupe.algorithms.padding import pad_apart
+        from troupe.runs.checkpoint import model_identity
 
         prepare_extension()
         self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)

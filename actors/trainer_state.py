@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from core.errors import CheckpointError
+from troupe.errors import CheckpointError
 
 TRAINER_STATE = "trainer_state"
 

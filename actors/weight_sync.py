@@ -34,16 +34,16 @@ from vllm.distributed.weight_transfer.base import (
     layerwise_groups,
 )
 
-from actors.adapters import in_checkpoint
-from actors.arrivals import Arrivals, digest
-from actors.engine import Engine
-from actors.generator import GeneratorWorker
-from actors.group import DEATH_IS_KNOWN_S, Group
-from core.engine_arguments import pack_heads
-from core.errors import SyncError, TroupeError
-from core.hardware import hardware
-from core.listening import listen
-from core.timeline import RECORDER
+from troupe.actors.adapters import in_checkpoint
+from troupe.actors.arrivals import Arrivals, digest
+from troupe.actors.engine import Engine
+from troupe.actors.generator import GeneratorWorker
+from troupe.actors.workers import DEATH_IS_KNOWN_S, Group
+from troupe.engines.arguments import pack_heads
+from troupe.errors import SyncError, TroupeError
+from troupe.hardware import hardware
+from troupe.processes.sockets import listen
+from troupe.timeline import RECORDER
 
 
 class ZeroSource(WeightSource):

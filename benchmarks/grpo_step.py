@@ -66,8 +66,8 @@ def even_share(token_ids: Any) -> float:
 
 def prepare(workload: Workload, directory: Path, steps: int) -> None:
     """Model, tokenizer and prompts of a workload; a prompt is a string of digits, each of which is one token."""
-    from core.model_recipes import ScratchModelConfig
-    from core.scratch import write_scratch_model
+    from troupe.config.models import ScratchModelConfig
+    from troupe.training.scratch import write_scratch_model
 
     rng = random.Random(0)
     texts = ["".join(rng.choices("0123456789", k=40)) + " one two three" for _ in range(200)]
@@ -95,9 +95,9 @@ def read_prompts(directory: Path) -> list[str]:
 
 def run_troupe(workload: Workload, directory: Path, steps: int) -> dict[str, Any]:
     """Median seconds of a step and of its phases, from the run's own metrics."""
-    from core.config import load_config
-    from core.recipes import GRPOConfig
-    from jobs.train_grpo import train
+    from troupe.config.grpo import GRPOConfig
+    from troupe.config.loader import load_config
+    from troupe.jobs.train_grpo import train
 
     tokens = workload.prompts * workload.group * (workload.prompt + workload.answer)
     overrides = [
@@ -191,7 +191,7 @@ def run_trl(workload: Workload, directory: Path, steps: int) -> dict[str, Any]:
 
 def run_bare_generation(workload: Workload, directory: Path, steps: int) -> dict[str, Any]:
     """Median seconds of vLLM alone for a step's requests: its offline engine, no Ray, nothing else in the way."""
-    from core.hardware import LOOPBACK, set_up_generator
+    from troupe.hardware import LOOPBACK, set_up_generator
 
     set_up_generator(0, 1, None, LOOPBACK)
     from transformers import AutoTokenizer
@@ -235,21 +235,21 @@ def run_bare_generation(workload: Workload, directory: Path, steps: int) -> dict
 
 def run_bare_update(workload: Workload, directory: Path, steps: int) -> dict[str, Any]:
     """Median seconds of one update: our engine under ZeRO-3, and a bare PyTorch loop on the same packed rows."""
-    from core.hardware import set_up_process
+    from troupe.hardware import set_up_process
 
     set_up_process(master_port=29_555)
     import torch
 
-    from actors.columns import with_loss_weights
-    from actors.engine import Engine
-    from actors.objective import PolicyObjective
-    from actors.process_group import prepare_extension
-    from algorithms.loading import load_model
-    from algorithms.logprobs import PackedModel
-    from algorithms.packing import Batch, pack
-    from core.algorithm_recipes import AlgorithmConfig
-    from core.records import Branch, Group, Sample
-    from core.role_recipes import PolicyConfig
+    from troupe.actors.engine import Engine
+    from troupe.actors.process_group import prepare_extension
+    from troupe.algorithms.advantage_stage import with_loss_weights
+    from troupe.algorithms.loading import load_model
+    from troupe.algorithms.logprobs import PackedModel
+    from troupe.algorithms.objective import PolicyObjective
+    from troupe.algorithms.packing import Batch, pack
+    from troupe.config.algorithm import AlgorithmConfig
+    from troupe.config.models import PolicyConfig
+    from troupe.records import Branch, Group, Sample
 
     prepare_extension()
     rng = random.Random(0)
@@ -382,7 +382,7 @@ def ratios(workload: Workload, found: dict[str, Any]) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    from core.hardware import cpu_features, hardware
+    from troupe.hardware import cpu_features, hardware
 
     known = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
     return {

@@ -40,10 +40,10 @@ def start(directory: Path, length: int) -> tuple[Any, Any, Any]:
     """(frozen model behind the reward, transformers' own, tokenizer), of the same weights."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from actors.frozen import Frozen, FrozenWorker
-    from actors.group import InlineGroup
-    from core.model_recipes import ScratchModelConfig
-    from core.scratch import write_scratch_model
+    from troupe.actors.frozen import Frozen, FrozenWorker
+    from troupe.actors.workers import InlineGroup
+    from troupe.config.models import ScratchModelConfig
+    from troupe.training.scratch import write_scratch_model
 
     config = ScratchModelConfig(**MODEL, max_length=length)
     write_scratch_model(config, [digits(random.Random(0), 400) + " one two three"], str(directory), 0)
@@ -71,9 +71,9 @@ def separate(model: Any, prompt: list[int], answers: list[list[int]], gold: list
 def measure(given: argparse.Namespace, directory: Path) -> dict[str, Any]:
     import torch
 
-    from actors.perplexity_reward import PerplexityReward, plan_scorer
-    from core.perplexity_recipes import PerplexityRewardConfig
-    from core.records import Branch, Group, Sample
+    from troupe.actors.perplexity_reward import PerplexityReward, plan_scorer
+    from troupe.config.algorithm import PerplexityRewardConfig
+    from troupe.records import Branch, Group, Sample
 
     length = 2 * (given.prompt + given.answers * (given.answer + given.gold))
     frozen, plain, tokenizer = start(directory, length)

@@ -190,8 +190,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "serve_throughput.json")
     given = parser.parse_args()
     from benchmarks.grpo_step import machine
-    from core.model_recipes import ScratchModelConfig
-    from core.scratch import write_scratch_model
+    from troupe.config.models import ScratchModelConfig
+    from troupe.training.scratch import write_scratch_model
 
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as servers:
         model, length = Path(scratch) / "model", 2 * (given.prompt + given.answer)

@@ -16,28 +16,28 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import rich
 
-import core.starting  # noqa: F401 - before what takes long
-from actors.evaluation import evaluation_stage, reward_scores
-from core.benchmark_recipes import BenchmarkConfig
-from core.benchmark_results import Results, Taken, write_results
-from core.config import dump_config
-from core.evaluation_tables import AnswerRow, build_answer_row, print_tables
-from core.files import now, read_json, to_json, write_atomically
-from core.program import run_program
-from core.records import Group, Score
-from core.report_benchmark import build_benchmark_report
-from core.run_directory import environment, locked
-from core.secrets import public_values
-from core.tracking import log_evaluation
-from core.trained_steps import run_of
-from jobs.benchmark_answers import Rounds, everybodys_answers, summed_up
-from jobs.entrants import Entrants, prepare
-from jobs.pairwise import Verdicts, compare_pairs
-from jobs.score import score_all
+import troupe.processes.starting  # noqa: F401 - before what takes long
+from troupe.config.evaluation import BenchmarkConfig
+from troupe.config.loader import dump_config
+from troupe.config.program import run_program
+from troupe.evaluation.benchmark_answers import Rounds, everybodys_answers, summed_up
+from troupe.evaluation.benchmark_results import Results, Taken, write_results
+from troupe.evaluation.candidates import Entrants, prepare
+from troupe.evaluation.checkpoint_sources import run_of
+from troupe.evaluation.evaluation_tables import AnswerRow, build_answer_row, print_tables
+from troupe.evaluation.generation import evaluation_stage, reward_scores
+from troupe.evaluation.pairwise import Verdicts, compare_pairs
+from troupe.files import now, read_json, to_json, write_atomically
+from troupe.records import Group, Score
+from troupe.report.report_benchmark import build_benchmark_report
+from troupe.report.trackers import log_evaluation
+from troupe.runs.run_directory import environment, locked
+from troupe.secrets import public_values
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def scored_rows(
     scores: list[list[Score]] = [[Score(value=None)]] * len(given)
     if entrants.rewards is not None:
         groups = [Group(sample=sample, prompt_ids=(), branches=[branch]) for _, _, sample, branch in given]
-        scores = asyncio.run(score_all(groups, entrants.rewards, config.max_concurrency))
+        scores = asyncio.run(entrants.rewards.score_all(groups, config.max_concurrency))
     rows: dict[str, list[AnswerRow]] = {one.name: [] for one in entrants.contestants}
     for (name, repeat, sample, branch), (score,) in zip(given, scores, strict=True):
         rows[name].append(

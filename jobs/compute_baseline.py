@@ -16,27 +16,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import rich
 
-import core.starting  # noqa: F401 - before what takes long
-from actors.cast import Casting
-from actors.frozen import Frozen
-from actors.perplexity_reward import ScorerPlan, baselines_of
-from actors.placement import Seat, Stage
-from actors.warm_start import starting_model
-from core.baselines import BaselineFile
-from core.errors import ConfigError
-from core.model_check import check_models
-from core.model_paths import locate
-from core.perplexity_recipes import PerplexityRewardConfig
-from core.program import run_program
-from core.progress import build_progress
-from core.recipes import GRPOConfig
-from core.records import Sample
-from data import DataSet, load_data
-from jobs.closing import warm_start_progress
+import troupe.processes.starting  # noqa: F401 - before what takes long
+from troupe.actors.frozen import Frozen
+from troupe.actors.perplexity_reward import ScorerPlan, baselines_of
+from troupe.actors.placement import Seat, Stage
+from troupe.config.algorithm import PerplexityRewardConfig
+from troupe.config.grpo import GRPOConfig
+from troupe.config.program import run_program
+from troupe.data import DataSet, load_data
+from troupe.errors import ConfigError
+from troupe.processes.progress import build_progress
+from troupe.records import Sample
+from troupe.rewards.baselines import BaselineFile
+from troupe.runs.model_check import check_models
+from troupe.runs.model_paths import locate
+from troupe.training.console import warm_start_progress
+from troupe.training.roles import Casting
+from troupe.training.warm_start import starting_model
 
 SAMPLES_PER_READ = 32
 """What an interrupted call loses at most."""

@@ -13,19 +13,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import rich
 from pydantic import Field
 
-from core.config import Section
-from core.data_recipes import DataConfig, RepliqaConfig
-from core.errors import ConfigError, RewardError
-from core.program import run_program
-from core.records import Message, Sample
-from data import load_data
-from data.lines import write_rows
-from rewards.chat_endpoint import ChatEndpoint, EndpointConfig
+from troupe.config.data import DataConfig, RepliqaConfig
+from troupe.config.loader import Section
+from troupe.config.program import run_program
+from troupe.data import load_data
+from troupe.data.lines import write_rows
+from troupe.errors import ConfigError, RewardError
+from troupe.records import Message, Sample
+from troupe.rewards.chat_endpoint import ChatEndpoint, EndpointConfig
 
 
 class DistilConfig(Section):

@@ -15,10 +15,11 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # an install that failed is one of the things to diagnose
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from core import doctor, doctor_network
-from core.doctor import Finding, Status
+from troupe.ops import doctor, doctor_network
+from troupe.ops.doctor import Finding, Status
 
 COLOURS: dict[Status, str] = {"ok": "\x1b[32m", "info": "\x1b[2m", "warn": "\x1b[33m", "fail": "\x1b[31m"}
 

@@ -9,29 +9,25 @@ First every model answers, then the answers are scored; they are kept in between
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import rich
 
-import core.starting  # noqa: F401 - before what takes long
-from actors.answers import with_outcome
-from actors.evaluation import evaluation_stage, generate, reward_scores
-from core.answering_recipes import AnsweringConfig
-from core.chat import encode_prompt
-from core.comparison import Comparison, compare
-from core.config import dump_config
-from core.errors import RewardError
-from core.evaluate_recipes import REFERENCE, REWARD_MODEL, EvaluateConfig
-from core.evaluation_tables import (
+import troupe.processes.starting  # noqa: F401 - before what takes long
+from troupe.config.evaluation import REFERENCE, REWARD_MODEL, EvaluateConfig
+from troupe.config.loader import dump_config
+from troupe.config.program import run_program
+from troupe.errors import RewardError
+from troupe.evaluation.comparison import Comparison, compare
+from troupe.evaluation.evaluation_tables import (
     AnswerRow,
     Estimates,
     as_markdown,
@@ -43,18 +39,17 @@ from core.evaluation_tables import (
     write_answers,
     write_metrics,
 )
-from core.files import read_json, write_atomically
-from core.fingerprint import tokenizer_fingerprint, weights_fingerprint
-from core.program import run_program
-from core.records import Group, Sample, Score
-from core.secrets import public_values
-from core.stored_answers import Answers, AnswerStore
-from core.tracking import log_evaluation
-from jobs.examination import Examination, prepare
-from jobs.score import score_all
+from troupe.evaluation.generation import evaluation_stage, generate, reward_scores
+from troupe.evaluation.plan import Examination, answer_settings, prepare, with_opponent
+from troupe.evaluation.stored_answers import Answers, AnswerStore
+from troupe.files import read_json, write_atomically
+from troupe.records import Group, Score
+from troupe.report.trackers import log_evaluation
+from troupe.secrets import public_values
+from troupe.training.sampled_answers import with_outcome
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -126,23 +121,6 @@ def perform(
         return answers, reward_scores(stage, config, exam.reward_model, exam.samples, answers)
 
 
-def answer_settings(
-    config: AnsweringConfig, path: str, samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Any]:
-    """What a model's answers depend on."""
-    prompts = [[sample.sample_id, encode_prompt(tokenizer, sample)] for sample in samples]
-    return {
-        "weights": weights_fingerprint(path),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16],
-        "max_response_tokens": config.max_response_tokens,
-        **config.sampling,
-        "seed": config.seed,
-        "precision": config.precision,
-        **({} if config.environment is None else {"environment": config.environment.model_dump()}),
-    }
-
-
 def function_scores(
     config: EvaluateConfig, exam: Examination, answers: Mapping[str, Answers]
 ) -> dict[str, dict[str, Score]]:
@@ -164,20 +142,13 @@ def function_scores(
         for name in names
         for sample in exam.samples
     ]
-    scored = iter(asyncio.run(score_all(groups, exam.rewards, config.max_concurrency)))
+    scored = iter(asyncio.run(exam.rewards.score_all(groups, config.max_concurrency)))
     return {
         name: {
             sample.sample_id: with_outcome(answers[name][sample.sample_id], next(scored)[0]) for sample in exam.samples
         }
         for name in names
     }
-
-
-def with_opponent(sample: Sample, other: Answers) -> Sample:
-    """The sample with the other answer in its field `against`, for judges that see both."""
-    if sample.sample_id not in other:
-        return sample
-    return replace(sample, fields={**sample.fields, "against": other[sample.sample_id].text})
 
 
 # -- what follows from them -------------------------------------------------------------------------------------

@@ -14,24 +14,25 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import rich
 
-from core.consistency import allowed_gap
-from core.disk import disk_errors
-from core.errors import CheckpointError, ConfigError
-from core.export_recipes import ExportConfig
-from core.files import write_atomically
-from core.hub import require_token, upload
-from core.model_card import model_card
-from core.model_paths import locate
-from core.program import run_program
-from core.provenance import Provenance, hub_name, provenance
-from core.role_recipes import LoraConfig
+from troupe.config.models import LoraConfig
+from troupe.config.program import run_program
+from troupe.config.tools import ExportConfig
+from troupe.disk import disk_errors
+from troupe.errors import CheckpointError, ConfigError
+from troupe.files import write_atomically
+from troupe.runs.hub import require_token, upload
+from troupe.runs.logprob_gap import allowed_gap
+from troupe.runs.model_card import model_card
+from troupe.runs.model_paths import locate
+from troupe.runs.provenance import Provenance, hub_name, provenance
 
 if TYPE_CHECKING:
-    from actors.exported import Stored
+    from troupe.actors.exported import Stored
 
 SAME = 1e-4
 """Mean |difference| in nats that sums in another order can make in fp32."""
@@ -45,7 +46,7 @@ def export(config: ExportConfig) -> None:
     checkpoint = locate(config.model, config.checkpoint, whole=True)
     origin = provenance(checkpoint)
 
-    from actors.exported import stored, tokenizer_of
+    from troupe.actors.exported import stored, tokenizer_of
 
     source = stored(checkpoint, trust_remote_code=config.trust_remote_code)
     kind = source_kind(config, source)
@@ -96,7 +97,7 @@ def source_kind(config: ExportConfig, source: Stored) -> str:
 
 def write(config: ExportConfig, source: Stored, origin: Provenance, kind: str, tokenizer: Any, directory: Path) -> Any:
     """Write the model; what its source says of the prompts, to be compared with."""
-    from actors.exported import merged, model_of_shards, model_of_weights, readings, write_adapter, write_model
+    from troupe.actors.exported import merged, model_of_shards, model_of_weights, readings, write_adapter, write_model
 
     options = {"trust_remote_code": config.trust_remote_code}
     model: Any = model_of_weights(source, **options) if source.weights else None
@@ -131,7 +132,7 @@ def check(
     config: ExportConfig, source: Stored, kind: str, tokenizer: Any, directory: Path, expected: Any
 ) -> dict[str, Any]:
     """Load what was written and compare; the facts of the model card. Raises CheckpointError above the bound."""
-    from actors.exported import read_back, readings
+    from troupe.actors.exported import read_back, readings
 
     base = directory / "base"
     model = read_back(source, directory, base=str(base) if base.is_dir() else None)

@@ -18,12 +18,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import core.starting  # noqa: F401 - before what takes long
-from actors.launching import ROOT, Cluster, Jobs, env_file
-from core.errors import ClusterError, ConfigError, TroupeError
-from core.program import program
+import troupe.processes.starting  # noqa: F401 - before what takes long
+from troupe.config.program import program
+from troupe.errors import ClusterError, ConfigError, TroupeError
+from troupe.ops.launching import Cluster, Jobs, env_file
+from troupe.project import ROOT
 
 ENDS = {"SUCCEEDED": 0, "INTERRUPTED": 130, "STOPPED": 143}
 """Exit status of following a job, by how it ended; 1 where it failed."""

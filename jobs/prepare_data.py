@@ -15,21 +15,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import rich
 from omegaconf import OmegaConf
 from rich.progress import track
 from rich.table import Table
 
-from core.errors import ConfigError, DataError
-from core.files import now, read_json, to_json, write_atomically
-from core.prepare_recipes import PrepareConfig
-from core.program import run_program
-from core.run_directory import environment
-from data import load_data
-from data.lines import write_rows
-from data.splitting import Item, items_of_file, items_of_samples, quantiles, rows_hash, split
+from troupe.config.program import run_program
+from troupe.config.tools import PrepareConfig
+from troupe.data import load_data
+from troupe.data.lines import write_rows
+from troupe.data.splitting import Item, items_of_file, items_of_samples, quantiles, rows_hash, split
+from troupe.errors import ConfigError, DataError
+from troupe.files import now, read_json, to_json, write_atomically
+from troupe.runs.run_directory import environment
 
 MANIFEST = "manifest.json"
 NAME_WORDS = 3

@@ -9,10 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from core.program import program
-from core.report import build_comparison, build_report
+from troupe.config.program import program
+from troupe.report.report import build_comparison, build_report
 
 
 def main(arguments: list[str]) -> Path:

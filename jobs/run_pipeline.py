@@ -18,24 +18,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from omegaconf import OmegaConf
 
-from core.child import Ended, run_logged
-from core.config import dump_config
-from core.config_yaml import read_yaml
-from core.dry_runs import DryRun, dry_runs
-from core.errors import ConfigError, WorkerError
-from core.files import now, read_json, to_json, write_atomically
-from core.pipeline import Decision, PipelineState, State, as_json, begun_again, decide, handover, without_inputs
-from core.pipeline_recipes import PipelineConfig, Reference, StageConfig
-from core.program import run_program
-from core.progress import duration
-from core.report_pipeline import build_pipeline_report
-from core.run_directory import flat_values, locked
-from core.secrets import public_values
-from core.stopping import Interrupted
+from troupe.config.fields import flat_values
+from troupe.config.loader import dump_config
+from troupe.config.program import run_program
+from troupe.config.tools import PipelineConfig, Reference, StageConfig
+from troupe.config.yaml_text import read_yaml
+from troupe.errors import ConfigError, WorkerError
+from troupe.files import now, read_json, to_json, write_atomically
+from troupe.ops.dry_runs import DryRun, dry_runs
+from troupe.ops.pipeline import Decision, PipelineState, State, as_json, begun_again, decide, handover, without_inputs
+from troupe.ops.pipeline_report import build_pipeline_report
+from troupe.processes.progress import duration
+from troupe.processes.stopping import Interrupted
+from troupe.processes.subprocesses import Ended, run_logged
+from troupe.project import JOBS
+from troupe.runs.run_directory import locked
+from troupe.secrets import public_values
 
 log = logging.getLogger(__name__)
 
@@ -130,14 +133,14 @@ def check_stages(config: PipelineConfig) -> dict[str, CheckedStage]:
 def missing_files(config: PipelineConfig, name: str) -> Iterator[str]:
     stage = config.stages[name]
     if not job_file(config, stage.job).is_file():
-        known = ", ".join(sorted(file.stem for file in jobs_directory(config).glob("*.py") if file.stem != "__init__"))
+        known = ", ".join(sorted(file.stem for file in jobs_directory(config).glob("*.py")))
         yield f"stages.{name}.job: there is no job {stage.job!r} in {jobs_directory(config)}; known there: {known}"
     if stage.recipe is not None and not Path(stage.recipe).is_file():
         yield f"stages.{name}.recipe: there is no file {stage.recipe!r}; recipes are named from where the command is given"
 
 
 def jobs_directory(config: PipelineConfig) -> Path:
-    return Path(__file__).resolve().parent if config.jobs is None else Path(config.jobs)
+    return JOBS if config.jobs is None else Path(config.jobs)
 
 
 def job_file(config: PipelineConfig, job: str) -> Path:

@@ -18,19 +18,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from core.backup import pull
-from core.bucket import Bucket
-from core.checkpoint import CheckpointStore, Wanted
-from core.disk import human_bytes
-from core.errors import ConfigError, StorageError
-from core.fork import fork
-from core.program import program
-from core.run_directory import locked
-from core.run_listing import Listed, local_runs, stored_runs
-from core.storage_recipes import StorageConfig, check_address
-from core.stored_run import CHECKPOINTS, StoredRun, begun_here, run_files, saved_storage
+from troupe.config.program import program
+from troupe.config.run import StorageConfig, check_address
+from troupe.disk import human_bytes
+from troupe.errors import ConfigError, StorageError
+from troupe.runs.backup import pull
+from troupe.runs.bucket import Bucket
+from troupe.runs.checkpoint import CheckpointStore, Wanted
+from troupe.runs.fork import fork
+from troupe.runs.run_directory import locked
+from troupe.runs.run_listing import Listed, local_runs, stored_runs
+from troupe.runs.stored_run import CHECKPOINTS, StoredRun, begun_here, run_files, saved_storage
 
 All = Literal["all"]
 

@@ -13,18 +13,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import rich
 from pydantic import Field
 from rich.table import Table
 
-from core.config import Section
-from core.program import run_program
-from core.records import Branch, Group, Sample, Score
-from core.rollout_recipes import RewardConfig
-from data.lines import Row, read_rows, text_of, write_rows
-from rewards import Rewards, build_rewards
+from troupe.config.loader import Section
+from troupe.config.program import run_program
+from troupe.config.rollout import RewardConfig
+from troupe.data.lines import Row, read_rows, text_of, write_rows
+from troupe.records import Branch, Group, Sample, Score
+from troupe.rewards.build import Rewards, build_rewards
 
 
 class ScoreConfig(Section):
@@ -76,7 +77,7 @@ def rehearse(config: ScoreConfig) -> list[str]:
 
 def score(config: ScoreConfig) -> None:
     rewards, located, members, groups = read(config)
-    scored = asyncio.run(score_all(groups, rewards, config.max_concurrency))
+    scored = asyncio.run(rewards.score_all(groups, config.max_concurrency))
 
     by_row = {
         index: score
@@ -116,16 +117,6 @@ def build_branch(row: Row, where: str, config: ScoreConfig) -> Branch:
     answer = row.get(config.answer_field)
     text = "" if answer == "" else text_of(row, config.answer_field, where)
     return Branch(token_ids=row.get("token_ids", ()), text=text, finish_reason=row.get("finish_reason", "stop"))
-
-
-async def score_all(groups: Sequence[Group], rewards: Rewards, max_concurrency: int) -> list[list[Score]]:
-    slots = asyncio.Semaphore(max_concurrency)
-
-    async def one(group: Group) -> list[Score]:
-        async with slots:
-            return await rewards.score(group)
-
-    return await asyncio.gather(*(one(group) for group in groups))
 
 
 def summary(scores: Sequence[Score], labels: Sequence[str]) -> Table:

@@ -18,22 +18,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import rich
 
-import core.starting  # noqa: F401 - before what takes long
-from actors.placement import Stage
-from core.doctor import port_holder
-from core.errors import ConfigError
-from core.program import run_program
-from core.secrets import SHORTEST_SECRET
-from core.serve_recipes import ServeConfig, with_sources
-from core.served_models import Served, served_models
-from core.stopping import StopSignals
-from core.trained_steps import run_of
-from serving.playground import run_examples
-from serving.slow_senders import proxy_environment
+import troupe.processes.starting  # noqa: F401 - before what takes long
+from troupe.actors.placement import Stage
+from troupe.config.program import run_program
+from troupe.config.serve import ServeConfig, with_sources
+from troupe.errors import ConfigError
+from troupe.evaluation.checkpoint_sources import run_of
+from troupe.ops.doctor import port_holder
+from troupe.processes.stopping import StopSignals
+from troupe.secrets import SHORTEST_SECRET
+from troupe.serving.playground import run_examples
+from troupe.serving.served_models import Served, served_models
+from troupe.serving.slow_senders import proxy_environment
 
 KEY = "TROUPE_API_KEY"
 WATCH_S = 2.0
@@ -55,8 +56,8 @@ def serve(config: ServeConfig) -> None:
     stage = Stage(config.placement)
     try:
         signals.install()  # Ray takes SIGTERM for itself
-        from serving.endpoint import Endpoint
-        from serving.ingress import hash_key
+        from troupe.serving.endpoint import Endpoint
+        from troupe.serving.ingress import hash_key
 
         endpoint = Endpoint(config, models, None if key is None else hash_key(key))
         try:

@@ -14,20 +14,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import core.starting  # noqa: F401 - before what takes long
-from actors.columns import with_ranks
-from actors.examples import ranked_answers, require_answers
-from actors.objective import PreferenceObjective
-from actors.reference_cache import ReferenceCache
-from algorithms.packing import Batch
-from core.errors import NumericalError
-from core.fingerprint import tokenizer_fingerprint, weights_fingerprint
-from core.program import run_program
-from core.records import Group, Sample
-from core.supervised_recipes import DPOConfig
-from jobs.supervised import Course, Lesson, prepare_lesson, train_supervised
+import troupe.processes.starting  # noqa: F401 - before what takes long
+from troupe.algorithms.advantage_stage import with_ranks
+from troupe.algorithms.objective import PreferenceObjective
+from troupe.algorithms.packing import Batch
+from troupe.config.program import run_program
+from troupe.config.supervised import DPOConfig
+from troupe.errors import NumericalError
+from troupe.records import Group, Sample
+from troupe.runs.fingerprint import tokenizer_fingerprint, weights_fingerprint
+from troupe.training.examples import ranked_answers, require_answers
+from troupe.training.reference_cache import ReferenceCache
+from troupe.training.supervised import Course, Lesson, prepare_lesson, train_supervised
 
 if TYPE_CHECKING:
     import torch

@@ -18,30 +18,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import core.starting  # noqa: F401 - before what takes long
-from actors.cast import Cast, cast
-from actors.columns import with_advantages, with_importance
-from actors.kl_coefficient import KLCoefficient
-from actors.placement import seats
-from actors.reward_model import located
-from actors.rollouts import Rollouts
-from algorithms.packing import Batch
-from core.algorithm_recipes import AlgorithmConfig
-from core.checkpoint import save_state
-from core.errors import PlayError, RewardError
-from core.files import read_json
-from core.model_paths import locate
-from core.program import run_program
-from core.recipes import GRPOConfig
-from core.records import Group
-from core.rollout_recipes import EvaluationConfig
-from core.run import Run
-from data import PromptStream, position_in
-from environments import build_environment
-from jobs.perform import Scene, perform
-from jobs.preparation import Prepared, prepare
+import troupe.processes.starting  # noqa: F401 - before what takes long
+from troupe.actors.placement import seats
+from troupe.actors.reward_model import located
+from troupe.algorithms.advantage_stage import with_advantages, with_importance
+from troupe.algorithms.kl_coefficient import KLCoefficient
+from troupe.algorithms.packing import Batch
+from troupe.config.algorithm import AlgorithmConfig
+from troupe.config.grpo import GRPOConfig
+from troupe.config.program import run_program
+from troupe.config.rollout import EvaluationConfig
+from troupe.data import PromptStream, position_in
+from troupe.environments import build_environment
+from troupe.errors import PlayError, RewardError
+from troupe.files import read_json
+from troupe.records import Group
+from troupe.runs.checkpoint import save_state
+from troupe.runs.model_paths import locate
+from troupe.runs.run import Run
+from troupe.training.perform import Scene, perform
+from troupe.training.preparation import Prepared, prepare
+from troupe.training.roles import Cast, cast
+from troupe.training.rollouts import Rollouts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

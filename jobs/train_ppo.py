@@ -9,19 +9,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import core.starting  # noqa: F401 - before what takes long
-from actors.cast import Cast
-from actors.columns import with_gae, with_importance
-from algorithms.packing import Batch
-from core.algorithm_recipes import AlgorithmConfig
-from core.program import run_program
-from core.recipes import GRPOConfig
-from core.records import Group
-from core.rl_recipes import PPOConfig
-from core.run import Run
-from jobs.train_grpo import rehearse, step_seed, train
+import troupe.processes.starting  # noqa: F401 - before what takes long
+from troupe.algorithms.advantage_stage import with_gae, with_importance
+from troupe.algorithms.packing import Batch
+from troupe.config.algorithm import AlgorithmConfig
+from troupe.config.grpo import GRPOConfig, PPOConfig
+from troupe.config.program import run_program
+from troupe.jobs.train_grpo import rehearse, step_seed, train
+from troupe.records import Group
+from troupe.runs.run import Run
+from troupe.training.roles import Cast
 
 
 def train_ppo(config: PPOConfig) -> None:

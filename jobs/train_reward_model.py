@@ -12,23 +12,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 
-import core.starting  # noqa: F401 - before what takes long
-from actors.columns import with_ranks
-from actors.examples import answer_branch, ranked_answers, require_answers
-from actors.objective import RankingObjective
-from algorithms.packing import Batch, branch_scores
-from algorithms.preferences import bradley_terry_loss, ranked_pairs
-from core.calibration import Calibration
-from core.files import to_json, write_atomically
-from core.program import run_program
-from core.records import Group, Sample
-from core.supervised_recipes import RewardModelTrainingConfig
-from data import PromptStream
-from jobs.supervised import Course, Lesson, prepare_lesson, train_supervised
+import troupe.processes.starting  # noqa: F401 - before what takes long
+from troupe.algorithms.advantage_stage import with_ranks
+from troupe.algorithms.objective import RankingObjective
+from troupe.algorithms.packing import Batch, branch_scores
+from troupe.algorithms.preference_losses import bradley_terry_loss, ranked_pairs
+from troupe.config.program import run_program
+from troupe.config.supervised import RewardModelTrainingConfig
+from troupe.data import PromptStream
+from troupe.evaluation.calibration import Calibration
+from troupe.files import to_json, write_atomically
+from troupe.records import Group, Sample
+from troupe.training.examples import answer_branch, ranked_answers, require_answers
+from troupe.training.supervised import Course, Lesson, prepare_lesson, train_supervised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

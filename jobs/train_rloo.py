@@ -8,11 +8,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from core.program import run_program
-from core.rl_recipes import RLOOConfig
-from jobs.train_grpo import rehearse, train
+from troupe.config.grpo import RLOOConfig
+from troupe.config.program import run_program
+from troupe.jobs.train_grpo import rehearse, train
 
 if __name__ == "__main__":
     run_program(train, RLOOConfig, "jobs/train_rloo.py", rehearse=rehearse)

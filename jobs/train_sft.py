@@ -10,18 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import core.starting  # noqa: F401 - before what takes long
-from actors.columns import with_loss_weights
-from actors.examples import demonstration
-from actors.objective import SupervisedObjective
-from algorithms.packing import Batch
-from core.errors import DataError
-from core.program import run_program
-from core.records import Group, Sample
-from core.supervised_recipes import SFTConfig
-from jobs.supervised import Course, Lesson, prepare_lesson, train_supervised
+import troupe.processes.starting  # noqa: F401 - before what takes long
+from troupe.algorithms.advantage_stage import with_loss_weights
+from troupe.algorithms.objective import SupervisedObjective
+from troupe.algorithms.packing import Batch
+from troupe.config.program import run_program
+from troupe.config.supervised import SFTConfig
+from troupe.errors import DataError
+from troupe.records import Group, Sample
+from troupe.training.examples import demonstration
+from troupe.training.supervised import Course, Lesson, prepare_lesson, train_supervised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,17 +17,18 @@ import tty
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: imports begin at the project, not in jobs/
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from core.live_page import LOOPBACK, LiveServer
-from core.program import program
-from core.report_data import RunRecord, read_run
-from core.timeline import TIMELINE_FILE
-from core.watch_screen import screen
-from core.watching import request_timeline, require_run, runs_in, signature, writer_is_gone
+from troupe.config.program import program
+from troupe.report.live_page import LOOPBACK, LiveServer
+from troupe.report.report_data import RunRecord, read_run
+from troupe.report.watch_screen import screen
+from troupe.report.watching import request_timeline, require_run, runs_in, signature, writer_is_gone
+from troupe.timeline import TIMELINE_FILE
 
 SECONDS_BETWEEN_LOOKS = 1.0
 

@@ -1,7 +1,7 @@
 """The reward that compares an answer with the gold answer of a mathematical problem.
 
 Strict is what training wants: the format is part of the task and nothing can be parsed by accident. Lenient is
-what a comparison with other models wants; `rewards.mathematics` computes it.
+what a comparison with other models wants; `troupe.rewards.mathematics` computes it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from collections.abc import Awaitable
 from decimal import Decimal
 
-from core.records import Branch, Sample
-from rewards.mathematics import same_mathematics
+from troupe.records import Branch, Sample
+from troupe.rewards.mathematics import same_mathematics
 
 LAST_LINE = re.compile(r"(?:\A|\n)[ \t]*####[ \t]*([^\s#][^\n#]*)\Z")
 BOXED = re.compile(r".*\\boxed\{([^{}]*)\}", re.DOTALL)

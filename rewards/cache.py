@@ -1,7 +1,7 @@
 """Replies of remote judges on disk, so that nothing is paid for twice: one SQLite file for any number of processes.
 
 A reply is kept under the hash of the whole question; neither prompts nor keys are in the file. What is asked, and which
-replies are worth keeping, is `rewards.chat_endpoint`'s.
+replies are worth keeping, is `troupe.rewards.chat_endpoint`'s.
 """
 
 from __future__ import annotations

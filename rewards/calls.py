@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from core.errors import RewardError
-from core.records import Branch, JudgeCall, Sample, Score
-from rewards.made_calls import collected_calls
-from rewards.resolve import Reward
+from troupe.errors import RewardError
+from troupe.records import Branch, JudgeCall, Sample, Score
+from troupe.rewards.made_calls import collected_calls
+from troupe.rewards.resolve import Reward
 
 log = logging.getLogger(__name__)
 

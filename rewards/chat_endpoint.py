@@ -1,6 +1,6 @@
 """Questions to an OpenAI-compatible chat endpoint: limited in number, retried, waited for, remembered on disk.
 
-The judges in `rewards.remote` and `rewards.judge_qa` say what to ask and how to read the reply; everything that can go
+The judges in `troupe.rewards.remote` and `troupe.rewards.judge_qa` say what to ask and how to read the reply; everything that can go
 wrong in between is here. An endpoint lives on one background thread, so connections, limits and counters outlast the caller's event loop.
 """
 
@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from core.errors import RewardError
-from core.records import JudgeCall, Message
-from core.secrets import public_text
-from rewards.cache import ReplyCache
-from rewards.endpoint_config import EndpointConfig, check_endpoint
-from rewards.judges_thread import on_judges_thread
-from rewards.made_calls import note_call
-from rewards.outage import Outage
+from troupe.errors import RewardError
+from troupe.records import JudgeCall, Message
+from troupe.rewards.cache import ReplyCache
+from troupe.rewards.endpoint_config import EndpointConfig, check_endpoint
+from troupe.rewards.judges_thread import on_judges_thread
+from troupe.rewards.made_calls import note_call
+from troupe.rewards.outage import Outage
+from troupe.secrets import public_text
 
 if TYPE_CHECKING:
     import ssl

@@ -1,7 +1,7 @@
 """What a recipe says of a chat endpoint, and what can be wrong with it: address, key, limits, budget.
 
 Everything here is checked before anything starts. Sentences about addresses and keys repeat neither, because either
-may hold a secret. How an endpoint is asked is `rewards.chat_endpoint`'s.
+may hold a secret. How an endpoint is asked is `troupe.rewards.chat_endpoint`'s.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from core.config import Section
-from core.secrets import name_secret
+from troupe.config.loader import Section
+from troupe.secrets import name_secret
 
 OURS = {"model", "messages", "stream", "n"}
 """Fields of a request that `options` may not set."""

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from core.records import Branch, Sample
+from troupe.records import Branch, Sample
 
 Unit = Literal["tokens", "words", "chars"]
 

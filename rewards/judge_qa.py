@@ -1,8 +1,8 @@
 """How many questions about a document its summary answers: a judge answers from the summary alone and is compared with
 the gold answers.
 
-The sample carries the document and its questions; `data/repliqa.py` and `data/documents.py` make such samples. Who
-judges is `rewards.qa_judges`'s: a model behind an endpoint, or rules.
+The sample carries the document and its questions; `troupe/data/repliqa.py` and `troupe/data/documents.py` make such samples. Who
+judges is `troupe.rewards.qa_judges`'s: a model behind an endpoint, or rules.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from core.records import Branch, Sample, Score
-from rewards.chat_endpoint import Judgement, spent
-from rewards.form import Unit, size_of
-from rewards.judges_thread import on_judges_thread
-from rewards.qa_judges import EndpointJudge, QAJudge, Question, RulesJudge, Verdict
+from troupe.records import Branch, Sample, Score
+from troupe.rewards.chat_endpoint import Judgement, spent
+from troupe.rewards.form import Unit, size_of
+from troupe.rewards.judges_thread import on_judges_thread
+from troupe.rewards.qa_judges import EndpointJudge, QAJudge, Question, RulesJudge, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 
-from core.records import JudgeCall
+from troupe.records import JudgeCall
 
 _made: ContextVar[list[JudgeCall] | None] = ContextVar("made_calls", default=None)
 

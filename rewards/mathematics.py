@@ -16,10 +16,10 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-from core.errors import RewardError
+from troupe.errors import RewardError
+from troupe.project import ROOT
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +27,7 @@ LIMIT_S = 5.0
 """Longest comparison; an answer that needs longer is wrong."""
 MEMORY_BYTES = 4 << 30
 """Address space of the process: a number that needs more is a wrong answer, too."""
-COMMAND = "from rewards.mathematics import answer_questions; answer_questions()"
-ROOT = Path(__file__).resolve().parents[1]
+COMMAND = "from troupe.rewards.mathematics import answer_questions; answer_questions()"
 
 
 # -- in this process ----------------------------------------------------------------------------------------

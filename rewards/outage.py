@@ -1,6 +1,6 @@
 """How long a judge that does not answer is waited for: one memory of its trouble, shared by all who ask it.
 
-Kept by `rewards.chat_endpoint`, on its thread.
+Kept by `troupe.rewards.chat_endpoint`, on its thread.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from core.records import Branch, Sample
+from troupe.records import Branch, Sample
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from core.records import Branch, Sample, Score
+from troupe.records import Branch, Sample, Score
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer

@@ -1,6 +1,6 @@
 """Whether a text answers a question as the gold answer does: asked of a model behind an endpoint, or decided by rules.
 
-Both judges have one method, `is_answered`; which texts are judged, and what that is worth, is `rewards.judge_qa`'s. The
+Both judges have one method, `is_answered`; which texts are judged, and what that is worth, is `troupe.rewards.judge_qa`'s. The
 endpoint is asked twice a question: first to answer it from the text alone, then to compare the answer with the gold.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from core.records import Message
-from rewards.chat_endpoint import ChatEndpoint, EndpointConfig, Judgement
+from troupe.records import Message
+from troupe.rewards.chat_endpoint import ChatEndpoint, EndpointConfig, Judgement
 
 ANSWER_TEMPLATE = """\
 Answer a question from a text, in one sentence, using nothing but that text. If the text does not contain the answer, \

@@ -1,6 +1,6 @@
 """Rewards that ask a model behind a chat endpoint: for a number, or which of two answers is better.
 
-What is asked and how a reply is read is here; limits, retries, patience and the cache are `rewards.chat_endpoint`'s.
+What is asked and how a reply is read is here; limits, retries, patience and the cache are `troupe.rewards.chat_endpoint`'s.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from core.chat import prompt_messages, prompt_text
-from core.records import Branch, Message, Sample, Score
-from rewards.chat_endpoint import ChatEndpoint, EndpointConfig, Judgement, spent
+from troupe.chat import prompt_messages, prompt_text
+from troupe.records import Branch, Message, Sample, Score
+from troupe.rewards.chat_endpoint import ChatEndpoint, EndpointConfig, Judgement, spent
 
 _ORNAMENT = r"""[\s*_`"']{0,16}"""
 _LINE_END = r"""[\s*_`"'.,;!)}]{0,16}$"""

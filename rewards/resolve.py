@@ -1,8 +1,8 @@
 """From a reward's config to something that can be called: found, imported, and its arguments checked.
 
 A class is built here, with the configured arguments; its instance is the reward and may keep what it likes. Everything
-that can be wrong with a reward's name and arguments is a ConfigError, before anything starts (`core.resolve`); calling is
-`rewards.calls`'s.
+that can be wrong with a reward's name and arguments is a ConfigError, before anything starts (`troupe.resolve`); calling is
+`troupe.rewards.calls`'s.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from core.errors import ConfigError
-from core.records import Sample
-from core.resolve import checked_arguments, class_arguments, find, instance, signature_of, type_hints
-from core.rollout_recipes import RewardConfig
-from rewards.answers import MathAnswer
-from rewards.form import Length, regex_format
-from rewards.judge_qa import JudgeQA
-from rewards.overlap import rouge
-from rewards.remote import RemoteComparison, RemoteReward
+from troupe.config.rollout import RewardConfig
+from troupe.errors import ConfigError
+from troupe.records import Sample
+from troupe.resolve import checked_arguments, class_arguments, find, instance, signature_of, type_hints
+from troupe.rewards.answers import MathAnswer
+from troupe.rewards.form import Length, regex_format
+from troupe.rewards.judge_qa import JudgeQA
+from troupe.rewards.overlap import rouge
+from troupe.rewards.remote import RemoteComparison, RemoteReward
 
 BUILT_IN: dict[str, Callable[..., Any]] = {
     "math_answer": MathAnswer,

@@ -17,15 +17,15 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeStatus
 
-from core.scoring_recipes import ScorerConfig
-from core.serve_recipes import ServeConfig
-from core.served_models import Served
-from serving.conversations import Conversation
-from serving.ingress import Door, build_app
-from serving.messages import Message, NoReplica, complete
-from serving.model_server import ModelServer
-from serving.openai_error import Unavailable
-from serving.scorer import scorer_app
+from troupe.config.rollout import ScorerConfig
+from troupe.config.serve import ServeConfig
+from troupe.serving.conversations import Conversation
+from troupe.serving.ingress import Door, build_app
+from troupe.serving.messages import Message, NoReplica, complete
+from troupe.serving.model_server import ModelServer
+from troupe.serving.openai_error import Unavailable
+from troupe.serving.scorer import scorer_app
+from troupe.serving.served_models import Served
 
 NAME = "troupe"
 """Of the application."""

@@ -1,4 +1,4 @@
-"""The endpoint where something else runs Ray Serve, KubeRay's RayService say: `import_path: serving.builder:application`.
+"""The endpoint where something else runs Ray Serve, KubeRay's RayService say: `import_path: troupe.serving.builder:application`.
 
 `jobs/serve.py` is the way for people; here the recipe comes as `args`, and host and port are that Serve's own.
 """
@@ -10,12 +10,12 @@ from typing import Any
 
 from ray import serve
 
-from core.errors import ConfigError
-from core.secrets import SHORTEST_SECRET
-from core.serve_recipes import ServeConfig
-from core.served_models import served_models
-from serving.app import build_application
-from serving.ingress import hash_key
+from troupe.config.serve import ServeConfig
+from troupe.errors import ConfigError
+from troupe.secrets import SHORTEST_SECRET
+from troupe.serving.app import build_application
+from troupe.serving.ingress import hash_key
+from troupe.serving.served_models import served_models
 
 
 def application(arguments: dict[str, Any]) -> serve.Application:

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-from core.config import Section
-from core.errors import DataError
-from core.records import Branch, Group, Message, Sample
+from troupe.config.loader import Section
+from troupe.errors import DataError
+from troupe.records import Branch, Group, Message, Sample
 
 
 class TooLongError(DataError):

@@ -14,10 +14,10 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
-from core.errors import ConfigError, WorkerError
-from core.serve_recipes import ServeConfig
-from core.served_models import Served
-from serving.app import NAME, absent, build_application
+from troupe.config.serve import ServeConfig
+from troupe.errors import ConfigError, WorkerError
+from troupe.serving.app import NAME, absent, build_application
+from troupe.serving.served_models import Served
 
 POLL_S = 0.5
 CARD_TIMEOUT_S = 10.0

@@ -9,9 +9,10 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from core.checkpoint import MANIFEST, CheckpointStore, step_of
-from core.errors import CheckpointError
-from core.served_models import Served, require_whole, tensor_shapes
+from troupe.errors import CheckpointError
+from troupe.names import step_of
+from troupe.runs.checkpoint import MANIFEST, CheckpointStore
+from troupe.serving.served_models import Served, require_whole, tensor_shapes
 
 Wanted = Literal["best", "latest"]
 

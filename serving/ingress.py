@@ -19,12 +19,12 @@ from typing import Any, Protocol
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from serving.messages import Message, complete, joined
-from serving.openai_error import Unavailable, openai_error
-from serving.playground import PATHS, playground_router
-from serving.request_body import parsed, read_body
-from serving.request_mistakes import request_mistake
-from serving.scoring import Scorer, chat_reply, scorer_card, scoring_router
+from troupe.serving.messages import Message, complete, joined
+from troupe.serving.openai_error import Unavailable, openai_error
+from troupe.serving.playground import PATHS, playground_router
+from troupe.serving.request_body import parsed, read_body
+from troupe.serving.request_mistakes import request_mistake
+from troupe.serving.scoring import Scorer, chat_reply, scorer_card, scoring_router
 
 log = logging.getLogger(__name__)
 

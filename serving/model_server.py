@@ -21,17 +21,17 @@ from typing import Any
 
 import ray
 
-from core.checkpoint import step_of
-from core.engine_arguments import engine_arguments, pack_heads
-from core.engine_process import EngineProcess
-from core.errors import ConfigError
-from core.files import read_json
-from core.hardware import hardware, set_up_generator
-from core.run_directory import locked
-from core.serve_recipes import ServeConfig
-from core.served_models import Served, on_this_machine
-from serving.follower import Follower
-from serving.messages import Message, NoReplica, complete
+from troupe.config.serve import ServeConfig
+from troupe.engines.arguments import engine_arguments, pack_heads
+from troupe.engines.process import EngineProcess
+from troupe.errors import ConfigError
+from troupe.files import read_json
+from troupe.hardware import hardware, set_up_generator
+from troupe.names import step_of
+from troupe.runs.run_directory import locked
+from troupe.serving.follower import Follower
+from troupe.serving.messages import Message, NoReplica, complete
+from troupe.serving.served_models import Served, on_this_machine
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class ModelServer:
             served_model_name=[served.name],
             seed=config.seed,
             trust_remote_code=config.trust_remote_code,
-            worker_extension_cls="serving.model_server.ReloadExtension",
+            worker_extension_cls="troupe.serving.model_server.ReloadExtension",
             disable_log_stats=True,
             enable_lora=bool(adapters),
             max_loras=max(1, len(adapters)),

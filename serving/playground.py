@@ -16,8 +16,8 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import HTMLResponse
 
-from core.files import iter_lines
-from core.report_page import STYLE
+from troupe.files import iter_lines
+from troupe.style import STYLE
 
 PATHS = ("/", "/playground")
 """Where the page is; these are to be reachable without a token, which a browser cannot send for a page."""

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from serving.openai_error import openai_error
+from troupe.serving.openai_error import openai_error
 
 
 async def read_body(request: Request, most: int) -> bytes | Response:

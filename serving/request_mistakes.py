@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from starlette.responses import Response
 
-from serving.openai_error import openai_error
+from troupe.serving.openai_error import openai_error
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 INSTEAD = ("tool_calls", "function_call", "refusal", "audio")

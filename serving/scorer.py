@@ -1,7 +1,7 @@
 """Who scores behind the endpoint, in a Ray Serve replica: a reward model, or reward functions.
 
-A reward model is read by the code that read it in training (`algorithms.reading`, `core.chat`), so an answer has the
-score that it has there. Requests that come at the same time are read together. HTTP is `serving.scoring`'s.
+A reward model is read by the code that read it in training (`troupe.algorithms.reading`, `troupe.chat`), so an answer has the
+score that it has there. Requests that come at the same time are read together. HTTP is `troupe.serving.scoring`'s.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from core.chat import encode_answer, encode_prompt
-from core.errors import CheckpointError, RewardError
-from core.hardware import hardware, set_up_process
-from core.model_check import check_model
-from core.model_paths import locate
-from core.records import Branch, Group
-from core.scoring_recipes import ScorerConfig, ServedRewardModelConfig, ServedRewardsConfig
-from rewards import build_rewards
-from serving.conversations import Conversation, TooLongError
+from troupe.chat import encode_answer, encode_prompt
+from troupe.config.rollout import ScorerConfig, ServedRewardModelConfig, ServedRewardsConfig
+from troupe.errors import CheckpointError, RewardError
+from troupe.hardware import hardware, set_up_process
+from troupe.records import Branch, Group
+from troupe.rewards.build import build_rewards
+from troupe.runs.model_check import check_model
+from troupe.runs.model_paths import locate
+from troupe.serving.conversations import Conversation, TooLongError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ class ModelScorer:
 
     def __init__(self, config: ServedRewardModelConfig) -> None:
         set_up_process()
-        from algorithms.reading import ReadModel
+        from troupe.algorithms.reading import ReadModel
 
         path = check_model(
             config.path, field="reward_model.path", scalar=True, trust_remote_code=config.trust_remote_code
@@ -77,7 +77,7 @@ class ModelScorer:
         return conversation.group(prompt_ids, token_ids)
 
     def _read(self, groups: Sequence[Group]) -> list[float]:
-        from algorithms.packing import Batch
+        from troupe.algorithms.packing import Batch
 
         merged, places = one_group_per_prompt(groups)
         scores = self._model.scores(Batch.from_groups(merged)).tolist()

@@ -1,4 +1,4 @@
-"""Scores over HTTP: `POST /v1/score`, and a scorer as the judge that `rewards.remote` asks, in chat form.
+"""Scores over HTTP: `POST /v1/score`, and a scorer as the judge that `troupe.rewards.remote` asks, in chat form.
 
 Plain FastAPI: a scorer is any async function of conversations, the method of a Ray Serve handle or of a local object.
 """
@@ -17,11 +17,11 @@ from fastapi import APIRouter, Request
 from pydantic import TypeAdapter, ValidationError
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from core.errors import DataError, TroupeError
-from core.program import user_error
-from serving.conversations import TAGS, Conversation, ScoreRequest, TooLongError, Turn, conversation_of
-from serving.openai_error import Unavailable, openai_error
-from serving.request_body import parsed, read_body
+from troupe.config.program import user_error
+from troupe.errors import DataError, TroupeError
+from troupe.serving.conversations import TAGS, Conversation, ScoreRequest, TooLongError, Turn, conversation_of
+from troupe.serving.openai_error import Unavailable, openai_error
+from troupe.serving.request_body import parsed, read_body
 
 log = logging.getLogger(__name__)
 

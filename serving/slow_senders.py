@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving.openai_error import openai_error
+from troupe.serving.openai_error import openai_error
 
 TIMEOUT = "TROUPE_REQUEST_TIMEOUT_S"
 

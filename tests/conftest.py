@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import os
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from actors.placement import Stage
-from core.role_recipes import PlacementConfig
 from tests.s3 import CREDENTIALS, s3_server
+from troupe.actors.placement import Stage
+from troupe.config.grpo import GRPOConfig
+from troupe.config.models import PlacementConfig
+from troupe.config.run import CheckpointConfig, RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 # Read when ray is imported, which some test files do before anybody asks for a stage: no Ray leaves loopback.
@@ -72,8 +76,8 @@ def one_rank() -> Iterator[None]:
     The group itself stays until the session ends: DeepSpeed keeps groups that belong to it in globals, and no second
     process group would know them.
     """
-    from actors.process_group import join_process_group, prepare_extension
-    from core.hardware import set_up_process
+    from troupe.actors.process_group import join_process_group, prepare_extension
+    from troupe.hardware import set_up_process
 
     before = dict(os.environ)
     with socket.socket() as probe:
@@ -85,3 +89,37 @@ def one_rank() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Callable[..., GRPOConfig]:
+    """Builds recipes whose runs lie in the test's directory: `recipe(steps=3, resume="never")`."""
+
+    def build(*, name: str = "tiny", resume: str = "auto", trackers: tuple[str, ...] = (), **fields) -> GRPOConfig:
+        run = RunConfig(name=name, directory=str(tmp_path), resume=resume, trackers=list(trackers))
+        return GRPOConfig(**{"steps": 3, "checkpoint": CheckpointConfig(keep_last=2), **fields, "run": run})
+
+    return build
+
+
+@pytest.fixture
+def start_python():
+    """Starts `python -c source` in the repository with pipes; what still runs at the end is killed."""
+    started: list[subprocess.Popen] = []
+
+    def start(source: str, *arguments: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-c", source, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

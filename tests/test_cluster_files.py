@@ -72,7 +72,7 @@ def test_a_cluster_asks_for_a_token_and_shows_its_dashboard_to_itself_only(file)
 @pytest.mark.parametrize("file", FILES)
 def test_the_machines_get_what_make_install_and_the_jobs_need(file):
     mounts = {Path(there).name: here for there, here in read(file)["file_mounts"].items()}
-    packages = ["core", "algorithms", "data", "rewards", "environments", "actors", "serving", "jobs", "configs"]
+    packages = ["troupe", "actors", "rewards", "serving", "jobs", "configs"]
     for name in [*packages, "Makefile", "pyproject.toml", "install.py", "requirements"]:
         assert mounts[name] == name
         assert (ROOT / name).exists(), name

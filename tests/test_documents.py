@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from core.config import load_config
-from core.config_fields import dotted_fields, sections_of, type_at
-from core.config_help import help_text, wanted_help
-from core.config_yaml import read_yaml
-from core.errors import ConfigError
-from core.serve_recipes import with_sources
-from jobs import doctor, launch, report, runs, watch
-from tests.core.job_configs import JOB_CONFIGS
+from tests.job_configs import JOB_CONFIGS
+from troupe.config.fields import dotted_fields, sections_of, type_at
+from troupe.config.help import help_text, wanted_help
+from troupe.config.loader import load_config
+from troupe.config.serve import with_sources
+from troupe.config.yaml_text import read_yaml
+from troupe.errors import ConfigError
+from troupe.jobs import doctor, launch, report, runs, watch
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

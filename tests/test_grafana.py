@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from actors.meters import METERS, PREFIX, legal
+from troupe.actors.meters import METERS, PREFIX, legal
 
 ROOT = Path(__file__).resolve().parent.parent
 DASHBOARD = ROOT / "grafana" / "troupe.json"

@@ -19,7 +19,7 @@ import pytest
 
 import install
 from install import InstallError
-from tests.test_layering import imported_names
+from tests.test_layering import imported_names, source_files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -240,16 +240,10 @@ def test_pyproject_names_every_package_that_the_source_imports():
     extras = project["optional-dependencies"]
     named = {name_of(requirement) for requirement in [*project["dependencies"], *extras["cpu"], *extras["gpu"]]}
     owners = importlib.metadata.packages_distributions()
-    packages = ("core", "algorithms", "data", "rewards", "environments", "actors", "serving", "jobs")
-    imported = {
-        name.split(".")[0]
-        for package in packages
-        for file in (ROOT / package).rglob("*.py")
-        for _, name in imported_names(file.read_text())
-    }
+    imported = {name.split(".")[0] for file in source_files() for _, name in imported_names((ROOT / file).read_text())}
     unnamed = {
         library
-        for library in imported - set(packages) - set(sys.stdlib_module_names)
+        for library in imported - {"troupe"} - set(sys.stdlib_module_names)
         if not named & {name_of(owner) for owner in owners.get(library, [library])}
     }
     assert unnamed == set()

@@ -14,11 +14,11 @@ import pytest
 import ray
 import yaml
 
-from actors.placement import seats
-from core.config import load_config
-from core.errors import ConfigError
-from core.recipes import GRPOConfig
-from core.serve_recipes import ServeConfig
+from troupe.actors.placement import seats
+from troupe.config.grpo import GRPOConfig
+from troupe.config.loader import load_config
+from troupe.config.serve import ServeConfig
+from troupe.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFINITIONS = yaml.safe_load((ROOT / "tests/fixtures/kuberay.yaml").read_text())["$defs"]
@@ -123,7 +123,7 @@ def test_the_image_holds_the_project_and_its_environment():
 
 
 def test_the_service_does_not_start_without_a_token(monkeypatch):
-    from serving.builder import application
+    from troupe.serving.builder import application
 
     monkeypatch.delenv("TROUPE_API_KEY", raising=False)
     served = yaml.safe_load(manifest("serve.yaml")["spec"]["serveConfigV2"])

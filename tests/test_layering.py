@@ -1,4 +1,4 @@
-"""The arrows of docs/architecture.md, read from the imports: who may use whom, and which file owns which library."""
+"""The rooms of docs/architecture.md, read from the imports: which may use which, and which file owns which library."""
 
 from __future__ import annotations
 
@@ -12,43 +12,60 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-MAY_IMPORT = {
-    "core": set(),
-    "algorithms": {"core"},
-    "data": {"core"},
-    "rewards": {"core"},
-    "environments": {"core"},
-    "actors": {"core", "algorithms", "data", "rewards", "environments"},
-    "serving": {"core", "algorithms", "data", "rewards"},
-    "jobs": {"core", "algorithms", "data", "rewards", "environments", "actors", "serving"},
+ROOMS = {
+    "root": "",
+    "processes": "root",
+    "config": "root processes",
+    "algorithms": "root config",
+    "environments": "root config",
+    "data": "root config environments",
+    "rewards": "root config",
+    "runs": "root config processes",
+    "report": "root config processes runs",
+    "engines": "root config processes",
+    "actors": "root config processes algorithms environments data rewards runs engines",
+    "ops": "root config processes runs report engines",
+    "training": "root config processes algorithms environments data rewards runs report engines actors ops",
+    "evaluation": "root config processes algorithms environments data rewards runs report engines actors training",
+    "serving": "root config processes algorithms rewards runs engines",
+    "jobs": "root config processes algorithms environments data rewards runs report engines actors ops training evaluation serving",
 }
-"""Package -> the packages below it. actors and serving never meet; rewards, environments, data and algorithms neither."""
+"""Room -> the rooms below it, which it may import; `root` is the modules of troupe/ itself. Every list names rooms above it
+alone, so there is no circle."""
+
+AT_THE_ROOT = ("actors", "rewards", "serving", "jobs")
+"""Rooms that lie at the project's root and are linked into troupe/."""
+
+LARGEST_SHARE = 0.2
+"""Of the source that one room may hold."""
 
 ADDRESSES = {
     "deepspeed": ["actors/engine.py", "actors/process_group.py", "actors/trainer_state.py"],
-    "vllm": [
-        "core/engine_arguments.py",
-        "core/engine_process.py",
-        "core/engine_worker.py",
-        "core/engine_trial.py",
-        "actors/generator.py",
-        "actors/weight_sync.py",
-        "serving/",
-    ],
-    "ray": ["actors/", "serving/"],
-    "wandb": ["core/tracking.py"],
-    "tensorboard": ["core/tracking.py"],
-    "torch.utils.tensorboard": ["core/tracking.py"],
-    "boto3": ["core/"],
-    "botocore": ["core/"],
-    "datasets": ["data/"],
-    "huggingface_hub": ["core/hub.py"],
+    "vllm": ["troupe/engines/", "actors/generator.py", "actors/weight_sync.py", "serving/"],
+    "ray": ["actors/", "serving/", "troupe/ops/launching.py"],
+    "wandb": ["troupe/report/trackers.py"],
+    "tensorboard": ["troupe/report/trackers.py"],
+    "torch.utils.tensorboard": ["troupe/report/trackers.py"],
+    "boto3": ["troupe/runs/bucket.py"],
+    "botocore": ["troupe/runs/"],
+    "datasets": ["troupe/data/"],
+    "huggingface_hub": ["troupe/runs/hub.py"],
 }
 """Library -> the only files that may import it."""
 
 
 def source_files() -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+    """Every source file by its path in the project, each once: links are not followed."""
+    folders = [ROOT / "troupe", *(ROOT / room for room in AT_THE_ROOT)]
+    return sorted(str(path.relative_to(ROOT)) for folder in folders for path in folder.rglob("*.py"))
+
+
+def room_of(file: str) -> str:
+    """The room of a file by its path (`troupe/runs/run.py`, `jobs/serve.py`), or of a dotted name."""
+    parts = file.removesuffix(".py").replace(".", "/").split("/")
+    if parts[0] == "troupe":
+        parts = parts[1:]
+    return parts[0] if parts and parts[0] in ROOMS else "root"
 
 
 def imported_names(source: str) -> Iterator[tuple[int, str]]:
@@ -62,11 +79,12 @@ def imported_names(source: str) -> Iterator[tuple[int, str]]:
 
 
 def upward_imports(file: str, source: str) -> list[str]:
-    package = file.split("/")[0]
+    room = room_of(file)
+    below = ROOMS[room].split()
     return [
-        f"{file}:{line} imports {name}: {package} may import only {', '.join(sorted(MAY_IMPORT[package])) or 'itself'}"
+        f"{file}:{line} imports {name}: {room} may import only {', '.join(below) or 'itself'}"
         for line, name in imported_names(source)
-        if (target := name.split(".")[0]) in MAY_IMPORT and target not in MAY_IMPORT[package] | {package}
+        if name.split(".")[0] == "troupe" and room_of(name) not in [*below, room]
     ]
 
 
@@ -98,6 +116,27 @@ def source_of(file: str) -> str:
     return (ROOT / file).read_text()
 
 
+def test_a_room_names_only_rooms_above_it_in_the_table():
+    known: list[str] = []
+    for room, below in ROOMS.items():
+        assert set(below.split()) <= set(known), room
+        known.append(room)
+
+
+def test_every_folder_is_a_room_with_a_row():
+    folders = {path.name for path in (ROOT / "troupe").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == set(ROOMS) - {"root"}
+    for room in AT_THE_ROOT:
+        assert (ROOT / "troupe" / room).readlink() == Path("..") / room
+
+
+def test_no_room_holds_more_than_a_fifth_of_the_source():
+    lines = dict.fromkeys(ROOMS, 0)
+    for file in source_files():
+        lines[room_of(file)] += source_of(file).count("\n")
+    assert max(lines.values()) <= LARGEST_SHARE * sum(lines.values()), lines
+
+
 def test_arrows_point_down():
     assert [found for file in source_files() for found in upward_imports(file, source_of(file))] == []
 
@@ -108,13 +147,18 @@ def test_a_heavy_library_has_one_address():
 
 def test_only_the_worker_group_makes_ray_actors():
     uses = [f"{file}:{line}" for file in source_files() for line in remote_uses(source_of(file))]
-    assert [use for use in uses if not use.startswith("actors/group.py:")] == []
+    assert [use for use in uses if not use.startswith("actors/workers.py:")] == []
 
 
-def test_core_imports_without_ray_deepspeed_vllm_and_torch():
+LIGHT = ("root", "processes", "config", "runs", "report", "engines", "ops")
+
+
+def test_the_light_rooms_import_without_ray_deepspeed_vllm_and_torch():
     """The doctor and every `--dry-run` must work where the stack is broken, and start in less than torch's two seconds."""
-    files = [file for file in source_files() if file.startswith("core/") and file != "core/engine_worker.py"]
-    modules = [file.removesuffix(".py").replace("/", ".") for file in files]  # vLLM alone imports its worker
+    files = [file for file in source_files() if room_of(file) in LIGHT and file != "troupe/engines/worker.py"]
+    modules = [
+        file.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".") for file in files
+    ]  # vLLM alone imports its worker
     program = f"""
 import importlib, sys
 
@@ -137,11 +181,11 @@ for module in {modules!r}:
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("core/config.py", "from algorithms.losses import policy_loss"),
-        ("rewards/judge.py", "def score():\n    import data.gsm8k"),
-        ("actors/policy.py", "from serving import app"),
-        ("serving/app.py", "import actors.engine as engine"),
-        ("data/gsm8k.py", "if TYPE_CHECKING:\n    from jobs import train_grpo"),
+        ("troupe/config/loader.py", "from troupe.algorithms.losses import policy_loss"),
+        ("rewards/judge.py", "def score():\n    import troupe.data.gsm8k"),
+        ("actors/policy.py", "from troupe.serving import app"),
+        ("serving/app.py", "import troupe.actors.engine as engine"),
+        ("troupe/data/gsm8k.py", "if TYPE_CHECKING:\n    from troupe.jobs import train_grpo"),
     ],
 )
 def test_an_upward_import_is_found(file, source):
@@ -153,10 +197,10 @@ def test_an_upward_import_is_found(file, source):
     [
         ("actors/policy.py", "import deepspeed.ops"),
         ("actors/engine.py", "from vllm import LLM"),
-        ("algorithms/packing.py", "import ray"),
+        ("troupe/algorithms/packing.py", "import ray"),
         ("actors/policy.py", "import wandb"),
-        ("core/run_directory.py", "from torch.utils.tensorboard import SummaryWriter"),
-        ("actors/rollouts.py", "from datasets import load_dataset"),
+        ("troupe/runs/run_directory.py", "from torch.utils.tensorboard import SummaryWriter"),
+        ("troupe/training/rollouts.py", "from datasets import load_dataset"),
     ],
 )
 def test_a_library_at_a_second_address_is_found(file, source):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_layering import source_files
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/operations.md").read_text()
-PACKAGES = ("core", "algorithms", "data", "rewards", "environments", "actors", "serving", "jobs")
 VALUE = "\0"
 """Stands for what an f-string puts in."""
 
@@ -47,7 +48,7 @@ def says(text: str, message: str) -> bool:
 
 @pytest.fixture(scope="module")
 def source() -> list[str]:
-    files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+    files = [ROOT / file for file in source_files()]
     return [text for file in files for text in texts(file.read_text())]
 
 

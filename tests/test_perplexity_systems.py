@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from core.chat import encode_prompt
-from core.config import load_config
-from core.recipes import GRPOConfig
-from core.scorer_prompt import ScorerPrompt
-from core.scratch import train_tokenizer
-from data import load_data
+from troupe.chat import encode_prompt
+from troupe.config.grpo import GRPOConfig
+from troupe.config.loader import load_config
+from troupe.data import load_data
+from troupe.rewards.scorer_prompt import ScorerPrompt
+from troupe.training.scratch import train_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = "Natalia sold 48 clips in April and half as many in May. How many in all?"

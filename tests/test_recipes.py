@@ -13,25 +13,21 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from actors.placement import seats
-from core.answering_recipes import AnsweringConfig
-from core.benchmark_recipes import BenchmarkConfig
-from core.config import Section, load_config
-from core.data_recipes import DocstringPairsConfig, TldrComparisonsConfig, TldrConfig
-from core.data_source_recipes import HarvestConfig
-from core.dry_runs import dry_runs
-from core.evaluate_recipes import EvaluateConfig
-from core.model_recipes import PretrainedModelConfig
-from core.pipeline_recipes import PipelineConfig
-from core.recipes import GRPOConfig
-from core.rl_recipes import PPOConfig, RLOOConfig
-from core.rollout_recipes import RewardConfig
-from core.run_directory import flat_values
-from core.supervised_recipes import DPOConfig, RewardModelTrainingConfig, SFTConfig, SupervisedConfig
-from environments import build_environment
-from jobs.distil import DistilConfig
-from jobs.run_pipeline import check_command, checked_stage, missing_files
-from rewards import build_rewards
+from troupe.actors.placement import seats
+from troupe.config.data import DocstringPairsConfig, HarvestConfig, TldrComparisonsConfig, TldrConfig
+from troupe.config.evaluation import AnsweringConfig, BenchmarkConfig, EvaluateConfig
+from troupe.config.fields import flat_values
+from troupe.config.grpo import GRPOConfig, PPOConfig, RLOOConfig
+from troupe.config.loader import Section, load_config
+from troupe.config.models import PretrainedModelConfig
+from troupe.config.rollout import RewardConfig
+from troupe.config.supervised import DPOConfig, RewardModelTrainingConfig, SFTConfig, SupervisedConfig
+from troupe.config.tools import PipelineConfig
+from troupe.environments import build_environment
+from troupe.jobs.distil import DistilConfig
+from troupe.jobs.run_pipeline import check_command, checked_stage, missing_files
+from troupe.ops.dry_runs import dry_runs
+from troupe.rewards.build import build_rewards
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"

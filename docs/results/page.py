@@ -14,8 +14,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.charts import HEIGHT, WIDTH, Series, line_chart
-from core.files import read_lines
+from troupe.files import read_lines
+from troupe.report.charts import HEIGHT, WIDTH, Series, line_chart
 
 STYLE = (
     "text{font:10.5px sans-serif;fill:#667}.title{font-size:12.5px;fill:#223}.grid line{stroke:#e4e6ee}"

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from core.errors import RewardError
+from troupe.errors import RewardError
 
 
 class Counter:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from actors.generator import GeneratorWorker
+from troupe.actors.generator import GeneratorWorker
 
 FAULT = "TROUPE_TEST_FAULT"
 """Names a file; what it says is done wrong while it exists:
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
     """vLLM's worker process asks for the extension; only there may vLLM be imported and the receiver changed."""
     if name != "ForgetfulExtension":
         raise AttributeError(name)
-    from actors.weight_sync import GlooReceiver, WeightSyncExtension
+    from troupe.actors.weight_sync import GlooReceiver, WeightSyncExtension
 
     GlooReceiver.start_weight_update = _remembering(GlooReceiver.start_weight_update)  # type: ignore[method-assign]
     GlooReceiver.receive_weights = _noisy(GlooReceiver.receive_weights)  # type: ignore[method-assign]

@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from actors.generator import Request
-from core.chat import encode_answer
-from core.records import Branch, WeightSpan
+from troupe.actors.generator import Request
+from troupe.chat import encode_answer
+from troupe.records import Branch, WeightSpan
 
 Speak = Callable[[str, random.Random], str]
 """(the prompt as text, special tokens included, a generator of the request's seed) -> answer."""
 
 
 class ScriptedGenerators:
-    """Satisfies what games need of `actors.generators.Generators`: a batch in, a future per request out."""
+    """Satisfies what games need of `troupe.actors.generators.Generators`: a batch in, a future per request out."""
 
     def __init__(self, tokenizer: Any, speak: Speak, *, order_seed: int = 0) -> None:
         self.version = 0

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2Config
 
-from algorithms.packing import Batch
-from core.data_recipes import WordProblemsConfig
-from core.model_recipes import ScratchModelConfig
-from core.records import Branch, Group, Sample
-from core.scratch import write_scratch_model
-from data import load_data
+from troupe.algorithms.packing import Batch
+from troupe.config.data import WordProblemsConfig
+from troupe.config.models import ScratchModelConfig
+from troupe.data import load_data
+from troupe.records import Branch, Group, Sample
+from troupe.training.scratch import write_scratch_model
 
 VOCAB = 1024
 SMALL = Qwen2Config(

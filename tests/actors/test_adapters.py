@@ -20,12 +20,12 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from actors.adapters import adapted_layers, check_adapter, merged, published, with_adapter
-from actors.engine import Engine
-from actors.weight_sync import ZeroSource
-from core.errors import ConfigError
-from core.role_recipes import LoraConfig, PolicyConfig
 from tests.actors.small import write_weights
+from troupe.actors.adapters import adapted_layers, check_adapter, merged, published, with_adapter
+from troupe.actors.engine import Engine
+from troupe.actors.weight_sync import ZeroSource
+from troupe.config.models import LoraConfig, PolicyConfig
+from troupe.errors import ConfigError
 
 SIZES = {
     "vocab_size": 96,

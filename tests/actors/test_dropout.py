@@ -10,19 +10,18 @@ import pytest
 import torch
 from transformers import AutoConfig, GPT2Config
 
-from actors.columns import with_loss_weights, with_ranks
-from actors.objective import PolicyObjective, PreferenceObjective, SupervisedObjective
-from algorithms.loading import load_model
-from algorithms.packing import Batch
-from core.algorithm_recipes import AlgorithmConfig
-from core.config import load_config
-from core.errors import ConfigError
-from core.recipes import GRPOConfig
-from core.rl_recipes import PPOConfig
-from core.supervised_recipes import DPOConfig, RewardModelTrainingConfig, SFTConfig
 from tests.actors.small import SMALL, ragged, with_targets, write_weights
 from tests.actors.test_engine import engine
-from tests.actors.test_objectives import preferences
+from tests.algorithms.test_objective import preferences
+from troupe.algorithms.advantage_stage import with_loss_weights, with_ranks
+from troupe.algorithms.loading import load_model
+from troupe.algorithms.objective import PolicyObjective, PreferenceObjective, SupervisedObjective
+from troupe.algorithms.packing import Batch
+from troupe.config.algorithm import AlgorithmConfig
+from troupe.config.grpo import GRPOConfig, PPOConfig
+from troupe.config.loader import load_config
+from troupe.config.supervised import DPOConfig, RewardModelTrainingConfig, SFTConfig
+from troupe.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 

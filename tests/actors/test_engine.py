@@ -12,17 +12,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig, Qwen2Config
 
-from actors.engine import Engine
-from actors.objective import PolicyObjective, SupervisedObjective
-from actors.trainer_state import gathered_state
-from algorithms.loading import load_model
-from algorithms.logprobs import PackedModel
-from algorithms.packing import Batch, pack
-from core.algorithm_recipes import AlgorithmConfig
-from core.errors import CheckpointError, ConfigError, NumericalError
-from core.records import Group
-from core.role_recipes import LoraConfig, SFTEngineConfig
 from tests.actors.small import SMALL, ragged, random_group, with_targets, write_weights
+from troupe.actors.engine import Engine
+from troupe.actors.trainer_state import gathered_state
+from troupe.algorithms.loading import load_model
+from troupe.algorithms.logprobs import PackedModel
+from troupe.algorithms.objective import PolicyObjective, SupervisedObjective
+from troupe.algorithms.packing import Batch, pack
+from troupe.config.algorithm import AlgorithmConfig
+from troupe.config.models import LoraConfig, SFTEngineConfig
+from troupe.errors import CheckpointError, ConfigError, NumericalError
+from troupe.records import Group
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 

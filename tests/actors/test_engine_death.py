@@ -14,13 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from actors.generator import GeneratorWorker, Request
-from actors.generators import Generators, generator_arguments, start_generators
-from actors.placement import Stage
-from core.errors import WorkerError
-from core.role_recipes import GeneratorConfig
-from core.run_recipes import RunConfig
 from tests.actors.small import write_model
+from troupe.actors.generator import GeneratorWorker, Request
+from troupe.actors.generators import Generators, generator_arguments, start_generators
+from troupe.actors.placement import Stage
+from troupe.config.models import GeneratorConfig
+from troupe.config.run import RunConfig
+from troupe.errors import WorkerError
 
 CONFIG = GeneratorConfig(cpu_cache_gib=0.1)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from actors.process_group import meeting_place
-from core.listening import Listener, all_listeners
+from troupe.actors.process_group import meeting_place
+from troupe.processes.sockets import Listener, all_listeners
 
 ROOT = Path(__file__).resolve().parents[2]
 

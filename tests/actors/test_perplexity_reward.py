@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.frozen import Frozen, FrozenWorker
-from actors.group import InlineGroup
-from actors.perplexity_reward import (
+from tests.actors.small import write_model
+from troupe.actors.frozen import Frozen, FrozenWorker
+from troupe.actors.perplexity_reward import (
     WATCHED,
     MarkerWatch,
     PerplexityReward,
@@ -23,13 +23,13 @@ from actors.perplexity_reward import (
     plan_scorer,
     scorer_length,
 )
-from actors.rewarder import Rewarder
-from algorithms.packing import Batch
-from core.errors import CheckpointError, ConfigError, DataError, RewardError
-from core.perplexity_recipes import PerplexityRewardConfig
-from core.records import Branch, Group, Sample, Score
-from core.rollout_recipes import RewardConfig
-from tests.actors.small import write_model
+from troupe.actors.rewarder import Rewarder
+from troupe.actors.workers import InlineGroup
+from troupe.algorithms.packing import Batch
+from troupe.config.algorithm import PerplexityRewardConfig
+from troupe.config.rollout import RewardConfig
+from troupe.errors import CheckpointError, ConfigError, DataError, RewardError
+from troupe.records import Branch, Group, Sample, Score
 
 LEAD_IN = "{context}\nSo the answer is "
 ANSWERS = ["3+5=8", "Tom has 3 and 5 more: 3+5=8", "no idea"]

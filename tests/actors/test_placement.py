@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.placement import bring_token
+from troupe.actors.placement import bring_token
 
 
 @pytest.fixture(autouse=True)

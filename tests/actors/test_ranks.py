@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actors.objective import PolicyObjective
-from actors.placement import Stage
-from actors.policy import Policy, PolicyWorker
-from algorithms.packing import Batch, pack
-from core.algorithm_recipes import AlgorithmConfig
-from core.records import Group
-from core.role_recipes import PolicyConfig
 from tests.actors.small import ragged, random_group, with_targets, write_model
+from troupe.actors.placement import Stage
+from troupe.actors.policy import Policy, PolicyWorker
+from troupe.algorithms.objective import PolicyObjective
+from troupe.algorithms.packing import Batch, pack
+from troupe.config.algorithm import AlgorithmConfig
+from troupe.config.models import PolicyConfig
+from troupe.records import Group
 
 OBJECTIVE = PolicyObjective(AlgorithmConfig(clip_low=0.5, clip_high=50.0))
 BETA1 = 0.9

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from actors.objective import Objective, PolicyObjective, PreferenceObjective, SupervisedObjective
-from actors.placement import Stage
-from actors.trained import TrainedWorker
-from algorithms.packing import Batch, pack
-from core.algorithm_recipes import AlgorithmConfig
-from core.hardware import set_up_process
-from core.records import Group
-from core.role_recipes import LoraConfig, PolicyConfig
 from tests.actors.small import SMALL, VOCAB, random_group, with_targets, write_weights
+from troupe.actors.placement import Stage
+from troupe.actors.trained import TrainedWorker
+from troupe.algorithms.objective import Objective, PolicyObjective, PreferenceObjective, SupervisedObjective
+from troupe.algorithms.packing import Batch, pack
+from troupe.config.algorithm import AlgorithmConfig
+from troupe.config.models import LoraConfig, PolicyConfig
+from troupe.hardware import set_up_process
+from troupe.records import Group
 
 TOKENS_PER_CHUNK, ROW_TOKENS, DEADLINE_S = 12, 64, 240
 BETAS = (0.9, 0.99)
@@ -69,13 +69,13 @@ class Compared(TrainedWorker):
 
     def join(self, hosts: Sequence[str], port: int) -> None:
         set_up_process(rank=self.rank, hosts=hosts, master_port=port)
-        from actors.process_group import prepare_extension
+        from troupe.actors.process_group import prepare_extension
 
         prepare_extension()
 
     def compare(self, path: str, config: PolicyConfig, objective: Objective) -> dict[str, Any]:
         """(plain, engine) of the first log-probabilities and gradient, and of each batch's held-out and training loss."""
-        from actors.engine import Engine
+        from troupe.actors.engine import Engine
 
         every = {name: as_batch(groups) for name, groups in batches().items()}
         plain = _plain_steps(path, config, objective, every)
@@ -106,10 +106,10 @@ def _first_moments(engine: Any) -> torch.Tensor:
 
 def _plain_steps(path: str, config: PolicyConfig, objective: Objective, every: dict[str, Batch]) -> dict[str, Any]:
     """One row for a whole batch, all of its logits at once, AdamW."""
-    from actors.adapters import with_adapter
-    from actors.engine import _freeze
-    from algorithms.loading import load_model
-    from algorithms.logprobs import PackedModel
+    from troupe.actors.adapters import with_adapter
+    from troupe.actors.engine import _freeze
+    from troupe.algorithms.loading import load_model
+    from troupe.algorithms.logprobs import PackedModel
 
     torch.manual_seed(0)  # as the engine does: adapters start from random numbers
     model = load_model(path, "fp32")

@@ -12,19 +12,19 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from actors.frozen import Frozen, FrozenWorker
-from actors.group import InlineGroup
-from actors.reward_model import RewardModel, require_same_tokenizer
-from actors.rewarder import Rewarder
-from algorithms.packing import Batch
-from core.chat import encode_answer
-from core.errors import ConfigError, DataError, RewardError
-from core.records import Branch, Group, Sample, Score
-from core.role_recipes import RewardModelConfig
-from core.rollout_recipes import RewardConfig
-from core.scratch import train_tokenizer
 from tests.actors.small import write_model
 from tests.actors.test_values import write_scalar_model
+from troupe.actors.frozen import Frozen, FrozenWorker
+from troupe.actors.reward_model import RewardModel, require_same_tokenizer
+from troupe.actors.rewarder import Rewarder
+from troupe.actors.workers import InlineGroup
+from troupe.algorithms.packing import Batch
+from troupe.chat import encode_answer
+from troupe.config.models import RewardModelConfig
+from troupe.config.rollout import RewardConfig
+from troupe.errors import ConfigError, DataError, RewardError
+from troupe.records import Branch, Group, Sample, Score
+from troupe.training.scratch import train_tokenizer
 
 PROMPTS = ["Tom has 3 pens and gets 5 more.", "Ada has 7 books.", "Lin gives 2 stamps away.", "Noor has 4."]
 

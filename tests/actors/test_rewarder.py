@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from actors.rewarder import Rewarder
-from core.records import Branch, Group, Sample
-from core.rollout_recipes import RewardConfig
+from troupe.actors.rewarder import Rewarder
+from troupe.config.rollout import RewardConfig
+from troupe.records import Branch, Group, Sample
 
 
 class Meeting:

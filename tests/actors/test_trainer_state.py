@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.trainer_state import gathered_state, read_state
-from core.errors import CheckpointError
 from tests.actors.small import SMALL, ragged, with_targets, write_weights
 from tests.actors.test_engine import OBJECTIVE, assert_same_weights, engine, weights_of
+from troupe.actors.trainer_state import gathered_state, read_state
+from troupe.errors import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 

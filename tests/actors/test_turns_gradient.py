@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actors.columns import with_loss_weights
-from actors.objective import PolicyObjective
-from algorithms.packing import Batch, pack
-from core.algorithm_recipes import AlgorithmConfig, KLConfig
-from core.records import Branch, Group
 from tests.actors.small import SMALL, random_group, write_weights
 from tests.actors.test_engine import assert_close, engine, gradient_of
+from troupe.algorithms.advantage_stage import with_loss_weights
+from troupe.algorithms.objective import PolicyObjective
+from troupe.algorithms.packing import Batch, pack
+from troupe.config.algorithm import AlgorithmConfig, KLConfig
+from troupe.records import Branch, Group
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 

@@ -15,21 +15,21 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, MistralConfig, PreTrainedConfig
 
-from actors.engine import Engine
-from actors.frozen import Frozen, FrozenWorker
-from actors.group import InlineGroup
-from actors.objective import RankingObjective, ValueObjective
-from algorithms.attention import PACKED_ATTENTION
-from algorithms.loading import load_model
-from algorithms.packing import Batch, last_tokens, pack
-from algorithms.padding import pad_apart
-from algorithms.reading import ReadModel
-from algorithms.values import PackedScalarModel, Reads
-from core.errors import CheckpointError
-from core.records import Branch, Group, Sample
-from core.role_recipes import LoraConfig, PolicyConfig
 from tests.actors.small import SMALL, VOCAB, ragged, write_model, write_weights
 from tests.actors.test_engine import weights_of
+from troupe.actors.engine import Engine
+from troupe.actors.frozen import Frozen, FrozenWorker
+from troupe.actors.workers import InlineGroup
+from troupe.algorithms.attention import PACKED_ATTENTION
+from troupe.algorithms.loading import load_model
+from troupe.algorithms.objective import RankingObjective, ValueObjective
+from troupe.algorithms.packing import Batch, last_tokens, pack
+from troupe.algorithms.padding import pad_apart
+from troupe.algorithms.reading import ReadModel
+from troupe.algorithms.values import PackedScalarModel, Reads
+from troupe.config.models import LoraConfig, PolicyConfig
+from troupe.errors import CheckpointError
+from troupe.records import Branch, Group, Sample
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from actors.consistency import ConsistencyGate
-from actors.generators import Generators, generator_arguments, start_generators
-from actors.objective import PolicyObjective
-from actors.placement import Stage
-from actors.policy import Policy, PolicyWorker
-from core.algorithm_recipes import AlgorithmConfig
-from core.errors import ConsistencyError
-from core.recipes import GRPOConfig
-from core.role_recipes import ConsistencyConfig, GeneratorConfig, PolicyConfig
-from jobs.train_grpo import train
 from tests.actors.forgetful import ForgetfulGenerator
 from tests.actors.small import random_group, with_targets, write_model
+from troupe.actors.consistency import ConsistencyGate
+from troupe.actors.generators import Generators, generator_arguments, start_generators
+from troupe.actors.placement import Stage
+from troupe.actors.policy import Policy, PolicyWorker
+from troupe.algorithms.objective import PolicyObjective
+from troupe.config.algorithm import AlgorithmConfig
+from troupe.config.grpo import GRPOConfig
+from troupe.config.models import ConsistencyConfig, GeneratorConfig, PolicyConfig
+from troupe.errors import ConsistencyError
+from troupe.jobs.train_grpo import train
 
 EXACT = 1e-4
 """Nats. Both sides compute in fp32: sums in another order differ by about 1e-6, a stale weight by tenths."""

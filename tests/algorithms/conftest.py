@@ -17,8 +17,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from algorithms.attention import PACKED_ATTENTION
-from core.records import Branch, Group, Sample
+from troupe.algorithms.attention import PACKED_ATTENTION
+from troupe.records import Branch, Group, Sample
 
 VOCAB = 97
 SIZES = {

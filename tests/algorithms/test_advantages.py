@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms import advantages
+from troupe.algorithms import advantages
 
 SCORES = torch.tensor([0.0, 1.0, 1.0, 4.0], dtype=torch.float64)
 ONE_GROUP = torch.zeros(4, dtype=torch.int64)

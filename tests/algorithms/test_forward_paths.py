@@ -26,15 +26,15 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from algorithms import forward_paths
-from algorithms.forward_paths import own_logprobs, small_config
-from algorithms.hidden import forget_lengths
-from algorithms.loading import load_model
-from algorithms.logprobs import PackedModel
-from algorithms.packing import Batch, pack
-from core.errors import CheckpointError
-from core.records import Group
 from tests.actors.small import random_group
+from troupe.algorithms import forward_paths
+from troupe.algorithms.forward_paths import own_logprobs, small_config
+from troupe.algorithms.hidden import forget_lengths
+from troupe.algorithms.loading import load_model
+from troupe.algorithms.logprobs import PackedModel
+from troupe.algorithms.packing import Batch, pack
+from troupe.errors import CheckpointError
+from troupe.records import Group
 
 VOCAB = 96
 SIZES = {
@@ -85,7 +85,7 @@ ARCHITECTURES: dict[str, tuple[PreTrainedConfig, str]] = {
 
 @pytest.fixture(autouse=True)
 def _an_empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(forward_paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(forward_paths, "FORWARD_PATHS", tmp_path / "cache")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # models this small are fastest so
     yield

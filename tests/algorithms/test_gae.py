@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms import gae, losses, shaping
+from troupe.algorithms import gae, losses, shaping
 
 NAN = math.nan
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
 
-from algorithms.in_fp32 import InFloat32
 from tests.actors.small import SMALL, write_weights
+from troupe.algorithms.in_fp32 import InFloat32
 
 GPT2 = GPT2Config(vocab_size=256, n_embd=64, n_layer=2, n_head=2, n_positions=64)
 LLAMA = LlamaConfig(

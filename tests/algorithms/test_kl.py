@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms import kl
+from troupe.algorithms import kl
 
 LOGITS = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64)
 REF_LOGPROBS = torch.tensor([-0.2, 0.9, 0.4], dtype=torch.float64).log_softmax(0)

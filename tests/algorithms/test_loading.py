@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from transformers import Qwen2Config
 
-from algorithms.loading import SummedEmbedding, load_model
-from algorithms.logprobs import PackedModel
-from algorithms.packing import Batch, pack
 from tests.actors.small import random_group, write_weights
+from troupe.algorithms.loading import SummedEmbedding, load_model
+from troupe.algorithms.logprobs import PackedModel
+from troupe.algorithms.packing import Batch, pack
 
 
 def test_the_bf16_gradient_of_an_embedding_is_rounded_once_however_often_a_token_stands_in_a_row(

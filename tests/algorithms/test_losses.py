@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms import advantages, kl, losses
+from troupe.algorithms import advantages, kl, losses
 
 AGGREGATIONS: tuple[losses.Aggregation, ...] = ("token_mean", "sequence_mean", "constant")
 RATIOS: tuple[losses.Ratio, ...] = ("token", "sequence")

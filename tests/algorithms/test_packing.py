@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import Gemma2Config, MistralConfig, PreTrainedModel, Qwen2Config
 
-from algorithms.attention import PACKED_ATTENTION, layout_of, mask_rule, supports_branches, tile_layout, visible
-from algorithms.logprobs import PackedModel
-from algorithms.packing import Batch, pack
-from core.records import Group
 from tests.algorithms.conftest import CONFIGS, SIZES, build_model, make_group
+from troupe.algorithms.attention import PACKED_ATTENTION, layout_of, mask_rule, supports_branches, tile_layout, visible
+from troupe.algorithms.logprobs import PackedModel
+from troupe.algorithms.packing import Batch, pack
+from troupe.records import Group
 
 
 def logprobs_one_by_one(model: PreTrainedModel, groups: Sequence[Group]) -> torch.Tensor:
@@ -123,7 +123,7 @@ def test_tiles_and_flex_rule_implement_visibility(ragged_groups: list[Group]) ->
     assert torch.equal(rule(slots, slots, slots[:, None], slots[None, :]), allowed)
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, heads, len(slots), 16) for heads in (4, 2, 2))
-    from algorithms.attention import packed_attention
+    from troupe.algorithms.attention import packed_attention
 
     actual, _ = packed_attention(
         torch.nn.Module(), query, key, value, None, scaling=0.25, packed_layout=tile_layout(row)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from algorithms import perplexity as ppl
+from troupe.algorithms import perplexity as ppl
 
 NAN = float("nan")
 

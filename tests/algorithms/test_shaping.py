@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from algorithms import advantages, kl, shaping
+from troupe.algorithms import advantages, kl, shaping
 
 NAN = float("nan")
 

@@ -23,9 +23,9 @@ import psutil
 import pytest
 import yaml
 
-from core.files import read_lines
 from tests.actors.small import write_model
 from tests.cluster.machines import HOME, Machine, boot, on
+from troupe.files import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "planted-7f3a9c51e2"
@@ -151,7 +151,7 @@ def test_the_token_of_env_reaches_every_machine_and_no_log(cluster: Room) -> Non
     """The job's own processes read it; what Ray writes about the job on any machine does not hold it."""
     program = """
 import hashlib, ray
-from core.environment import load_env_file
+from troupe.environment import load_env_file
 load_env_file()
 ray.init()
 def seen():

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from core.data_recipes import DocstringPairsConfig, DocstringsConfig
-from core.records import Sample
-from data import DataSet
-from data.docstring_pairs import load_docstring_pairs
-from data.docstrings import load_docstrings
 from tests.data.packages import words
+from troupe.config.data import DocstringPairsConfig, DocstringsConfig
+from troupe.data import DataSet
+from troupe.data.docstring_pairs import load_docstring_pairs
+from troupe.data.docstrings import load_docstrings
+from troupe.records import Sample
 
 
 def load(root: Path, *, num_heldout: int = 10, **settings: Any) -> DataSet:

@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 
-from core.records import Sample
-from core.story_recipes import DocstringSectionsConfig
-from data import DataSet
-from data.docstring_sections import load_docstring_sections, paragraphs_of
 from tests.data.packages import write_paragraphs
+from troupe.config.data import DocstringSectionsConfig
+from troupe.data import DataSet
+from troupe.data.docstring_sections import load_docstring_sections, paragraphs_of
+from troupe.records import Sample
 
 
 @pytest.fixture

@@ -3,14 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from core.data_recipes import DocstringsConfig
-from core.errors import DataError
-from core.records import Sample
-from data import DataSet, harvest
-from data.dataset import shorten
-from data.distinct import NearDuplicates, plain
-from data.docstrings import load_docstrings
 from tests.data.packages import function, words
+from troupe.config.data import DocstringsConfig
+from troupe.data import DataSet
+from troupe.data import docstring_scan as harvest
+from troupe.data.dataset import shorten
+from troupe.data.docstrings import load_docstrings
+from troupe.data.near_duplicates import NearDuplicates, plain
+from troupe.errors import DataError
+from troupe.records import Sample
 
 
 def load(root: Path, *, num_heldout: int = 10, **settings: object) -> DataSet:

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from core.chat import prompt_text
-from core.data_recipes import DocumentsConfig
-from core.records import Branch, Sample
-from data.dataset import DataSet
-from data.documents import load_documents
-from data.facts import Fact, split_facts
-from rewards.judge_qa import JudgeQA
+from troupe.chat import prompt_text
+from troupe.config.data import DocumentsConfig
+from troupe.data.dataset import DataSet
+from troupe.data.docstring_params import Fact, split_facts
+from troupe.data.documents import load_documents
+from troupe.records import Branch, Sample
+from troupe.rewards.judge_qa import JudgeQA
 
 TOPICS = ("looms", "ferries", "mosses", "organs", "kites", "clocks", "bridges", "stoves")
 

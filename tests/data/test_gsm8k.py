@@ -5,9 +5,9 @@ from typing import Any
 import datasets
 import pytest
 
-from core.data_recipes import GSM8KConfig
-from core.errors import DataError
-from data import load_data
+from troupe.config.data import GSM8KConfig
+from troupe.data import load_data
+from troupe.errors import DataError
 
 NATALIA = {
     "question": "Natalia sold clips to 48 friends in April, and half as many in May. How many altogether?",

@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from core.data_recipes import GSM8KConfig, JsonlConfig
-from core.errors import DataError
-from core.story_recipes import MessagesConfig
-from data import DataSet, load_data
-from data.dataset import hold_out
+from troupe.config.data import GSM8KConfig, JsonlConfig, MessagesConfig
+from troupe.data import DataSet, load_data
+from troupe.data.dataset import hold_out
+from troupe.errors import DataError
 
 ROWS = [{"prompt": f"question {number}", "answer": str(number), "id": f"r{number}"} for number in range(400)]
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from core.data_recipes import JsonlConfig
-from core.errors import DataError
-from data import DataSet, load_data
+from troupe.config.data import JsonlConfig
+from troupe.data import DataSet, load_data
+from troupe.errors import DataError
 
 
 def load(tmp_path: Path, *rows: Any, **settings: Any) -> DataSet:

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from core.data_recipes import DataConfig
-from core.records import Sample
-from data import LOADERS, load_data
 from tests.data.packages import FIXTURES, write_packages, write_paragraphs
 from tests.data.test_documents import write_documents
+from troupe.config.data import DataConfig
+from troupe.data import LOADERS, load_data
+from troupe.records import Sample
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import json, sys
 from pydantic import TypeAdapter
-from core.data_recipes import DataConfig
-from data import load_data
+from troupe.config.data import DataConfig
+from troupe.data import load_data
 data = [load_data(TypeAdapter(DataConfig).validate_python(config)) for config in json.loads(sys.argv[1])]
 print(json.dumps([[[s.sample_id, s.prompt, s.gold, s.fields] for s in [*d.train, *d.heldout]] for d in data]))
 """

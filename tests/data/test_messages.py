@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from core.errors import DataError
-from core.story_recipes import MessagesConfig
-from data import DataSet, load_data
 from tests.data.packages import FIXTURES
+from troupe.config.data import MessagesConfig
+from troupe.data import DataSet, load_data
+from troupe.errors import DataError
 
 JOKES = FIXTURES / "messages"
 

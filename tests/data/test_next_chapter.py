@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from core.errors import DataError
-from core.records import Sample
-from core.story_recipes import NextChapterConfig
-from data import DataSet, load_data
 from tests.data.packages import FIXTURES
+from troupe.config.data import NextChapterConfig
+from troupe.data import DataSet, load_data
+from troupe.errors import DataError
+from troupe.records import Sample
 
 STORIES = FIXTURES / "next_chapter"
 

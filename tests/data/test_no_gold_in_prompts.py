@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from core.chat import demonstration_text, prompt_text
-from core.records import Sample
-from data import LOADERS
-from data.distinct import plain
 from tests.data.packages import FIXTURES
 from tests.data.test_load_data import configs, samples_of
+from troupe.chat import demonstration_text, prompt_text
+from troupe.data import LOADERS
+from troupe.data.near_duplicates import plain
+from troupe.records import Sample
 
 __all__ = ["configs"]  # a fixture of pytest's is found by its name here
 
@@ -96,8 +96,8 @@ def with_other_golds(config: Row, directory: Path, change: Callable[[Row], Row])
 
 def test_the_words_of_a_gold_that_a_docstring_plan_shows_are_in_training_prompts_alone(configs: dict[str, Row]) -> None:
     """A small frozen model has to learn what plans are for; it may not be shown one where anything is measured."""
-    from core.story_recipes import DocstringSectionsConfig
-    from data import load_data
+    from troupe.config.data import DocstringSectionsConfig
+    from troupe.data import load_data
 
     settings = {key: value for key, value in configs["docstring_sections"].items() if key != "type"}
     data = load_data(DocstringSectionsConfig(**settings, task="section", plan_share=1.0))
@@ -108,8 +108,8 @@ def test_the_words_of_a_gold_that_a_docstring_plan_shows_are_in_training_prompts
 
 
 def test_a_chapter_that_its_row_shows_already_is_left_out_and_counted(tmp_path: Path) -> None:
-    from core.story_recipes import NextChapterConfig
-    from data import load_data
+    from troupe.config.data import NextChapterConfig
+    from troupe.data import load_data
 
     shutil.copytree(FIXTURES / "next_chapter", tmp_path / "stories")
     file = tmp_path / "stories" / "train.jsonl"

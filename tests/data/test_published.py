@@ -8,10 +8,10 @@ from typing import Any
 import datasets
 import pytest
 
-from core.data_recipes import SmolTalkConfig, TldrComparisonsConfig, TldrConfig, UltraFeedbackConfig
-from core.errors import DataError
-from data import load_data
 from tests.data.packages import FIXTURES
+from troupe.config.data import SmolTalkConfig, TldrComparisonsConfig, TldrConfig, UltraFeedbackConfig
+from troupe.data import load_data
+from troupe.errors import DataError
 
 CONFIGS = [SmolTalkConfig, UltraFeedbackConfig, TldrConfig, TldrComparisonsConfig]
 

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from core.chat import prompt_text
-from core.data_recipes import RepliqaConfig
-from core.errors import DataError
-from data import DataSet, load_data
-from data.lines import write_rows
 from tests.data.packages import FIXTURES
+from troupe.chat import prompt_text
+from troupe.config.data import RepliqaConfig
+from troupe.data import DataSet, load_data
+from troupe.data.lines import write_rows
+from troupe.errors import DataError
 
 
 def load(path: Path = FIXTURES / "repliqa", **settings: Any) -> DataSet:

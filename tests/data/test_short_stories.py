@@ -1,8 +1,8 @@
 import re
 
-from core.records import Branch, Sample
-from core.story_recipes import ShortStoriesConfig
-from data.short_stories import load_short_stories, right_coins
+from troupe.config.data import ShortStoriesConfig
+from troupe.data.short_stories import load_short_stories, right_coins
+from troupe.records import Branch, Sample
 
 GAINS = ("sells", "finds", "earns", "wins")
 

@@ -1,8 +1,8 @@
 from typing import Any
 
-from core.data_recipes import SmolTalkConfig
-from data import DataSet, load_data
 from tests.data.packages import FIXTURES
+from troupe.config.data import SmolTalkConfig
+from troupe.data import DataSet, load_data
 
 
 def load(**settings: Any) -> DataSet:

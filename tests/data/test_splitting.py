@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from core.errors import DataError
-from core.prepare_recipes import RowFilterConfig
-from core.records import Sample
-from data.dataset import DataSet
-from data.splitting import Item, items_of_file, items_of_samples, quantiles, split, text_in
+from troupe.config.tools import RowFilterConfig
+from troupe.data.dataset import DataSet
+from troupe.data.splitting import Item, items_of_file, items_of_samples, quantiles, split, text_in
+from troupe.errors import DataError
+from troupe.records import Sample
 
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 

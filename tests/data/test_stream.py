@@ -2,9 +2,9 @@ from collections import Counter
 
 import pytest
 
-from core.errors import DataError
-from core.records import Sample
-from data import PromptStream, position_in
+from troupe.data import PromptStream, position_in
+from troupe.errors import DataError
+from troupe.records import Sample
 
 SAMPLES = [Sample(sample_id=f"s{i}", prompt=f"prompt {i}") for i in range(7)]
 

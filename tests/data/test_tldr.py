@@ -1,9 +1,9 @@
 from typing import Any
 
-from core.data_recipes import TldrComparisonsConfig, TldrConfig
-from data import DataSet, load_data
-from data.tldr import post, summary
 from tests.data.packages import FIXTURES
+from troupe.config.data import TldrComparisonsConfig, TldrConfig
+from troupe.data import DataSet, load_data
+from troupe.data.tldr import post, summary
 
 
 def load(**settings: Any) -> DataSet:

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from core.data_recipes import UltraFeedbackConfig
-from core.errors import DataError
-from data import DataSet, load_data
 from tests.data.packages import FIXTURES
+from troupe.config.data import UltraFeedbackConfig
+from troupe.data import DataSet, load_data
+from troupe.errors import DataError
 
 
 def load(path: Path = FIXTURES / "ultrafeedback", **settings: Any) -> DataSet:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from core.data_recipes import WordProblemsConfig
-from core.errors import DataError
-from core.records import Branch, Sample
-from data import load_data, word_problems
-from data.word_problems import load_word_problems
-from rewards.answers import MathAnswer
+from troupe.config.data import WordProblemsConfig
+from troupe.data import load_data, word_problems
+from troupe.data.word_problems import load_word_problems
+from troupe.errors import DataError
+from troupe.records import Branch, Sample
+from troupe.rewards.answers import MathAnswer
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = WordProblemsConfig(num_train=2000, num_heldout=100)
@@ -60,7 +60,7 @@ def test_a_strict_reward_accepts_exactly_the_formatted_demonstrations() -> None:
 
 def test_the_seed_decides_the_problems_and_nothing_else_does() -> None:
     script = (
-        "import json; from core.data_recipes import WordProblemsConfig; from data import load_data;"
+        "import json; from troupe.config.data import WordProblemsConfig; from troupe.data import load_data;"
         "d = load_data(WordProblemsConfig(num_train=50, num_heldout=5, seed=4));"
         "print(json.dumps([[s.sample_id, s.prompt, s.gold, dict(s.fields)] for s in [*d.train, *d.heldout]]))"
     )

@@ -9,13 +9,12 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from core.environment_recipes import EnvironmentConfig
-from core.errors import ConfigError
-from core.recipes import GRPOConfig
-from core.records import Sample
-from core.rollout_recipes import EvaluationConfig, RolloutConfig
-from environments import build_environment
-from environments.turn import Turn
+from troupe.config.grpo import GRPOConfig
+from troupe.config.rollout import EnvironmentConfig, EvaluationConfig, RolloutConfig
+from troupe.environments import build_environment
+from troupe.environments.turn import Turn
+from troupe.errors import ConfigError
+from troupe.records import Sample
 
 HERE = "tests.environments.test_build"
 

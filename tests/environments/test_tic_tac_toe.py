@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from core.data_recipes import TicTacToeConfig
-from core.records import Sample
-from core.tic_tac_toe import CELLS, EMPTY, Symbol, free_cells, is_over, other, place, show, winner, written
-from data import load_data
-from environments.tic_tac_toe import TicTacToe, best_moves, read_move, reply
-from environments.turn import Turn
+from troupe.config.data import TicTacToeConfig
+from troupe.data import load_data
+from troupe.environments.board import CELLS, EMPTY, Symbol, free_cells, is_over, other, place, show, winner, written
+from troupe.environments.tic_tac_toe import TicTacToe, best_moves, read_move, reply
+from troupe.environments.turn import Turn
+from troupe.records import Sample
 
 Player = Callable[[str, random.Random], str]
 

@@ -16,19 +16,19 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from core.benchmark_recipes import BenchmarkConfig
-from core.config import load_config
-from core.errors import ConfigError, DataError
-from core.files import read_json, read_lines
-from core.program import run_program
-from core.recipes import GRPOConfig
-from core.records import Branch, Sample
-from core.report import build_report
-from jobs.benchmark import benchmark
-from jobs.entrants import prepare
 from tests.actors.small import write_model
 from tests.jobs.test_evaluate import write_reward_model
 from tests.rewards.chat_server import Answer, ChatServer
+from troupe.config.evaluation import BenchmarkConfig
+from troupe.config.grpo import GRPOConfig
+from troupe.config.loader import load_config
+from troupe.config.program import run_program
+from troupe.errors import ConfigError, DataError
+from troupe.evaluation.candidates import prepare
+from troupe.files import read_json, read_lines
+from troupe.jobs.benchmark import benchmark
+from troupe.records import Branch, Sample
+from troupe.report.report import build_report
 
 SAMPLES = 8
 RIGHT_AT = {0: 2, 10: 4, 20: 7}

@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import jobs.compute_baseline as job
-from core.config import load_config
-from core.errors import CheckpointError, ConfigError, DataError
-from core.files import read_lines
-from core.recipes import GRPOConfig
+import troupe.jobs.compute_baseline as job
 from tests.actors.small import write_model
+from troupe.config.grpo import GRPOConfig
+from troupe.config.loader import load_config
+from troupe.errors import CheckpointError, ConfigError, DataError
+from troupe.files import read_lines
 
 QUESTIONS = [{"prompt": f"Tom has {n} pens and buys 5 more. How many?", "answer": str(n + 5)} for n in range(9)]
 
@@ -123,7 +123,7 @@ def test_what_cannot_be_computed_is_said_before_a_model_is_loaded(
 
 
 def test_the_summary_names_the_median_and_the_extremes(recipe: Callable[..., GRPOConfig], tmp_path: Path) -> None:
-    from core.baselines import Baseline, BaselineFile, Identity
+    from troupe.rewards.baselines import Baseline, BaselineFile, Identity
 
     file = BaselineFile(tmp_path / "b.jsonl", Identity(model="", tokenizer="", template="", precision=""))
     file.add([Baseline(sample_id=str(n), nll=math.log(n), num_tokens=1, digest="") for n in (1, 4, 25)])

@@ -3,13 +3,13 @@ from typing import Any
 
 import pytest
 
-from core.data_recipes import RepliqaConfig
-from core.errors import ConfigError
-from core.files import read_lines
-from data import load_data
-from jobs.distil import DistilConfig, distil
 from tests.data.packages import FIXTURES
 from tests.rewards.chat_server import Answer, ChatServer
+from troupe.config.data import RepliqaConfig
+from troupe.data import load_data
+from troupe.errors import ConfigError
+from troupe.files import read_lines
+from troupe.jobs.distil import DistilConfig, distil
 
 
 def recipe(tmp_path: Path, url: str, **settings: Any) -> DistilConfig:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from core import doctor, doctor_network
-from core.errors import ConfigError
-from core.extension import extension_state, remove_stale_lock
-from core.hardware import hardware
-from core.listening import Listener
-from jobs.doctor import checks, examine, report
+from troupe.errors import ConfigError
+from troupe.extension import extension_state, remove_stale_lock
+from troupe.hardware import hardware
+from troupe.jobs.doctor import checks, examine, report
+from troupe.ops import doctor, doctor_network
+from troupe.processes.sockets import Listener
 
 ROOT = Path(__file__).resolve().parents[2]
 

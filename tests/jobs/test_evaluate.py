@@ -17,23 +17,23 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from actors.evaluation import evaluation_seats, with_tokens
-from core.chat import encode_answer, encode_prompt
-from core.config import load_config
-from core.errors import CheckpointError, DataError, RewardError
-from core.evaluate_recipes import EvaluateConfig
-from core.evaluation_tables import AnswerRow, as_csv, as_markdown, measure, result_tables
-from core.files import read_lines
-from core.model_check import check_model
-from core.model_paths import locate
-from core.program import run_program
-from core.records import Branch, Sample
-from core.stored_answers import AnswerStore
-from data import load_data
-from data.answers import read_answers
-from jobs.evaluate import evaluate
-from jobs.examination import prepare
 from tests.actors.small import write_model
+from troupe.chat import encode_answer, encode_prompt
+from troupe.config.evaluation import EvaluateConfig
+from troupe.config.loader import load_config
+from troupe.config.program import run_program
+from troupe.data import load_data
+from troupe.data.reference_answers import read_answers
+from troupe.errors import CheckpointError, DataError, RewardError
+from troupe.evaluation.evaluation_tables import AnswerRow, as_csv, as_markdown, measure, result_tables
+from troupe.evaluation.generation import evaluation_seats, with_tokens
+from troupe.evaluation.plan import prepare
+from troupe.evaluation.stored_answers import AnswerStore
+from troupe.files import read_lines
+from troupe.jobs.evaluate import evaluate
+from troupe.records import Branch, Sample
+from troupe.runs.model_check import check_model
+from troupe.runs.model_paths import locate
 
 SAMPLES = 6
 
@@ -185,7 +185,7 @@ def test_what_cannot_work_is_one_sentence_and_status_2_before_anything_starts(
     def started(*_: object, **__: object) -> None:
         raise AssertionError("nothing may be started for this")
 
-    monkeypatch.setattr("actors.placement._connect", started)
+    monkeypatch.setattr("troupe.actors.placement._connect", started)
     fitting = "max_prompt_tokens=88"  # beside 40 of an answer, what the model takes
     given = [fitting, *(argument.replace("{tmp}", str(tmp_path)) for argument in arguments)]
     if not any(argument.startswith("data=") for argument in given):
@@ -345,8 +345,8 @@ def without_engines(examined: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     def started(*_: object, **__: object) -> None:
         raise AssertionError("the answers are there")
 
-    monkeypatch.setattr("jobs.evaluate.generate", started)
-    monkeypatch.setattr("actors.placement._connect", started)
+    monkeypatch.setattr("troupe.jobs.evaluate.generate", started)
+    monkeypatch.setattr("troupe.actors.placement._connect", started)
 
     def again(settings: EvaluateConfig) -> dict[str, Any]:
         inline = settings.model_copy(update={"placement": settings.placement.model_copy(update={"backend": "inline"})})

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from core.environment_recipes import EnvironmentConfig
-from core.evaluate_recipes import EvaluateConfig
-from core.evaluation_tables import measure
-from core.records import Branch, Sample, Score
-from core.rollout_recipes import RewardConfig
-from jobs.evaluate import Marks, answer_rows, compare_all, function_scores
-from jobs.examination import Examination
-from rewards import build_rewards
+from troupe.config.evaluation import EvaluateConfig
+from troupe.config.rollout import EnvironmentConfig, RewardConfig
+from troupe.evaluation.evaluation_tables import measure
+from troupe.evaluation.plan import Examination
+from troupe.jobs.evaluate import Marks, answer_rows, compare_all, function_scores
+from troupe.records import Branch, Sample, Score
+from troupe.rewards.build import build_rewards
 
 SAMPLES = [Sample(sample_id=f"game/{index}", prompt="Play.") for index in range(4)]
 GAMES = EnvironmentConfig(fn="tic_tac_toe", max_turn_tokens=20)

@@ -13,16 +13,16 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from actors.engine import Engine
-from actors.objective import PolicyObjective
-from core.algorithm_recipes import AlgorithmConfig
-from core.checkpoint import CheckpointStore
-from core.config import load_config
-from core.errors import CheckpointError, ConfigError
-from core.export_recipes import ExportConfig
-from core.role_recipes import LoraConfig, PolicyConfig
-from jobs.export import export
 from tests.actors.small import ragged, with_targets, write_model
+from troupe.actors.engine import Engine
+from troupe.algorithms.objective import PolicyObjective
+from troupe.config.algorithm import AlgorithmConfig
+from troupe.config.loader import load_config
+from troupe.config.models import LoraConfig, PolicyConfig
+from troupe.config.tools import ExportConfig
+from troupe.errors import CheckpointError, ConfigError
+from troupe.jobs.export import export
+from troupe.runs.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from core.files import read_lines
+from troupe.files import read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk-planted-0123456789abcdef"
@@ -16,11 +16,11 @@ PROMPTED = "How many"
 """What every word problem asks, taken for a secret."""
 
 TRAIN = """
-from actors.cast import Cast
-from core.errors import SyncError
-from core.program import run_program
-from core.recipes import GRPOConfig
-from jobs.train_grpo import train
+from troupe.training.roles import Cast
+from troupe.errors import SyncError
+from troupe.config.program import run_program
+from troupe.config.grpo import GRPOConfig
+from troupe.jobs.train_grpo import train
 
 publish, published = Cast.publish, []
 

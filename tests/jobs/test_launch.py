@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-import actors.launching
-from actors.launching import Cluster, Jobs
-from core.child import run_logged
-from jobs import launch
+import troupe.ops.launching
+from troupe.jobs import launch
+from troupe.ops.launching import Cluster, Jobs
+from troupe.processes.subprocesses import run_logged
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (directory / name).write_text("#!/bin/sh\nexit 255\n")
         (directory / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(directory), prepend=":")
-    monkeypatch.setattr(actors.launching, "LOGS", tmp_path / "logs")
+    monkeypatch.setattr(troupe.ops.launching, "LOGS", tmp_path / "logs")
     return directory
 
 
@@ -83,7 +83,7 @@ def test_an_env_file_with_a_quote_missing_is_refused_by_line_and_without_its_val
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".env").write_text("HF_TOKEN=abc\nWANDB_API_KEY='planted-secret\n")
-    monkeypatch.setattr(actors.launching, "ROOT", tmp_path)
+    monkeypatch.setattr(troupe.ops.launching, "ROOT", tmp_path)
     said = refused(capsys, "submit", "--address", "http://127.0.0.1:1", "--", "python", "x.py")
     assert ".env line 2: " in said
     assert "planted" not in said
@@ -92,7 +92,7 @@ def test_an_env_file_with_a_quote_missing_is_refused_by_line_and_without_its_val
 def test_the_runs_lie_beside_the_project_that_the_cluster_mounts(tmp_path: Path) -> None:
     assert Cluster(ROOT / "cluster.yaml").runs == "/home/ubuntu/runs"
     cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    cluster["file_mounts"] = {"~/troupe/core": "core"}  # a path that no job could use as it stands
+    cluster["file_mounts"] = {"~/troupe/troupe": "troupe"}  # a path that no job could use as it stands
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(cluster))
     assert Cluster(tmp_path / "cluster.yaml").runs is None
 

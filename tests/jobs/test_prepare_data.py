@@ -8,14 +8,19 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from core.data_recipes import DataConfig, WordProblemsConfig
-from core.errors import ConfigError, DataError
-from core.prepare_recipes import PrepareConfig
-from core.story_recipes import DocstringSectionsConfig, MessagesConfig, NextChapterConfig
-from data import load_data
-from jobs.prepare_data import prepare
 from tests.actors.small import write_model
 from tests.data.packages import FIXTURES, write_paragraphs
+from troupe.config.data import (
+    DataConfig,
+    DocstringSectionsConfig,
+    MessagesConfig,
+    NextChapterConfig,
+    WordProblemsConfig,
+)
+from troupe.config.tools import PrepareConfig
+from troupe.data import load_data
+from troupe.errors import ConfigError, DataError
+from troupe.jobs.prepare_data import prepare
 
 
 def joined(name: str, file: Path) -> str:

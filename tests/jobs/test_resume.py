@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from actors.trained import Trained
-from core.errors import CheckpointError, WorkerError
-from core.files import read_lines
-from core.supervised_recipes import SFTConfig
-from jobs.train_sft import train_sft
 from tests.actors.small import write_model
+from troupe.actors.trained import Trained
+from troupe.config.supervised import SFTConfig
+from troupe.errors import CheckpointError, WorkerError
+from troupe.files import read_lines
+from troupe.jobs.train_sft import train_sft
 
 UNEQUAL = ("at", "wall_s", "tokens_per_second", "data/left_out")
 """Of a line of metrics.jsonl: what depends on the clock, or counts what this process has met."""

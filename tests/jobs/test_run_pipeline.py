@@ -17,15 +17,15 @@ from typing import Any
 import psutil
 import pytest
 
-from core.child import run_logged
-from core.config import load_config
-from core.dry_runs import dry_runs
-from core.errors import CheckpointError, ConfigError
-from core.files import read_json
-from core.pipeline import PipelineState
-from core.pipeline_recipes import PipelineConfig
-from core.report_pipeline import measured_groups
-from jobs.run_pipeline import check_command, check_stages, checked_stage, missing_files, override, plan
+from troupe.config.loader import load_config
+from troupe.config.tools import PipelineConfig
+from troupe.errors import CheckpointError, ConfigError
+from troupe.files import read_json
+from troupe.jobs.run_pipeline import check_command, check_stages, checked_stage, missing_files, override, plan
+from troupe.ops.dry_runs import dry_runs
+from troupe.ops.pipeline import PipelineState
+from troupe.ops.pipeline_report import measured_groups
+from troupe.processes.subprocesses import run_logged
 
 ROOT = Path(__file__).resolve().parents[2]
 # Without torch, which a run would only seed: it takes two seconds to import.
@@ -33,11 +33,11 @@ HEAD = f"import sys, time, json, subprocess\nsys.modules['torch'] = None\nfrom p
 TRAIN = (
     HEAD
     + '''
-from core.config import Section
-from core.errors import DataError
-from core.program import run_program
-from core.run_recipes import CheckpointConfig, RunConfig
-from core.run import Run
+from troupe.config.loader import Section
+from troupe.errors import DataError
+from troupe.config.program import run_program
+from troupe.config.run import CheckpointConfig, RunConfig
+from troupe.runs.run import Run
 
 class TrainConfig(Section):
     """A training whose weights are a text: those it began with, and one letter per step."""
@@ -52,7 +52,7 @@ class TrainConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 def train(config):
-    with Run.open(config) as run:
+    with open_run(config) as run:
         latest = run.checkpoints.latest()
         first = latest or 0
         begins = run.checkpoints.path(first) if first else Path(config.start) if config.start else None
@@ -80,8 +80,8 @@ run_program(train, TrainConfig, "train.py")
 MEASURE = (
     HEAD
     + '''
-from core.config import Section
-from core.program import run_program
+from troupe.config.loader import Section
+from troupe.config.program import run_program
 
 class MeasureConfig(Section):
     """The length of each model's weights."""
@@ -100,8 +100,8 @@ run_program(measure, MeasureConfig, "measure.py")
 LOOSE = (
     HEAD
     + '''
-from core.config import Section
-from core.program import run_program
+from troupe.config.loader import Section
+from troupe.config.program import run_program
 
 class LooseConfig(Section):
     """A job that does not say where it writes."""

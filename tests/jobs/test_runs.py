@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from core.checkpoint import CheckpointStore
-from core.errors import CheckpointError, ConfigError, StorageError
-from core.files import read_json, read_lines
-from core.recipes import GRPOConfig
-from core.run import Run
-from jobs.runs import main
 from tests.s3 import client
+from troupe.config.grpo import GRPOConfig
+from troupe.errors import CheckpointError, ConfigError, StorageError
+from troupe.files import read_json, read_lines
+from troupe.jobs.runs import main
+from troupe.report.observers import open_run
+from troupe.runs.checkpoint import CheckpointStore
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def write_run(name: str = "x", *, steps: int = 3, storage: str | None = None, **
     config = GRPOConfig(
         steps=steps, run={"name": name, "storage": {"url": storage, "every": 0}}, checkpoint={"keep_last": 9}, **fields
     )
-    with Run.open(config) as run:
+    with open_run(config) as run:
         for step in run.steps((run.checkpoints.latest() or 0) + 1, steps):
             run.log({"reward/mean": step / 10})
             with run.checkpoints.writing(step) as path:

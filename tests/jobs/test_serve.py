@@ -6,10 +6,10 @@ import socket
 
 import pytest
 
-from core.config import load_config
-from core.errors import ConfigError
-from core.serve_recipes import ServeConfig, with_sources
-from jobs.serve import KEY, announce, api_key, require_free_port
+from troupe.config.loader import load_config
+from troupe.config.serve import ServeConfig, with_sources
+from troupe.errors import ConfigError
+from troupe.jobs.serve import KEY, announce, api_key, require_free_port
 
 
 def recipe(*arguments: str) -> ServeConfig:

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.placement import Stage
-from algorithms.packing import Batch
-from core.checkpoint import CheckpointStore
-from core.records import Group
-from jobs.supervised import Course, train_supervised
-from jobs.train_sft import Imitation, train_sft
 from tests.actors.small import write_model
-from tests.jobs.test_supervised import STEPS, column, events, sft, weights
+from tests.training.test_supervised import STEPS, column, events, sft, weights
+from troupe.actors.placement import Stage
+from troupe.algorithms.packing import Batch
+from troupe.jobs.train_sft import Imitation, train_sft
+from troupe.records import Group
+from troupe.runs.checkpoint import CheckpointStore
+from troupe.training.supervised import Course, train_supervised
 
 STOPPED_AT, KILLED_IN = 2, 6
 

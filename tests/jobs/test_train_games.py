@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from core.config import load_config
-from core.evaluate_recipes import EvaluateConfig
-from core.files import read_lines
-from core.recipes import GRPOConfig
-from jobs.evaluate import evaluate
-from jobs.train_grpo import train
+from troupe.config.evaluation import EvaluateConfig
+from troupe.config.grpo import GRPOConfig
+from troupe.config.loader import load_config
+from troupe.files import read_lines
+from troupe.jobs.evaluate import evaluate
+from troupe.jobs.train_grpo import train
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("stage")

@@ -21,20 +21,20 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.kl_coefficient import KLCoefficient
-from actors.placement import Stage
-from core.checkpoint import CheckpointStore, save_state
-from core.config import dump_config
-from core.errors import CheckpointError
-from core.files import read_lines
-from core.program import run_program
-from core.recipes import GRPOConfig
-from core.run import Run
-from jobs.train_grpo import resume, train
 from tests.actors.small import write_model
-from tests.core.traces import assert_nested_and_covering
 from tests.s3 import client
 from tests.test_grafana import unknown_names
+from tests.traces import assert_nested_and_covering
+from troupe.actors.placement import Stage
+from troupe.algorithms.kl_coefficient import KLCoefficient
+from troupe.config.grpo import GRPOConfig
+from troupe.config.loader import dump_config
+from troupe.config.program import run_program
+from troupe.errors import CheckpointError
+from troupe.files import read_lines
+from troupe.jobs.train_grpo import resume, train
+from troupe.report.observers import open_run
+from troupe.runs.checkpoint import CheckpointStore, save_state
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("stage")
@@ -351,7 +351,7 @@ def test_bad_input_is_one_sentence_and_status_2_before_anything_starts(
     def started(*_: object, **__: object) -> None:
         raise AssertionError("Ray must not be started for this")
 
-    monkeypatch.setattr("actors.placement._connect", started)
+    monkeypatch.setattr("troupe.actors.placement._connect", started)
     given = [argument.replace("{tmp}", str(tmp_path)).replace("{{", "{").replace("}}", "}") for argument in arguments]
     run = [f"run.directory={tmp_path / 'runs'}", "run.name=x"]
     monkeypatch.setattr(sys, "argv", ["jobs/train_grpo.py", *given, *run])
@@ -385,7 +385,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_it_is_loaded(
         pytest.raises(
             CheckpointError, match="holds the model qwen2-of-another-shape, this run trains qwen2-of-this-shape"
         ),
-        Run.open(config) as run,
+        open_run(config) as run,
     ):
         resume(run, troupe, KLCoefficient(config.algorithm.kl), num_samples=1)  # type: ignore[arg-type]
     assert contents(tmp_path / "runs" / "x") == earlier

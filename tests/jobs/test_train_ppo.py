@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from core.files import read_lines
-from core.rl_recipes import PPOConfig
-from jobs.train_ppo import train_ppo
 from tests.actors.small import write_model
 from tests.actors.test_values import write_scalar_model
+from troupe.config.grpo import PPOConfig
+from troupe.files import read_lines
+from troupe.jobs.train_ppo import train_ppo
 
 pytestmark = pytest.mark.usefixtures("stage")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.watch import main
-from tests.core.fake_run import fake_run
+from tests.fake_run import fake_run
+from troupe.jobs.watch import main
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,6 +1,6 @@
 import pytest
 
-from core.records import Branch, Group, Sample
+from troupe.records import Branch, Group, Sample
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from core.records import Branch, Sample, Score
+from troupe.records import Branch, Sample, Score
 
 NOT_A_FUNCTION = 3
 

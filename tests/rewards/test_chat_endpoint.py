@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from core.errors import RewardError
-from core.records import Message
-from rewards.cache import ReplyCache
-from rewards.chat_endpoint import ChatEndpoint, EndpointConfig, Judgement, parse_retry_after
-from rewards.remote import read_number
 from tests.rewards.chat_server import Answer, ChatServer
+from troupe.errors import RewardError
+from troupe.records import Message
+from troupe.rewards.cache import ReplyCache
+from troupe.rewards.chat_endpoint import ChatEndpoint, EndpointConfig, Judgement, parse_retry_after
+from troupe.rewards.remote import read_number
 
 KEY = "sk-very-secret-0123456789"
 
@@ -205,7 +205,7 @@ def test_an_outage_that_ended_does_not_shorten_the_patience_of_the_next(serve: S
 def test_one_question_that_the_judge_cannot_take_is_given_up_while_others_are_answered(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rewards.chat_endpoint.MAX_PAUSE_S", 0.02)
+    monkeypatch.setattr("troupe.rewards.chat_endpoint.MAX_PAUSE_S", 0.02)
     server = serve(lambda body, number: Answer(status=500) if body["messages"][0]["content"] == "x" else "reward:1")
     endpoint = endpoint_of(server.url, patience_s=0.3)
     waiting: list[Judgement[float]] = []
@@ -289,7 +289,7 @@ def test_neither_key_nor_question_is_in_the_cache(serve: Serve, tmp_path: Path) 
 def test_several_processes_may_write_at_once(tmp_path: Path) -> None:
     path = tmp_path / "c.sqlite"
     script = (
-        "import sys; from pathlib import Path; from rewards.cache import ReplyCache\n"
+        "import sys; from pathlib import Path; from troupe.rewards.cache import ReplyCache\n"
         "for n in range(8): ReplyCache(Path(sys.argv[1])).put(f'{sys.argv[2]}{n}', f'reply {n}', model='m')\n"
     )
     command = [sys.executable, "-c", script, str(path)]

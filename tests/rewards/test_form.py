@@ -2,9 +2,9 @@ import re
 
 import pytest
 
-from core.records import Branch, Sample
-from rewards.form import Length, regex_format
 from tests.rewards.conftest import branch
+from troupe.records import Branch, Sample
+from troupe.rewards.form import Length, regex_format
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from core.config import load_config
-from core.errors import ConfigError, RewardError
-from core.recipes import GRPOConfig
-from core.records import Branch, Sample, Score
-from core.rollout_recipes import RewardConfig
-from data import load_data
-from rewards import Rewards, build_rewards
-from rewards.judge_qa import JudgeQA
-from rewards.qa_judges import fenced, find_answer
 from tests.data.packages import FIXTURES
 from tests.rewards.chat_server import Answer, ChatServer
 from tests.rewards.conftest import branch, group_of
+from troupe.config.grpo import GRPOConfig
+from troupe.config.loader import load_config
+from troupe.config.rollout import RewardConfig
+from troupe.data import load_data
+from troupe.errors import ConfigError, RewardError
+from troupe.records import Branch, Sample, Score
+from troupe.rewards.build import Rewards, build_rewards
+from troupe.rewards.judge_qa import JudgeQA
+from troupe.rewards.qa_judges import fenced, find_answer
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk-very-secret-0123456789"

@@ -2,12 +2,13 @@ import asyncio
 
 import pytest
 
-from core.errors import DataError
-from core.records import Sample
-from core.rollout_recipes import RewardConfig
-from rewards import build_rewards, mathematics
-from rewards.answers import MathAnswer
 from tests.rewards.conftest import branch, group_of
+from troupe.config.rollout import RewardConfig
+from troupe.errors import DataError
+from troupe.records import Sample
+from troupe.rewards import mathematics
+from troupe.rewards.answers import MathAnswer
+from troupe.rewards.build import build_rewards
 
 EIGHT = Sample(sample_id="s", prompt="?", gold="8")
 

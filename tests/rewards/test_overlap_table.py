@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from core.records import Sample
-from rewards.overlap import rouge
-from rewards.overlap_table import VARIANTS, rouge_table
 from tests.rewards.conftest import branch
+from troupe.records import Sample
+from troupe.rewards.overlap import rouge
+from troupe.rewards.overlap_table import VARIANTS, rouge_table
 
 GOLD = Sample(sample_id="s", prompt="?", gold="the cat sat on the mat")
 ANSWER = branch("the cat sat")

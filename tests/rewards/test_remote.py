@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from core.errors import ConfigError, RewardError
-from core.records import Group, Message, Sample
-from core.rollout_recipes import RewardConfig
-from rewards import Rewards, build_rewards
-from rewards.remote import read_number, read_verdict
 from tests.rewards.chat_server import ChatServer
 from tests.rewards.conftest import branch, group_of
+from troupe.config.rollout import RewardConfig
+from troupe.errors import ConfigError, RewardError
+from troupe.records import Group, Message, Sample
+from troupe.rewards.build import Rewards, build_rewards
+from troupe.rewards.remote import read_number, read_verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk-very-secret-0123456789"

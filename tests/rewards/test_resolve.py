@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import ConfigError
-from core.records import Sample
-from core.rollout_recipes import RewardConfig
-from rewards import build_rewards
 from tests.rewards.conftest import group_of
+from troupe.config.rollout import RewardConfig
+from troupe.errors import ConfigError
+from troupe.records import Sample
+from troupe.rewards.build import build_rewards
 
 EXAMPLES = "tests.rewards.example_rewards"
 

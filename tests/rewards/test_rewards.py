@@ -6,12 +6,12 @@ import time
 import numpy as np
 import pytest
 
-from core.errors import RewardError
-from core.records import Sample, Score
-from core.rollout_recipes import RewardConfig
-from rewards import Rewards, build_rewards
 from tests.rewards import example_rewards
 from tests.rewards.conftest import group_of
+from troupe.config.rollout import RewardConfig
+from troupe.errors import RewardError
+from troupe.records import Sample, Score
+from troupe.rewards.build import Rewards, build_rewards
 
 
 def example(name: str, **settings: object) -> RewardConfig:

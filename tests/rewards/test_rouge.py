@@ -1,8 +1,8 @@
 import pytest
 
-from core.records import Sample
-from rewards.overlap import rouge
 from tests.rewards.conftest import branch
+from troupe.records import Sample
+from troupe.rewards.overlap import rouge
 
 GOLD = Sample(sample_id="s", prompt="?", gold="the cat sat on the mat")
 ANSWER = branch("the cat lay on a mat")

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from core.program import run_program
-from core.rollout_recipes import RewardConfig
-from jobs.score import ScoreConfig, score, statistics_of
+from troupe.config.program import run_program
+from troupe.config.rollout import RewardConfig
+from troupe.jobs.score import ScoreConfig, score, statistics_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = [

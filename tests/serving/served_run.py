@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from core.checkpoint import CheckpointStore
-from core.model_recipes import ScratchModelConfig
-from core.scratch import write_scratch_model
+from troupe.config.models import ScratchModelConfig
+from troupe.runs.checkpoint import CheckpointStore
+from troupe.training.scratch import write_scratch_model
 
 LENGTH = 8192
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12]

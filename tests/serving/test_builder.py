@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from ray import serve
 
-from serving.builder import application
 from tests.actors.small import write_model
+from troupe.serving.builder import application
 
 pytestmark = pytest.mark.usefixtures("stage")
 

@@ -15,21 +15,21 @@ import openai
 import psutil
 import pytest
 
-from actors.placement import Stage
-from core.benchmark_recipes import BenchmarkConfig
-from core.config import load_config
-from core.errors import ConfigError
-from core.files import read_json
-from core.serve_recipes import ServeConfig
-from core.served_models import served_models
-from jobs.benchmark import benchmark
-from jobs.serve import require_free_port
-from serving.endpoint import Endpoint
-from serving.ingress import hash_key
 from tests.rewards.chat_server import Answer, ChatServer
 from tests.serving.ports import free_port
 from tests.serving.served_run import LENGTH, PROMPT, Run
 from tests.serving.waiting import wait_until
+from troupe.actors.placement import Stage
+from troupe.config.evaluation import BenchmarkConfig
+from troupe.config.loader import load_config
+from troupe.config.serve import ServeConfig
+from troupe.errors import ConfigError
+from troupe.files import read_json
+from troupe.jobs.benchmark import benchmark
+from troupe.jobs.serve import require_free_port
+from troupe.serving.endpoint import Endpoint
+from troupe.serving.ingress import hash_key
+from troupe.serving.served_models import served_models
 
 KEY = "a-token-of-sixteen"
 CHAT: list[Any] = [{"role": "user", "content": "What is 3 + 4?"}]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from core.checkpoint import MANIFEST
-from core.errors import CheckpointError
-from core.served_models import Served
-from serving.follower import Follower
-from tests.core.test_served_models import save
+from tests.serving.test_served_models import save
+from troupe.errors import CheckpointError
+from troupe.runs.checkpoint import MANIFEST
+from troupe.serving.follower import Follower
+from troupe.serving.served_models import Served
 
 
 def served(path: Path) -> Served:

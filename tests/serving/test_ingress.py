@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.ingress import Door, build_app, hash_key
-from serving.messages import Message
-from serving.openai_error import Unavailable
+from troupe.serving.ingress import Door, build_app, hash_key
+from troupe.serving.messages import Message
+from troupe.serving.openai_error import Unavailable
 
 KEY = "a-token-of-sixteen"
 

@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-from core.scoring_recipes import ServedRewardModelConfig
-from serving.playground import playground_page, run_examples
-from serving.scorer import ModelScorer
 from tests.serving.browser import CHROMIUM, Page, browser
 from tests.serving.tiny_api import TinyApi, TinyModel
+from troupe.config.rollout import ServedRewardModelConfig
+from troupe.serving.playground import playground_page, run_examples
+from troupe.serving.scorer import ModelScorer
 
 KEY = "sk-tiny/+=&#"
 needs_browser = pytest.mark.skipif(

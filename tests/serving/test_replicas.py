@@ -13,19 +13,19 @@ import openai
 import pytest
 from ray import serve
 
-from actors.placement import Stage
-from core.bucket import Bucket
-from core.config import load_config
-from core.serve_recipes import ServeConfig
-from core.served_models import Served, on_this_machine, served_models
-from core.stored_run import StoredRun, run_files
-from serving.app import NAME
-from serving.endpoint import Endpoint
-from serving.ingress import hash_key
 from tests.s3 import CREDENTIALS, client
 from tests.serving.ports import free_port
 from tests.serving.served_run import LENGTH, PROMPT, Run
 from tests.serving.waiting import wait_until
+from troupe.actors.placement import Stage
+from troupe.config.loader import load_config
+from troupe.config.serve import ServeConfig
+from troupe.runs.bucket import Bucket
+from troupe.runs.stored_run import StoredRun, run_files
+from troupe.serving.app import NAME
+from troupe.serving.endpoint import Endpoint
+from troupe.serving.ingress import hash_key
+from troupe.serving.served_models import Served, on_this_machine, served_models
 
 KEY = "a-token-of-sixteen"
 

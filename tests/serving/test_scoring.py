@@ -15,19 +15,18 @@ import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from actors.frozen import Frozen, FrozenWorker
-from actors.group import InlineGroup
-from algorithms.packing import Batch
-from core.chat import encode_answer, encode_prompt
-from core.errors import CheckpointError
-from core.records import Branch, Group, Sample
-from core.rollout_recipes import RewardConfig
-from core.scoring_recipes import ServedRewardModelConfig, ServedRewardsConfig
-from rewards import build_rewards
-from serving.conversations import Conversation
-from serving.scorer import FunctionScorer, ModelScorer, one_group_per_prompt
-from serving.scoring import scoring_router
 from tests.serving.tiny_api import TinyApi
+from troupe.actors.frozen import Frozen, FrozenWorker
+from troupe.actors.workers import InlineGroup
+from troupe.algorithms.packing import Batch
+from troupe.chat import encode_answer, encode_prompt
+from troupe.config.rollout import RewardConfig, ServedRewardModelConfig, ServedRewardsConfig
+from troupe.errors import CheckpointError
+from troupe.records import Branch, Group, Sample
+from troupe.rewards.build import build_rewards
+from troupe.serving.conversations import Conversation
+from troupe.serving.scorer import FunctionScorer, ModelScorer, one_group_per_prompt
+from troupe.serving.scoring import scoring_router
 
 PROMPT = "Tom has 3 pens and buys 5 more. How many pens now?"
 ANSWERS = ["3+5=8\n#### 8", "That makes 9.", "8", "", "So the answer is 8. So the answer is 8."]

@@ -14,7 +14,7 @@ import uvicorn.config
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
-from serving.slow_senders import TIMEOUT, limit_sending
+from troupe.serving.slow_senders import TIMEOUT, limit_sending
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: here\r\ncontent-length: 100\r\n"
 TIMEOUT_S = 0.5

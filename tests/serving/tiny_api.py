@@ -20,9 +20,9 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from serving.openai_error import openai_error
-from serving.playground import PATHS, playground_router
-from serving.scoring import Scorer, chat_reply, scorer_card, scoring_router
+from troupe.serving.openai_error import openai_error
+from troupe.serving.playground import PATHS, playground_router
+from troupe.serving.scoring import Scorer, chat_reply, scorer_card, scoring_router
 
 Token = tuple[int, float, list[tuple[int, float]]]
 """(id, its log-probability, the five likeliest with theirs)."""

@@ -1,0 +1,389 @@
+"""Groups of workers: one method call fans out to every rank, and answers come back as futures.
+
+`WorkerGroup` runs each rank as a Ray actor, `InlineGroup` runs the same classes in this process for tests and
+debugging. A remote call is written with the method itself, never its name in a string, so readers can follow
+it and checkers can check it. The only `ray.remote` of the project is here.
+
+A failure arrives as one of ours, whichever way a caller waits: what a worker raised for the user as it is, its death as a
+WorkerError, anything else as a WorkerBug. Ray's own errors stay here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import inspect
+import os
+import re
+import tempfile
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from troupe.errors import SyncError, TroupeError, WorkerBug, WorkerError
+from troupe.hardware import WORKER_ROLE
+from troupe.processes.deaths import describe_death, find_remedy, last_exception, last_lines, quote_lines
+from troupe.processes.logs import ENGINE_SUFFIX, ProcessLogs
+from troupe.processes.waiting import waiting
+from troupe.secrets import without_escapes
+from troupe.timeline import RECORDER, TRACK, Entry
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+SPANS_WITHIN_S = 10.0
+"""Seconds that a step waits for the spans of workers; a timeline is not worth more."""
+
+DEATH_IS_KNOWN_S = 10.0
+"""Seconds after a failed call until the death of a peer that caused it is known."""
+LAST_LINES_WITHIN_S = 10.0
+"""Seconds for the last lines of a process on another machine."""
+ENGINE = "engine"
+"""Part of the name of an engine's log, beside its worker's."""
+
+W = TypeVar("W")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Group(ABC, Generic[W]):
+    """Workers of class W with ranks 0 .. size - 1."""
+
+    role: str
+    size: int
+
+    @abstractmethod
+    def submit(
+        self, rank: int, method: Callable[Concatenate[W, P], Any], *args: P.args, **kwargs: P.kwargs
+    ) -> Future[Any]:
+        """Start `method` on one rank; the future holds its answer or its error."""
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """End the workers; idempotent."""
+
+    def call(self, method: Callable[Concatenate[W, P], R], *args: P.args, **kwargs: P.kwargs) -> list[R]:
+        """The answers of every rank to the same call."""
+        return self.gather(self.start(method, *args, **kwargs))
+
+    def start(self, method: Callable[Concatenate[W, P], Any], *args: P.args, **kwargs: P.kwargs) -> list[Future[Any]]:
+        """Start the same call on every rank."""
+        return [self.submit(rank, method, *args, **kwargs) for rank in range(self.size)]
+
+    def scatter(self, method: Callable[..., R], shards: Sequence[Any], **common: Any) -> list[R]:
+        """The answers of every rank to its own shard; `common` keyword arguments go to all."""
+        if len(shards) != self.size:
+            raise ValueError(f"{self.role}: {len(shards)} shards for {self.size} ranks")
+        return self.gather([self.submit(rank, method, shard, **common) for rank, shard in enumerate(shards)])
+
+    def gather(self, futures: Sequence[Future[Any]], timeout_s: float | None = None, phase: str = "") -> list[Any]:
+        """Results in order. The first failure is raised at once, though other ranks may still wait for the failed
+        one; past `timeout_s` a WorkerError names the ranks that have not answered."""
+        with waiting(f"{self.role}: {phase}" if phase else self.role):
+            done, late = concurrent.futures.wait(futures, timeout_s, concurrent.futures.FIRST_EXCEPTION)
+        for future in done:
+            if (error := future.exception()) is not None:
+                raise self.first_cause(error) from None
+        if late:
+            ranks = [rank for rank, future in enumerate(futures) if future in late]
+            raise WorkerError(f"{self.role} rank {ranks} did not finish {phase or 'its call'} within {timeout_s:.0f} s")
+        return [future.result() for future in futures]
+
+    def first_cause(self, error: BaseException) -> BaseException:
+        """The error that a failed call should raise: that of a peer whose death made it fail, where there was one."""
+        return error
+
+    def spans(self, since_ns: int) -> list[Entry]:
+        """What the ranks did in processes of their own after `since_ns`; of one that does not answer soon, nothing."""
+        return []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """Where a rank runs: a bundle of a placement group, and what it takes of it."""
+
+    placement_group: PlacementGroup | None = None
+    bundle: int = 0
+    num_gpus: float = 0.0
+    env: dict[str, str] = field(default_factory=dict)
+
+
+class WorkerGroup(Group[W]):
+    """Each rank is a Ray actor, placed by its slot. Picklable: workers may call the ranks of another group."""
+
+    def __init__(
+        self,
+        worker_cls: Callable[..., W],
+        arguments: Sequence[dict[str, Any]],
+        *,
+        role: str,
+        slots: Sequence[Slot],
+        max_concurrency: int = 1,
+        logs: ProcessLogs | None = None,
+    ) -> None:
+        """`arguments` holds each rank's constructor arguments; `logs` keeps what the workers print. Returns at once; the
+        first call waits for the start."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        self.role, self.size, self.logs = role, len(arguments), logs
+        self.identities: dict[int, Identity] = {}
+        remote_cls = ray.remote(worker_cls)
+        self.handles = []
+        for rank, (slot, kwargs) in enumerate(zip(slots, arguments, strict=True)):
+            strategy = (
+                PlacementGroupSchedulingStrategy(slot.placement_group, placement_group_bundle_index=slot.bundle)
+                if slot.placement_group is not None
+                else "DEFAULT"
+            )
+            self.handles.append(
+                remote_cls.options(
+                    name=None,
+                    num_cpus=0,
+                    num_gpus=slot.num_gpus,
+                    max_concurrency=max_concurrency,
+                    scheduling_strategy=strategy,
+                    runtime_env={"env_vars": {WORKER_ROLE: f"{role}-{rank}", **slot.env}},
+                ).remote(**kwargs)
+            )
+        for rank, handle in enumerate(self.handles):
+            handle.__ray_call__.remote(_identity).future().add_done_callback(partial(self._introduced, rank))
+
+    def _introduced(self, rank: int, asked: Future[Identity]) -> None:
+        if asked.exception() is not None:
+            return  # dead at its start, which the first call tells
+        identity = self.identities[rank] = asked.result()
+        if self.logs is not None and identity.address == own_address():
+            stdout, stderr = Path(identity.stdout), Path(identity.stderr)
+            self.logs.add(f"{self.role}-{rank}", stdout, stderr)
+            self.logs.add(f"{self.role}-{rank}-{ENGINE}", stderr.with_suffix(ENGINE_SUFFIX))
+
+    def submit(
+        self, rank: int, method: Callable[Concatenate[W, P], Any], *args: P.args, **kwargs: P.kwargs
+    ) -> Future[Any]:
+        answer: Future[Any] = Future()
+        asked = getattr(self.handles[rank], method.__name__).remote(*args, **kwargs).future()
+        asked.add_done_callback(partial(self._settle, answer, rank, method.__name__))
+        return answer
+
+    def _settle(self, answer: Future[Any], rank: int, method: str, asked: Future[Any]) -> None:
+        error = asked.exception()
+        if error is None:
+            answer.set_result(asked.result())
+        else:  # Ray calls back on a thread that must not wait for Ray
+            _EXPLAINING.submit(self._explain, answer, rank, method, error)
+
+    def _explain(self, answer: Future[Any], rank: int, method: str, error: BaseException) -> None:
+        try:
+            answer.set_exception(self._translate(error, rank, method))
+        except BaseException as failure:  # an answer must come, whatever happens here
+            answer.set_exception(failure)
+
+    def spans(self, since_ns: int) -> list[Entry]:
+        asked = [handle.__ray_call__.remote(_spans, since_ns).future() for handle in self.handles]
+        answered, _ = concurrent.futures.wait(asked, SPANS_WITHIN_S)
+        return [
+            replace(entry, track=f"{self.role} {rank}")
+            for rank, future in enumerate(asked)
+            if future in answered and future.exception() is None
+            for entry in future.result()
+        ]
+
+    def shutdown(self) -> None:
+        import ray
+
+        for handle in self.handles:
+            ray.kill(handle)
+        self.handles = []
+
+    def first_cause(self, error: BaseException) -> BaseException:
+        """A rank whose peer died fails in its collective before anybody knows of the death: then the death is the error."""
+        if not isinstance(error, WorkerBug | SyncError) or self.size == 1:
+            return error
+        asked = [handle.__ray_call__.remote(_identity).future() for handle in self.handles]
+        answered, _ = concurrent.futures.wait(asked, DEATH_IS_KNOWN_S, concurrent.futures.FIRST_EXCEPTION)
+        for rank, future in enumerate(asked):
+            if future in answered and (failure := future.exception()) is not None:
+                death = self._translate(failure, rank, "")
+                if isinstance(death, WorkerError):
+                    return death
+        return error
+
+    def _translate(self, error: BaseException, rank: int, method: str) -> BaseException:
+        """A failure of Ray's as one of ours; `method` is what the worker was asked to do."""
+        from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+
+        name = f"{self.role} rank {rank}"
+        if isinstance(error, RayTaskError):
+            if isinstance(error.cause, TroupeError):
+                return self._with_log(error.cause, rank)
+            return self._with_log(_bug(name, method, error), rank)
+        if isinstance(error, RayActorError):
+            return self._with_log(self._death(name, method, str(error), rank), rank)
+        if isinstance(error, OutOfMemoryError):
+            return self._with_log(memory_death(name, method, str(error)), rank)
+        if isinstance(error, RayError):
+            return self._with_log(_bug(name, method, error), rank)
+        return error
+
+    def _death(self, name: str, method: str, text: str, rank: int) -> WorkerError:
+        """Ray's text on a dead actor, with the process's own last lines."""
+        if "creation task" in text:  # its constructor raised: the traceback's last line says what
+            lines = [line for line in text.splitlines() if line.strip()]
+            raised = last_exception(lines) or lines[-1].strip()
+            return WorkerError(
+                f"{name} died at its start: {raised}", details=quote_lines(lines[-20:], "its traceback:")
+            )
+        if "ray.kill" in text:
+            return WorkerError(f"{name} died: it was ended by this run (ray.kill)")
+        found = re.search(r"pid: (\d+)", text)
+        pid = int(found.group(1)) if found else 0
+        tail = self._last_lines(rank, pid)
+        status = re.search(r"exit code (\d+)", text)
+        doing = f"it ran `{method}`" if method else ""
+        process = f"{name} died: its process {pid or ''}".rstrip()
+        sentence = describe_death(process, int(status.group(1)) if status else None, doing=doing, tail=tail, pid=pid)
+        if "node" in text and "died" in text and not pid:
+            sentence = f"{name} died with its machine: {' '.join(text.split())[:300]}"
+        return WorkerError(sentence, details=quote_lines(tail, "its last lines:"))
+
+    def _last_lines(self, rank: int, pid: int) -> list[str]:
+        """Of a dead worker's stderr, also where its machine is another one."""
+        identity = self.identities.get(rank)
+        if identity is None or identity.address == own_address():
+            return _tail_of(identity.stderr if identity is not None else None, pid)
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        there = NodeAffinitySchedulingStrategy(node_id=identity.node, soft=False)
+        try:
+            asked = ray.remote(_tail_of).options(num_cpus=0, scheduling_strategy=there).remote(identity.stderr, pid)
+            lines: list[str] = ray.get(asked, timeout=LAST_LINES_WITHIN_S)
+            return lines
+        except Exception:  # the machine may be gone with its worker
+            return []
+
+    def _with_log(self, error: TroupeError, rank: int) -> TroupeError:
+        """`error` with the path of the whole log, where this run keeps one."""
+        if self.logs is None or rank not in self.identities or not isinstance(error, WorkerError | WorkerBug):
+            return error
+        self.logs.copy()
+        paths = [self.logs.path(name) for name in (f"{self.role}-{rank}-{ENGINE}", f"{self.role}-{rank}")]
+        path = next((path for path in paths if path.exists()), None)
+        if path is not None and str(path) not in error.details:
+            error.details = f"{error.details}\nwhole log: {path}".lstrip()
+        return error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "logs": None}
+
+
+_EXPLAINING = ThreadPoolExecutor(1, thread_name_prefix="explain")
+"""Where failures are explained: some reading of files, perhaps a call to another machine."""
+
+
+def memory_death(name: str, method: str, text: str) -> WorkerError:
+    """Ray's monitor kills a worker before the kernel would, and lists who holds the memory."""
+    used = re.search(r"was ([\d.]+)GB used / ([\d.]+)GB", text)
+    largest = re.search(r"Top \d+ memory users:.*?\n(.*?)\nRefer to", text, re.DOTALL)
+    state = f" with {used[1]} of {used[2]} GB in use on its machine" if used else ""
+    sentence = f"{name} died: Ray killed it for memory{state} while it ran `{method}`"
+    holders = largest[1].splitlines() if largest else []
+    details = quote_lines(holders, "who held the memory (process, GB, command):")
+    return WorkerError(f"{sentence}; {find_remedy(['out of memory'])}", details=details)
+
+
+def _bug(name: str, method: str, error: Any) -> WorkerBug:
+    """What a worker raised that is not for the user, with its own traceback instead of Ray's."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\x1b[36mray::")]
+    words = str(cause).strip().splitlines() or [""]
+    first = words[0] if cause is not error else last_exception(lines) or words[-1]
+    return WorkerBug(
+        f"{name} failed in `{method}`: {type(cause).__name__}: {first}".rstrip(": "),
+        details=quote_lines([without_escapes(line) for line in lines[-30:]], "its traceback:"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """The process of a rank, as it introduced itself."""
+
+    pid: int
+    address: str
+    node: str
+    stdout: str
+    stderr: str
+
+
+def _identity(worker: object) -> Identity:
+    """Runs in the worker's process, whatever class it has."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return Identity(
+        pid=os.getpid(),
+        address=own_address(),
+        node=context.get_node_id(),
+        stdout=os.readlink("/proc/self/fd/1"),
+        stderr=os.readlink("/proc/self/fd/2"),
+    )
+
+
+def _tail_of(stderr: str | None, pid: int) -> list[str]:
+    """The last lines of a worker on this machine; one that died before it introduced itself is found by its process."""
+    if stderr is None:
+        sessions = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray"
+        stderr = str(next(iter(sessions.glob(f"session_*/logs/worker-*-{pid}.err")), ""))
+    return last_lines(stderr) if stderr else []
+
+
+def _spans(worker: object, since_ns: int) -> list[Entry]:
+    """Runs in the worker's process, whatever class it has."""
+    return RECORDER.since(since_ns)
+
+
+class InlineGroup(Group[W]):
+    """One rank in this process. Coroutine methods run on an event loop in a thread of its own."""
+
+    def __init__(self, worker_cls: Callable[..., W], arguments: Sequence[dict[str, Any]], *, role: str) -> None:
+        if len(arguments) != 1:
+            raise ValueError(f"{role}: an inline group has one rank, got {len(arguments)}")
+        self.role, self.size = role, 1
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name=f"{role}-loop", daemon=True).start()
+        self.worker = worker_cls(**arguments[0])
+
+    def submit(
+        self, rank: int, method: Callable[Concatenate[W, P], Any], *args: P.args, **kwargs: P.kwargs
+    ) -> Future[Any]:
+        track = TRACK.set(f"{self.role} {rank}")  # a coroutine takes the context along
+        try:
+            if inspect.iscoroutinefunction(method):
+                return asyncio.run_coroutine_threadsafe(method(self.worker, *args, **kwargs), self._loop)
+            future: Future[Any] = Future()
+            try:
+                future.set_result(method(self.worker, *args, **kwargs))
+            except Exception as error:
+                future.set_exception(error)
+            return future
+        finally:
+            TRACK.reset(track)
+
+    def shutdown(self) -> None:
+        close = getattr(self.worker, "close", None)
+        if close is not None:
+            close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+def own_address() -> str:
+    """The address under which the other machines of the cluster reach this process; loopback without Ray."""
+    import ray
+
+    return ray.util.get_node_ip_address() if ray.is_initialized() else "127.0.0.1"

@@ -1,0 +1,99 @@
+"""What a good answer is: functions, or objects that are called like one, and their weighted sum.
+
+A reward takes `(sample, branch)` and returns a number or a Score, or takes `(sample, branches)` and returns one per
+branch; it may be async. The built-in ones are `BUILT_IN` in `troupe.rewards.resolve`, your own is `package.module:function`
+or `package.module:Class` (docs/rewards.md). Where rewards run, in how many processes, is the rewarder's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from troupe.config.rollout import RewardConfig
+from troupe.errors import ConfigError, DataError
+from troupe.records import Group, Sample, Score
+from troupe.rewards.calls import judge
+from troupe.rewards.resolve import Reward, resolve
+
+__all__ = ["Rewards", "build_rewards"]
+
+
+def build_rewards(configs: Sequence[RewardConfig]) -> Rewards:
+    """The weighted sum of the configured rewards; ConfigError for names, imports and arguments that are wrong."""
+    if not configs:
+        raise ConfigError("rewards: name at least one function, such as {fn: math_answer}")
+    label, count = Counter(config.label for config in configs).most_common(1)[0]
+    if count > 1:
+        raise ConfigError(f"rewards: {count} rewards are called {label!r} in the logs; give each a name of its own")
+    return Rewards([resolve(config) for config in configs])
+
+
+class Rewards:
+    """The weighted sum: `value` of a score is the sum, `parts` the unweighted value of each reward by its label.
+
+    Example: with `{fn: math_answer}` and `{fn: length, weight: 0.1, args: {limit: 40}}` a right answer of 50 tokens
+    scores `Score(value=1.0, parts={"math_answer": 1.0, "length": 0.0})`. A part that is missing is not in `parts`, and
+    makes the whole score missing.
+    """
+
+    def __init__(self, rewards: Sequence[Reward]) -> None:
+        self._rewards = list(rewards)
+        self.missing: Counter[str] = Counter()
+        """Judgements that were missing so far, by label."""
+
+    @property
+    def labels(self) -> list[str]:
+        return [reward.label for reward in self._rewards]
+
+    def check(self, samples: Iterable[Sample]) -> None:
+        """Raise DataError for the first sample on which a reward could judge no answer, such as one without gold."""
+        checks = [(reward.label, reward.check) for reward in self._rewards if reward.check is not None]
+        for sample in samples if checks else ():
+            for label, check in checks:
+                try:
+                    check(sample)
+                except ValueError as error:
+                    raise DataError(f"{sample.sample_id}: reward {label}: {error}") from None
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """What this process counted so far: `<label>/<what>` of rewards with `counters`, and missing judgements of all.
+
+        Example: `{"judge/requests": 40, "judge/tokens": 20480, "judge/cached": 24, "judge/missing": 1}`.
+        """
+        counted = {
+            f"{reward.label}/{what}": count
+            for reward in self._rewards
+            for what, count in getattr(reward.call, "counters", {}).items()
+        }
+        return counted | {f"{label}/missing": count for label, count in self.missing.items()}
+
+    async def score(self, group: Group) -> list[Score]:
+        """One score per branch; rewards that wait (async, or with a time limit) wait at the same time."""
+        columns = await asyncio.gather(*(judge(reward, group.sample, group.branches) for reward in self._rewards))
+        return [self._sum(scores) for scores in zip(*columns, strict=True)]
+
+    async def score_all(self, groups: Sequence[Group], max_concurrency: int) -> list[list[Score]]:
+        """The scores of every group, at most `max_concurrency` groups at a time."""
+        slots = asyncio.Semaphore(max_concurrency)
+
+        async def one(group: Group) -> list[Score]:
+            async with slots:
+                return await self.score(group)
+
+        return await asyncio.gather(*(one(group) for group in groups))
+
+    def _sum(self, scores: Sequence[Score]) -> Score:
+        total: float | None = 0.0
+        parts: dict[str, float] = {}
+        for reward, score in zip(self._rewards, scores, strict=True):
+            parts |= {f"{reward.label}/{name}": value for name, value in score.parts.items()}
+            if score.value is None:
+                self.missing[reward.label] += 1
+                total = None
+            else:
+                parts[reward.label] = float(score.value)
+                total = None if total is None else total + reward.config.weight * score.value
+        return Score(value=total, parts=parts, calls=[call for score in scores for call in score.calls])

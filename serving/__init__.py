@@ -1,1 +1,0 @@
-"""Trained checkpoints behind Ray Serve."""

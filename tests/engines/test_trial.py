@@ -1,0 +1,128 @@
+"""An engine's first request is tried apart: what the processor kills falls back, and is tried once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from troupe.config.grpo import GRPOConfig
+from troupe.engines import trial as module
+from troupe.engines.trial import EngineDiesError, Trial, engine_trial, remembered_trial, settle_engine
+from troupe.errors import WorkerError
+from troupe.hardware import HIDE_AMX, hardware
+from troupe.training import perform
+
+CLAIMS_AMX = Path(__file__).resolve().parents[1] / "fixtures" / "claims_amx"
+DIES = """
+import os, signal, sys
+if "troupe.engines.trial" in sys.orig_argv:
+    print(sys.orig_argv[-1], file=open(os.environ["TRIALS"], "a"))
+    os.kill(os.getpid(), signal.Signals[os.environ["DIES_BY"]])
+"""
+"""sitecustomize.py: what Python runs before the child's first line."""
+
+
+@pytest.fixture(autouse=True)
+def a_new_machine(tmp_path, monkeypatch):
+    """Nothing is remembered, and AMX is not hidden."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(HIDE_AMX, "")
+    monkeypatch.delenv(HIDE_AMX)
+
+
+@pytest.fixture
+def trials(tmp_path, monkeypatch):
+    """Children that die by SIGILL before they say a word; the precisions that were tried."""
+    (tmp_path / "sitecustomize.py").write_text(DIES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("TRIALS", str(tmp_path / "trials"))
+    monkeypatch.setenv("DIES_BY", "SIGILL")
+    return lambda: (tmp_path / "trials").read_text().split() if (tmp_path / "trials").exists() else []
+
+
+@pytest.mark.skipif(hardware().device == "cuda", reason="vLLM's kernels for CPUs are not installed")
+def test_where_the_amx_kernel_dies_the_next_one_answers_and_engines_take_it(tmp_path, monkeypatch):
+    """The child believes in AMX and in its permission, so vLLM's own AMX kernel meets a processor that refuses it."""
+    monkeypatch.setenv("PYTHONPATH", str(CLAIMS_AMX))
+    monkeypatch.setenv("CLAIMS_AMX", str(tmp_path / "asked"))
+    monkeypatch.setenv("GRANTS_AMX", "1")
+    trial = engine_trial("bf16")
+    assert trial == Trial(precision="bf16", kernel="vec", hides_amx=True, deaths=("amx by SIGILL",))
+    assert str(trial) == "vLLM computes attention with its kernel vec in bf16; amx by SIGILL on this processor"
+    # The first engine's process asked for AMX; that of the second, from which it was hidden, did not.
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1
+    monkeypatch.setattr(sys, "executable", "/no more children")
+    assert engine_trial("bf16") == trial
+    settle_engine("bf16")
+    assert os.environ[HIDE_AMX] == "1"
+
+
+def test_what_dies_is_tried_once_for_each_precision_and_version(trials, monkeypatch):
+    for _ in range(2):
+        with pytest.raises(EngineDiesError, match=r"dies on this processor in bf16 \(engine by SIGILL\); set .* fp32"):
+            engine_trial("bf16")
+    assert trials() == ["bf16"]
+    with pytest.raises(EngineDiesError):
+        settle_engine("bf16")
+    with pytest.raises(EngineDiesError):
+        engine_trial("fp32")
+    monkeypatch.setattr(module, "_version", lambda package: "another")
+    with pytest.raises(EngineDiesError):
+        engine_trial("bf16")
+    assert trials() == ["bf16", "fp32", "bf16"]
+
+
+def test_a_kill_says_nothing_of_the_processor_and_is_not_remembered(trials, monkeypatch):
+    monkeypatch.setenv("DIES_BY", "SIGKILL")
+    with pytest.raises(
+        WorkerError, match=r"tried apart, was ended by SIGKILL .* while it answered a first request"
+    ) as raised:
+        engine_trial("bf16")
+    assert not isinstance(raised.value, EngineDiesError)
+    assert remembered_trial("bf16") is None
+
+
+def test_a_home_that_cannot_be_written_only_forgets(trials, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    for _ in range(2):
+        with pytest.raises(EngineDiesError):
+            engine_trial("bf16")
+    assert trials() == ["bf16", "bf16"]
+
+
+# -- beside the warm start --------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_in_fp32_unless_its_recipe_names_bf16(trials, monkeypatch, caplog):
+    answers = Trial(precision="fp32", kernel="vec", hides_amx=False, deaths=())
+    module._remember(module._memory("fp32"), answers)
+    monkeypatch.setattr(perform, "starting_model", lambda *_, precision, **__: f"model in {precision}")
+    recipe = {"policy": {"precision": "auto"}, "model": {"type": "pretrained", "path": "m"}}
+    assert perform._tried_model(GRPOConfig(**recipe), None, None, None, "bf16") == ("model in fp32", "fp32")
+    assert "dies on this processor in bf16 (engine by SIGILL)" in caplog.text
+    assert "goes on in fp32" in caplog.text
+    recipe["policy"]["precision"] = "bf16"
+    with pytest.raises(EngineDiesError):
+        perform._tried_model(GRPOConfig(**recipe), None, None, None, "bf16")
+
+
+def test_an_engine_that_fails_ends_the_warm_start_at_its_next_step(monkeypatch):
+    trial: Future[Trial] = Future()
+    done = []
+
+    def warm_start(*_, progress, **__):
+        for step in range(1, 1000):
+            done.append(step)
+            progress(step, 1000, {"sft/nll": 0.0})
+            if step == 2:
+                trial.set_exception(WorkerError("vLLM's engine failed"))
+
+    monkeypatch.setattr(perform, "starting_model", warm_start)
+    config = GRPOConfig(model={"type": "pretrained", "path": "m"})
+    with pytest.raises(WorkerError, match="engine failed"):
+        perform._starting_model(config, None, None, None, "bf16", beside=trial)
+    assert done == [1, 2, 3]

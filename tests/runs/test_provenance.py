@@ -1,0 +1,117 @@
+"""A checkpoint knows its run, its step and the models before it; the card says so, and whose terms apply."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from troupe.config.tools import ExportConfig
+from troupe.errors import CheckpointError, ConfigError
+from troupe.runs.checkpoint import CheckpointStore
+from troupe.runs.hub import require_token
+from troupe.runs.model_card import model_card
+from troupe.runs.model_paths import locate
+from troupe.runs.provenance import provenance
+
+FACTS = {
+    "dtype": "bf16",
+    "adapter": "merged",
+    "source": "safetensors",
+    "head": "vocabulary",
+    "num_tokens": 60,
+    "num_prompts": 3,
+    "mean_gap": 0.0042,
+    "largest_gap": 0.013,
+    "bound": 0.05,
+}
+
+
+def run(path: Path, recipe: str, *, metrics: dict[int, float]) -> Path:
+    """A run directory with a checkpoint for every metric."""
+    store = CheckpointStore(path / "checkpoints", keep_last=10)
+    for step, value in metrics.items():
+        with store.writing(step) as checkpoint:
+            (checkpoint / "config.json").write_text("{}")
+        store.record_metric(step, value)
+    (path / "config.yaml").write_text(recipe)
+    (path / "environment.json").write_text('{"program": "train_grpo.py"}')
+    return path
+
+
+@pytest.fixture
+def grpo(tmp_path: Path) -> Path:
+    sft = run(tmp_path / "sft", "model: {type: pretrained, path: Qwen/Qwen2.5-0.5B}", metrics={5: 1.0})
+    recipe = f"model: {{type: pretrained, path: {sft}/checkpoints/best}}\ndata: {{type: gsm8k}}\npolicy: {{lora: {{rank: 4}}}}"
+    return run(tmp_path / "grpo", recipe, metrics={10: 0.25, 20: 0.75, 30: 0.5})
+
+
+def test_a_checkpoint_is_the_best_the_latest_or_that_of_a_step(grpo: Path) -> None:
+    assert Path(locate(str(grpo))).name == "step-000020"
+    assert Path(locate(str(grpo), "latest")).name == "step-000030"
+    assert Path(locate(str(grpo), 10)).name == "step-000010"
+    with pytest.raises(CheckpointError, match="has no complete checkpoint of step 15; it has 10, 20, 30"):
+        locate(str(grpo), 15)
+
+
+def test_the_models_before_a_run_are_followed_to_one_of_the_hub(grpo: Path) -> None:
+    known = provenance(locate(str(grpo)))
+    assert known.chain == ("grpo", "sft", "Qwen/Qwen2.5-0.5B")
+    assert (known.step, known.metric, known.program) == (20, 0.75, "train_grpo.py")
+    assert known.engine == {"lora": {"rank": 4}}
+
+
+def test_the_link_best_leads_to_its_step_and_a_critic_to_its_run(grpo: Path) -> None:
+    assert provenance(str(grpo / "checkpoints" / "best")).step == 20
+    (grpo / "checkpoints" / "step-000010" / "critic").mkdir()
+    critic = provenance(str(grpo / "checkpoints" / "step-000010" / "critic"))
+    assert (critic.run, critic.step, critic.engine) == (grpo, 10, {})
+
+
+def test_a_foreign_model_is_known_by_its_name_alone(tmp_path: Path) -> None:
+    assert provenance("Qwen/Qwen2.5-0.5B").chain == ("Qwen/Qwen2.5-0.5B",)
+    assert provenance(str(tmp_path)).run is None
+
+
+def test_the_card_names_base_run_step_check_and_terms(grpo: Path) -> None:
+    card = model_card(provenance(locate(str(grpo))), name="grpo-bf16", base_model=None, license_name=None, facts=FACTS)
+    header, body = card.split("---\n")[1:3]
+    assert 'base_model: "Qwen/Qwen2.5-0.5B"' in header
+    assert "license" not in header
+    for said in (
+        "| runs, latest first | grpo <- sft <- Qwen/Qwen2.5-0.5B |",
+        "| step | 20 |",
+        "| metric at that step | 0.75 |",
+        "| training data | gsm8k |",
+        "No licence was given for these weights. The terms of Qwen/Qwen2.5-0.5B apply to what was made from it",
+        "mean |difference| 0.0042, largest 0.013 (bound of the mean: 0.05)",
+    ):
+        assert said in body
+    given = model_card(provenance("x"), name="x", base_model="a/b", license_name="apache-2.0", facts=FACTS)
+    assert 'license: "apache-2.0"' in given
+    assert "| base model | a/b |" in given
+
+
+def test_the_card_of_an_adapter_shows_how_to_load_it(grpo: Path) -> None:
+    facts = {**FACTS, "adapter": "apart"}
+    card = model_card(provenance(locate(str(grpo))), name="x", base_model=None, license_name=None, facts=facts)
+    assert 'library_name: "peft"' in card
+    assert 'AutoModelForCausalLM.from_pretrained("Qwen/Qwen2.5-0.5B")' in card
+    assert "PeftModel.from_pretrained(model," in card
+
+
+def test_outputs_are_named_after_run_precision_and_form() -> None:
+    assert ExportConfig(model="runs/grpo").path == Path("exports/grpo-bf16")
+    assert ExportConfig(model="runs/grpo/checkpoints/step-000010", dtype="fp32", adapter="apart").path == Path(
+        "exports/grpo-fp32-adapter"
+    )
+
+
+def test_what_cannot_be_pushed_or_compared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValidationError, match="push names a repository as owner/name"):
+        ExportConfig(model="runs/grpo", push="name")
+    with pytest.raises(ValidationError, match="prompt 'Hi' is too short"):
+        ExportConfig(model="runs/grpo", prompts=["Hi"])
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nowhere")
+    with pytest.raises(ConfigError, match="push needs a token that may write"):
+        require_token()

@@ -1,0 +1,1 @@
+"""Ray-native post-training of language models."""

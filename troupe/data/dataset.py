@@ -1,0 +1,106 @@
+"""What every data set hands over: training samples and held-out samples under one name, and what was left out.
+
+The loaders beside this file build it; `data.load_data` checks it. The order of training is `troupe.data.stream`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from troupe.records import Message, Sample
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSet:
+    """Samples of one data set; the names of metrics such as `eval/<name>/accuracy` come from here.
+
+    Example: `DataSet(name="tldr_comparisons", train=[89,000 samples], heldout=[5000 samples],
+    dropped={"short_answers": 3200, "equal_answers": 41})`.
+    """
+
+    name: str
+    train: Sequence[Sample]
+    heldout: Sequence[Sample]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Rows that a filter left out, of both sides together, by reason; a row that no filter saw is not counted."""
+    from_one_file: bool = False
+    """Whether the held-out rows were chosen among the training rows."""
+    own_ids: bool = False
+    """Whether a sample's id is the row's own, wherever in the file it stands."""
+
+    def key(self, sample: Sample) -> str:
+        """What a sample is recognised by when its file has grown: its own id, or what it says."""
+        if self.own_ids:
+            return sample.sample_id
+        told = [sample.fields.get(name) for name in ("demonstration", "answers", "seed")]
+        return hashlib.sha256(repr((sample.prompt, sample.gold, *told)).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """In place of a sample: a row that a filter leaves out, and the name under which it is counted."""
+
+    reason: str
+
+
+def conversation(user: str, *, system: str | None = None) -> list[Message]:
+    """A prompt of one user turn, behind a system message if there is one."""
+    turns: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+    return [*turns, {"role": "user", "content": user}]
+
+
+def lasting_order(items: Iterable[Item], purpose: str, name: Callable[[Item], str]) -> list[Item]:
+    """`items` in an order drawn from `purpose` (with the seed in it) and from each one's name alone.
+
+    Another item coming or going moves none of the others, as a shuffle would: a package installed later leaves the
+    split of the installed ones as it was.
+    """
+    return sorted(items, key=lambda item: hashlib.sha256(f"{purpose}/{name(item)}".encode()).digest())
+
+
+HELDOUT_SHARE, MOST_HELDOUT = 0.1, 256
+
+
+def hold_out(
+    items: Sequence[Item], wanted: int | None, purpose: str, name: Callable[[Item], str]
+) -> tuple[list[Item], list[Item]]:
+    """(training items in their order, held-out items): `wanted` of them, or about a tenth, at least 1 and at most 256.
+
+    What is held out follows from an item's name alone, and names that are equal stay together. More items may take an
+    item from the held-out side to training, never the other way, so that nothing is measured on what was trained on.
+    """
+    groups: dict[bytes, list[Item]] = {}
+    for item in items:
+        groups.setdefault(hashlib.sha256(f"{purpose}/{name(item)}".encode()).digest(), []).append(item)
+    most = MOST_HELDOUT if wanted is None else wanted
+    chosen: dict[bytes, list[Item]] = {}
+    for digest in sorted(groups):
+        beyond = wanted is None and chosen and int.from_bytes(digest, "big") >= HELDOUT_SHARE * 2**256
+        if beyond or sum(map(len, chosen.values())) >= most:
+            break
+        chosen[digest] = groups.pop(digest)
+    kept = {id(item) for group in groups.values() for item in group}
+    return [item for item in items if id(item) in kept], [item for group in chosen.values() for item in group]
+
+
+def shorten(text: str, max_chars: int) -> str:
+    """The beginning of `text`, cut at a line's end, or between words where that would lose more than half of it.
+
+    >>> shorten("one two\\nthree four", 12)
+    'one two'
+    >>> shorten("one two three", 8)
+    'one two'
+    """
+    if len(text) <= max_chars:
+        return text
+    head = text[: max_chars + 1]
+    for separator in ("\n", " "):
+        cut = head.rfind(separator)
+        if 2 * cut >= max_chars:
+            return head[:cut].rstrip()
+    return text[:max_chars].rstrip()

@@ -1,0 +1,126 @@
+"""Documents with questions and answers without a download: short texts from the docstrings of the installed packages.
+
+A document is a docstring's summary, the beginning of its prose, and a line for each parameter that it explains; the
+questions ask what the parameters are. Who wrote a held-out document wrote none that was trained on. Its form is that of
+`repliqa`, its size that of a model which two cores train in minutes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from troupe.config.data import DocumentsConfig
+from troupe.data.dataset import DataSet, conversation, lasting_order, shorten
+from troupe.data.docstring_params import RESULT, Fact, split_facts
+from troupe.data.docstring_scan import Pair, harvest
+from troupe.data.docstrings import CACHE, heldout_packages
+from troupe.data.near_duplicates import plain
+from troupe.records import Sample
+
+MAX_PROSE_CHARS = 160
+UNKNOWN = "The document does not say."
+"""The gold answer of a question that only another document answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """A document in lines; those of the facts are the last ones."""
+
+    pair: Pair
+    lines: Sequence[str]
+    facts: Sequence[Fact]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+def load_documents(config: DocumentsConfig, cache: Path = CACHE) -> DataSet:
+    pairs = [pair for pair in harvest(config.roots, cache) if len(pair.summary) <= config.max_summary_chars]
+    documents = [document for pair in pairs if (document := _document(pair, config)) is not None]
+    heldout_names = heldout_packages([document.pair for document in documents], config)
+    train = [document for document in documents if document.pair.package not in heldout_names]
+    heldout = lasting_order(
+        (document for document in documents if document.pair.package in heldout_names),
+        f"documents/heldout/{config.seed}",
+        lambda document: document.pair.place,
+    )
+    return DataSet(
+        name="documents",
+        train=[_sample(document, train, config) for document in train],
+        heldout=[_sample(document, heldout, config) for document in heldout[: config.num_heldout]],
+    )
+
+
+def _document(pair: Pair, config: DocumentsConfig) -> Document | None:
+    """The document of a docstring; None where too few facts fit into it."""
+    prose, facts = split_facts(pair.text)
+    lines = [pair.summary]
+    if prose:
+        lines.append(shorten(" ".join(prose.split()), MAX_PROSE_CHARS))
+    told = set(plain("\n".join(lines)).split())
+    kept: list[Fact] = []
+    for fact in facts:
+        # A name that the prose has too would make the question ask about the prose.
+        fits = sum(map(len, lines)) + len(lines) + len(fact.line) <= config.max_prompt_chars
+        if fits and len(kept) < config.max_questions and plain(fact.name) not in told:
+            kept.append(fact)
+            lines.append(fact.line)
+    return Document(pair=pair, lines=lines, facts=kept) if len(kept) >= config.min_questions else None
+
+
+def _sample(document: Document, others: Sequence[Document], config: DocumentsConfig) -> Sample:
+    rng = random.Random(f"documents/{config.seed}/{document.pair.place}")
+    numbered = "\n".join(f"{number} {line}" for number, line in enumerate(document.lines, 1))
+    shown = numbered if config.form == "lines" else document.text
+    return Sample(
+        sample_id=f"documents/{document.pair.place}",
+        prompt=conversation(f"Summarise in {config.limit_chars} characters:\n{shown}"),
+        fields={
+            "document": document.text,
+            "questions": _questions(document, others, rng, config),
+            "demonstration": _demonstration(document, rng, config),
+            "package": document.pair.package,
+        },
+    )
+
+
+def _questions(
+    document: Document, others: Sequence[Document], rng: random.Random, config: DocumentsConfig
+) -> list[dict[str, Any]]:
+    """What each fact is; in the place of some, what something is that only another document tells.
+
+    One question at least has an answer, so that every document can earn something.
+    """
+    told = set(plain(document.text).split())
+    questions = [{"question": _asked(fact), "answer": fact.text, "answerable": True} for fact in document.facts]
+    for index in rng.sample(range(len(questions)), len(questions) - 1):
+        stranger = rng.choice(rng.choice(others).facts)
+        unknown = stranger.name != RESULT and plain(stranger.name) not in told
+        if rng.random() < config.unanswerable_fraction and unknown:
+            questions[index] = {"question": _asked(stranger), "answer": UNKNOWN, "answerable": False}
+    return questions
+
+
+def _asked(fact: Fact) -> str:
+    return "What does it return?" if fact.name == RESULT else f"What is {fact.name}?"
+
+
+def _demonstration(document: Document, rng: random.Random, config: DocumentsConfig) -> str:
+    """A summary that does what it is told and does not know what will be asked: lines drawn blindly, in their order.
+
+    So supervised training teaches what a summary looks like and to keep to the limit, and leaves the choice to
+    reinforcement.
+    """
+    chosen: set[int] = set()
+    limit = config.limit_chars
+    for index in rng.sample(range(len(document.lines)), len(document.lines)):
+        if len("\n".join(document.lines[i] for i in {*chosen, index})) <= limit:
+            chosen.add(index)
+    if config.form == "lines":
+        return " ".join(str(index + 1) for index in sorted(chosen or {0}))
+    return "\n".join(document.lines[index] for index in sorted(chosen)) or shorten(document.lines[0], limit)

@@ -1,0 +1,88 @@
+"""Any JSONL file as a data set: the config says which field is the prompt, the gold answer, the demonstration.
+
+A prompt is a string or a list of messages. Messages that end with an assistant's turn are a conversation with its
+answer: that turn is taken off, so that the answer is never part of the prompt. Other fields travel in `fields`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from troupe.config.data import JsonlConfig
+from troupe.data.dataset import DataSet, conversation, hold_out
+from troupe.data.lines import Row, field_of, read_rows, text_of
+from troupe.data.messages import answer_of, messages_of, part
+from troupe.errors import DataError
+from troupe.records import Message, Sample
+
+
+def load_jsonl(config: JsonlConfig) -> DataSet:
+    path = Path(config.path)
+    whole = DataSet(
+        name="jsonl", train=_samples(path, config), heldout=(), own_ids=config.id_field is not None, from_one_file=True
+    )
+    if config.heldout_path is not None:
+        heldout = _samples(Path(config.heldout_path), config)
+        return dataclasses.replace(whole, heldout=heldout, from_one_file=False)
+    train, held = hold_out(whole.train, config.num_heldout, f"jsonl/{config.seed}", whole.key)
+    if not train:
+        raise DataError(
+            f"{config.path} has {len(held)} samples, too few different ones to hold out {config.num_heldout or 1} and train on the others; "
+            "lower data.num_heldout, or name a data.heldout_path"
+        )
+    return dataclasses.replace(whole, train=train, heldout=held)
+
+
+def _samples(path: Path, config: JsonlConfig) -> list[Sample]:
+    return [_sample(path, number, row, config) for number, row in read_rows(path)]
+
+
+def _sample(path: Path, number: int, row: Row, config: JsonlConfig) -> Sample:
+    where = f"{path} line {number}"
+    prompt, answer = _prompt(row, where, config)
+    gold = answer if config.gold_field is None else answer_of(row, config.gold_field, where)
+    demonstration = answer or gold
+    if config.demonstration_field is not None:
+        demonstration = answer_of(row, config.demonstration_field, where)
+    elif "demonstration" in row:
+        demonstration = None if row["demonstration"] is None else answer_of(row, "demonstration", where)
+    named = {getattr(config, name) for name in type(config).model_fields if name.endswith("_field")}
+    fields = {name: value for name, value in row.items() if name not in {*named, "demonstration"}} | _preference(
+        row, where, config
+    )
+    return Sample(
+        sample_id=f"{path.name}:{number}" if config.id_field is None else text_of(row, config.id_field, where),
+        prompt=prompt,
+        gold=gold,
+        fields=fields if demonstration is None else {**fields, "demonstration": demonstration},
+    )
+
+
+def _prompt(row: Row, where: str, config: JsonlConfig) -> tuple[str | list[Message], str | None]:
+    """(prompt, the answer that ended its messages or None)."""
+    name = config.prompt_field
+    value = field_of(row, name, where)
+    if isinstance(value, str) and value.strip():
+        return (value if config.system_prompt is None else conversation(value, system=config.system_prompt)), None
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{where}: field {name!r} must be a text or a list of messages, not empty, got {value!r:.60}")
+    prompt, answer = part(messages_of(row, name, where))
+    if not prompt:
+        raise DataError(f"{where}: field {name!r} holds an assistant's turn alone; there is no prompt")
+    return prompt, answer
+
+
+def _preference(row: Row, where: str, config: JsonlConfig) -> dict[str, Any]:
+    """Answers, ranks and margin from the fields that the config names; `troupe.data.preference_pairs` checks them."""
+    fields: dict[str, Any] = {}
+    if config.chosen_field is not None and config.rejected_field is not None:
+        fields["answers"] = [answer_of(row, name, where) for name in (config.chosen_field, config.rejected_field)]
+    if config.answers_field is not None:
+        fields["answers"] = field_of(row, config.answers_field, where)
+    if config.ranks_field is not None:
+        fields["ranks"] = field_of(row, config.ranks_field, where)
+    if config.margin_field is not None:
+        fields["margin"] = field_of(row, config.margin_field, where)
+    return fields

@@ -1,0 +1,60 @@
+"""What a full or broken disk looks like, whatever library writes, and the sentence that is made of it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from troupe.errors import CheckpointError, TroupeError
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SAID = re.compile(r"PytorchStreamWriter failed|inline_container\.cc|No space left on device|os error 28|quota exceeded")
+"""How torch's and safetensors' writers, and errors that come as text from another process, say it."""
+
+
+@contextlib.contextmanager
+def disk_errors(what: str, path: Path, *, needs: int = 0) -> Iterator[None]:
+    """Around the writing of `what` to `path`, of about `needs` bytes: a disk that does not take it is one sentence."""
+    try:
+        yield
+    except TroupeError:
+        raise
+    except Exception as error:
+        problem = disk_problem(error)
+        if problem is None:
+            raise
+        raise CheckpointError(f"{what} cannot be written to {path}: {problem}; {room(path, needs)}") from error
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """What is wrong with the disk, where that is what `error`, or one behind it, says."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.errno in DISK_ERRORS:
+            return os.strerror(behind.errno)
+        if SAID.search(str(behind)):
+            return os.strerror(errno.ENOSPC)
+        # Ray gives what a worker raised as `cause`.
+        behind = getattr(behind, "cause", None) or behind.__cause__ or behind.__context__
+    return None
+
+
+def room(path: Path, needs: int = 0) -> str:
+    """`it needs 1.2 GiB, and 310.0 MiB are free there; ...`"""
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    needed = f"it needs about {human_bytes(needs)}, and " if needs else ""
+    return f"{needed}{human_bytes(shutil.disk_usage(there).free)} are free there; make room, or choose a directory on another disk"
+
+
+def human_bytes(size: float) -> str:
+    """1536 -> 1.5 KiB"""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    power = min(int(math.log(max(size, 1), 1024)), len(units) - 1)
+    return f"{size:.0f} B" if power == 0 else f"{size / 1024**power:.1f} {units[power]}"

@@ -1,0 +1,1 @@
+"""Answers, their scores, and the tables that compare models."""

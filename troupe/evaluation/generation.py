@@ -1,0 +1,208 @@
+"""The two phases of an evaluation: engines answer, one model after the other; then a reward model scores all answers.
+
+Whoever had a device is gone before the next one takes it, so two models fit one. What is measured of the numbers is
+the job's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from troupe.actors.generator import GeneratorWorker
+from troupe.actors.generators import Generators, generator_arguments, start_generators
+from troupe.actors.placement import Seat, Stage
+from troupe.actors.reward_model import LABEL, RewardModel
+from troupe.actors.rewarder import Rewarder
+from troupe.chat import encode_answer, encode_prompt
+from troupe.config.evaluation import AnsweringConfig
+from troupe.config.models import PretrainedModelConfig, RewardModelConfig
+from troupe.errors import TroupeError
+from troupe.evaluation.stored_answers import Answers
+from troupe.processes.waiting import waiting
+from troupe.records import Branch, Group, Sample
+from troupe.training.episodes import Episodes
+from troupe.training.evaluator import Evaluator
+from troupe.training.roles import Casting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ROW_TOKENS = 2560
+CLOSING_S = 60
+
+
+def evaluation_seats(config: AnsweringConfig, *, device: str) -> list[Seat]:
+    """Every rank's bundle: the reward model sits where the engines sat, which are gone by then."""
+    gpu = int(device == "cuda")
+    width = gpu * config.generator.tensor_parallel_size
+    engines = config.generator.num_engines
+    table = [Seat(role="generator", rank=i, bundle=i, bundle_gpus=width, num_gpus=width) for i in range(engines)]
+    ranks = 0 if config.reward_model is None else config.reward_model.num_ranks
+    for i in range(ranks):
+        table.append(
+            Seat(role="reward_model", rank=i, bundle=i, bundle_gpus=width if i < engines else gpu, num_gpus=gpu)
+        )
+    return table
+
+
+@contextlib.contextmanager
+def evaluation_stage(config: AnsweringConfig) -> Iterator[Stage]:
+    """The machines, with a place for every role."""
+    stage = Stage(config.placement)
+    try:
+        stage.reserve(evaluation_seats(config, device=stage.machine.device), config.generator.init_timeout_s)
+        yield stage
+    finally:
+        stage.close()
+
+
+# -- phase one ------------------------------------------------------------------------------------------------
+
+
+def generate(
+    stage: Stage,
+    config: AnsweringConfig,
+    model_path: str,
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Branch]:
+    """One answer of the model to every sample; its engines are gone afterwards."""
+    return generate_repeatedly(stage, config, model_path, samples, tokenizer, seeds=[config.seed])[0]
+
+
+def generate_repeatedly(
+    stage: Stage,
+    config: AnsweringConfig,
+    model_path: str,
+    samples: Sequence[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seeds: Sequence[int],
+) -> list[dict[str, Branch]]:
+    """One answer to every sample for each of the seeds, by the same engines."""
+    with (
+        waiting(f"{model_path} answers {len(samples)} prompts"),
+        _engines(stage, config, model_path) as generators,
+        _games(config, generators, tokenizer) as episodes,
+    ):
+        answers = []
+        for seed in seeds:
+            evaluator = Evaluator(
+                config.data.type,
+                samples,
+                tokenizer,
+                generators,
+                Rewarder([]),
+                max_prompt_tokens=config.max_prompt_tokens,
+                max_response_tokens=config.max_response_tokens,
+                sampling=config,
+                seed=seed,
+                timeout_s=config.timeout_s,
+                answers=episodes,
+            )
+            answers.append({group.sample.sample_id: group.branches[0] for group in evaluator.evaluate().groups})
+        return answers
+
+
+@contextlib.contextmanager
+def _games(
+    config: AnsweringConfig, generators: Generators, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Episodes | None]:
+    """Who plays the games, where there is an environment."""
+    if config.environment is None:
+        yield None
+        return
+    episodes = Episodes(config.environment, generators, tokenizer)
+    try:
+        yield episodes
+    finally:
+        episodes.shutdown()
+
+
+@contextlib.contextmanager
+def _engines(stage: Stage, config: AnsweringConfig, model_path: str) -> Iterator[Generators]:
+    arguments = generator_arguments(
+        model_path,
+        config.generator,
+        max_length=config.max_prompt_tokens + config.max_response_tokens,
+        precision=stage.machine.precision(config.precision),
+        transport=stage.machine.weight_transport(colocated=False),
+        sleep=False,
+        seed=config.seed,
+        trust_remote_code=config.trust_remote_code,
+    )
+    group = stage.group(GeneratorWorker, arguments, role="generator", max_concurrency=1000)
+    generators = Generators(group, config.generator, sleeps=False)
+    try:
+        start_generators(group, config.generator)
+        yield generators
+    finally:
+        # Asked first: an engine's own processes would hold the device for a while after their parent was killed.
+        with contextlib.suppress(TroupeError):
+            group.gather(group.start(GeneratorWorker.close), CLOSING_S, "closing")
+        generators.shutdown()
+
+
+# -- phase two ------------------------------------------------------------------------------------------------
+
+
+def reward_scores(
+    stage: Stage,
+    config: AnsweringConfig,
+    settings: RewardModelConfig,
+    samples: Sequence[Sample],
+    answers: Mapping[str, Answers],
+) -> dict[str, dict[str, float]]:
+    """Name -> sample_id -> the reward model's score, of every answer of every name; a missing answer has none.
+
+    All answers to a prompt share one row and its prompt, encoded as the reward model's own tokenizer encodes it; equal
+    answers are scored once, so that they cannot differ by rounding.
+    """
+    model_config = PretrainedModelConfig(path=settings.path, trust_remote_code=settings.trust_remote_code)
+    with contextlib.ExitStack() as stack:
+        casting = Casting(
+            stack,
+            stage,
+            model_config,
+            settings.path,
+            colocated=False,
+            precision=stage.machine.precision(settings.precision),
+            seed=config.seed,
+        )
+        stack.enter_context(waiting(f"{settings.path} scores the answers"))
+        model = casting.reward_model(settings, row_tokens=ROW_TOKENS, timeout_s=config.generator.init_timeout_s)
+        return _scores(model, casting.tokenizer, samples, answers)
+
+
+def _scores(
+    model: RewardModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], answers: Mapping[str, Answers]
+) -> dict[str, dict[str, float]]:
+    asked = []
+    for sample in samples:
+        branches = {
+            name: with_tokens(of_name[sample.sample_id], tokenizer)
+            for name, of_name in answers.items()
+            if sample.sample_id in of_name
+        }
+        if not branches:
+            continue
+        distinct = {tuple(branch.token_ids): branch for branch in branches.values()}
+        group = Group(sample=sample, prompt_ids=encode_prompt(tokenizer, sample), branches=list(distinct.values()))
+        asked.append((sample.sample_id, branches, list(distinct), model.score(group)))
+    scores: dict[str, dict[str, float]] = {name: {} for name in answers}
+    for sample_id, branches, keys, future in asked:
+        found = {key: parts[LABEL] for key, parts in zip(keys, future.result(), strict=True)}
+        for name, branch in branches.items():
+            scores[name][sample_id] = found[tuple(branch.token_ids)]
+    return scores
+
+
+def with_tokens(branch: Branch, tokenizer: PreTrainedTokenizerBase) -> Branch:
+    """The branch as a model would have sampled it, where only its text is known: a cut one lacks its end of turn."""
+    if branch.token_ids:
+        return branch
+    ids = encode_answer(tokenizer, branch.text)
+    kept = ids[:-1] if branch.truncated and len(ids) > 1 else ids
+    return Branch(token_ids=kept, text=branch.text, finish_reason=branch.finish_reason)

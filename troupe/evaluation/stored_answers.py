@@ -1,0 +1,113 @@
+"""Answers on disk between the two phases of an evaluation, so that a crash while scoring loses no generation.
+
+Beside each file lies what its answers depend on, written last; answers of other settings are as good as none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from troupe.files import JsonLines, read_json, read_lines, to_json, write_atomically
+from troupe.records import Branch, Score
+
+log = logging.getLogger(__name__)
+
+Answers = Mapping[str, Branch]
+"""A model's answers: sample_id -> branch."""
+
+
+class AnswerStore:
+    """`<name>.jsonl` with a model's answers and `<name>.settings.json` with what they depend on."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def write(self, name: str, answers: Answers, settings: Mapping[str, Any]) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._settings(name).unlink(missing_ok=True)  # never beside answers of other settings
+        lines = (
+            to_json(
+                {
+                    "sample_id": sample_id,
+                    "text": branch.text,
+                    "finish_reason": branch.finish_reason,
+                    "token_ids": list(branch.token_ids),
+                    **_game(branch),
+                }
+            )
+            for sample_id, branch in answers.items()
+        )
+        write_atomically(self._answers(name), "".join(f"{line}\n" for line in lines))
+        write_atomically(self._settings(name), to_json(settings, indent=2) + "\n")
+
+    def read(self, name: str, sample_ids: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Branch] | None:
+        """The stored answers to exactly these samples; None where there are none, or they were made otherwise."""
+        stored = read_json(self._settings(name))
+        if stored is None:
+            return None
+        changed = [key for key in settings if stored.get(key) != settings[key]]
+        if changed:
+            log.info("%s answers again: %s changed", name, ", ".join(changed))
+            return None
+        rows = {row["sample_id"]: row for row in read_lines(self._answers(name))}
+        if not set(sample_ids) <= set(rows):
+            return None
+        log.info("%s: %d answers of an earlier call are used", name, len(sample_ids))
+        return {sample_id: _branch(rows[sample_id]) for sample_id in sample_ids}
+
+    def _answers(self, name: str) -> Path:
+        return self._directory / f"{name}.jsonl"
+
+    def _settings(self, name: str) -> Path:
+        return self._directory / f"{name}.settings.json"
+
+
+class AnswerLog:
+    """`<name>.jsonl` with what an endpoint was asked, a line as soon as it is answered or given up.
+
+    A line holds `question` (a hash of all that the answer depends on), `sample_id`, `repeat`, `text` (null: missing),
+    `finish_reason`, tokens, cost and calls. Lines of other settings stay, for they were paid for, and are not looked at.
+    """
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._path = directory / f"{name}.jsonl"
+        self._lines = JsonLines(self._path)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._lines.append(row)
+
+    def known(self) -> set[str]:
+        """The questions that have an answer."""
+        return {row["question"] for row in read_lines(self._path) if row.get("text") is not None}
+
+    def rows(self, questions: Sequence[str]) -> list[dict[str, Any]]:
+        """Every line of these questions, failures too, in the order they were written."""
+        wanted = set(questions)
+        return [row for row in read_lines(self._path) if row.get("question") in wanted]
+
+
+def text_branch(row: Mapping[str, Any]) -> Branch:
+    """The answer of a line whose tokens nobody knows."""
+    return Branch(token_ids=(), text=row["text"], finish_reason=row.get("finish_reason") or "stop")
+
+
+def _game(branch: Branch) -> dict[str, Any]:
+    """What only a game has: whose tokens are whose, and how it ended."""
+    mask = {} if branch.loss_mask is None else {"loss_mask": list(branch.loss_mask)}
+    if branch.outcome is None:
+        return mask
+    return {**mask, "outcome": {"value": branch.outcome.value, "parts": dict(branch.outcome.parts)}}
+
+
+def _branch(row: Mapping[str, Any]) -> Branch:
+    return Branch(
+        token_ids=row["token_ids"],
+        text=row["text"],
+        finish_reason=row["finish_reason"],
+        loss_mask=row.get("loss_mask"),
+        outcome=Score(**row["outcome"]) if "outcome" in row else None,
+    )

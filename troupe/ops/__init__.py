@@ -1,0 +1,1 @@
+"""What keeps machines in order: the doctor, clusters, pipelines of jobs."""

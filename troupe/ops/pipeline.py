@@ -1,0 +1,219 @@
+"""What a pipeline remembers of its stages, and what follows from it: skip, go on, or run again, and why.
+
+`pipeline.json` holds a record per stage with everything that its result depends on, so the reason for running a
+stage again is a difference that can be named. Starting the stages is `jobs/run_pipeline.py`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from troupe.config.tools import PipelineConfig, Reference
+from troupe.errors import CheckpointError
+from troupe.files import now, read_json, to_json, write_atomically
+from troupe.runs.checkpoint import MANIFEST, CheckpointStore, model_damage
+from troupe.runs.run_directory import MAY_CHANGE
+
+STATE_FILE = "pipeline.json"
+IGNORED = (*(key for key in MAY_CHANGE if key != "steps"), "output")
+"""Settings of a finished stage that may change without it being run again: they decide no result."""
+MOST_SHOWN = 3
+"""Differences that are named in a line."""
+
+UNFINISHED = {"running": "it was cut off", "stopped": "it was stopped", "failed": "it failed"}
+
+State = Literal["waiting", "running", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRecord:
+    """What is known of a stage: what it was run with, how that ended, and what it left."""
+
+    job: str
+    state: State = "waiting"
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved recipe by dotted names, as JSON keeps it; without its inputs and its place."""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted name -> a mapping `stage`, `path`, `identity` for each thing that goes there."""
+    begun: str | None = None
+    """When its first process began, UTC."""
+    seconds: float = 0.0
+    """Wall time of all its processes."""
+    output: str | None = None
+    """Where it writes: a run directory, or what the job takes as `output`."""
+    handover: str | None = None
+    """What later stages take: a directory in Hugging Face format, or its output."""
+    error: str | None = None
+    """Why it failed, in a sentence."""
+    tail: list[str] = field(default_factory=list)
+    """The last lines of its log when it failed."""
+
+    @classmethod
+    def read(cls, values: Any) -> StageRecord | None:
+        """A record from JSON; None where another version wrote it in a way that this one cannot read."""
+        known = {name.name for name in fields(cls)}
+        if not isinstance(values, dict) or "job" not in values:
+            return None
+        return cls(**{key: value for key, value in values.items() if key in known})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What to do with a stage, and why in a few words."""
+
+    action: Literal["skip", "run", "resume", "anew"]
+    why: str
+
+    def in_words(self) -> str:
+        verb = {"skip": "skipped", "run": "runs", "resume": "goes on", "anew": "runs again"}[self.action]
+        return f"{verb}: {self.why}" if self.why else verb
+
+
+class PipelineState:
+    """`pipeline.json`: the records of a pipeline's stages, written after every change."""
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self._config = config
+        self._file = config.path / STATE_FILE
+        saved = (read_json(self._file) or {}).get("stages", {})
+        records = {name: StageRecord.read(saved.get(name)) for name in config.stages}
+        self._records = {name: records[name] or StageRecord(job=stage.job) for name, stage in config.stages.items()}
+
+    def __getitem__(self, name: str) -> StageRecord:
+        return self._records[name]
+
+    def put(self, name: str, record: StageRecord) -> None:
+        self._records[name] = record
+        content = {
+            "name": self._config.name,
+            "updated": now(),
+            "stages": {name: asdict(record) for name, record in self._records.items()},
+        }
+        write_atomically(self._file, to_json(content, indent=2) + "\n")
+
+    def resolve(self, reference: Reference) -> dict[str, str]:
+        """Where the thing lies that `reference` names, and what tells it from any other: path and identity.
+
+        Raises CheckpointError when the stage is not finished, or what it handed over is not there.
+        """
+        record = self[reference.stage]
+        if record.state != "finished" or record.handover is None:
+            raise CheckpointError(
+                f"the stage {reference.stage!r} has handed nothing over yet (it is {record.state}); run it first"
+            )
+        path = Path(record.handover, reference.inside) if reference.inside else Path(record.handover)
+        if not path.exists():
+            raise CheckpointError(
+                f"the stage {reference.stage!r} should have left {path}, which is not there; "
+                f"force=[{reference.stage}] runs it again"
+            )
+        return {"stage": reference.stage, "path": str(path), "identity": identity(path)}
+
+
+def decide(
+    name: str,
+    record: StageRecord,
+    *,
+    job: str,
+    recipe: Mapping[str, Any],
+    inputs: Mapping[str, Any] | None,
+    remade: Collection[str],
+    forced: bool,
+) -> Decision:
+    """Whether a stage is skipped, goes on, or runs again.
+
+    `inputs` are the resolved ones, None where a stage of `remade`, which will run before it, is among them.
+    """
+    if forced:
+        return Decision(action="anew", why="forced")
+    if record.state == "waiting":
+        return Decision(action="run", why="")
+    if job != record.job:
+        return Decision(action="anew", why=f"its job was {record.job}")
+    if inputs is None:
+        return Decision(action="anew", why=f"{_listed(remade)} before it {'run' if len(remade) > 1 else 'runs'}")
+    recipe = as_json(recipe)
+    changed = changed_keys(record.recipe, recipe)
+    # A run that was not at its end may have its length changed, as any run may that is resumed.
+    if changed and not (changed == ["steps"] and record.state != "finished"):
+        return Decision(action="anew", why=_differences(record.recipe, recipe, changed))
+    others = [key for key in inputs if _identities(inputs[key]) != _identities(record.inputs.get(key))]
+    if others or set(record.inputs) - set(inputs):
+        return Decision(action="anew", why=f"{_listed(others or ['an input'])} is another one than before")
+    if record.state != "finished":
+        return Decision(action="resume", why=UNFINISHED[record.state])
+    if record.handover is not None and not Path(record.handover).exists():
+        return Decision(action="resume", why=f"{record.handover} is gone")
+    return Decision(action="skip", why="finished before")
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The settings that decide results and differ."""
+    absent = object()
+    return [
+        key
+        for key in sorted({*before, *after})
+        if before.get(key, absent) != after.get(key, absent) and not _is_under(key, IGNORED)
+    ]
+
+
+def without_inputs(recipe: Mapping[str, Any], inputs: Iterable[str]) -> dict[str, Any]:
+    """A flat recipe without the settings that inputs give."""
+    names = list(inputs)
+    return {key: value for key, value in recipe.items() if not _is_under(key, names)}
+
+
+def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` as they come back from a file, so that they compare equal to what was written."""
+    restored: dict[str, Any] = json.loads(to_json(values))
+    return restored
+
+
+def handover(output: Path, *, is_run: bool) -> Path:
+    """What a finished stage hands over: a run's best checkpoint, else its latest; where there is none, its output."""
+    store = CheckpointStore(output / "checkpoints")
+    return store.path(store.choose("best", model_damage)) if is_run and store.steps() else output
+
+
+def identity(path: Path) -> str:
+    """A digest of what lies at `path`: of a checkpoint its manifest, which has every file's; else of all content."""
+    digest = hashlib.sha256()
+    files = [path / MANIFEST] if (path / MANIFEST).is_file() else [path]
+    if files == [path] and path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        digest.update(str(file.relative_to(path)).encode() + b"\0")
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def begun_again(record: StageRecord, decision: Decision, **given: Any) -> StageRecord:
+    """The record of a stage whose process is about to start; the time of the runs it continues stays counted."""
+    kept = record if decision.action == "resume" else StageRecord(job=record.job)
+    return replace(kept, **given, state="running", begun=kept.begun or now(), error=None, tail=[], handover=None)
+
+
+def _is_under(key: str, prefixes: Iterable[str]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _identities(given: Any) -> list[tuple[str, str]]:
+    return [(item["path"], item["identity"]) for item in given or []]
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], keys: list[str]) -> str:
+    def shown(values: Mapping[str, Any], key: str) -> str:
+        return to_json(values[key]) if key in values else "absent"
+
+    told = [f"{key} was {shown(before, key)}, is {shown(after, key)}" for key in keys[:MOST_SHOWN]]
+    return "; ".join(told) + (f"; and {len(keys) - MOST_SHOWN} more" if len(keys) > MOST_SHOWN else "")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

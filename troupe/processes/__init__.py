@@ -1,0 +1,1 @@
+"""Processes of this machine: their deaths and logs, waiting for them, stopping them, their sockets."""

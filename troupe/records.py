@@ -1,0 +1,151 @@
+"""The records that travel between the stages: samples, branches, groups, scores.
+
+They are frozen: a stage returns a new record. Ragged data are lists here; `troupe.algorithms.packing.Batch` turns
+groups into flat tensors. Letters used for shapes everywhere: G groups, B branches, N branch tokens of a batch,
+S tokens of a packed row, V vocabulary, H hidden size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+
+class Message(TypedDict):
+    """One turn of a conversation, as chat templates expect it."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One task: a prompt and what is known about its answer. Its identity is `sample_id`, never its text.
+
+    Example: `Sample(sample_id="word_problems/17", prompt="Tom has 3 pens ...", gold="8",
+    fields={"demonstration": "3+5=8\\n#### 8"})`.
+    """
+
+    sample_id: str
+    prompt: str | Sequence[Message]
+    """Raw text (encoded as it is), or messages (encoded through the tokenizer's chat template)."""
+    gold: str | None = None
+    """The reference answer that rewards and metrics compare with; never part of the prompt."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else the data set knows; `demonstration` is what supervised training imitates: a text, or the
+    turns of a whole game, the assistant's first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightSpan:
+    """The tokens [start, end) of a branch were sampled with the weights of `version` (the trainer's step)."""
+
+    version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """One continuation of a prompt, T tokens long, its end-of-turn token included."""
+
+    token_ids: Sequence[int]
+    """[T]."""
+    text: str = ""
+    """`token_ids` decoded without special tokens."""
+    loss_mask: Sequence[bool] | None = None
+    """[T]; True where the model is trained. None: on every token."""
+    logprobs: Sequence[float] | None = None
+    """[T]; log-probabilities under the policy that sampled, at the sampling temperature."""
+    finish_reason: str = "stop"
+    """`stop`: it ended by itself; `length`: it hit the limit and is truncated."""
+    weight_versions: Sequence[WeightSpan] = ()
+    outcome: Score | None = None
+    """What the environment gave for it, where it is a game with one."""
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason == "length"
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens of the model; what an environment said in between is not among them."""
+        return len(self.token_ids) if self.loss_mask is None else sum(self.loss_mask)
+
+    @property
+    def oldest_version(self) -> int | None:
+        """The oldest weights that sampled any of its tokens; None when it was not sampled."""
+        return min((span.version for span in self.weight_versions), default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeCall:
+    """One request to a remote judge and what came back, for the log of calls; no header is in it, so no key either."""
+
+    host: str
+    model: str
+    messages: Sequence[Message]
+    status: int | str
+    """The HTTP status, or what kept the request from getting one."""
+    requested_at: float
+    """Seconds since 1970, UTC."""
+    latency_s: float
+    text: str | None = None
+    """The reply; None where there is none."""
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    """Tokens as the endpoint counts them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What a reward says of one branch: the weighted sum, and the unweighted parts for the logs.
+
+    `value` is None when the judgement is missing (a judge that did not answer); missing is counted, never 0.
+    """
+
+    value: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    calls: Sequence[JudgeCall] = field(default=(), compare=False, repr=False)
+    """The requests that were made for it."""
+
+    @property
+    def trouble(self) -> str | None:
+        """What the last request came to, where the judgement is missing and one was made."""
+        if self.value is not None or not self.calls:
+            return None
+        last = self.calls[-1]
+        said = f"{last.status}" if last.text is None else f"{last.status} and said {last.text[-80:]!r}"
+        return (
+            f"the judge at {last.host} answered {said}"
+            if isinstance(last.status, int)
+            else f"the judge at {last.host}: {said}"
+        )
+
+    def __post_init__(self) -> None:
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"a score must be finite, got {self.value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The unit of everything: one prompt and the branches that continue it, with a score per branch once scored."""
+
+    sample: Sample
+    prompt_ids: Sequence[int]
+    branches: Sequence[Branch]
+    scores: Sequence[Score] = ()
+
+    def with_scores(self, scores: Sequence[Score]) -> Group:
+        if len(scores) != len(self.branches):
+            raise ValueError(f"{self.sample.sample_id}: {len(scores)} scores for {len(self.branches)} branches")
+        return dataclasses.replace(self, scores=tuple(scores))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the packed group: the prompt once, then every branch."""
+        return len(self.prompt_ids) + sum(len(branch.token_ids) for branch in self.branches)

@@ -1,0 +1,1 @@
+"""What a person looks at: the report, live pages, trackers. They observe a run and never steer it."""

@@ -1,0 +1,178 @@
+"""From a name in a recipe to something that can be called: found, imported, and its arguments checked.
+
+What rewards and environments have in common: a built-in name, or `package.module:name` of the user's own, with `args`.
+Everything that can be wrong with either is a ConfigError that begins with the recipe's section, before anything starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from troupe.errors import ConfigError, TroupeError
+from troupe.project import ROOT
+
+OLD_PACKAGES = ("core", "algorithms", "data", "environments", "actors", "rewards", "serving", "jobs")
+"""The names that could be imported before all of them moved under `troupe`."""
+
+
+def find(name: str, built_in: Mapping[str, Callable[..., Any]], *, section: str, noun: str, form: str) -> Any:
+    """What `name` names: one of `built_in`, or what lies at `package.module:name`.
+
+    Example: `find("length", BUILT_IN, section="rewards", noun="reward", form="package.module:function")`.
+    """
+    if ":" in name:
+        return _import(name, section)
+    if name not in built_in:
+        near = difflib.get_close_matches(name, built_in, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(
+            f"{section}: unknown {noun} {name!r}; {hint}built in are {', '.join(built_in)}, your own is written {form}"
+        )
+    return built_in[name]
+
+
+def _import(address: str, section: str) -> Any:
+    module_name, _, name = address.partition(":")
+    if os.getcwd() not in sys.path:  # the user's own module lies there; last, so that it hides nothing
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+        _refuse_second_copies(address, section)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the user's module does while it is imported
+        missing = getattr(error, "name", None) or ""
+        if missing.partition(".")[0] in OLD_PACKAGES:
+            if module_name.startswith(missing) and (renamed := _new_name(module_name)) is not None:
+                return _import(f"{renamed}:{name}", section)  # a config that an earlier version wrote
+            raise ConfigError(_moved(address, missing if "." in missing else str(error), section)) from error
+        raise ConfigError(
+            f"{section}: cannot import {module_name!r} of {address!r} ({type(error).__name__}: {error}); "
+            "it must be importable from the directory the job is started in"
+        ) from error
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        raise ConfigError(f"{section}: module {module_name!r} has no function {name!r}") from None
+
+
+def _new_name(module: str) -> str | None:
+    """Return where a module of earlier versions lies now (`core.records` -> `troupe.records`), None where it is unknown."""
+    stem = module.rpartition(".")[2]
+    here = Path(__file__).parent
+    found = next((path for pattern in (f"{stem}.py", f"*/{stem}.py") for path in here.glob(pattern)), None)
+    return None if found is None else ".".join(("troupe", *found.relative_to(here).with_suffix("").parts))
+
+
+def _moved(address: str, old: str, section: str) -> str:
+    now = _new_name(old)
+    remedy = f"change it to {now}" if now is not None else "docs/architecture.md lists what lies where"
+    return f"{section}: the module of {address!r} imports {old}, but the modules of Troupe lie under `troupe` now: {remedy}"
+
+
+def _refuse_second_copies(address: str, section: str) -> None:
+    """Raise ConfigError where a user's file imported `rewards.answers` and not `troupe.rewards.answers`: its classes are others."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        package, _, rest = name.partition(".")
+        if rest and package in OLD_PACKAGES and file is not None and Path(file).resolve().parent == ROOT / package:
+            del sys.modules[name]
+            raise ConfigError(_moved(address, name, section))
+
+
+def signature_of(name: str, function: Callable[..., Any], *, section: str) -> inspect.Signature:
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{section}: the parameters of {name} cannot be inspected; wrap it in a Python function"
+        ) from None
+
+
+def class_arguments(name: str, cls: type, args: Mapping[str, Any], *, section: str) -> dict[str, Any]:
+    """The arguments of the class's constructor, each as its annotation says."""
+    annotations = type_hints(cls.__init__)  # type: ignore[misc]
+    return checked_arguments(name, args, signature_of(name, cls, section=section), annotations, section=section)
+
+
+def instance(name: str, cls: type, arguments: Mapping[str, Any], *, section: str) -> Any:
+    """What the class makes of its arguments; what its constructor refuses is a mistake in them."""
+    try:
+        return cls(**arguments)
+    except TroupeError:
+        raise
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{section}: {name}: {_sentence(detail)}" for detail in error.errors())) from None
+    except ValueError as error:
+        raise ConfigError(f"{section}: {name}: {error}") from None
+    except Exception as error:  # whatever the user's class does while it is built
+        raise ConfigError(f"{section}: {name} cannot be built ({type(error).__name__}: {error})") from error
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    """One mistake in a section that a constructor builds; the value of an unknown argument might be a secret."""
+    name = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "extra_forbidden":
+        return f"unknown argument {name!r}"
+    if detail["type"] == "missing":
+        return f"missing a required argument: {name!r}"
+    return f"argument {name}: {detail['msg']} (got {detail['input']!r})"
+
+
+def checked_arguments(
+    name: str,
+    args: Mapping[str, Any],
+    signature: inspect.Signature,
+    annotations: Mapping[str, Any],
+    *,
+    section: str,
+    skip: int = 0,
+) -> dict[str, Any]:
+    """The configured arguments, each as its annotation says: a pattern is compiled, a choice is one of the choices.
+
+    The first `skip` parameters are not for the recipe to set: a reward's are what it judges.
+    """
+    accepted = list(signature.parameters.values())[skip:]
+    known = f"its arguments are: {', '.join(parameter.name for parameter in accepted) or 'none'}"
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted):
+        for unknown in args.keys() - {parameter.name for parameter in accepted}:
+            raise ConfigError(f"{section}: {name}: unknown argument {unknown!r}; {known}")
+    try:
+        signature.bind(*[None] * skip, **args)
+    except TypeError as error:
+        raise ConfigError(f"{section}: {name}: {error}; {known}") from None
+    return {
+        key: _checked(name, key, value, annotations[key], section) if key in annotations else value
+        for key, value in args.items()
+    }
+
+
+def type_hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function, or of an object's `__call__`."""
+    try:
+        return typing.get_type_hints(
+            function if inspect.isroutine(function) else type(function).__call__, include_extras=True
+        )
+    except Exception:  # annotations that only a type checker can resolve are no mistake of the user
+        return {}
+
+
+def _checked(function: str, name: str, value: Any, annotation: Any, section: str) -> Any:
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except PydanticSchemaGenerationError:
+        return value
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ConfigError(f"{section}: {function}: argument {name}: {reason} (got {value!r})") from None

@@ -1,0 +1,1 @@
+"""A run on disk: its directory, checkpoints, metrics, events, and where they are stored."""

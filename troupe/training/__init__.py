@@ -1,0 +1,1 @@
+"""What one training run is made of: roles, rollouts, episodes, evaluation, the supervised loop."""

@@ -1,0 +1,78 @@
+"""Held-out answers of a model that is trained without sampling: an engine gets its weights whenever they are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+from troupe.actors.consistency import ConsistencyGate
+from troupe.actors.generators import Generators, start_generators
+from troupe.actors.policy import Policy
+from troupe.actors.rewarder import Rewarder
+from troupe.config.models import ConsistencyConfig
+from troupe.config.supervised import GeneratingConfig, GenerationConfig
+from troupe.data import DataSet
+from troupe.runs.run import Run
+from troupe.training.evaluator import Evaluation, Evaluator
+from troupe.training.roles import Casting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutAnswers:
+    """A policy, its engines, and what they are asked."""
+
+    policy: Policy
+    generators: Generators
+    evaluator: Evaluator
+    gate: ConsistencyGate
+
+    @staticmethod
+    def cast(
+        stack: contextlib.ExitStack,
+        casting: Casting,
+        config: GeneratingConfig,
+        generation: GenerationConfig,
+        data: DataSet,
+        policy: Policy,
+    ) -> HeldOutAnswers:
+        """Place the engines; `start` waits for them."""
+        metrics = Rewarder(generation.metrics)
+        stack.callback(metrics.shutdown)
+        generators = casting.generators(config.generator, max_length=config.max_length, policy=policy)
+        evaluator = Evaluator(
+            data.name,
+            data.heldout[: generation.num_samples],
+            casting.tokenizer,
+            generators,
+            metrics,
+            max_prompt_tokens=config.max_length - generation.max_response_tokens,
+            max_response_tokens=generation.max_response_tokens,
+            sampling=generation,
+            seed=config.seed,
+        )
+        prompts = [ids for _, ids in evaluator.prompts]
+        gate = ConsistencyGate(
+            prompts,
+            ConsistencyConfig(),
+            precision=casting.precision,
+            max_length=config.max_length,
+            seed=config.seed,
+        )
+        return HeldOutAnswers(policy=policy, generators=generators, evaluator=evaluator, gate=gate)
+
+    def start(self, transport: str) -> None:
+        """Start the engines and open the way for the policy's weights, once it is loaded."""
+        settings = self.generators.config
+        start_generators(self.generators.group, settings)
+        self.policy.ready()
+        self.policy.connect(self.generators, transport=transport, timeout_s=settings.sync_timeout_s)
+
+    def evaluate(self, run: Run, step: int) -> Evaluation:
+        """Publish the weights after `step` and answer the held-out prompts with them."""
+        with run.timed("publish"):
+            run.log(self.gate.publish(self.policy, self.generators, step))
+        with run.timed("generate"):
+            evaluation = self.evaluator.evaluate(run.watch_calls(step, "evaluation"))
+            run.log_answers(step, self.evaluator.name, evaluation.rows())
+        self.generators.sleep()
+        return evaluation

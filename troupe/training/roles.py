@@ -1,0 +1,349 @@
+"""The cast: every role of a run, started together and ended together.
+
+`Casting` starts one role at a time at its seat; `cast` starts those of a run that samples. Starting a role returns at
+once and loading goes on in its processes, so that roles load side by side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from troupe.actors.consistency import ConsistencyGate
+from troupe.actors.critic import Critic
+from troupe.actors.frozen import Frozen, FrozenWorker, PolicyAtStart, Reference
+from troupe.actors.generator import GeneratorWorker
+from troupe.actors.generators import Generators, generator_arguments, start_generators
+from troupe.actors.perplexity_reward import PerplexityReward, ScorerPlan, plan_scorer
+from troupe.actors.placement import Stage
+from troupe.actors.policy import Policy, PolicyWorker
+from troupe.actors.reward_model import RewardModel, require_same_tokenizer
+from troupe.actors.rewarder import Rewarder, RewarderWorker, RewardPart
+from troupe.actors.trained import Trained, TrainedWorker
+from troupe.actors.workers import Group
+from troupe.config.algorithm import PerplexityRewardConfig
+from troupe.config.grpo import GRPOConfig, PPOConfig
+from troupe.config.models import GeneratorConfig, ModelConfig, PolicyConfig, PretrainedModelConfig, RewardModelConfig
+from troupe.data import DataSet
+from troupe.errors import ConfigError
+from troupe.records import Sample
+from troupe.training.episodes import Episodes
+from troupe.training.evaluator import Evaluator
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CRITIC = "critic"
+"""The critic's directory inside a checkpoint; the policy lies beside it, where a model is looked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cast:
+    """Who plays what."""
+
+    tokenizer: PreTrainedTokenizerBase
+    policy: Policy
+    generators: Generators
+    rewarder: Rewarder
+    evaluator: Evaluator
+    gate: ConsistencyGate
+    reference: Reference | None = None
+    critic: Critic | None = None
+    episodes: Episodes | None = None
+    """Who plays the games, where the recipe has an environment."""
+
+    def publish(self, version: int) -> dict[str, float]:
+        """Give the policy's weights to the generators as `version`; what the gate measured."""
+        return self.gate.publish(self.policy, self.generators, version)
+
+    def save(self, path: Path) -> None:
+        """Write every trained model into a checkpoint."""
+        self.policy.save(str(path))
+        if self.critic is not None:
+            self.critic.save(str(path / CRITIC))
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About what `save` writes."""
+        critic = 0 if self.critic is None else self.critic.facts["checkpoint_bytes"]
+        return int(self.policy.facts["checkpoint_bytes"] + critic)
+
+    def load(self, path: Path) -> None:
+        """Continue every trained model from a checkpoint."""
+        self.policy.load(str(path))
+        if self.critic is not None:
+            self.critic.load(str(path / CRITIC))
+
+
+class Casting:
+    """Starts roles of one run; `stack` ends them."""
+
+    def __init__(
+        self,
+        stack: contextlib.ExitStack,
+        stage: Stage,
+        model: ModelConfig,
+        model_path: str,
+        *,
+        colocated: bool,
+        precision: str,
+        seed: int,
+    ) -> None:
+        self._stack, self._stage, self.model_path = stack, stage, model_path
+        self.precision, self.seed = precision, seed
+        self.trust = isinstance(model, PretrainedModelConfig) and model.trust_remote_code
+        self.shares_gpus = colocated and stage.machine.device == "cuda"
+        self.transport = stage.machine.weight_transport(colocated=colocated)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.model_path, trust_remote_code=self.trust)
+
+    def policy(
+        self, config: PolicyConfig, *, total_steps: int, name: str = "policy", keep_start: bool = False
+    ) -> Policy:
+        """The policy, loading the starting model; `name` goes before its metrics. `keep_start`: see `Engine`."""
+        group = self._stage.group(PolicyWorker, _ranks(config.num_ranks), role="policy")
+        policy = Policy(group, config.model_copy(update={"precision": self.precision}), name=name)
+        self._start(policy, self.model_path, total_steps=total_steps, trust=self.trust, keep_start=keep_start)
+        return policy
+
+    def trained(
+        self, config: PolicyConfig, *, name: str, head: str, total_steps: int, model_path: str | None = None
+    ) -> Trained[TrainedWorker]:
+        """A model that is trained and never sampled from; it sits where a policy would."""
+        group = self._stage.group(TrainedWorker, _ranks(config.num_ranks), role="policy")
+        trained = Trained(group, config.model_copy(update={"precision": self.precision}), name=name, head=head)
+        self._start(trained, model_path or self.model_path, total_steps=total_steps, trust=self.trust)
+        return trained
+
+    def critic(self, config: PPOConfig, *, total_steps: int) -> Critic:
+        """The critic, loading what `critic.start` names."""
+        settings = config.critic
+        starts = {"policy": self.model_path, "reward_model": config.reward_model.path if config.reward_model else ""}
+        path = starts.get(settings.start, settings.start)
+        require_same_tokenizer(self.tokenizer, load_tokenizer(path, trust_remote_code=self.trust), path, "critic.start")
+        group = self._stage.group(TrainedWorker, _ranks(settings.num_ranks), role="critic")
+        critic = Critic(
+            group, settings.model_copy(update={"precision": self.precision}), value_clip=settings.value_clip
+        )
+        self._start(critic, path, total_steps=total_steps, trust=self.trust)
+        return critic
+
+    def _start(
+        self, trained: Trained[Any], path: str, *, total_steps: int, trust: bool, keep_start: bool = False
+    ) -> None:
+        self._stack.callback(trained.shutdown)
+        trained.start(path, total_steps=total_steps, seed=self.seed, trust_remote_code=trust, keep_start=keep_start)
+
+    def generators(self, config: GeneratorConfig, *, max_length: int, policy: Policy) -> Generators:
+        """The engines, not yet started: `start_generators` waits for them."""
+        arguments = generator_arguments(
+            self.model_path,
+            config,
+            max_length=max_length,
+            precision=self.precision,
+            transport=self.transport,
+            sleep=self.shares_gpus,
+            seed=self.seed,
+            trust_remote_code=self.trust,
+        )
+        if self.shares_gpus:
+            policy.ready()  # its ranks know which GPUs the engines share
+            _share_devices(arguments, policy, config.tensor_parallel_size)
+        group = self._stage.group(GeneratorWorker, arguments, role="generator", max_concurrency=1000)
+        generators = Generators(group, config, sleeps=self.shares_gpus)
+        self._stack.callback(generators.shutdown)
+        return generators
+
+    def frozen(
+        self, path: str, *, role: str, num_ranks: int, precision: str, row_tokens: int, scalar: bool, trust: bool
+    ) -> Frozen:
+        """A frozen model, loading."""
+        frozen = Frozen(self._stage.group(FrozenWorker, _ranks(num_ranks), role=role), scalar=scalar)
+        self._stack.callback(frozen.shutdown)
+        frozen.start(
+            path, precision=precision, row_tokens=row_tokens, offload=self.shares_gpus, trust_remote_code=trust
+        )
+        return frozen
+
+    def reward_model(self, config: RewardModelConfig, *, row_tokens: int, timeout_s: float) -> RewardModel:
+        """The frozen reward model, loaded; it must read the policy's tokens."""
+        trust = config.trust_remote_code
+        tokenizer = load_tokenizer(config.path, trust_remote_code=trust)
+        require_same_tokenizer(self.tokenizer, tokenizer, config.path, "reward_model.path")
+        frozen = self.frozen(
+            config.path,
+            role="reward_model",
+            num_ranks=config.num_ranks,
+            precision=self._stage.machine.precision(config.precision),
+            row_tokens=row_tokens,
+            scalar=True,
+            trust=trust,
+        )
+        model = RewardModel(frozen, config, self.tokenizer)
+        self._stack.callback(model.shutdown)
+        frozen.ready(timeout_s)
+        return model
+
+    def scorer_plan(
+        self, config: PerplexityRewardConfig, samples: Sequence[Sample], *, complete: bool = True
+    ) -> ScorerPlan:
+        """What the perplexity reward will ask, checked; nothing is started."""
+        path, trust = (self.model_path, self.trust) if config.path is None else (config.path, config.trust_remote_code)
+        tokenizer = load_tokenizer(path, trust_remote_code=trust)
+        precision = self._stage.machine.precision(config.precision)
+        return plan_scorer(config, path, tokenizer, samples, precision=precision, complete=complete)
+
+    def scorer(self, plan: ScorerPlan, *, row_tokens: int) -> Frozen:
+        """The frozen model of the perplexity reward, loading."""
+        return self.frozen(
+            plan.path,
+            role="perplexity",
+            num_ranks=plan.config.num_ranks,
+            precision=plan.precision,
+            row_tokens=row_tokens,
+            scalar=False,
+            trust=self.trust if plan.config.path is None else plan.config.trust_remote_code,
+        )
+
+    def perplexity_reward(self, plan: ScorerPlan, frozen: Frozen) -> PerplexityReward:
+        """The perplexity reward over a scorer, which may be the reference, too."""
+        reward = PerplexityReward(frozen, plan)
+        self._stack.callback(reward.shutdown)
+        return reward
+
+
+@contextlib.contextmanager
+def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, precision: str) -> Iterator[Cast]:
+    """Start every role of `config` at its seat on the stage; end them all, whatever happened."""
+    with contextlib.ExitStack() as stack:
+        casting = Casting(
+            stack,
+            stage,
+            config.model,
+            model_path,
+            colocated=config.placement.mode == "colocated",
+            precision=precision,
+            seed=config.seed,
+        )
+        limit, timeout_s = config.rollout, config.policy.init_timeout_s
+        heldout = data.heldout[: config.evaluation.num_samples]
+        asked = config.perplexity_reward
+        plan = casting.scorer_plan(asked, [*data.train, *heldout]) if asked is not None else None
+        updates = config.steps * config.algorithm.minibatches * config.algorithm.epochs
+        keep_start = config.kl_needs_reference and config.reference.source == "shared_trunk"
+        policy = casting.policy(config.policy, total_steps=updates, keep_start=keep_start)
+        critic = casting.critic(config, total_steps=updates) if isinstance(config, PPOConfig) else None
+        longest = max(limit.max_response_tokens, config.evaluation.max_response_tokens or 0)
+        max_length = limit.max_prompt_tokens + longest
+        generators = casting.generators(config.generator, max_length=max_length, policy=policy)
+        episodes = None
+        if config.environment is not None:
+            episodes = Episodes(config.environment, generators, casting.tokenizer)
+            stack.callback(episodes.shutdown)
+        reference = _reference(config, casting, policy)
+        row_tokens = config.policy.row_tokens
+        parts: list[RewardPart] = []
+        if config.reward_model is not None:
+            parts.append(casting.reward_model(config.reward_model, row_tokens=row_tokens, timeout_s=timeout_s))
+        if plan is not None:
+            shared = isinstance(reference, Frozen) and config.scorer_is_reference
+            scorer = reference if shared else casting.scorer(plan, row_tokens=row_tokens)
+            assert isinstance(scorer, Frozen)
+            scorer.ready(timeout_s)
+            parts.append(casting.perplexity_reward(plan, scorer))
+        rewarder = Rewarder(config.rewards, _reward_workers(config, stage), parts=parts)
+        stack.callback(rewarder.shutdown)
+        metrics = Rewarder(config.evaluation.metrics, parts=parts)
+        stack.callback(metrics.shutdown)
+        evaluator = Evaluator(
+            data.name,
+            heldout,
+            casting.tokenizer,
+            generators,
+            metrics,
+            max_prompt_tokens=limit.max_prompt_tokens,
+            max_response_tokens=config.evaluation.max_response_tokens or limit.max_response_tokens,
+            sampling=config.evaluation,
+            seed=config.seed,
+            stop=limit.stop,
+            timeout_s=limit.timeout_s,
+            answers=episodes,
+        )
+        gate = ConsistencyGate(
+            [ids for _, ids in evaluator.prompts],
+            config.consistency,
+            precision=precision,
+            max_length=max_length,
+            seed=config.seed,
+        )
+        start_generators(generators.group, config.generator)
+        policy.ready()
+        if critic is not None:
+            critic.ready()
+        if isinstance(reference, Frozen):
+            reference.ready(timeout_s)
+        policy.connect(generators, transport=casting.transport, timeout_s=config.generator.sync_timeout_s)
+        yield Cast(
+            tokenizer=casting.tokenizer,
+            policy=policy,
+            generators=generators,
+            rewarder=rewarder,
+            evaluator=evaluator,
+            gate=gate,
+            reference=reference,
+            critic=critic,
+            episodes=episodes,
+        )
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory or hub name."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+
+
+def _ranks(count: int) -> Sequence[dict[str, int]]:
+    return [{"rank": rank, "world_size": count} for rank in range(count)]
+
+
+def _share_devices(arguments: list[dict[str, object]], policy: Policy, width: int) -> None:
+    """Engine i sees the GPUs of policy ranks i x width and following, which Ray gave to those."""
+    places = policy.group.call(PolicyWorker.devices)
+    for index, engine in enumerate(arguments):
+        own = places[index * width : (index + 1) * width]
+        if len({machine for machine, _ in own}) > 1:
+            raise ConfigError(
+                f"generator.tensor_parallel_size ({width}) puts engine {index} on the GPUs of several machines, which colocated engines cannot "
+                "use; lower it, or set placement.mode: separate"
+            )
+        engine["visible_devices"] = ",".join(gpus[0] for _, gpus in own)
+
+
+def _reference(config: GRPOConfig, casting: Casting, policy: Policy) -> Reference | None:
+    if not config.kl_needs_reference:
+        return None
+    if config.reference.source != "own_weights":
+        return PolicyAtStart(policy)
+    return casting.frozen(
+        casting.model_path,
+        role="reference",
+        num_ranks=config.reference.num_ranks,
+        precision=casting.precision,
+        row_tokens=config.policy.row_tokens,
+        scalar=False,
+        trust=casting.trust,
+    )
+
+
+def _reward_workers(config: GRPOConfig, stage: Stage) -> Group[RewarderWorker] | None:
+    if config.rewarder.num_workers == 0:
+        return None
+    arguments = [{"configs": config.rewards}] * config.rewarder.num_workers
+    return stage.group(RewarderWorker, arguments, role="rewarder", max_concurrency=config.rewarder.max_concurrency)

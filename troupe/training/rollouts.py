@@ -1,0 +1,307 @@
+"""Rollouts: from prompts to scored groups, on-policy or a bounded number of steps ahead of the trainer.
+
+`Rollouts.collect(step)` is the whole interface. Prompts of step s are handed to the generators once version
+s - 1 - max_lag is published and not before, so no token can be older than `max_lag` steps when it is trained on;
+nothing has to be thrown away to keep that bound. Groups are consumed in the order of their prompts, whatever
+order they finish in.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from troupe.actors.generator import Request, branch_seed
+from troupe.actors.generators import Generators
+from troupe.actors.rewarder import Rewarder
+from troupe.algorithms.advantages import has_signal
+from troupe.chat import encode_prompt
+from troupe.config.rollout import RolloutConfig
+from troupe.data import PromptStream
+from troupe.errors import DataError, RewardError, WorkerError
+from troupe.records import Group, Sample
+from troupe.runs.call_log import Watch
+from troupe.training.sampled_answers import Answers, SingleTurns, with_outcomes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+MAX_MISSING = 0.5
+"""A step in which more than this share of the judgements is missing would train on what the judge happened to answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """The groups that a step trains on, and what was measured while they were made."""
+
+    groups: Sequence[Group]
+    metrics: Mapping[str, float]
+
+
+@dataclass(slots=True)
+class _Draw:
+    """A step's prompts in flight: where they start in the stream, and the groups to come."""
+
+    start: int
+    since: float = field(default_factory=time.monotonic)
+    """When its prompts were handed over; with steps ahead, long before anybody waits for them."""
+    until: float = 0.0
+    """When its last group so far was scored."""
+    groups: list[Future[Group]] = field(default_factory=list)
+    taken: Counter[str] = field(default_factory=Counter)
+    """Groups so far by sample: with fewer samples than prompts in a step some come again."""
+
+
+class Rollouts:
+    """Draws prompts, has them continued and scored, and hands out steps."""
+
+    def __init__(
+        self,
+        prompts: PromptStream,
+        tokenizer: PreTrainedTokenizerBase,
+        generators: Generators,
+        rewarder: Rewarder,
+        config: RolloutConfig,
+        *,
+        seed: int,
+        last_step: int,
+        needs_company: bool,
+        watch: Callable[[int], Watch | None] = lambda step: None,
+        answers: Answers | None = None,
+    ) -> None:
+        """`needs_company`: the advantage compares answers, so a group that keeps fewer than two is dropped.
+
+        `watch` gives what is told of a step's calls, for the log. `answers`: who has prompts continued; each with one
+        turn of the generators unless it is given.
+        """
+        self._prompts, self._tokenizer = prompts, tokenizer
+        self._generators, self._rewarder = generators, rewarder
+        self._answers = answers or SingleTurns(generators)
+        self._config, self._seed, self._last_step = config, seed, last_step
+        self._fewest = 2 if needs_company else 1
+        self._in_flight: dict[int, _Draw] = {}
+        self._dropped_prompts = 0
+        self._watch = watch
+        self._trouble: Counter[str] = Counter()
+        """What judges of missing scores answered in this step."""
+
+    def ahead(self, version: int) -> None:
+        """Start every step that may see the weights of `version`: those up to version + 1 + max_lag."""
+        for step in range(version + 1, min(version + 1 + self._config.max_lag, self._last_step) + 1):
+            if step not in self._in_flight:
+                draw = self._in_flight[step] = _Draw(self._prompts.position)
+                draw.groups = self._start(step, self._config.prompts_per_step)
+
+    def collect(self, step: int) -> Rollout:
+        """The scored groups of `step`; everything that went wrong on the way is an error with a name or a metric."""
+        self.ahead(step - 1)
+        self._trouble.clear()
+        started = time.monotonic()
+        deadline = started + self._config.timeout_s
+        groups = [self._complete(group) for group in self._await(self._in_flight[step].groups, deadline)]
+        judged = groups  # all that the rewards saw, also what dynamic sampling replaces
+        if self._config.dynamic_sampling.enabled:
+            groups, replacements = self._replace(step, groups, deadline)
+            judged = [*judged, *replacements]
+        kept = [group for group in groups if len(group.branches) >= self._fewest]
+        metrics = self._measure(step, judged, kept)
+        metrics["rollout/replaced_prompts"] = len(judged) - self._config.prompts_per_step
+        draw = self._in_flight[step]
+        sampled = sum(branch.num_sampled for group in judged for branch in group.branches)
+        metrics["rollout/tokens_per_second"] = sampled / max(draw.until - draw.since, 1e-3)
+        if metrics["reward/missing_fraction"] > MAX_MISSING:
+            raise RewardError(
+                f"{metrics['reward/missing_fraction']:.0%} of the judgements of step {step} are missing (at most {MAX_MISSING:.0%} may be); "
+                f"{self._reason()}look at the judge: its address, its key, its timeout_s and retries"
+            )
+        del self._in_flight[step]  # from here on a checkpoint's position is behind these prompts
+        return Rollout(groups=kept, metrics=metrics)
+
+    def state(self) -> dict[str, Any]:
+        """What resuming needs: the stream's position before prompts that were drawn but not trained on, and its size."""
+        starts = [draw.start for draw in self._in_flight.values()]
+        return {"position": min([self._prompts.position, *starts]), "samples": self._prompts.size}
+
+    # -- drawing ------------------------------------------------------------------------------------------
+
+    def _start(self, step: int, count: int) -> list[Future[Group]]:
+        draw = self._in_flight[step]
+        drawn, taken = self._draw(count), draw.taken
+        requests = []
+        for sample, ids in drawn:
+            requests.append(self._request(step, sample, ids, copy=taken[sample.sample_id]))
+            taken[sample.sample_id] += 1
+        # Strictly on-policy nothing is asked ahead, so a batch can have the engines to itself and repeat bit by bit.
+        groups = self._answers.submit(requests, [sample for sample, _ in drawn], alone=self._config.max_lag == 0)
+        tell = self._watch(step)
+
+        def watch(group: Group, requested_at: float, received_at: float) -> None:
+            draw.until = max(draw.until, time.monotonic())
+            if tell is not None:
+                tell(group, requested_at, received_at)
+
+        return [chain(group, self._rewarder, watch) for group in groups]
+
+    def _draw(self, count: int) -> list[tuple[Sample, list[int]]]:
+        """The next prompts that fit; longer ones are dropped and counted, or refused."""
+        drawn: list[tuple[Sample, list[int]]] = []
+        dropped_in_a_row = 0
+        while len(drawn) < count:
+            (sample,) = self._prompts.take(1)
+            ids = encode_prompt(self._tokenizer, sample)
+            if len(ids) <= self._config.max_prompt_tokens:
+                drawn.append((sample, ids))
+                dropped_in_a_row = 0
+                continue
+            if self._config.long_prompts == "refuse":
+                raise DataError(
+                    f"{sample.sample_id}: its prompt has {len(ids)} tokens, more than rollout.max_prompt_tokens "
+                    f"({self._config.max_prompt_tokens}); raise the limit, or set rollout.long_prompts: drop"
+                )
+            self._dropped_prompts += 1
+            dropped_in_a_row += 1
+            if dropped_in_a_row >= 10_000:
+                raise DataError(
+                    f"10000 prompts in a row are longer than rollout.max_prompt_tokens ({self._config.max_prompt_tokens}); raise the limit"
+                )
+        return drawn
+
+    def _request(self, step: int, sample: Sample, prompt_ids: list[int], *, copy: int) -> Request:
+        return Request(
+            prompt_ids=prompt_ids,
+            num_branches=self._config.group_size,
+            max_tokens=self._config.max_response_tokens,
+            temperature=self._config.temperature,
+            seed=branch_seed(self._seed, step, sample.sample_id, copy),
+            stop=tuple(self._config.stop),
+        )
+
+    # -- collecting ---------------------------------------------------------------------------------------
+
+    def _await(self, futures: Sequence[Future[Group]], deadline: float) -> list[Group]:
+        """Results in the order of the prompts; raises the first failure at once."""
+        done, waiting = concurrent.futures.wait(
+            futures, max(0.0, deadline - time.monotonic()), concurrent.futures.FIRST_EXCEPTION
+        )
+        for future in done:
+            future.result()
+        if waiting:
+            raise WorkerError(
+                f"{len(waiting)} of {len(futures)} groups were not finished within rollout.timeout_s ({self._config.timeout_s:.0f} s); "
+                f"branches in flight per engine: {self._generators.loads()}"
+            )
+        return [future.result() for future in futures]
+
+    def _complete(self, group: Group) -> Group:
+        """The group without branches whose score is missing."""
+        kept = [index for index, score in enumerate(group.scores) if score.value is not None]
+        if len(kept) == len(group.branches):
+            return group
+        self._trouble.update(trouble for score in group.scores if (trouble := score.trouble) is not None)
+        return replace(group, branches=[group.branches[i] for i in kept], scores=[group.scores[i] for i in kept])
+
+    def _reason(self) -> str:
+        """What most judges of missing scores answered, where any did."""
+        return f"mostly {self._trouble.most_common(1)[0][0]}; " if self._trouble else ""
+
+    def _replace(self, step: int, groups: list[Group], deadline: float) -> tuple[list[Group], list[Group]]:
+        """(groups with signal, all replacements): new prompts are drawn until the step is full or the bound is met.
+
+        Rounds, not a race: which prompts are drawn does not depend on which group finishes first.
+        """
+        bound = self._config.dynamic_sampling.max_extra_prompts
+        wanted = self._config.prompts_per_step
+        useful = [group for group in groups if self._signals(group)]
+        replacements: list[Group] = []
+        while len(useful) < wanted and len(replacements) < bound:
+            count = min(wanted - len(useful), bound - len(replacements))
+            fresh = [self._complete(group) for group in self._await(self._start(step, count), deadline)]
+            replacements += fresh
+            useful += [group for group in fresh if self._signals(group)]
+        return useful, replacements
+
+    def _signals(self, group: Group) -> bool:
+        if len(group.branches) < self._fewest:
+            return False
+        scores = torch.tensor([score.value for score in group.scores])
+        return bool(has_signal(scores, torch.zeros(len(scores), dtype=torch.int64))[0])
+
+    def _measure(self, step: int, judged: Sequence[Group], kept: Sequence[Group]) -> dict[str, float]:
+        branches = [branch for group in kept for branch in group.branches]
+        scores = [score for group in kept for score in group.scores]
+        values = [score.value for score in scores if score.value is not None]
+        sampled = len(judged) * self._config.group_size
+        lags = [step - 1 - version for branch in branches if (version := branch.oldest_version) is not None]
+        metrics = {
+            "reward/mean": _mean(values),
+            "reward/std": _mean([statistics.pstdev(_values(group)) for group in kept]),
+            "reward/missing_fraction": 1 - sum(len(group.branches) for group in judged) / sampled,
+            "rollout/groups": len(kept),
+            "rollout/no_signal_fraction": _mean([not self._signals(group) for group in kept]),
+            "rollout/response_tokens": _mean([branch.num_sampled for branch in branches]),
+            "rollout/prompt_tokens": _mean([len(group.prompt_ids) for group in kept]),
+            "rollout/truncated_fraction": _mean([branch.truncated for branch in branches]),
+            "rollout/tokens": sum(branch.num_sampled for branch in branches),
+            "rollout/dropped_prompts": self._dropped_prompts,
+            "rollout/lag": _mean(lags),
+            "rollout/lag_max": max(lags, default=0),
+        }
+        heard = sum(len(branch.token_ids) - branch.num_sampled for branch in branches)
+        if heard:
+            metrics["rollout/environment_tokens"] = heard / len(branches)
+        for name in sorted({name for score in scores for name in score.parts}):
+            metrics[f"reward/{name}"] = _mean([score.parts[name] for score in scores if name in score.parts])
+        if metrics["rollout/lag_max"] > self._config.max_lag:
+            raise WorkerError(
+                f"a token of step {step} was sampled {metrics['rollout/lag_max']:.0f} versions ago, rollout.max_lag is {self._config.max_lag}"
+            )
+        return metrics
+
+
+def chain(answered: Future[Group], rewarder: Rewarder, watch: Watch | None = None) -> Future[Group]:
+    """The scored group once its branches are there; scoring begins the moment they are, whatever the driver does."""
+    answer: Future[Group] = Future()
+    requested_at = received_at = time.time()
+
+    def settle(scored: Future[Group]) -> None:
+        error = scored.exception()
+        if error is not None:
+            answer.set_exception(error)
+            return
+        group = with_outcomes(scored.result())
+        try:
+            if watch is not None:
+                watch(group, requested_at, received_at)
+        finally:
+            answer.set_result(group)
+
+    def score(finished: Future[Group]) -> None:
+        error = finished.exception()
+        if error is not None:
+            answer.set_exception(error)
+            return
+        nonlocal received_at
+        received_at = time.time()
+        rewarder.score(finished.result()).add_done_callback(settle)
+
+    answered.add_done_callback(score)
+    return answer
+
+
+def _values(group: Group) -> list[float]:
+    return [score.value for score in group.scores if score.value is not None]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(sum(values) / len(values)) if values else 0.0

@@ -1,0 +1,69 @@
+"""From requests to groups: what rollouts and evaluations ask, whether an answer is one turn or a whole game."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Protocol
+
+from troupe.actors.generator import Request
+from troupe.actors.generators import Generators
+from troupe.records import Branch, Group, Sample, Score
+
+
+class Answers(Protocol):
+    """Whoever continues prompts: `SingleTurns`, or `troupe.training.episodes.Episodes`."""
+
+    def submit(
+        self, requests: Sequence[Request], samples: Sequence[Sample], *, alone: bool = True
+    ) -> list[Future[Group]]:
+        """Start a batch, a request per sample; each future holds the sample's group as soon as it is complete.
+
+        `alone`: see `Generators.submit`.
+        """
+
+
+class SingleTurns:
+    """One answer of the model is the whole branch."""
+
+    def __init__(self, generators: Generators) -> None:
+        self._generators = generators
+
+    def submit(
+        self, requests: Sequence[Request], samples: Sequence[Sample], *, alone: bool = True
+    ) -> list[Future[Group]]:
+        answers = self._generators.submit(requests, alone=alone)
+        return [
+            _group(branches, sample, request.prompt_ids)
+            for branches, sample, request in zip(answers, samples, requests, strict=True)
+        ]
+
+
+def _group(branches: Future[list[Branch]], sample: Sample, prompt_ids: Sequence[int]) -> Future[Group]:
+    group: Future[Group] = Future()
+
+    def settle(finished: Future[list[Branch]]) -> None:
+        error = finished.exception()
+        if error is not None:
+            group.set_exception(error)
+        else:
+            group.set_result(Group(sample=sample, prompt_ids=prompt_ids, branches=finished.result()))
+
+    branches.add_done_callback(settle)
+    return group
+
+
+def with_outcomes(scored: Group) -> Group:
+    """The group whose rewards have scored it, with what an environment gave for each branch added to its score."""
+    scores = [with_outcome(branch, score) for branch, score in zip(scored.branches, scored.scores, strict=True)]
+    return scored.with_scores(scores)
+
+
+def with_outcome(branch: Branch, score: Score) -> Score:
+    """The score of a branch, an environment's included."""
+    outcome = branch.outcome
+    if outcome is None:
+        return score
+    value = None if outcome.value is None or score.value is None else outcome.value + score.value
+    return replace(score, value=value, parts={**outcome.parts, **score.parts})

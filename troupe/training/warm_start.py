@@ -1,0 +1,161 @@
+"""The model a run starts from: a given one, or a small one made here and warmed up on the data's demonstrations.
+
+What is made is cached under a hash of everything that determines it, written once, atomically.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from troupe.actors.placement import Stage
+from troupe.actors.trained import Trained, TrainedWorker
+from troupe.algorithms.advantage_stage import with_loss_weights
+from troupe.algorithms.objective import SupervisedObjective
+from troupe.algorithms.packing import Batch
+from troupe.chat import demonstration_text, prompt_text
+from troupe.config.models import ModelConfig, PolicyConfig, ScratchModelConfig
+from troupe.data import DataSet
+from troupe.disk import disk_errors
+from troupe.errors import DataError
+from troupe.records import Group, Sample
+from troupe.runs.model_paths import locate
+from troupe.training.examples import demonstration
+from troupe.training.scratch import write_scratch_model
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""(step, steps, metrics) after each supervised step."""
+
+STEPS_PER_CALL = 5
+"""Supervised steps in one call to the worker, so that calls cost nothing beside them."""
+
+
+def starting_model(
+    config: ModelConfig, data: DataSet, stage: Stage, *, precision: str, seed: int, progress: Progress
+) -> str:
+    """The directory (or hub name) of the model to start from; of a run its best checkpoint."""
+    if not isinstance(config, ScratchModelConfig):
+        return locate(config.path)
+    demonstrations = demonstrations_of(data)
+    key = _cache_key(config, demonstrations, precision, seed)
+    target = Path(config.cache) / key
+    if (target / "config.json").is_file():
+        return str(target)
+    building = target.with_name(f".{key}.{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)
+    with disk_errors("the model that a run starts from", target):
+        try:
+            write_scratch_model(config, texts_of(demonstrations), str(building), seed)
+            if config.warm_start.steps:
+                _supervise(
+                    config, demonstrations, str(building), stage, precision=precision, seed=seed, progress=progress
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            building.rename(target)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return str(target)
+
+
+def demonstrations_of(data: DataSet) -> list[Sample]:
+    """The training samples that a new model is warmed up with; DataError where there are none."""
+    found = [sample for sample in data.train if sample.fields.get("demonstration")]
+    if not found:
+        raise DataError(
+            f"{data.name} has no demonstrations to warm a new model up with; set model.type: pretrained, or data.demonstration_field"
+        )
+    return found
+
+
+def texts_of(demonstrations: Sequence[Sample]) -> list[str]:
+    """The texts that a new model's tokenizer is made of."""
+    return [text for sample in demonstrations[:5000] for text in (prompt_text(sample), demonstration_text(sample))]
+
+
+def _cache_key(config: ScratchModelConfig, demonstrations: Sequence[Sample], precision: str, seed: int) -> str:
+    """A hash of all that determines the weights: settings, the demonstrations themselves, precision, seed."""
+    digest = hashlib.sha256(json.dumps([config.model_dump(exclude={"cache"}), precision, seed]).encode())
+    for sample in demonstrations:
+        digest.update(f"{prompt_text(sample)}\0{demonstration_text(sample)}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _supervise(
+    config: ScratchModelConfig,
+    samples: Sequence[Sample],
+    directory: str,
+    stage: Stage,
+    *,
+    precision: str,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Train the model in `directory` on demonstrations and write it back."""
+    from transformers import AutoTokenizer
+
+    warm = config.warm_start
+    engine = PolicyConfig(
+        zero_stage=1,
+        precision="bf16" if precision == "bf16" else "fp32",
+        learning_rate=warm.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=0.01,
+        schedule="linear",
+        warmup_steps=min(50, warm.steps // 4),
+        min_lr_ratio=0.05,
+        row_tokens=2048,
+    )
+    group = stage.group(TrainedWorker, [{"rank": 0, "world_size": 1}], role="warm start")
+    policy = Trained(group, engine, name="sft")
+    try:
+        policy.start(directory, total_steps=warm.steps, seed=seed)
+        batches = _demonstration_batches(
+            samples,
+            AutoTokenizer.from_pretrained(directory),
+            config,
+            prompt_weight=warm.prompt_weight,
+            size=warm.demonstrations_per_step,
+            seed=seed,
+        )
+        policy.ready()
+        for done in range(0, warm.steps, STEPS_PER_CALL):
+            count = min(STEPS_PER_CALL, warm.steps - done)
+            metrics = policy.step([next(batches) for _ in range(count)], SupervisedObjective())
+            progress(done + count, warm.steps, metrics)
+        policy.save(directory, trainer_state=False)
+    finally:
+        policy.shutdown()
+
+
+def _demonstration_batches(
+    samples: Sequence[Sample], tokenizer: Any, config: ScratchModelConfig, *, prompt_weight: float, size: int, seed: int
+) -> Iterator[Batch]:
+    """Endless batches of demonstrations in seeded order, with loss weights; pairs longer than the model are left out."""
+    encoded: dict[int, Group] = {}
+    rng = random.Random(f"warm start/{seed}")
+    order: list[int] = []
+    while True:
+        groups: list[Group] = []
+        misses = 0
+        while len(groups) < size:
+            if not order:
+                order = list(range(len(samples)))
+                rng.shuffle(order)
+            index = order.pop()
+            if index not in encoded:
+                encoded[index] = demonstration(tokenizer, samples[index], whole=prompt_weight > 0)
+            if encoded[index].num_tokens <= config.max_length:
+                groups.append(encoded[index])
+                continue
+            misses += 1
+            if misses >= len(samples):
+                raise DataError(
+                    f"every demonstration is longer than model.max_length ({config.max_length}) tokens; raise it"
+                )
+        yield with_loss_weights(Batch.from_groups(groups), "token_mean", prompt_weight=prompt_weight)
