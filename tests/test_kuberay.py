@@ -14,6 +14,7 @@ import pytest
 import ray
 import yaml
 
+from tests.test_layering import AT_THE_ROOT
 from troupe.actors.placement import seats
 from troupe.config.grpo import GRPOConfig
 from troupe.config.loader import load_config
@@ -113,8 +114,9 @@ def test_the_service_names_an_application_and_models_of_ours():
 def test_the_image_holds_the_project_and_its_environment():
     lines = (ROOT / "kuberay/Dockerfile").read_text().splitlines()
     copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
-    assert packages | {"configs", "requirements", "Makefile", "pyproject.toml", "install.py"} == set(copied)
+    assert {"troupe", *AT_THE_ROOT} | {"configs", "requirements", "Makefile", "pyproject.toml", "install.py"} == set(
+        copied
+    )
     assert all((ROOT / name).exists() for name in copied)
     assert "RUN make install STACK=${STACK}" in lines
     assert "ENV PATH=/opt/troupe/.venv/bin:$PATH PYTHONPATH=/opt/troupe" in lines

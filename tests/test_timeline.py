@@ -129,7 +129,7 @@ def test_a_source_of_spans_that_fails_does_not_stop_the_run(recipe) -> None:
         raise ConnectionError("no route")
 
     with open_run(recipe()) as run:
-        run.attach(broken, [])
+        run.add_spans(broken)
         for step in run.steps(1, 3):
             run.end_step(step)
     assert [event["kind"] for event in map(json.loads, (run.directory / "events.jsonl").open())][-1] == "finished"

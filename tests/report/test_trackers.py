@@ -78,16 +78,16 @@ def tensorboard_steps(directory: Path) -> list[int]:
 class BrokenTracker:
     name = "broken"
 
-    def log(self, step, metrics) -> None:
+    def on_step(self, step, metrics) -> None:
         raise ConnectionError("no route")
 
-    def finish(self, *, failed: bool) -> None:
+    def on_close(self, state) -> None:
         raise AssertionError("it was dropped")
 
 
 def test_a_tracker_that_fails_is_dropped_with_an_event_and_the_run_goes_on(recipe) -> None:
     with open_run(recipe()) as run:
-        run._trackers.append(BrokenTracker())
+        run.observe(BrokenTracker())
         for step in run.steps(1, 3):
             run.end_step(step)
     assert [line["step"] for line in read_lines(run.directory / "metrics.jsonl")] == [1, 2, 3]
