@@ -26,7 +26,7 @@ NOISE_EVERY = 10
 """Syncs between two measurements of the noise, which cost an fp32 forward pass over the probes."""
 
 
-class ConsistencyGate:
+class LogprobCheck:
     """Holds the probes and the bound.
 
     The probes are answers that the engines sample with the weights they were started with, before the first sync: a run
@@ -94,7 +94,7 @@ class ConsistencyGate:
             for index, ids in enumerate(self._prompts)
         ]
         timeout_s = generators.config.sync_timeout_s
-        sampled = generators.group.gather(generators.submit(requests), timeout_s, "sampling the gate's probes")
+        sampled = generators.workers.gather(generators.submit(requests), timeout_s, "sampling the gate's probes")
         answers = [list(branch.token_ids) for (branch,) in sampled]
         groups = [
             Group(sample=Sample(sample_id="probe", prompt=""), prompt_ids=ids, branches=[Branch(token_ids=answer)])
@@ -117,8 +117,8 @@ class ConsistencyGate:
 
     def require_arrived(self, sent: Mapping[str, int], generators: Generators) -> None:
         """Raise ConsistencyError unless every engine holds what was sent, bit for bit; `sent` are the tensors' digests."""
-        asked = generators.group.start(GeneratorWorker.arrived)
-        engines = generators.group.gather(asked, generators.config.sync_timeout_s, "the check of its weights")
+        asked = generators.workers.start(GeneratorWorker.arrived)
+        engines = generators.workers.gather(asked, generators.config.sync_timeout_s, "the check of its weights")
         for engine, workers in enumerate(engines):
             for received, faults in workers:
                 lost = [f"{name} is not what was sent" for name in sent if received.get(name) != sent[name]]
@@ -132,8 +132,8 @@ class ConsistencyGate:
 
     def measure(self, expected: torch.Tensor, generators: Generators) -> float:
         """The largest of the engines' mean |differences| from `expected`, in nats. Raises ConsistencyError above the bound."""
-        asked = generators.group.start(GeneratorWorker.logprobs, self._sequences)
-        engines = generators.group.gather(asked, generators.config.sync_timeout_s, "scoring the gate's probes")
+        asked = generators.workers.start(GeneratorWorker.logprobs, self._sequences)
+        engines = generators.workers.gather(asked, generators.config.sync_timeout_s, "scoring the gate's probes")
         gaps = [float((expected - self._of_answers(values)).abs().mean()) for values in engines]
         worst = max(gaps, key=lambda gap: (gap != gap, gap))
         if not worst <= self.bound:  # NaN fails too

@@ -8,19 +8,19 @@ from __future__ import annotations
 import torch
 
 from troupe.actors.policy import minibatches
-from troupe.actors.trained import Trained, TrainedWorker
-from troupe.actors.workers import Group
+from troupe.actors.trained import TrainedModel, TrainedWorker
+from troupe.actors.workers import Workers
 from troupe.algorithms.objective import ValueObjective
 from troupe.algorithms.packing import Batch
 from troupe.config.algorithm import AlgorithmConfig
 from troupe.config.models import PolicyConfig
 
 
-class Critic(Trained[TrainedWorker]):
+class Critic(TrainedModel[TrainedWorker]):
     """V of the state before each branch token."""
 
-    def __init__(self, group: Group[TrainedWorker], config: PolicyConfig, *, value_clip: float | None) -> None:
-        super().__init__(group, config, name="value", head="scalar")
+    def __init__(self, workers: Workers[TrainedWorker], config: PolicyConfig, *, value_clip: float | None) -> None:
+        super().__init__(workers, config, name="value", head="scalar")
         self._value_clip = value_clip
 
     def values(self, batch: Batch) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from troupe.actors.meters import working
 from troupe.actors.policy import Policy
-from troupe.actors.workers import Group, own_address
+from troupe.actors.workers import Workers, own_address
 from troupe.algorithms.packing import Batch, branch_scores
 from troupe.hardware import hardware, set_up_process
 
@@ -38,9 +38,9 @@ class FrozenWorker:
     ) -> None:
         """Load the model; one with a scalar head must have been trained with it."""
         set_up_process(hosts=[own_address()])
-        from troupe.algorithms.reading import ReadModel
+        from troupe.algorithms.reading import InferenceModel
 
-        self._model = ReadModel(
+        self._model = InferenceModel(
             model_path,
             head="scalar" if scalar else "vocabulary",
             precision=precision,
@@ -63,11 +63,11 @@ class FrozenWorker:
         return values
 
 
-class Frozen:
+class FrozenModel:
     """A frozen model with weights of its own."""
 
-    def __init__(self, group: Group[FrozenWorker], *, scalar: bool = False) -> None:
-        self.group = group
+    def __init__(self, workers: Workers[FrozenWorker], *, scalar: bool = False) -> None:
+        self.workers = workers
         self._scalar = scalar
         self._turns = itertools.count()
         self._starting: list[Future[Any]] = []
@@ -83,7 +83,7 @@ class Frozen:
         trust_remote_code: bool = False,
     ) -> None:
         """Begin loading on every rank; `ready` waits for it."""
-        self._starting = self.group.start(
+        self._starting = self.workers.start(
             FrozenWorker.start,
             model_path=model_path,
             scalar=self._scalar,
@@ -95,7 +95,7 @@ class Frozen:
         )
 
     def ready(self, timeout_s: float) -> None:
-        self.group.gather(self._starting, timeout_s, "loading the model")
+        self.workers.gather(self._starting, timeout_s, "loading the model")
 
     def logprobs(self, batch: Batch, *, temperature: float = 1.0, wanted: torch.Tensor | None = None) -> torch.Tensor:
         """[N]: log-probabilities of the batch's tokens; where `wanted`, bool [N], is false, 0 and no logits computed."""
@@ -106,12 +106,12 @@ class Frozen:
         return branch_scores(self._read(batch, reads="after"), batch.branch_ids)
 
     def _read(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
-        shards = [shard for shard in batch.split(self.group.size) if shard]
+        shards = [shard for shard in batch.split(self.workers.size) if shard]
         # The ranks take turns to be first, so that a caller with one group at a time keeps all of them busy.
         first = next(self._turns)
         futures = [
-            self.group.submit(
-                (first + place) % self.group.size,
+            self.workers.submit(
+                (first + place) % self.workers.size,
                 FrozenWorker.read,
                 batch.select(shard).without_columns(),
                 wanted=None if wanted is None else wanted[batch.tokens_of(shard)],
@@ -120,12 +120,12 @@ class Frozen:
             for place, shard in enumerate(shards)
         ]
         values = torch.zeros(batch.num_tokens)
-        for shard, result in zip(shards, self.group.gather(futures), strict=True):
+        for shard, result in zip(shards, self.workers.gather(futures), strict=True):
             values[batch.tokens_of(shard)] = result
         return values
 
     def shutdown(self) -> None:
-        self.group.shutdown()
+        self.workers.shutdown()
 
 
 class PolicyAtStart:
@@ -143,4 +143,4 @@ class PolicyAtStart:
         """Nothing of its own to end."""
 
 
-Reference = Frozen | PolicyAtStart
+Reference = FrozenModel | PolicyAtStart

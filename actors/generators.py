@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from troupe.actors.generator import GeneratorWorker, Request
-from troupe.actors.workers import Group
+from troupe.actors.workers import Workers
 from troupe.config.models import GeneratorConfig
 from troupe.errors import SyncError, TroupeError, WorkerError
 from troupe.records import Branch
@@ -24,12 +24,12 @@ from troupe.timeline import RECORDER
 class Generators:
     """N engines behind one door. A batch is dealt out to them at once, by its own order and sizes alone."""
 
-    def __init__(self, group: Group[GeneratorWorker], config: GeneratorConfig, *, sleeps: bool) -> None:
-        self.group = group
+    def __init__(self, workers: Workers[GeneratorWorker], config: GeneratorConfig, *, sleeps: bool) -> None:
+        self.workers = workers
         self.config = config
         self.sleeps = sleeps
         """Whether the engines share their devices with the trainer and sleep while it works."""
-        self._loads = [0] * group.size
+        self._loads = [0] * workers.size
         self._batches = itertools.count()
         self._lock = threading.Condition(threading.RLock())
         self._open = True
@@ -69,7 +69,7 @@ class Generators:
             self._loads[engine] -= branches
 
     def logprobs(self, engine: int, sequences: Sequence[Sequence[int]]) -> Future[list[list[float]]]:
-        return self.group.submit(engine, GeneratorWorker.logprobs, sequences)
+        return self.workers.submit(engine, GeneratorWorker.logprobs, sequences)
 
     def pause(self) -> None:
         """Nothing is sampled until `receive`: what runs is frozen, what is submitted waits."""
@@ -91,7 +91,7 @@ class Generators:
             self._control(GeneratorWorker.wake, tag, phase="wake")
 
     def shutdown(self) -> None:
-        self.group.shutdown()
+        self.workers.shutdown()
         self._reopen()  # whoever waits to submit finds the engines gone
 
     def _reopen(self) -> None:
@@ -102,7 +102,7 @@ class Generators:
     def _control(self, method: Any, *args: Any, phase: str) -> None:
         try:
             with RECORDER.span(f"sync: {phase}"):
-                self.group.gather(self.group.start(method, *args), self.config.sync_timeout_s, phase)
+                self.workers.gather(self.workers.start(method, *args), self.config.sync_timeout_s, phase)
         except TroupeError as error:
             raise SyncError(f"weight sync failed in phase {phase!r}: {error}", details=error.details) from None
 
@@ -129,14 +129,14 @@ class _Part:
 
     def begin(self, batch: int, alone: bool) -> None:
         self._batch = batch
-        begun = self._generators.group.submit(self._engine, GeneratorWorker.begin, batch, self._requests, alone=alone)
+        begun = self._generators.workers.submit(self._engine, GeneratorWorker.begin, batch, self._requests, alone=alone)
         begun.add_done_callback(self._ask)
 
     def _ask(self, before: Future[Any]) -> None:
         if (error := before.exception()) is not None:
             self._fail(error)
             return
-        answers = self._generators.group.submit(self._engine, GeneratorWorker.finished, self._batch)
+        answers = self._generators.workers.submit(self._engine, GeneratorWorker.finished, self._batch)
         answers.add_done_callback(self._take)
 
     def _take(self, answers: Future[list[tuple[int, list[Branch]]]]) -> None:
@@ -159,11 +159,11 @@ class _Part:
         self._generators.answered(self._engine, self._requests[position].num_branches)
 
 
-def start_generators(group: Group[GeneratorWorker], config: GeneratorConfig) -> None:
+def start_generators(workers: Workers[GeneratorWorker], config: GeneratorConfig) -> None:
     """Wait until every engine generates; a WorkerError names the ones that did not come up."""
     started = time.monotonic()
     try:
-        group.gather(group.start(GeneratorWorker.start), config.init_timeout_s, "its start")
+        workers.gather(workers.start(GeneratorWorker.start), config.init_timeout_s, "its start")
     except TroupeError as error:
         waited = time.monotonic() - started
         raise WorkerError(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from troupe.files import to_json, write_atomically
-from troupe.timeline import RECORDER, Flight
+from troupe.timeline import RECORDER, InFlight
 
 PREFIX = "troupe_"
 RUN, ROLE = "TROUPE_RUN", "TROUPE_ROLE"
@@ -120,7 +120,7 @@ class Throughput:
     """What an engine has in flight and how fast it answers; nothing is known of an answer before it is finished."""
 
     def __init__(self) -> None:
-        self._flight = Flight("generate")
+        self._flight = InFlight("generate")
         self._begun, self._tokens = 0.0, 0
 
     def asked(self, requests: int) -> None:

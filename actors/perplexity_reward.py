@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from troupe.actors.frozen import Frozen
+from troupe.actors.frozen import FrozenModel
 from troupe.algorithms import perplexity as ppl
 from troupe.algorithms.packing import Batch
 from troupe.config.algorithm import PerplexityRewardConfig
@@ -44,12 +44,12 @@ class PerplexityReward:
 
     label = LABEL
 
-    def __init__(self, frozen: Frozen, plan: ScorerPlan) -> None:
+    def __init__(self, frozen: FrozenModel, plan: ScorerPlan) -> None:
         """Baselines are taken from the plan's file where there is one, and else computed with a sample's first answers."""
         config = plan.config
         self.weight = config.weight
         self._frozen, self._config, self._prompt, self._file = frozen, config, plan.prompt, plan.baselines
-        self._thread = ThreadPoolExecutor(frozen.group.size, thread_name_prefix="perplexity")
+        self._thread = ThreadPoolExecutor(frozen.workers.size, thread_name_prefix="perplexity")
         self._baselines: dict[str, float] = {}
         self._watch = MarkerWatch(config.marker)
 
@@ -124,7 +124,7 @@ def packed(frame: Frame, branches: Sequence[Branch]) -> Group:
     return Group(sample=frame.sample, prompt_ids=frame.prompt_ids, branches=branches)
 
 
-def gold_nll(frozen: Frozen, groups: Sequence[Group]) -> list[float]:
+def gold_nll(frozen: FrozenModel, groups: Sequence[Group]) -> list[float]:
     """The gold answer's mean NLL in each of the groups' branches, in nats."""
     batch = Batch.from_groups(groups)
     gold = batch["loss_mask"]
@@ -139,7 +139,7 @@ def gold_nll(frozen: Frozen, groups: Sequence[Group]) -> list[float]:
     return nll.tolist()
 
 
-def baselines_of(frozen: Frozen, prompt: ScorerPrompt, samples: Sequence[Sample]) -> list[Baseline]:
+def baselines_of(frozen: FrozenModel, prompt: ScorerPrompt, samples: Sequence[Sample]) -> list[Baseline]:
     """What a baseline file holds of these samples; they are read together, which keeps every rank busy."""
     frames = [prompt.frame(sample) for sample in samples]
     nll = gold_nll(frozen, [packed(frame, [prompt.without_answer(frame)]) for frame in frames])

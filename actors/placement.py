@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from troupe.actors.meters import RUN
-from troupe.actors.workers import Group, InlineGroup, Slot, WorkerGroup, own_address
+from troupe.actors.workers import InlineWorkers, RayWorkers, Slot, Workers, own_address
 from troupe.config.grpo import GRPOConfig, PPOConfig
 from troupe.config.models import GeneratorConfig, PlacementConfig
 from troupe.config.run import RunConfig
@@ -36,7 +36,7 @@ START_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seat:
+class RankPlacement:
     """One rank of a role: its bundle, and how many GPUs the bundle holds and the rank takes."""
 
     role: str
@@ -46,12 +46,12 @@ class Seat:
     num_gpus: float
 
 
-SHARES = {"policy": 0.3, "critic": 0.2, "reference": 0.2, "reward_model": 0.15, "perplexity": 0.15}
+GPU_SHARES = {"policy": 0.3, "critic": 0.2, "reference": 0.2, "reward_model": 0.15, "perplexity": 0.15}
 """What the roles that work in turn take of a shared GPU in Ray's books; a generator takes nothing, since it sleeps while
 they work."""
 
 
-def seats(config: GRPOConfig, *, device: str) -> list[Seat]:
+def placement_table(config: GRPOConfig, *, device: str) -> list[RankPlacement]:
     """The table: every rank of every role and its bundle. Raises ConfigError when the roles cannot share."""
     colocated = config.placement.mode == "colocated"
     if colocated and device == "cuda" and config.rollout.max_lag > 0:
@@ -68,11 +68,11 @@ def seats(config: GRPOConfig, *, device: str) -> list[Seat]:
         others["reward_model"] = config.reward_model.num_ranks
     if config.perplexity_reward is not None and not config.scorer_is_reference:
         others["perplexity"] = config.perplexity_reward.num_ranks
-    table = company(
+    table = policy_placement(
         config.policy.num_ranks, config.generator, others=others, colocated=colocated, gpu=int(device == "cuda")
     )
     return table + [
-        Seat(
+        RankPlacement(
             role="rewarder",
             rank=rank,
             bundle=rank % config.policy.num_ranks,
@@ -83,20 +83,20 @@ def seats(config: GRPOConfig, *, device: str) -> list[Seat]:
     ]
 
 
-def company(
+def policy_placement(
     ranks: int, generator: GeneratorConfig | None, *, others: Mapping[str, int] = {}, colocated: bool, gpu: int
-) -> list[Seat]:
+) -> list[RankPlacement]:
     """Seats of a policy with `ranks` ranks, its generators, and further roles by their number of ranks.
 
     Colocated roles share the policy's bundles; otherwise each rank has a bundle of its own. `gpu` is 1 or 0.
     """
     table = [
-        Seat(
+        RankPlacement(
             role="policy",
             rank=rank,
             bundle=rank,
             bundle_gpus=gpu,
-            num_gpus=gpu * (SHARES["policy"] if colocated else 1),
+            num_gpus=gpu * (GPU_SHARES["policy"] if colocated else 1),
         )
         for rank in range(ranks)
     ]
@@ -109,7 +109,7 @@ def company(
                 f"of which there are {ranks} (policy.num_ranks); lower the engines, raise the ranks, or set placement.mode: separate"
             )
         table += [
-            Seat(
+            RankPlacement(
                 role="generator",
                 rank=engine,
                 bundle=(engine * width) % ranks if colocated else next_bundle + engine,
@@ -121,12 +121,12 @@ def company(
         next_bundle += 0 if colocated else engines
     for role, count in others.items():
         table += [
-            Seat(
+            RankPlacement(
                 role=role,
                 rank=rank,
                 bundle=rank % ranks if colocated else next_bundle + rank,
                 bundle_gpus=gpu,
-                num_gpus=gpu * (SHARES[role] if colocated else 1),
+                num_gpus=gpu * (GPU_SHARES[role] if colocated else 1),
             )
             for rank in range(count)
         ]
@@ -134,7 +134,7 @@ def company(
     return table
 
 
-class Stage:
+class Cluster:
     """Where the troupe plays: a Ray cluster with reserved bundles, or this process."""
 
     def __init__(self, config: PlacementConfig, run: RunConfig | None = None) -> None:
@@ -142,11 +142,11 @@ class Stage:
         self._config = config
         self._env = {RUN: run.name} if run is not None else {}
         self._logs = ProcessLogs(run.path) if run is not None else None
-        self._groups: list[Group[Any]] = []
+        self._workers: list[Workers[Any]] = []
         self.inline = config.backend == "inline"
         self._started_ray = False
         self._reservation: Any = None
-        self._seats: list[Seat] = []
+        self._seats: list[RankPlacement] = []
         self._machines: dict[int, str] = {}
         """Address of the machine that holds each bundle."""
         if not self.inline:
@@ -163,7 +163,7 @@ class Stage:
 
         return all(node["NodeManagerAddress"] == own_address() for node in ray.nodes() if node["Alive"])
 
-    def reserve(self, table: Sequence[Seat], timeout_s: float) -> None:
+    def reserve(self, table: Sequence[RankPlacement], timeout_s: float) -> None:
         """Reserve the bundles of `table`; a WorkerError says what the cluster lacks."""
         self._seats = list(table)
         if self.inline:
@@ -205,9 +205,9 @@ class Stage:
             return
         with tempfile.NamedTemporaryFile(dir=directory, prefix=".seen-") as probe:
             slots = [Slot(placement_group=self._reservation, bundle=bundle) for bundle in away.values()]
-            looking = WorkerGroup(Witness, [{}] * len(slots), role="witness", slots=slots)
+            looking = RayWorkers(PathProbe, [{}] * len(slots), role="witness", slots=slots)
             try:
-                seen = looking.call(Witness.sees, str(Path(probe.name).resolve()))
+                seen = looking.call(PathProbe.sees, str(Path(probe.name).resolve()))
             finally:
                 looking.shutdown()
         blind = [machine for machine, sees in zip(away, seen, strict=True) if not sees]
@@ -217,12 +217,12 @@ class Stage:
                 "full path on a file system that all machines mount, or keep the run on one machine"
             )
 
-    def group(
+    def workers(
         self, worker_cls: Callable[..., W], arguments: Sequence[dict[str, Any]], *, role: str, max_concurrency: int = 1
-    ) -> Group[W]:
+    ) -> Workers[W]:
         """Workers of a role at their seats; roles without seats (a warm start) run anywhere."""
         if self.inline:
-            return InlineGroup(worker_cls, arguments, role=role)
+            return InlineWorkers(worker_cls, arguments, role=role)
         places = {seat.rank: seat for seat in self._seats if seat.role == role}
         slots = [
             Slot(
@@ -235,15 +235,15 @@ class Stage:
             else Slot(num_gpus=1.0 if self.machine.device == "cuda" else 0.0, env=self._env)
             for rank in range(len(arguments))
         ]
-        group = WorkerGroup(
+        workers = RayWorkers(
             worker_cls, arguments, role=role, slots=slots, max_concurrency=max_concurrency, logs=self._logs
         )
-        self._groups.append(group)
-        return group
+        self._workers.append(workers)
+        return workers
 
     def spans(self, since_ns: int) -> list[Entry]:
         """What the workers did after `since_ns`; inline they share the driver's record."""
-        return [entry for group in self._groups for entry in group.spans(since_ns)]
+        return [entry for workers in self._workers for entry in workers.spans(since_ns)]
 
     def metrics_addresses(self) -> list[str]:
         """Where Ray's agents show the metrics of their machines to Prometheus: `host:port`."""
@@ -284,7 +284,7 @@ class Stage:
             ray.shutdown()
 
 
-class Witness:
+class PathProbe:
     """A process on a machine, asked what is there."""
 
     def sees(self, path: str) -> bool:

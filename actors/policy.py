@@ -14,8 +14,8 @@ import torch
 from troupe.actors.generator import GeneratorWorker
 from troupe.actors.generators import Generators
 from troupe.actors.meters import working
-from troupe.actors.trained import Trained, TrainedWorker
-from troupe.actors.workers import Group
+from troupe.actors.trained import TrainedModel, TrainedWorker
+from troupe.actors.workers import Workers
 from troupe.algorithms.advantage_stage import with_loss_weights
 from troupe.algorithms.objective import PolicyObjective
 from troupe.algorithms.packing import Batch
@@ -31,7 +31,7 @@ class PolicyWorker(TrainedWorker):
 
     def connect(
         self,
-        generators: Group[GeneratorWorker],
+        generators: Workers[GeneratorWorker],
         address: tuple[str, int],
         *,
         transport: str,
@@ -57,18 +57,18 @@ class PolicyWorker(TrainedWorker):
             return self._sender.send()
 
 
-class Policy(Trained[PolicyWorker]):
+class Policy(TrainedModel[PolicyWorker]):
     """The trained model that generators sample from."""
 
-    def __init__(self, group: Group[PolicyWorker], config: PolicyConfig, *, name: str = "policy") -> None:
-        super().__init__(group, config, name=name)
+    def __init__(self, workers: Workers[PolicyWorker], config: PolicyConfig, *, name: str = "policy") -> None:
+        super().__init__(workers, config, name=name)
 
     def connect(self, generators: Generators, *, transport: str, timeout_s: float) -> None:
         """Open the way for weights, once."""
-        receivers = generators.group.size * generators.config.tensor_parallel_size
-        self.group.call(
+        receivers = generators.workers.size * generators.config.tensor_parallel_size
+        self.workers.call(
             PolicyWorker.connect,
-            generators.group,
+            generators.workers,
             self._places()[0],
             transport=transport,
             num_receivers=receivers,
@@ -96,13 +96,13 @@ class Policy(Trained[PolicyWorker]):
         generators.wake("weights")
         # Every phase has its own deadline inside; this one is for a peer that died where no phase can tell.
         try:
-            sent = self.group.gather(
-                self.group.start(PolicyWorker.publish), 4 * generators.config.sync_timeout_s, "the weight sync"
+            sent = self.workers.gather(
+                self.workers.start(PolicyWorker.publish), 4 * generators.config.sync_timeout_s, "the weight sync"
             )[0]
         except WorkerError as error:
             raise SyncError(f"weight sync failed: {error}", details=error.details) from None
         if generators.sleeps:
-            self.group.call(PolicyWorker.leave)
+            self.workers.call(PolicyWorker.leave)
         generators.wake("kv_cache")
         generators.receive(version)
         return dict(sent)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from troupe.actors.frozen import Frozen
+from troupe.actors.frozen import FrozenModel
 from troupe.algorithms.packing import Batch
 from troupe.chat import encode_answer
 from troupe.config.models import RewardModelConfig
@@ -30,11 +30,11 @@ class RewardModel:
 
     label = LABEL
 
-    def __init__(self, frozen: Frozen, config: RewardModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, frozen: FrozenModel, config: RewardModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self.weight = config.weight
         self._relative = config.relative_to_reference
         self._frozen, self._tokenizer = frozen, tokenizer
-        self._thread = ThreadPoolExecutor(frozen.group.size, thread_name_prefix="reward-model")
+        self._thread = ThreadPoolExecutor(frozen.workers.size, thread_name_prefix="reward-model")
         self._references: dict[str, float] = {}
 
     def score(self, group: Group) -> Future[list[Mapping[str, float]]]:

@@ -15,11 +15,11 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from troupe.actors.meters import record
-from troupe.actors.workers import Group as WorkerGroupBase
+from troupe.actors.workers import Workers
 from troupe.config.rollout import RewardConfig
 from troupe.records import Group, Score
 from troupe.rewards.build import Rewards, build_rewards
-from troupe.timeline import Flight
+from troupe.timeline import InFlight
 
 
 class RewarderWorker:
@@ -27,7 +27,7 @@ class RewarderWorker:
 
     def __init__(self, *, configs: Sequence[RewardConfig]) -> None:
         self._rewards = build_rewards(configs)
-        self._flight = Flight("score")
+        self._flight = InFlight("score")
 
     async def score(self, group: Group) -> Group:
         self._flight.change(1)
@@ -58,7 +58,7 @@ class Rewarder:
     def __init__(
         self,
         configs: Sequence[RewardConfig],
-        workers: WorkerGroupBase[RewarderWorker] | None = None,
+        workers: Workers[RewarderWorker] | None = None,
         *,
         parts: Sequence[RewardPart] = (),
     ) -> None:
@@ -68,7 +68,7 @@ class Rewarder:
         self._rewards = build_rewards(configs) if configs else None
         # A thread of its own: answers arrive on the threads of Ray or of an event loop, which must not be kept. Groups
         # whose judges wait for a network wait side by side there.
-        self._flight = Flight("judgements", track="rewarder")
+        self._flight = InFlight("judgements", track="rewarder")
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="rewarder", daemon=True).start()
         self._next = 0

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from troupe.actors.meters import working
-from troupe.actors.workers import Group, own_address
+from troupe.actors.workers import Workers, own_address
 from troupe.algorithms.objective import Objective
 from troupe.algorithms.packing import Batch
 from troupe.config.models import PolicyConfig
@@ -167,12 +167,12 @@ class TrainedWorker:
 W = TypeVar("W", bound=TrainedWorker)
 
 
-class Trained(Generic[W]):
+class TrainedModel(Generic[W]):
     """A trained model, whatever number of ranks holds it."""
 
-    def __init__(self, group: Group[W], config: PolicyConfig, *, name: str, head: str = "vocabulary") -> None:
+    def __init__(self, workers: Workers[W], config: PolicyConfig, *, name: str, head: str = "vocabulary") -> None:
         """`name` goes before the metrics that have no path of their own, such as `policy/grad_norm`."""
-        self.group, self.config = group, config
+        self.workers, self.config = workers, config
         self.name, self.head = name, head
         self.facts: dict[str, Any] = {}
 
@@ -187,7 +187,7 @@ class Trained(Generic[W]):
     ) -> None:
         """Begin loading on every rank; `ready` waits for it. `keep_start`: see `Engine`."""
         places = self._places()
-        self._starting: list[Future[Any]] = self.group.start(
+        self._starting: list[Future[Any]] = self.workers.start(
             TrainedWorker.start,
             [host for host, _ in places],
             places[0][1],
@@ -201,17 +201,17 @@ class Trained(Generic[W]):
         )
 
     def ready(self) -> None:
-        self.facts = self.group.gather(self._starting, self.config.init_timeout_s, "loading the model")[0]
+        self.facts = self.workers.gather(self._starting, self.config.init_timeout_s, "loading the model")[0]
 
     def _places(self) -> list[tuple[str, int]]:
         """A host and a free port of every rank's machine; the ranks meet at rank 0's."""
-        return self.group.gather(self.group.start(TrainedWorker.address), self.config.init_timeout_s, "its start")
+        return self.workers.gather(self.workers.start(TrainedWorker.address), self.config.init_timeout_s, "its start")
 
     def read(self, batch: Batch, **options: Any) -> torch.Tensor:
         """[N]: the head's output at the batch's tokens, computed on all ranks."""
-        shards = batch.split(self.group.size)
+        shards = batch.split(self.workers.size)
         slim = [batch.select(shard).without_columns() for shard in shards]
-        results = self.group.scatter(TrainedWorker.read, slim, **options)
+        results = self.workers.scatter(TrainedWorker.read, slim, **options)
         values = torch.zeros(batch.num_tokens)
         for shard, result in zip(shards, results, strict=True):
             values[batch.tokens_of(shard)] = result
@@ -219,35 +219,35 @@ class Trained(Generic[W]):
 
     def step(self, steps: Sequence[Batch], objective: Objective) -> dict[str, float]:
         """One optimizer step per batch (with `loss_weights`), each sharded over the ranks by tokens; mean metrics."""
-        sharded = [[batch.select(shard) for shard in batch.split(self.group.size)] for batch in steps]
+        sharded = [[batch.select(shard) for shard in batch.split(self.workers.size)] for batch in steps]
         by_rank = [list(shards) for shards in zip(*sharded, strict=True)]
-        results = self.group.scatter(TrainedWorker.update, by_rank, objective=objective)[0]
+        results = self.workers.scatter(TrainedWorker.update, by_rank, objective=objective)[0]
         names = {name for metrics in results for name in metrics}
         return self._named({name: sum(metrics.get(name, 0.0) for metrics in results) / len(results) for name in names})
 
     def measure(self, batch: Batch, objective: Objective) -> dict[str, float]:
         """What `step` would log of this batch, with the weights as they are."""
-        shards = [batch.select(shard) for shard in batch.split(self.group.size)]
-        return self._named(self.group.scatter(TrainedWorker.measure, shards, objective=objective)[0])
+        shards = [batch.select(shard) for shard in batch.split(self.workers.size)]
+        return self._named(self.workers.scatter(TrainedWorker.measure, shards, objective=objective)[0])
 
     def _named(self, metrics: dict[str, float]) -> dict[str, float]:
         return {name if "/" in name else f"{self.name}/{name}": value for name, value in metrics.items()}
 
     def set_score_mean(self, mean: float) -> None:
         """Make reference answers score 0 on average: what a scalar head's output is lessened by."""
-        self.group.call(TrainedWorker.set_score_mean, mean)
+        self.workers.call(TrainedWorker.set_score_mean, mean)
 
     def save(self, directory: str, *, trainer_state: bool = True) -> None:
         """Write Hugging Face format and, unless told otherwise, what resuming needs."""
-        self.group.call(TrainedWorker.save, directory, trainer_state=trainer_state)
+        self.workers.call(TrainedWorker.save, directory, trainer_state=trainer_state)
 
     def damage(self, directory: Path) -> str | None:
         """What is wrong with a checkpoint's files, every byte of which some rank reads; None where nothing is."""
-        return next((problem for problem in self.group.call(TrainedWorker.damage, str(directory)) if problem), None)
+        return next((problem for problem in self.workers.call(TrainedWorker.damage, str(directory)) if problem), None)
 
     def load(self, directory: str) -> None:
         """Continue from what `save` wrote."""
-        self.group.call(TrainedWorker.load, directory)
+        self.workers.call(TrainedWorker.load, directory)
 
     def shutdown(self) -> None:
-        self.group.shutdown()
+        self.workers.shutdown()

@@ -38,7 +38,7 @@ from troupe.actors.adapters import in_checkpoint
 from troupe.actors.arrivals import Arrivals, digest
 from troupe.actors.engine import Engine
 from troupe.actors.generator import GeneratorWorker
-from troupe.actors.workers import DEATH_IS_KNOWN_S, Group
+from troupe.actors.workers import DEATH_IS_KNOWN_S, Workers
 from troupe.engines.arguments import pack_heads
 from troupe.errors import SyncError, TroupeError
 from troupe.hardware import hardware
@@ -280,7 +280,7 @@ class _beside:
 class EngineClient:
     """vLLM's control calls to every engine of a generator group, each phase with its deadline."""
 
-    def __init__(self, generators: Group[GeneratorWorker], timeout_s: float) -> None:
+    def __init__(self, generators: Workers[GeneratorWorker], timeout_s: float) -> None:
         self._generators = generators
         self._timeout_s = timeout_s
 
@@ -326,7 +326,7 @@ class WeightSender:
     def __init__(
         self,
         engine: Engine,
-        generators: Group[GeneratorWorker],
+        generators: Workers[GeneratorWorker],
         *,
         transport: str,
         host: str,

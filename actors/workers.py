@@ -1,6 +1,6 @@
 """Groups of workers: one method call fans out to every rank, and answers come back as futures.
 
-`WorkerGroup` runs each rank as a Ray actor, `InlineGroup` runs the same classes in this process for tests and
+`RayWorkers` runs each rank as a Ray actor, `InlineWorkers` runs the same classes in this process for tests and
 debugging. A remote call is written with the method itself, never its name in a string, so readers can follow
 it and checkers can check it. The only `ray.remote` of the project is here.
 
@@ -51,7 +51,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Group(ABC, Generic[W]):
+class Workers(ABC, Generic[W]):
     """Workers of class W with ranks 0 .. size - 1."""
 
     role: str
@@ -113,7 +113,7 @@ class Slot:
     env: dict[str, str] = field(default_factory=dict)
 
 
-class WorkerGroup(Group[W]):
+class RayWorkers(Workers[W]):
     """Each rank is a Ray actor, placed by its slot. Picklable: workers may call the ranks of another group."""
 
     def __init__(
@@ -348,7 +348,7 @@ def _spans(worker: object, since_ns: int) -> list[Entry]:
     return RECORDER.since(since_ns)
 
 
-class InlineGroup(Group[W]):
+class InlineWorkers(Workers[W]):
     """One rank in this process. Coroutine methods run on an event loop in a thread of its own."""
 
     def __init__(self, worker_cls: Callable[..., W], arguments: Sequence[dict[str, Any]], *, role: str) -> None:

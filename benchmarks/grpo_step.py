@@ -361,23 +361,23 @@ def measure(name: str, steps: int, parts: list[str]) -> dict[str, Any]:
 def ratios(workload: Workload, found: dict[str, Any]) -> dict[str, float]:
     """TRL / Troupe of a step; limit / ours of each phase (1 is the limit itself)."""
     result: dict[str, float] = {}
-    troupe = found.get("troupe")
-    if troupe and "trl" in found:
-        result["step: TRL / Troupe"] = found["trl"]["step_s"] / troupe["step_s"]
+    roles = found.get("troupe")
+    if roles and "trl" in found:
+        result["step: TRL / Troupe"] = found["trl"]["step_s"] / roles["step_s"]
         result["aim"] = workload.aim
-    if troupe and "bare_generation" in found:
+    if roles and "bare_generation" in found:
         result["generation: bare vLLM / Troupe"] = (
-            found["bare_generation"]["generation_s"] / troupe["phases_s"]["rollout"]
+            found["bare_generation"]["generation_s"] / roles["phases_s"]["rollout"]
         )
     if "bare_update" in found:
         bare = found["bare_update"]
         result["update: bare PyTorch / engine"] = bare["bare_update_s"] / bare["engine_s"]
-        if troupe:
-            result["sync: copy of the bytes / sync"] = bare["copy_s"] / troupe["phases_s"]["publish"]
-    if troupe:
-        phases = troupe["phases_s"]
+        if roles:
+            result["sync: copy of the bytes / sync"] = bare["copy_s"] / roles["phases_s"]["publish"]
+    if roles:
+        phases = roles["phases_s"]
         named = phases["rollout"] + phases["update"] + phases["publish"]
-        result["share outside generation, update and sync"] = max(0.0, 1 - named / troupe["step_s"])
+        result["share outside generation, update and sync"] = max(0.0, 1 - named / roles["step_s"])
     return result
 
 

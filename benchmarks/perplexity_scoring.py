@@ -40,14 +40,14 @@ def start(directory: Path, length: int) -> tuple[Any, Any, Any]:
     """(frozen model behind the reward, transformers' own, tokenizer), of the same weights."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from troupe.actors.frozen import Frozen, FrozenWorker
-    from troupe.actors.workers import InlineGroup
+    from troupe.actors.frozen import FrozenModel, FrozenWorker
+    from troupe.actors.workers import InlineWorkers
     from troupe.config.models import ScratchModelConfig
     from troupe.training.scratch import write_scratch_model
 
     config = ScratchModelConfig(**MODEL, max_length=length)
     write_scratch_model(config, [digits(random.Random(0), 400) + " one two three"], str(directory), 0)
-    frozen = Frozen(InlineGroup(FrozenWorker, [{"rank": 0, "world_size": 1}], role="perplexity"))
+    frozen = FrozenModel(InlineWorkers(FrozenWorker, [{"rank": 0, "world_size": 1}], role="perplexity"))
     frozen.start(str(directory), precision="fp32", row_tokens=length, offload=False)
     frozen.ready(600)
     plain = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="sdpa").float().eval()

@@ -30,7 +30,7 @@ from troupe.evaluation.benchmark_results import Results, Taken, write_results
 from troupe.evaluation.candidates import Entrants, prepare
 from troupe.evaluation.checkpoint_sources import run_of
 from troupe.evaluation.evaluation_tables import AnswerRow, build_answer_row, print_tables
-from troupe.evaluation.generation import evaluation_stage, reward_scores
+from troupe.evaluation.generation import evaluation_cluster, reward_scores
 from troupe.evaluation.pairwise import Verdicts, compare_pairs
 from troupe.files import now, read_json, to_json, write_atomically
 from troupe.records import Group, Score
@@ -109,9 +109,9 @@ def model_scores(
         return {}
     places = {f"{name}#{i}": (name, i) for name, rounds in answers.items() for i in range(len(rounds))}
     given = {key: answers[name][i] for key, (name, i) in places.items()}
-    with evaluation_stage(config) as stage:
+    with evaluation_cluster(config) as cluster:
         log.info("%s scores the answers", entrants.reward_model.path)
-        found = reward_scores(stage, config, entrants.reward_model, entrants.samples, given)
+        found = reward_scores(cluster, config, entrants.reward_model, entrants.samples, given)
     return {places[key]: scores for key, scores in found.items()}
 
 

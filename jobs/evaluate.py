@@ -39,7 +39,7 @@ from troupe.evaluation.evaluation_tables import (
     write_answers,
     write_metrics,
 )
-from troupe.evaluation.generation import evaluation_stage, generate, reward_scores
+from troupe.evaluation.generation import evaluation_cluster, generate, reward_scores
 from troupe.evaluation.plan import Examination, answer_settings, prepare, with_opponent
 from troupe.evaluation.stored_answers import Answers, AnswerStore
 from troupe.files import read_json, write_atomically
@@ -110,15 +110,15 @@ def perform(
     unanswered = [name for name in exam.paths if stored[name] is None]
     if not unanswered and exam.reward_model is None:
         return answers, {}
-    with evaluation_stage(config) as stage:
+    with evaluation_cluster(config) as cluster:
         for name in unanswered:
             log.info("%s answers %d prompts", name, len(ids))
-            answers[name] = generate(stage, config, exam.paths[name], exam.asked[name], exam.tokenizers[name])
+            answers[name] = generate(cluster, config, exam.paths[name], exam.asked[name], exam.tokenizers[name])
             store.write(name, answers[name], settings[name])
         if exam.reward_model is None:
             return answers, {}
         log.info("%s scores the answers", exam.reward_model.path)
-        return answers, reward_scores(stage, config, exam.reward_model, exam.samples, answers)
+        return answers, reward_scores(cluster, config, exam.reward_model, exam.samples, answers)
 
 
 def function_scores(

@@ -24,7 +24,7 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
 import rich
 
 import troupe.processes.starting  # noqa: F401 - before what takes long
-from troupe.actors.placement import Stage
+from troupe.actors.placement import Cluster
 from troupe.config.program import run_program
 from troupe.config.serve import ServeConfig, with_sources
 from troupe.errors import ConfigError
@@ -53,7 +53,7 @@ def serve(config: ServeConfig) -> None:
     # Ray's processes inherit them: how long a proxy may take to start before another replaces it, and a client to send.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(config.engine.init_timeout_s))
     os.environ.update(proxy_environment(config.request_timeout_s))
-    stage = Stage(config.placement)
+    cluster = Cluster(config.placement)
     try:
         signals.install()  # Ray takes SIGTERM for itself
         from troupe.serving.endpoint import Endpoint
@@ -71,7 +71,7 @@ def serve(config: ServeConfig) -> None:
     except KeyboardInterrupt:
         rich.print("stopped")
     finally:
-        stage.close()
+        cluster.close()
         signals.restore()
 
 

@@ -18,7 +18,7 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import troupe.processes.starting  # noqa: F401 - before what takes long
-from troupe.algorithms.advantage_stage import with_ranks
+from troupe.algorithms.advantage_stage import with_preference_pairs
 from troupe.algorithms.objective import PreferenceObjective
 from troupe.algorithms.packing import Batch
 from troupe.config.program import run_program
@@ -28,7 +28,7 @@ from troupe.records import Group, Sample
 from troupe.runs.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from troupe.training.examples import ranked_answers, require_answers
 from troupe.training.reference_cache import ReferenceCache
-from troupe.training.supervised import Course, Lesson, prepare_lesson, train_supervised
+from troupe.training.supervised import SupervisedContext, SupervisedTask, prepare_lesson, train_supervised
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
 """How far the first loss may be from that of a policy which is its own reference; bf16 rounds otherwise in other rows."""
 
 
-class Preference(Lesson):
+class Preference(SupervisedTask):
     """DPO or IPO on ranked answers."""
 
     name = "dpo"
@@ -60,15 +60,15 @@ class Preference(Lesson):
         require_answers(sample)
         return ranked_answers(tokenizer, sample, max_length=self._config.max_length)
 
-    def prepare(self, batch: Batch, groups: Sequence[Group], course: Course) -> Batch:
-        return with_ranks(batch, groups).with_columns(ref_logprobs=self._reference(batch, groups, course))
+    def prepare(self, batch: Batch, groups: Sequence[Group], course: SupervisedContext) -> Batch:
+        return with_preference_pairs(batch, groups).with_columns(ref_logprobs=self._reference(batch, groups, course))
 
-    def _reference(self, batch: Batch, groups: Sequence[Group], course: Course) -> torch.Tensor:
+    def _reference(self, batch: Batch, groups: Sequence[Group], course: SupervisedContext) -> torch.Tensor:
         if self._cache is None:
             return course.model.read(batch, at_start=True)
         return self._cache.logprobs(groups)
 
-    def begin(self, course: Course, *, steps: int) -> None:
+    def begin(self, course: SupervisedContext, *, steps: int) -> None:
         """Compute the reference's log-probabilities, and see that the first loss is that of the reference."""
         if self._config.reference == "cached":
             self._cache = self._fill_cache(course, steps)
@@ -83,7 +83,7 @@ class Preference(Lesson):
                 "or the model is not deterministic (dropout, bf16 overflow)"
             )
 
-    def _fill_cache(self, course: Course, steps: int) -> ReferenceCache:
+    def _fill_cache(self, course: SupervisedContext, steps: int) -> ReferenceCache:
         path = Path(self._config.reference_cache or course.run.directory / "reference_logprobs.safetensors")
         cache = ReferenceCache(
             path,
@@ -96,7 +96,7 @@ class Preference(Lesson):
         log.info("reference log-probabilities: %d computed, %d found in %s", computed, len(groups) - computed, path)
         return cache
 
-    def evaluate(self, course: Course) -> dict[str, float]:
+    def evaluate(self, course: SupervisedContext) -> dict[str, float]:
         batch = self.prepare(course.heldout, course.heldout_groups, course)
         metrics = course.model.measure(batch, self.objective)
         return {name.rpartition("/")[2]: value for name, value in metrics.items() if name != "dpo/loss"}

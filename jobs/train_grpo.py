@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a file: imports begin at the project, not in jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import troupe.processes.starting  # noqa: F401 - before what takes long
-from troupe.actors.placement import seats
+from troupe.actors.placement import placement_table
 from troupe.actors.reward_model import located
 from troupe.algorithms.advantage_stage import with_advantages, with_importance
 from troupe.algorithms.kl_coefficient import KLCoefficient
@@ -39,9 +38,9 @@ from troupe.records import Group
 from troupe.runs.checkpoint import save_state
 from troupe.runs.model_paths import locate
 from troupe.runs.run import Run
-from troupe.training.perform import Scene, perform
+from troupe.training.perform import RunContext, perform
 from troupe.training.preparation import Prepared, prepare
-from troupe.training.roles import Cast, cast
+from troupe.training.roles import Roles, cast
 from troupe.training.rollouts import Rollouts
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ log = logging.getLogger(__name__)
 MOSTLY_CUT = 0.9
 """Share of answers cut at their limit above which something is wrong with their ends."""
 
-Learn = Callable[[GRPOConfig, Run, Cast, Batch, Sequence[Group], AlgorithmConfig, int], None]
+Learn = Callable[[GRPOConfig, Run, Roles, Batch, Sequence[Group], AlgorithmConfig, int], None]
 """(recipe, run, cast, the scored groups as a batch with `old_logprobs`, the groups, the settings of this step, step)."""
 
 
@@ -78,93 +77,93 @@ def train(config: GRPOConfig, learn: Learn | None = None) -> None:
     perform(
         config,
         prepared,
-        table=lambda device: seats(config, device=device),
-        cast=lambda scene: cast(config, scene.stage, scene.data, scene.model_path, precision=scene.precision),
+        table=lambda device: placement_table(config, device=device),
+        cast=lambda scene: cast(config, scene.cluster, scene.data, scene.model_path, precision=scene.precision),
         play=functools.partial(run_loop, config, learn or learn_from_groups),
         init_timeout_s=config.policy.init_timeout_s,
     )
 
 
-def run_loop(config: GRPOConfig, learn: Learn, scene: Scene, troupe: Cast) -> None:
+def run_loop(config: GRPOConfig, learn: Learn, scene: RunContext, roles: Roles) -> None:
     """The training loop: every step from the last checkpoint, or from the beginning, to the end."""
     run, kl = scene.run, KLCoefficient(config.algorithm.kl)
-    first, position, owed = resume(run, troupe, kl, num_samples=len(scene.data.train))
+    first, position, owed = resume(run, roles, kl, num_samples=len(scene.data.train))
     rollouts = Rollouts(
         PromptStream(scene.data.train, config.seed, position=position),
-        troupe.tokenizer,
-        troupe.generators,
-        troupe.rewarder,
+        roles.tokenizer,
+        roles.generators,
+        roles.rewarder,
         config.rollout,
         seed=config.seed,
         last_step=config.steps,
-        needs_company=config.algorithm.advantage not in ("reinforce", "gae"),
+        requires_group=config.algorithm.advantage not in ("reinforce", "gae"),
         watch=lambda step: run.watch_calls(step, "rollout"),
-        answers=troupe.episodes,
+        answers=roles.episodes,
     )
     with run.timed("publish"):
-        run.log(troupe.publish(first))
+        run.log(roles.publish(first))
     if first == 0:
-        evaluate(config.evaluation, run, troupe, step=0)
+        evaluate(config.evaluation, run, roles, step=0)
         run.end_step(0)
     elif owed:
-        finish(config, run, troupe, first, last=first >= config.steps)
+        finish(config, run, roles, first, last=first >= config.steps)
     # From one step's prompts handed to the engines to the next one's, with whatever was answered in between.
     since, evaluated = time.perf_counter(), 0
     for step in run.steps(first + 1, config.steps):
-        with run.timed("rollout"), saved_if_stopped(run, troupe, step - 1, rollouts, kl):
+        with run.timed("rollout"), saved_if_stopped(run, roles, step - 1, rollouts, kl):
             rollout = rollouts.collect(step)
             run.log(rollout.metrics)
             run.log_rollouts(step, rollout.groups, config.run.samples_per_step)
         if step == first + 1:
-            tell_of_cut_answers(run, rollout.metrics, config, end_tokens(troupe.tokenizer, scene.model_path))
+            tell_of_cut_answers(run, rollout.metrics, config, end_tokens(roles.tokenizer, scene.model_path))
         if rollout.groups:
-            batch = read(config, run, troupe, rollout.groups)
-            learn(config, run, troupe, batch, rollout.groups, kl.within(config.algorithm), step)
+            batch = read(config, run, roles, rollout.groups)
+            learn(config, run, roles, batch, rollout.groups, kl.within(config.algorithm), step)
             run.log(kl.follow(batch))
         else:
             run.event("no_signal", reason="every group's answers have equal rewards; the weights stay as they are")
         last = run.is_last(step)
         if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-            save(run, troupe, step, rollouts, kl)  # before the policy leaves a shared device to the generators
+            save(run, roles, step, rollouts, kl)  # before the policy leaves a shared device to the generators
         with run.timed("publish"):
-            run.log(troupe.publish(step))
+            run.log(roles.publish(step))
             rollouts.ahead(step)
         now = time.perf_counter()
         run.log({"tokens_per_second": (rollout.metrics["rollout/tokens"] + evaluated) / (now - since)})
         since = now
-        evaluated = finish(config, run, troupe, step, last=last)
+        evaluated = finish(config, run, roles, step, last=last)
 
 
-def finish(config: GRPOConfig, run: Run, troupe: Cast, step: int, *, last: bool) -> int:
+def finish(config: GRPOConfig, run: Run, roles: Roles, step: int, *, last: bool) -> int:
     """Evaluate where it is due and write the step's line; the tokens that the evaluation answered. A step whose process
     died between its checkpoint and here owes this, and the next process begins with it."""
     evaluated = 0
     if last or (config.evaluation.every and step % config.evaluation.every == 0):
-        score, evaluated = evaluate(config.evaluation, run, troupe, step)
+        score, evaluated = evaluate(config.evaluation, run, roles, step)
         run.checkpoints.record_metric(step, score, config.evaluation.higher_is_better)
     run.end_step(step)
     return evaluated
 
 
-def read(config: GRPOConfig, run: Run, troupe: Cast, groups: Sequence[Group]) -> Batch:
+def read(config: GRPOConfig, run: Run, roles: Roles, groups: Sequence[Group]) -> Batch:
     """The groups as a batch with the log-probabilities that learning compares: those before it, and the reference's."""
     temperature = config.rollout.temperature
-    troupe.generators.sleep()
+    roles.generators.sleep()
     with run.timed("logprobs"):
         batch = Batch.from_groups(groups)
         recompute = config.algorithm.old_logprobs == "recompute"
-        old = troupe.policy.logprobs(batch, temperature=temperature) if recompute else batch["rollout_logprobs"]
+        old = roles.policy.logprobs(batch, temperature=temperature) if recompute else batch["rollout_logprobs"]
         batch = batch.with_columns(old_logprobs=old)
-    if troupe.reference is not None:
+    if roles.reference is not None:
         with run.timed("reference"):
-            batch = batch.with_columns(ref_logprobs=troupe.reference.logprobs(batch, temperature=temperature))
+            batch = batch.with_columns(ref_logprobs=roles.reference.logprobs(batch, temperature=temperature))
     return batch
 
 
 def learn_from_groups(
     config: GRPOConfig,
     run: Run,
-    troupe: Cast,
+    roles: Roles,
     batch: Batch,
     groups: Sequence[Group],
     settings: AlgorithmConfig,
@@ -178,7 +177,7 @@ def learn_from_groups(
         run.log({**metrics, **mismatch})
     with run.timed("update"):
         run.log(
-            troupe.policy.update(
+            roles.policy.update(
                 batch,
                 settings,
                 temperature=config.rollout.temperature,
@@ -193,14 +192,14 @@ def step_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
 
 
-def evaluate(config: EvaluationConfig, run: Run, troupe: Cast, step: int) -> tuple[float, int]:
+def evaluate(config: EvaluationConfig, run: Run, roles: Roles, step: int) -> tuple[float, int]:
     """Answer the held-out set; the value of the metric that chooses the best checkpoint, and the tokens that were sampled."""
     with run.timed("evaluate"):
-        evaluation = troupe.evaluator.evaluate(run.watch_calls(step, "evaluation"))
+        evaluation = roles.evaluator.evaluate(run.watch_calls(step, "evaluation"))
         run.log(evaluation.metrics)
-        run.log_answers(step, troupe.evaluator.name, evaluation.rows(), limit=config.keep_answers)
+        run.log_answers(step, roles.evaluator.name, evaluation.rows(), limit=config.keep_answers)
     tokens = sum(branch.num_sampled for group in evaluation.groups for branch in group.branches)
-    return evaluation.metrics[f"eval/{troupe.evaluator.name}/{config.best}"], tokens
+    return evaluation.metrics[f"eval/{roles.evaluator.name}/{config.best}"], tokens
 
 
 def tell_of_cut_answers(run: Run, metrics: Mapping[str, float], config: GRPOConfig, ends: str) -> None:
@@ -223,38 +222,38 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, model_path: str) -> str:
     return ", ".join(f"{tokenizer.decode([each])} {each}" for each in sorted(ids)) or "none"
 
 
-def save(run: Run, troupe: Cast, step: int, rollouts: Rollouts, kl: KLCoefficient) -> None:
+def save(run: Run, roles: Roles, step: int, rollouts: Rollouts, kl: KLCoefficient) -> None:
     """Write a checkpoint: weights in Hugging Face format, and all that `resume` needs."""
-    identity = {"model": troupe.policy.facts["identity"]}
+    identity = {"model": roles.policy.facts["identity"]}
     with (
         run.timed("checkpoint"),
-        run.checkpoints.writing(step, metadata=identity, needs=troupe.checkpoint_bytes) as path,
+        run.checkpoints.writing(step, metadata=identity, needs=roles.checkpoint_bytes) as path,
     ):
-        troupe.save(path)
-        state = {"step": step, "kl_coef": kl.value, "consistency": troupe.gate.state(), "so_far": run.so_far()}
+        roles.save(path)
+        state = {"step": step, "kl_coef": kl.value, "consistency": roles.logprob_check.state(), "so_far": run.so_far()}
         save_state(path, {**state, **rollouts.state()})
 
 
 @contextlib.contextmanager
-def saved_if_stopped(run: Run, troupe: Cast, step: int, rollouts: Rollouts, kl: KLCoefficient) -> Iterator[None]:
+def saved_if_stopped(run: Run, roles: Roles, step: int, rollouts: Rollouts, kl: KLCoefficient) -> Iterator[None]:
     """Where judges or environments stop the run, what was trained up to `step` is saved: mended, it goes on from there."""
     try:
         yield
     except (RewardError, PlayError):
         if step > 0 and run.checkpoints.latest() != step:
-            troupe.generators.sleep()  # a policy that shares their devices needs the room
-            save(run, troupe, step, rollouts, kl)
+            roles.generators.sleep()  # a policy that shares their devices needs the room
+            save(run, roles, step, rollouts, kl)
         raise
 
 
-def resume(run: Run, troupe: Cast, kl: KLCoefficient, *, num_samples: int) -> tuple[int, int, bool]:
+def resume(run: Run, roles: Roles, kl: KLCoefficient, *, num_samples: int) -> tuple[int, int, bool]:
     """(step, data position) to go on from: those of the newest whole checkpoint, or the beginning; and whether that step
     still owes its end."""
-    step = run.checkpoints.resumable(troupe.policy.damage, model=troupe.policy.facts["identity"])
+    step = run.checkpoints.resumable(roles.policy.damage, model=roles.policy.facts["identity"])
     if step is None:
         return 0, 0, False
     state = run.checkpoints.load_state(step, position=int)
-    troupe.load(run.checkpoints.path(step))
+    roles.load(run.checkpoints.path(step))
     kl.value = state.get("kl_coef", kl.value)
     return step, position_in(state, num_samples), run.resume_from(step, state.get("so_far", {}))
 

@@ -21,7 +21,7 @@ from troupe.config.program import run_program
 from troupe.jobs.train_grpo import rehearse, step_seed, train
 from troupe.records import Group
 from troupe.runs.run import Run
-from troupe.training.roles import Cast
+from troupe.training.roles import Roles
 
 
 def train_ppo(config: PPOConfig) -> None:
@@ -31,7 +31,7 @@ def train_ppo(config: PPOConfig) -> None:
 def learn_with_critic(
     config: GRPOConfig,
     run: Run,
-    troupe: Cast,
+    roles: Roles,
     batch: Batch,
     groups: Sequence[Group],
     settings: AlgorithmConfig,
@@ -39,22 +39,22 @@ def learn_with_critic(
 ) -> None:
     """One step of learning: values, token rewards, advantages, then policy and critic on the same minibatches."""
     assert isinstance(config, PPOConfig)
-    assert troupe.critic is not None
+    assert roles.critic is not None
     limit, seed = config.rollout.max_response_tokens, step_seed(config.seed, step)
     with run.timed("values"):
-        batch = batch.with_columns(old_values=troupe.critic.values(batch))
+        batch = batch.with_columns(old_values=roles.critic.values(batch))
     with run.timed("advantage"):
         batch, metrics = with_gae(batch, groups, settings, config.gae, max_response_tokens=limit)
         batch, mismatch = with_importance(batch, settings)
         run.log({**metrics, **mismatch})
     with run.timed("update"):
         run.log(
-            troupe.policy.update(
+            roles.policy.update(
                 batch, settings, temperature=config.rollout.temperature, max_response_tokens=limit, seed=seed
             )
         )
     with run.timed("critic_update"):
-        run.log(troupe.critic.update(batch, settings, max_response_tokens=limit, seed=seed))
+        run.log(roles.critic.update(batch, settings, max_response_tokens=limit, seed=seed))
 
 
 if __name__ == "__main__":

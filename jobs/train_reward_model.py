@@ -18,7 +18,7 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
 import torch
 
 import troupe.processes.starting  # noqa: F401 - before what takes long
-from troupe.algorithms.advantage_stage import with_ranks
+from troupe.algorithms.advantage_stage import with_preference_pairs
 from troupe.algorithms.objective import RankingObjective
 from troupe.algorithms.packing import Batch, branch_scores
 from troupe.algorithms.preference_losses import bradley_terry_loss, ranked_pairs
@@ -29,13 +29,13 @@ from troupe.evaluation.calibration import Calibration
 from troupe.files import to_json, write_atomically
 from troupe.records import Group, Sample
 from troupe.training.examples import answer_branch, ranked_answers, require_answers
-from troupe.training.supervised import Course, Lesson, prepare_lesson, train_supervised
+from troupe.training.supervised import SupervisedContext, SupervisedTask, prepare_lesson, train_supervised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Ranking(Lesson):
+class Ranking(SupervisedTask):
     """Bradley-Terry on ranked answers."""
 
     name = "reward_model"
@@ -51,10 +51,10 @@ class Ranking(Lesson):
         require_answers(sample)
         return ranked_answers(tokenizer, sample, max_length=self._config.max_length)
 
-    def prepare(self, batch: Batch, groups: Sequence[Group], course: Course) -> Batch:
-        return with_ranks(batch, groups)
+    def prepare(self, batch: Batch, groups: Sequence[Group], course: SupervisedContext) -> Batch:
+        return with_preference_pairs(batch, groups)
 
-    def evaluate(self, course: Course) -> dict[str, float]:
+    def evaluate(self, course: SupervisedContext) -> dict[str, float]:
         batch = course.heldout
         scores = self._scores(course, batch)
         ranks = torch.tensor([-(score.value or 0.0) for group in course.heldout_groups for score in group.scores])
@@ -66,7 +66,7 @@ class Ranking(Lesson):
         named = {name.rpartition("/")[2]: float(value) for name, value in metrics.items()}
         return {**named, "calibration_error": calibration.error}
 
-    def before_save(self, course: Course) -> None:
+    def before_save(self, course: SupervisedContext) -> None:
         """Shift the scores so that the reference answers of some training samples score 0 on average.
 
         They are the last of the first epoch: a model scores answers that it was trained on higher than others.
@@ -89,14 +89,14 @@ class Ranking(Lesson):
             self._score_mean = float(self._scores(course, Batch.from_groups(branches)).mean())
             course.model.set_score_mean(self._score_mean)
 
-    def _scores(self, course: Course, batch: Batch) -> torch.Tensor:
+    def _scores(self, course: SupervisedContext, batch: Batch) -> torch.Tensor:
         """[B]."""
         return branch_scores(course.model.read(batch, reads="after"), batch.branch_ids)
 
     def state(self) -> dict[str, Any]:
         return {"score_mean": self._score_mean}
 
-    def restore(self, state: dict[str, Any], course: Course) -> None:
+    def restore(self, state: dict[str, Any], course: SupervisedContext) -> None:
         self._score_mean = state["score_mean"]
         if self._score_mean is not None:
             course.model.set_score_mean(self._score_mean)

@@ -22,13 +22,13 @@ from troupe.config.supervised import SFTConfig
 from troupe.errors import DataError
 from troupe.records import Group, Sample
 from troupe.training.examples import demonstration
-from troupe.training.supervised import Course, Lesson, prepare_lesson, train_supervised
+from troupe.training.supervised import SupervisedContext, SupervisedTask, prepare_lesson, train_supervised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Imitation(Lesson):
+class SFTTask(SupervisedTask):
     """Cross-entropy on answers."""
 
     name = "sft"
@@ -48,21 +48,21 @@ class Imitation(Lesson):
         )
         return group if group.num_tokens <= self._config.max_length else None
 
-    def prepare(self, batch: Batch, groups: Sequence[Group], course: Course) -> Batch:
+    def prepare(self, batch: Batch, groups: Sequence[Group], course: SupervisedContext) -> Batch:
         return with_loss_weights(batch, "token_mean", prompt_weight=self._config.prompt_weight)
 
-    def evaluate(self, course: Course) -> dict[str, float]:
+    def evaluate(self, course: SupervisedContext) -> dict[str, float]:
         heldout = with_loss_weights(course.heldout, "token_mean")
         return {"nll": course.model.measure(heldout, self.objective)["sft/nll"]}
 
 
 def train_sft(config: SFTConfig) -> None:
-    train_supervised(config, Imitation(config))
+    train_supervised(config, SFTTask(config))
 
 
 def rehearse(config: SFTConfig) -> list[str]:
     """What a dry run shows."""
-    return prepare_lesson(config, Imitation(config)).lines()
+    return prepare_lesson(config, SFTTask(config)).lines()
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ from ray.serve.schema import ServeStatus
 from troupe.config.rollout import ScorerConfig
 from troupe.config.serve import ServeConfig
 from troupe.serving.conversations import Conversation
-from troupe.serving.ingress import Door, build_app
+from troupe.serving.ingress import IngressSettings, build_app
 from troupe.serving.messages import Message, NoReplica, complete
 from troupe.serving.model_server import ModelServer
-from troupe.serving.openai_error import Unavailable
+from troupe.serving.openai_error import ModelUnavailable
 from troupe.serving.scorer import scorer_app
 from troupe.serving.served_models import Served
 
@@ -116,7 +116,7 @@ class Replicas:
         try:
             return dict(await self._call(self._handle.card))
         except RayTaskError:
-            raise Unavailable(503, f"{self._name} does not answer") from None
+            raise ModelUnavailable(503, f"{self._name} does not answer") from None
 
     async def score(self, conversations: Sequence[Conversation]) -> Sequence[float | None]:
         """What a scorer's `score` gives."""
@@ -137,16 +137,18 @@ class Replicas:
         try:
             yield
         except BackPressureError:
-            raise Unavailable(429, f"{self._name} has as many requests waiting as it takes; try again later") from None
+            raise ModelUnavailable(
+                429, f"{self._name} has as many requests waiting as it takes; try again later"
+            ) from None
         except (NoReplica, RayActorError, DeploymentUnavailableError):
-            raise Unavailable(503, f"{self._name} is being started again; try again in a minute") from None
+            raise ModelUnavailable(503, f"{self._name} is being started again; try again in a minute") from None
 
 
 class Ingress:
     """The deployment that the HTTP proxy calls; Serve asks it for its application when it starts."""
 
     def __init__(
-        self, models: Mapping[str, DeploymentHandle], scorers: Mapping[str, DeploymentHandle], door: Door
+        self, models: Mapping[str, DeploymentHandle], scorers: Mapping[str, DeploymentHandle], door: IngressSettings
     ) -> None:
         presence = Presence(serve.get_replica_context().app_name)
         self._models = {name: Replicas(name, handle, presence) for name, handle in models.items()}
@@ -159,7 +161,7 @@ class Ingress:
 
 def build_application(config: ServeConfig, models: Sequence[Served], key_hash: str | None) -> serve.Application:
     """What `serve.run` runs."""
-    door = Door(
+    door = IngressSettings(
         key_hash=key_hash,
         max_bytes=int(config.max_request_mib * 2**20),
         adapters={adapter: model.name for model in models for adapter in model.adapters},

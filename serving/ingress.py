@@ -20,7 +20,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from troupe.serving.messages import Message, complete, joined
-from troupe.serving.openai_error import Unavailable, openai_error
+from troupe.serving.openai_error import ModelUnavailable, openai_error
 from troupe.serving.playground import PATHS, playground_router
 from troupe.serving.request_body import parsed, read_body
 from troupe.serving.request_mistakes import request_mistake
@@ -45,7 +45,7 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Door:
+class IngressSettings:
     """What the endpoint asks of every request."""
 
     key_hash: str | None
@@ -63,7 +63,7 @@ def hash_key(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def build_app(models: Mapping[str, Model], door: Door, *, scorers: Mapping[str, Scorer] = {}) -> FastAPI:
+def build_app(models: Mapping[str, Model], door: IngressSettings, *, scorers: Mapping[str, Scorer] = {}) -> FastAPI:
     """The HTTP application in front of `models` and `scorers`, by the names that requests call them."""
     app = FastAPI(title="Troupe", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(BearerToken, key_hash=door.key_hash)
@@ -120,7 +120,7 @@ def build_app(models: Mapping[str, Model], door: Door, *, scorers: Mapping[str, 
         if (mistake := request_mistake(asked)) is not None:
             return mistake
         content_type = request.headers.get("content-type", "")
-        return await _unless_gone(request, _relayed(models[base].answer(request.url.path, content_type, body)))
+        return await _cancel_on_disconnect(request, _relayed(models[base].answer(request.url.path, content_type, body)))
 
     @app.exception_handler(404)
     @app.exception_handler(405)
@@ -129,7 +129,7 @@ def build_app(models: Mapping[str, Model], door: Door, *, scorers: Mapping[str, 
         return openai_error(status, f"there is no {request.method} {request.url.path} here", code="unknown_url")
 
     @app.exception_handler(Exception)
-    async def own_fault(request: Request, error: Exception) -> Response:
+    async def internal_error(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return openai_error(500, "the endpoint failed to answer; its log says why", code="internal_error")
 
@@ -169,11 +169,11 @@ class BearerToken:
 async def _card(name: str, model: Model) -> dict[str, Any]:
     try:
         return await asyncio.wait_for(model.card(), CARD_TIMEOUT_S)
-    except (TimeoutError, Unavailable):
+    except (TimeoutError, ModelUnavailable):
         return {"id": name, "object": "model", "created": 0, "owned_by": "troupe"}
 
 
-async def _unless_gone(request: Request, response: Coroutine[Any, Any, Response]) -> Response:
+async def _cancel_on_disconnect(request: Request, response: Coroutine[Any, Any, Response]) -> Response:
     """The response; cancelled when the client hangs up before there is one. A stream listens for that itself."""
     answering, hung_up = asyncio.create_task(response), asyncio.create_task(_hung_up(request))
     try:
@@ -206,9 +206,9 @@ async def _relayed(answers: AsyncIterator[list[Message]]) -> Response:
         while not done:
             messages = await anext(answers)
             body, done = body + joined(messages), complete(messages)
-    except Unavailable as error:
+    except ModelUnavailable as error:
         return error.response()
-    return _own_shape(status, body) if status >= 400 else Response(body, status, media_type="application/json")
+    return _openai_error_body(status, body) if status >= 400 else Response(body, status, media_type="application/json")
 
 
 async def _stream(first: bytes, answers: AsyncIterator[list[Message]]) -> AsyncIterator[bytes]:
@@ -218,14 +218,14 @@ async def _stream(first: bytes, answers: AsyncIterator[list[Message]]) -> AsyncI
         async for messages in answers:
             if body := joined(messages):
                 yield body
-    except Unavailable as error:
+    except ModelUnavailable as error:
         # The status is sent already; clients of OpenAI's API read errors in a stream as well.
         yield b"data: " + bytes(error.response().body) + b"\n\n"
     finally:
         await answers.aclose()  # type: ignore[attr-defined]
 
 
-def _own_shape(status: int, body: bytes) -> Response:
+def _openai_error_body(status: int, body: bytes) -> Response:
     """vLLM's errors have a number for a code and names of their own for the type; here they get OpenAI's."""
     try:
         error = json.loads(body)["error"]

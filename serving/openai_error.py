@@ -16,7 +16,7 @@ def openai_error(status: int, message: str, *, code: str | None = None, param: s
     return JSONResponse({"error": error}, status_code=status, headers=headers)
 
 
-class Unavailable(Exception):
+class ModelUnavailable(Exception):
     """The model cannot answer now; status 429 for one that has too much to do, 503 for one that is starting again."""
 
     def __init__(self, status: int, message: str) -> None:

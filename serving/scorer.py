@@ -32,7 +32,7 @@ class ModelScorer:
 
     def __init__(self, config: ServedRewardModelConfig) -> None:
         set_up_process()
-        from troupe.algorithms.reading import ReadModel
+        from troupe.algorithms.reading import InferenceModel
 
         path = check_model(
             config.path, field="reward_model.path", scalar=True, trust_remote_code=config.trust_remote_code
@@ -40,7 +40,7 @@ class ModelScorer:
         self._tokenizer = _tokenizer(path, trust_remote_code=config.trust_remote_code)
         self._plain = config.single_turn == "text" or self._tokenizer.chat_template is None
         self._name = config.name
-        self._model = ReadModel(
+        self._model = InferenceModel(
             path,
             head="scalar",
             precision=hardware().precision(config.precision),

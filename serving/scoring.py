@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from troupe.config.program import user_error
 from troupe.errors import DataError, TroupeError
 from troupe.serving.conversations import TAGS, Conversation, ScoreRequest, TooLongError, Turn, conversation_of
-from troupe.serving.openai_error import Unavailable, openai_error
+from troupe.serving.openai_error import ModelUnavailable, openai_error
 from troupe.serving.request_body import parsed, read_body
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ async def _scores(scorer: Scorer, conversations: Sequence[Conversation]) -> Sequ
     """The scores, or the answer that says why there are none."""
     try:
         return await scorer(conversations)
-    except Unavailable as unavailable:
+    except ModelUnavailable as unavailable:
         return unavailable.response()
     except Exception as raised:  # Ray hands over what a replica raised inside an error of its own
         error = user_error(raised)

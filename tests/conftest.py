@@ -15,7 +15,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.s3 import CREDENTIALS, s3_server
-from troupe.actors.placement import Stage
+from troupe.actors.placement import Cluster
 from troupe.config.grpo import GRPOConfig
 from troupe.config.models import PlacementConfig
 from troupe.config.run import CheckpointConfig, RunConfig
@@ -36,7 +36,7 @@ class RayTogether(LoadScopeScheduling):
 @functools.cache
 def needs_ray(file: str) -> bool:
     text = (ROOT / file).read_text()
-    return "stage: Stage" in text or 'usefixtures("stage")' in text
+    return "cluster: Cluster" in text or 'usefixtures("cluster")' in text
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayTogether:
@@ -45,12 +45,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RayTogether:
 
 
 @pytest.fixture(scope="session")
-def stage() -> Iterator[Stage]:
+def cluster() -> Iterator[Cluster]:
     """A stage that keeps Ray alive, whose start takes longer than most tests; stages of jobs and tests join it."""
     os.environ.setdefault("RAY_metrics_report_interval_ms", "2000")  # tests need not wait for Ray's ten seconds
-    stage = Stage(PlacementConfig())
-    yield stage
-    stage.close()
+    cluster = Cluster(PlacementConfig())
+    yield cluster
+    cluster.close()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import ray
 import yaml
 
 from tests.test_layering import AT_THE_ROOT
-from troupe.actors.placement import seats
+from troupe.actors.placement import placement_table
 from troupe.config.grpo import GRPOConfig
 from troupe.config.loader import load_config
 from troupe.config.serve import ServeConfig
@@ -95,7 +95,7 @@ def test_the_job_is_one_of_ours_with_a_recipe_that_fits_the_pods():
     config = load_config(GRPOConfig, [str(ROOT / words[5]), *words[6:]])
     mounts = {mount["mountPath"] for mount in pods(document)[1]["containers"][0]["volumeMounts"]}
     assert any(config.run.directory.startswith(mount) for mount in mounts)
-    bundles = {seat.bundle: seat.bundle_gpus for seat in seats(config, device="cuda")}
+    bundles = {seat.bundle: seat.bundle_gpus for seat in placement_table(config, device="cuda")}
     assert sum(bundles.values()) <= gpus_of(document, "replicas")
 
 

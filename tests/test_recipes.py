@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from troupe.actors.placement import seats
+from troupe.actors.placement import placement_table
 from troupe.config.data import DocstringPairsConfig, HarvestConfig, TldrComparisonsConfig, TldrConfig
 from troupe.config.evaluation import AnsweringConfig, BenchmarkConfig, EvaluateConfig
 from troupe.config.fields import flat_values
@@ -177,7 +177,7 @@ SAMPLING_ON_H100 = [
 
 @pytest.mark.parametrize("recipe", SAMPLING_ON_H100, ids=by_name)
 def test_an_h100_recipe_takes_eight_gpus_and_overbooks_none(recipe: Path) -> None:
-    table = seats(loaded(recipe), device="cuda")
+    table = placement_table(loaded(recipe), device="cuda")
     gpus = {seat.bundle: seat.bundle_gpus for seat in table}
     taken = {bundle: sum(seat.num_gpus for seat in table if seat.bundle == bundle) for bundle in gpus}
     assert sum(gpus.values()) == 8
@@ -237,11 +237,11 @@ def test_a_stage_run_by_hand_reads_and_writes_where_its_pipeline_does(path: Path
     directory, size = path.stem.rsplit("_", 1)
     recipes = system(f"{directory}/{size}")
     assert list(recipes) == sorted(config.stages)
-    for name, stage in config.stages.items():
-        assert stage.recipe == f"configs/{directory}/{size}/{name}.yaml"
+    for name, cluster in config.stages.items():
+        assert cluster.recipe == f"configs/{directory}/{size}/{name}.yaml"
         assert place_of(recipes[name]) == config.path / name
         values = flat_values(recipes[name].model_dump(mode="json"))
-        for setting, source in stage.inputs.items():
+        for setting, source in cluster.inputs.items():
             # A run for evaluations, which look for its best checkpoint; that checkpoint for everybody else.
             assert values[setting] in (
                 f"runs/{config.name}/{source}",
@@ -284,7 +284,7 @@ def test_the_judge_of_the_small_system_1_has_seen_no_text_of_those_it_judges() -
 def test_every_later_stage_starts_from_the_sft_model(name: str) -> None:
     stages = system(name)
     start = f"{stages['sft'].run.path}/checkpoints/best"
-    later = {stage: config.model for stage, config in stages.items() if stage not in ("sft", "evaluate")}
+    later = {cluster: config.model for cluster, config in stages.items() if cluster not in ("sft", "evaluate")}
     assert all(isinstance(model, PretrainedModelConfig) and model.path == start for model in later.values()), later
 
 
@@ -300,9 +300,9 @@ def test_what_a_reward_model_scores_is_no_longer_than_what_it_was_trained_on(nam
     for size in ("full", "small"):
         stages = system(f"{name}/{size}")
         limit = stages["reward_model"].max_length
-        for stage in ("ppo", "rloo"):
-            if stage in stages:
-                rollout = stages[stage].rollout
+        for cluster in ("ppo", "rloo"):
+            if cluster in stages:
+                rollout = stages[cluster].rollout
                 assert rollout.max_prompt_tokens + rollout.max_response_tokens <= limit
 
 
@@ -338,7 +338,7 @@ def test_the_scorer_of_the_full_system_4_is_its_reference_and_that_of_system_2_a
     system_4, system_2 = system("next_chapter/full")["grpo"], system("gsm8k_perplexity")["full"]
     assert system_4.scorer_is_reference
     assert not system_2.scorer_is_reference
-    assert [seat.role for seat in seats(system_2, device="cuda")].count("perplexity") == 1
+    assert [seat.role for seat in placement_table(system_2, device="cuda")].count("perplexity") == 1
 
 
 @pytest.mark.parametrize("size", ["small", "docstrings"])

@@ -12,7 +12,7 @@ from troupe.config.run import WatchConfig
 from troupe.report.observers import open_run
 from troupe.report.watching import request_timeline
 from troupe.runs.run import Run
-from troupe.timeline import RECORDER, REQUEST_FILE, TRACK, Flight, Level, Recorder, Span, lanes, write_step
+from troupe.timeline import RECORDER, REQUEST_FILE, TRACK, Counter, InFlight, Recorder, Span, lanes, write_step
 
 MS = 1_000_000
 
@@ -26,8 +26,8 @@ def written(path: Path) -> list[dict]:
 
 
 def test_a_step_is_written_as_chrome_trace_events_in_microseconds_cut_to_the_step(tmp_path: Path) -> None:
-    found = [span("policy 0", "read", 90, 130), Level(track="policy 0", name="in flight", at_ns=120 * MS, count=3)]
-    outside = [span("policy 0", "read", 10, 90), Level(track="policy 0", name="in flight", at_ns=90 * MS, count=1)]
+    found = [span("policy 0", "read", 90, 130), Counter(track="policy 0", name="in flight", at_ns=120 * MS, count=3)]
+    outside = [span("policy 0", "read", 10, 90), Counter(track="policy 0", name="in flight", at_ns=90 * MS, count=1)]
     write_step(tmp_path / "t.json", 4, span("driver", "step 4", 100, 200), found + outside)
     assert written(tmp_path / "t.json") == [
         {"ph": "M", "name": "process_name", "pid": 0, "tid": 0, "args": {"name": "driver"}},
@@ -80,16 +80,16 @@ def test_what_still_goes_on_is_told_up_to_now_and_whole_when_it_has_ended() -> N
 def test_requests_in_flight_are_one_span_from_the_first_to_the_last_and_a_level_at_each_change() -> None:
     before = time.time_ns()
     token = TRACK.set("generator 7")
-    flight = Flight("generate")
+    flight = InFlight("generate")
     assert [flight.change(by) for by in (2, 1, -1, -2)] == [2, 3, 2, 0]
     TRACK.reset(token)
     mine = [entry for entry in RECORDER.since(before) if entry.track == "generator 7"]
-    assert [entry.count for entry in mine if isinstance(entry, Level)] == [2, 3, 2, 0]
+    assert [entry.count for entry in mine if isinstance(entry, Counter)] == [2, 3, 2, 0]
     assert [entry.name for entry in mine if isinstance(entry, Span)] == ["generate"]
 
 
 def test_a_flight_counts_rightly_from_many_threads() -> None:
-    flight = Flight("generate")
+    flight = InFlight("generate")
     threads = [threading.Thread(target=lambda: [flight.change(by) for by in (1, -1) * 200]) for _ in range(4)]
     for thread in threads:
         thread.start()

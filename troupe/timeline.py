@@ -47,7 +47,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
+class Counter:
     """A count from `at_ns` on, until the next of its track and name."""
 
     track: str
@@ -56,7 +56,7 @@ class Level:
     count: int
 
 
-Entry = Span | Level
+Entry = Span | Counter
 Spans = Callable[[int], Iterable[Entry]]
 """since_ns -> what ended, or still went on, after that moment."""
 
@@ -91,7 +91,7 @@ class Recorder:
         return (span.ended_ns - span.begun_ns) / 1e9
 
     def level(self, name: str, count: int, *, track: str | None = None) -> None:
-        self._entries.append(Level(track=track or TRACK.get(), name=name, at_ns=time.time_ns(), count=count))
+        self._entries.append(Counter(track=track or TRACK.get(), name=name, at_ns=time.time_ns(), count=count))
 
     def since(self, since_ns: int) -> list[Entry]:
         """What ended after `since_ns`, and what still goes on, up to now."""
@@ -104,7 +104,7 @@ RECORDER = Recorder()
 """This process's."""
 
 
-class Flight:
+class InFlight:
     """Things under way at the same time, such as requests: one span from the first to the last, and their number."""
 
     def __init__(self, name: str, *, track: str | None = None) -> None:
@@ -177,7 +177,7 @@ def write_step(path: Path, step: int, whole: Span, found: Iterable[Entry]) -> No
         mine = [entry for entry in fresh if entry.track == track]
         spans = [entry for entry in mine if isinstance(entry, Span)] + ([whole] if track == DRIVER else [])
         events += [_complete(span, pid, lane, step) for lane, span in lanes(spans)]
-        events += [_counter(entry, pid, step) for entry in mine if isinstance(entry, Level)]
+        events += [_counter(entry, pid, step) for entry in mine if isinstance(entry, Counter)]
     names = [
         {"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": track}}
         for pid, track in enumerate(tracks)
@@ -205,7 +205,7 @@ def _within(whole: Span, found: Iterable[Entry]) -> list[Entry]:
     """The parts of the entries that lie in the step."""
     kept: list[Entry] = []
     for entry in found:
-        if isinstance(entry, Level):
+        if isinstance(entry, Counter):
             if whole.begun_ns <= entry.at_ns <= whole.ended_ns:
                 kept.append(entry)
             continue
@@ -223,7 +223,7 @@ def _order(track: str) -> tuple[int, str]:
 
 
 def _end(entry: Entry) -> int:
-    return entry.at_ns if isinstance(entry, Level) else entry.ended_ns
+    return entry.at_ns if isinstance(entry, Counter) else entry.ended_ns
 
 
 def _complete(span: Span, pid: int, lane: int, step: int) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def _complete(span: Span, pid: int, lane: int, step: int) -> dict[str, Any]:
     }
 
 
-def _counter(entry: Level, pid: int, step: int) -> dict[str, Any]:
+def _counter(entry: Counter, pid: int, step: int) -> dict[str, Any]:
     return {
         "ph": "C",
         "name": entry.name,

@@ -13,7 +13,7 @@ from transformers import AutoConfig, GPT2Config
 from tests.actors.small import SMALL, ragged, with_targets, write_weights
 from tests.actors.test_engine import engine
 from tests.algorithms.test_objective import preferences
-from troupe.algorithms.advantage_stage import with_loss_weights, with_ranks
+from troupe.algorithms.advantage_stage import with_loss_weights, with_preference_pairs
 from troupe.algorithms.loading import load_model
 from troupe.algorithms.objective import PolicyObjective, PreferenceObjective, SupervisedObjective
 from troupe.algorithms.packing import Batch
@@ -49,7 +49,7 @@ def test_the_first_ratio_of_a_policy_is_exactly_1(model_path: str, checkpointing
 def test_the_first_loss_of_dpo_is_ln_2(model_path: str) -> None:
     groups = preferences()
     with engine(model_path) as built:
-        batch = with_ranks(Batch.from_groups(groups), groups)
+        batch = with_preference_pairs(Batch.from_groups(groups), groups)
         batch = batch.with_columns(ref_logprobs=built.read(batch))
         assert built.step(batch, PreferenceObjective(beta=0.1))["loss"] == pytest.approx(math.log(2), abs=1e-6)
 

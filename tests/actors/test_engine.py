@@ -154,8 +154,8 @@ def test_the_order_of_groups_changes_no_gradient(model_path: str) -> None:
 
 def test_every_zero_stage_makes_the_same_step(model_path: str) -> None:
     results = []
-    for stage in (0, 1, 2, 3):
-        with engine(model_path, zero_stage=stage, row_tokens=40) as built:
+    for cluster in (0, 1, 2, 3):
+        with engine(model_path, zero_stage=cluster, row_tokens=40) as built:
             metrics = built.step(with_targets(ragged()), OBJECTIVE)
             results.append((metrics, gradient_of(built), weights_of(built)))
     (expected_metrics, expected_gradient, expected), *others = results

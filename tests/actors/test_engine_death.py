@@ -17,7 +17,7 @@ import pytest
 from tests.actors.small import write_model
 from troupe.actors.generator import GeneratorWorker, Request
 from troupe.actors.generators import Generators, generator_arguments, start_generators
-from troupe.actors.placement import Stage
+from troupe.actors.placement import Cluster
 from troupe.config.models import GeneratorConfig
 from troupe.config.run import RunConfig
 from troupe.errors import WorkerError
@@ -38,14 +38,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def doomed(stage: Stage, model: str, tmp_path: Path) -> Iterator[Generators]:
+def doomed(cluster: Cluster, model: str, tmp_path: Path) -> Iterator[Generators]:
     """One engine of a run, not started; the run keeps the logs of its processes."""
     arguments = generator_arguments(
         model, CONFIG, max_length=128, precision="fp32", transport="gloo", sleep=False, seed=0
     )
-    mine = Stage(stage._config, RunConfig(name="doomed", directory=str(tmp_path)))
+    mine = Cluster(cluster._config, RunConfig(name="doomed", directory=str(tmp_path)))
     generators = Generators(
-        mine.group(DoomedGenerator, arguments, role="generator", max_concurrency=100), CONFIG, sleeps=False
+        mine.workers(DoomedGenerator, arguments, role="generator", max_concurrency=100), CONFIG, sleeps=False
     )
     yield generators
     generators.shutdown()
@@ -62,8 +62,8 @@ def doomed(stage: Stage, model: str, tmp_path: Path) -> Iterator[Generators]:
 def test_an_engine_that_dies_in_the_middle(
     doomed: Generators, tmp_path: Path, number: signal.Signals, words: str
 ) -> None:
-    start_generators(doomed.group, CONFIG)
-    (pid,) = doomed.group.call(DoomedGenerator.engine_pid)
+    start_generators(doomed.workers, CONFIG)
+    (pid,) = doomed.workers.call(DoomedGenerator.engine_pid)
     endless = Request(prompt_ids=[5, 6, 7], num_branches=4, max_tokens=120, temperature=1.0, seed=1)
     answers = doomed.submit([endless] * 64)
     os.kill(pid, number)
@@ -78,7 +78,7 @@ def test_an_engine_that_dies_in_the_middle(
     assert "INFO" in log.read_text()
     # Whatever it is asked afterwards has the same answer, at once.
     with pytest.raises(WorkerError, match=f"process {pid}"):
-        doomed.group.call(GeneratorWorker.receive, 1)
+        doomed.workers.call(GeneratorWorker.receive, 1)
     with pytest.raises(WorkerError, match=f"process {pid}"):
         doomed.logprobs(0, [[1, 2, 3]]).result(60)
 
@@ -90,7 +90,7 @@ def test_an_engine_that_dies_at_its_start(doomed: Generators, number: signal.Sig
         rf"generator rank 0's engine (was ended by|is gone without a last word, as after) {number.name} .*it started"
     )
     with pytest.raises(WorkerError, match=words) as death:
-        start_generators(doomed.group, CONFIG)
+        start_generators(doomed.workers, CONFIG)
     assert "its last lines:" in death.value.details or number == signal.SIGKILL
 
 

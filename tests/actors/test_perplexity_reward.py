@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.actors.small import write_model
-from troupe.actors.frozen import Frozen, FrozenWorker
+from troupe.actors.frozen import FrozenModel, FrozenWorker
 from troupe.actors.perplexity_reward import (
     WATCHED,
     MarkerWatch,
@@ -24,7 +24,7 @@ from troupe.actors.perplexity_reward import (
     scorer_length,
 )
 from troupe.actors.rewarder import Rewarder
-from troupe.actors.workers import InlineGroup
+from troupe.actors.workers import InlineWorkers
 from troupe.algorithms.packing import Batch
 from troupe.config.algorithm import PerplexityRewardConfig
 from troupe.config.rollout import RewardConfig
@@ -56,8 +56,8 @@ def plain_model(path: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def frozen(path: str) -> Iterator[Frozen]:
-    model = Frozen(InlineGroup(FrozenWorker, [{"rank": 0, "world_size": 1}], role="perplexity"))
+def frozen(path: str) -> Iterator[FrozenModel]:
+    model = FrozenModel(InlineWorkers(FrozenWorker, [{"rank": 0, "world_size": 1}], role="perplexity"))
     model.start(path, precision="fp32", row_tokens=256, offload=False)
     model.ready(60)
     yield model
@@ -65,7 +65,7 @@ def frozen(path: str) -> Iterator[Frozen]:
 
 
 @pytest.fixture
-def asked(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+def asked(frozen: FrozenModel, monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     """What the frozen model was asked, call by call."""
     calls: list[Batch] = []
     logprobs = frozen.logprobs
@@ -79,7 +79,7 @@ def asked(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
 
 
 @pytest.fixture
-def build(frozen: Frozen, tokenizer: Any, path: str) -> Iterator[Any]:
+def build(frozen: FrozenModel, tokenizer: Any, path: str) -> Iterator[Any]:
     """Builds rewards that share the frozen model."""
     built: list[PerplexityReward] = []
 
@@ -284,7 +284,7 @@ def test_a_length_that_the_model_has_not_is_refused(path: str) -> None:
 
 
 def test_a_likelihood_that_is_no_number_is_an_error(
-    build: Any, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
+    build: Any, frozen: FrozenModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(frozen, "logprobs", lambda batch, **_: torch.full((batch.num_tokens,), -math.inf))
     with pytest.raises(RewardError, match="gold answer of task/0 a mean log-likelihood of -inf"):
@@ -312,7 +312,7 @@ def test_the_sum_is_that_of_functions_and_perplexity_and_a_missing_judgement_sta
 
 
 def test_a_baseline_from_a_file_is_the_one_that_would_be_computed(
-    build: Any, frozen: Frozen, tokenizer: Any, path: str, tmp_path: Path, asked: list[Batch]
+    build: Any, frozen: FrozenModel, tokenizer: Any, path: str, tmp_path: Path, asked: list[Batch]
 ) -> None:
     config = PerplexityRewardConfig(baseline_file=str(tmp_path / "baselines.jsonl"))
     with pytest.raises(DataError, match="lacks the baselines of 1 of 1 samples, task/0 the first"):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.actors.small import ragged, random_group, with_targets, write_model
-from troupe.actors.placement import Stage
+from troupe.actors.placement import Cluster
 from troupe.actors.policy import Policy, PolicyWorker
 from troupe.algorithms.objective import PolicyObjective
 from troupe.algorithms.packing import Batch, pack
@@ -60,7 +60,7 @@ def one_group() -> list[Group]:
 CASES = {"balanced": lambda: ragged(VOCAB), "lopsided": lopsided, "one group": one_group}
 
 
-def steps_of(stage: Stage, model_path: str, ranks: int, directory: Path) -> dict[str, tuple]:
+def steps_of(cluster: Cluster, model_path: str, ranks: int, directory: Path) -> dict[str, tuple]:
     """(log-probabilities before, metrics, gradient or None, weights after) of a step on each case in turn.
 
     The gradient is the first step's alone: later moments mix.
@@ -69,16 +69,16 @@ def steps_of(stage: Stage, model_path: str, ranks: int, directory: Path) -> dict
         num_ranks=ranks, zero_stage=3, precision="fp32", learning_rate=1e-3, schedule="constant", row_tokens=ROW_TOKENS
     )
     arguments = [{"rank": rank, "world_size": ranks} for rank in range(ranks)]
-    policy = Policy(stage.group(ObservedWorker, arguments, role="policy"), config)
+    policy = Policy(cluster.workers(ObservedWorker, arguments, role="policy"), config)
     results = {}
     try:
         policy.start(model_path, total_steps=10, seed=0)
         policy.ready()
-        assert policy.group.call(ObservedWorker.shared_memory) == [[]] * ranks
+        assert policy.workers.call(ObservedWorker.shared_memory) == [[]] * ranks
         for name, groups in CASES.items():
             logprobs = policy.logprobs(Batch.from_groups(groups()), temperature=0.8)
             metrics = policy.step([with_targets(groups())], OBJECTIVE)
-            gradient = policy.group.call(ObservedWorker.gradient)[0] if not results else None
+            gradient = policy.workers.call(ObservedWorker.gradient)[0] if not results else None
             policy.save(str(directory / name), trainer_state=False)
             weights = load_file(directory / name / "model.safetensors")
             results[name] = (logprobs, metrics, gradient, weights)
@@ -88,9 +88,9 @@ def steps_of(stage: Stage, model_path: str, ranks: int, directory: Path) -> dict
 
 
 @pytest.fixture(scope="module")
-def results(stage: Stage, model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Sequence[dict[str, tuple]]:
+def results(cluster: Cluster, model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Sequence[dict[str, tuple]]:
     """The same steps with one rank and with two."""
-    return [steps_of(stage, model_path, ranks, tmp_path_factory.mktemp(f"ranks-{ranks}")) for ranks in (1, 2)]
+    return [steps_of(cluster, model_path, ranks, tmp_path_factory.mktemp(f"ranks-{ranks}")) for ranks in (1, 2)]
 
 
 def rows_by_rank(groups: list[Group]) -> list[int]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.actors.small import SMALL, VOCAB, random_group, with_targets, write_weights
-from troupe.actors.placement import Stage
+from troupe.actors.placement import Cluster
 from troupe.actors.trained import TrainedWorker
 from troupe.algorithms.objective import Objective, PolicyObjective, PreferenceObjective, SupervisedObjective
 from troupe.algorithms.packing import Batch, pack
@@ -147,8 +147,8 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, str]:
 
 
 @pytest.fixture(scope="module")
-def ranks(stage: Stage) -> Any:
-    group = stage.group(Compared, [{"rank": rank, "world_size": 2} for rank in range(2)], role="policy")
+def ranks(cluster: Cluster) -> Any:
+    group = cluster.workers(Compared, [{"rank": rank, "world_size": 2} for rank in range(2)], role="policy")
     places = group.gather(group.start(Compared.address), DEADLINE_S)
     group.gather(group.start(Compared.join, [host for host, _ in places], places[0][1]), DEADLINE_S)
     yield group

@@ -14,10 +14,10 @@ from transformers import AutoConfig
 
 from tests.actors.small import write_model
 from tests.actors.test_values import write_scalar_model
-from troupe.actors.frozen import Frozen, FrozenWorker
+from troupe.actors.frozen import FrozenModel, FrozenWorker
 from troupe.actors.reward_model import RewardModel, require_same_tokenizer
 from troupe.actors.rewarder import Rewarder
-from troupe.actors.workers import InlineGroup
+from troupe.actors.workers import InlineWorkers
 from troupe.algorithms.packing import Batch
 from troupe.chat import encode_answer
 from troupe.config.models import RewardModelConfig
@@ -50,8 +50,8 @@ def tokenizer(path: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def frozen(path: str) -> Iterator[Frozen]:
-    model = Frozen(InlineGroup(FrozenWorker, [{"rank": 0, "world_size": 1}], role="reward_model"), scalar=True)
+def frozen(path: str) -> Iterator[FrozenModel]:
+    model = FrozenModel(InlineWorkers(FrozenWorker, [{"rank": 0, "world_size": 1}], role="reward_model"), scalar=True)
     model.start(path, precision="fp32", row_tokens=256, offload=False)
     model.ready(60)
     yield model
@@ -59,7 +59,7 @@ def frozen(path: str) -> Iterator[Frozen]:
 
 
 @pytest.fixture
-def asked(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def asked(frozen: FrozenModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many branches the frozen model was asked for, call by call."""
     calls: list[int] = []
     scores = frozen.scores
@@ -73,7 +73,7 @@ def asked(frozen: Frozen, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def build(frozen: Frozen, tokenizer: Any) -> Iterator[Any]:
+def build(frozen: FrozenModel, tokenizer: Any) -> Iterator[Any]:
     """Builds reward models that share the frozen one."""
     built: list[RewardModel] = []
 
@@ -94,7 +94,7 @@ def group(tokenizer: Any, index: int, *, answers: int = 2, gold: str | None = ""
     return Group(sample=sample, prompt_ids=tokenizer(prompt)["input_ids"], branches=branches)
 
 
-def alone(frozen: Frozen, group: Group, token_ids: Any) -> float:
+def alone(frozen: FrozenModel, group: Group, token_ids: Any) -> float:
     """The score of one answer with nothing beside it."""
     one = Group(sample=group.sample, prompt_ids=group.prompt_ids, branches=[Branch(token_ids=token_ids)])
     return float(frozen.scores(Batch.from_groups([one])))
@@ -104,7 +104,7 @@ def alone(frozen: Frozen, group: Group, token_ids: Any) -> float:
 
 
 def test_an_answer_is_worth_its_score_less_that_of_the_reference_answer(
-    build: Any, frozen: Frozen, tokenizer: Any
+    build: Any, frozen: FrozenModel, tokenizer: Any
 ) -> None:
     asked_about = group(tokenizer, 0)
     raw = [alone(frozen, asked_about, branch.token_ids) for branch in asked_about.branches]
@@ -179,7 +179,7 @@ def rewarders() -> Iterator[list[Rewarder]]:
 
 
 def test_the_sum_is_that_of_functions_and_model_each_with_its_weight(
-    build: Any, frozen: Frozen, tokenizer: Any, rewarders: list[Rewarder]
+    build: Any, frozen: FrozenModel, tokenizer: Any, rewarders: list[Rewarder]
 ) -> None:
     rewarders.append(Rewarder([BREVITY], parts=[build(weight=0.5)]))
     asked_about = group(tokenizer, 0)
@@ -192,7 +192,7 @@ def test_the_sum_is_that_of_functions_and_model_each_with_its_weight(
 
 
 def test_the_model_may_be_the_whole_reward(
-    build: Any, frozen: Frozen, tokenizer: Any, rewarders: list[Rewarder]
+    build: Any, frozen: FrozenModel, tokenizer: Any, rewarders: list[Rewarder]
 ) -> None:
     rewarders.append(Rewarder([], parts=[build(weight=3.0)]))
     asked_about = group(tokenizer, 1)
@@ -216,7 +216,12 @@ def test_a_missing_judgement_stays_missing_whatever_the_model_says(
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_score_that_is_no_number_is_an_error_and_not_an_endless_wait(
-    build: Any, frozen: Frozen, tokenizer: Any, rewarders: list[Rewarder], monkeypatch: pytest.MonkeyPatch, value: float
+    build: Any,
+    frozen: FrozenModel,
+    tokenizer: Any,
+    rewarders: list[Rewarder],
+    monkeypatch: pytest.MonkeyPatch,
+    value: float,
 ) -> None:
     monkeypatch.setattr(frozen, "scores", lambda batch: torch.full((batch.num_branches,), value))
     rewarders.append(Rewarder([BREVITY], parts=[build()]))

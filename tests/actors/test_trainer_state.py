@@ -69,17 +69,17 @@ def test_a_state_of_another_type_is_one_sentence(model_path: str, tmp_path: Path
             built.load(str(tmp_path))
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "bf16")])
+@pytest.mark.parametrize(("cluster", "precision"), [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "bf16")])
 def test_what_deepspeed_writes_is_read_at_every_stage(
-    model_path: str, tmp_path: Path, stage: int, precision: str
+    model_path: str, tmp_path: Path, cluster: int, precision: str
 ) -> None:
-    with engine(model_path, zero_stage=stage, precision=precision) as first:
+    with engine(model_path, zero_stage=cluster, precision=precision) as first:
         first.step(with_targets(ragged()), OBJECTIVE)
         first.save(str(tmp_path))
         first.step(with_targets(ragged()), OBJECTIVE)
         expected = weights_of(first)
     assert gathered_state(str(tmp_path))
-    with engine(model_path, zero_stage=stage, precision=precision) as second:
+    with engine(model_path, zero_stage=cluster, precision=precision) as second:
         second.load(str(tmp_path))
         second.step(with_targets(ragged()), OBJECTIVE)
         assert_same_weights(weights_of(second), expected)

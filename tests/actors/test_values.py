@@ -18,14 +18,14 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from tests.actors.small import SMALL, VOCAB, ragged, write_model, write_weights
 from tests.actors.test_engine import weights_of
 from troupe.actors.engine import Engine
-from troupe.actors.frozen import Frozen, FrozenWorker
-from troupe.actors.workers import InlineGroup
+from troupe.actors.frozen import FrozenModel, FrozenWorker
+from troupe.actors.workers import InlineWorkers
 from troupe.algorithms.attention import PACKED_ATTENTION
 from troupe.algorithms.loading import load_model
 from troupe.algorithms.objective import RankingObjective, ValueObjective
 from troupe.algorithms.packing import Batch, last_tokens, pack
 from troupe.algorithms.padding import pad_apart
-from troupe.algorithms.reading import ReadModel
+from troupe.algorithms.reading import InferenceModel
 from troupe.algorithms.values import PackedScalarModel, Reads
 from troupe.config.models import LoraConfig, PolicyConfig
 from troupe.errors import CheckpointError
@@ -122,9 +122,9 @@ def test_before_a_token_is_after_the_one_before_it_and_before_the_first_is_after
 
 
 @contextlib.contextmanager
-def frozen(path: str) -> Iterator[Frozen]:
+def frozen(path: str) -> Iterator[FrozenModel]:
     """A frozen scalar model in this process."""
-    model = Frozen(InlineGroup(FrozenWorker, [{"rank": 0, "world_size": 1}], role="reward_model"), scalar=True)
+    model = FrozenModel(InlineWorkers(FrozenWorker, [{"rank": 0, "world_size": 1}], role="reward_model"), scalar=True)
     try:
         model.start(path, precision="fp32", row_tokens=40, offload=False)
         model.ready(60)
@@ -135,8 +135,8 @@ def frozen(path: str) -> Iterator[Frozen]:
 
 def test_scores_in_bf16_are_told_apart_more_finely_than_bf16_could(paths: dict[str, str]) -> None:
     batch = Batch.from_groups(ragged())
-    scores = ReadModel(paths["branches"], head="scalar", precision="bf16", row_tokens=512).scores(batch)
-    exact = ReadModel(paths["branches"], head="scalar", precision="fp32", row_tokens=512).scores(batch)
+    scores = InferenceModel(paths["branches"], head="scalar", precision="bf16", row_tokens=512).scores(batch)
+    exact = InferenceModel(paths["branches"], head="scalar", precision="fp32", row_tokens=512).scores(batch)
     assert scores == pytest.approx(exact, rel=0.05, abs=0.5)  # what the layers below lose in bf16
     assert bool((scores != scores.bfloat16().float()).all())
 

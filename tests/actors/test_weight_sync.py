@@ -9,9 +9,9 @@ import pytest
 
 from tests.actors.forgetful import ForgetfulGenerator
 from tests.actors.small import random_group, with_targets, write_model
-from troupe.actors.consistency import ConsistencyGate
+from troupe.actors.consistency import LogprobCheck
 from troupe.actors.generators import Generators, generator_arguments, start_generators
-from troupe.actors.placement import Stage
+from troupe.actors.placement import Cluster
 from troupe.actors.policy import Policy, PolicyWorker
 from troupe.algorithms.objective import PolicyObjective
 from troupe.config.algorithm import AlgorithmConfig
@@ -24,7 +24,7 @@ EXACT = 1e-4
 """Nats. Both sides compute in fp32: sums in another order differ by about 1e-6, a stale weight by tenths."""
 
 
-def test_two_zero3_ranks_feed_two_generators_that_run_one_step_ahead(stage: Stage, tmp_path: Path) -> None:
+def test_two_zero3_ranks_feed_two_generators_that_run_one_step_ahead(cluster: Cluster, tmp_path: Path) -> None:
     # 256 x 768 elements in an MLP matrix: more than ZeRO-3 leaves whole.
     model = write_model(tmp_path / "model", tied=False, hidden_size=256)
     config = GRPOConfig(
@@ -65,7 +65,7 @@ def test_two_zero3_ranks_feed_two_generators_that_run_one_step_ahead(stage: Stag
 class Pair:
     """A policy and an engine that can be told to do wrong, with a gate between them."""
 
-    def __init__(self, stage: Stage, directory: Path, *, tied: bool, precision: str) -> None:
+    def __init__(self, cluster: Cluster, directory: Path, *, tied: bool, precision: str) -> None:
         self.model = write_model(directory / "model", tied=tied, hidden_size=128)
         self.fault = directory / "fault"
         self.precision = precision
@@ -74,15 +74,15 @@ class Pair:
             self.model, config, max_length=128, precision=precision, transport="gloo", sleep=False, seed=0
         )
         self.policy = Policy(
-            stage.group(PolicyWorker, [{"rank": 0, "world_size": 1}], role="policy"),
+            cluster.workers(PolicyWorker, [{"rank": 0, "world_size": 1}], role="policy"),
             PolicyConfig(precision=precision, learning_rate=1e-5, schedule="constant"),
         )
         forgetful = [{**arguments, "flag": str(self.fault)}]
         self.generators = Generators(
-            stage.group(ForgetfulGenerator, forgetful, role="generator", max_concurrency=100), config, sleeps=False
+            cluster.workers(ForgetfulGenerator, forgetful, role="generator", max_concurrency=100), config, sleeps=False
         )
         self.groups = [random_group(20, [10, 10], vocab=300, name=str(index)) for index in range(4)]
-        self.gate = ConsistencyGate(
+        self.logprob_check = LogprobCheck(
             [group.prompt_ids for group in self.groups], ConsistencyConfig(), precision=precision, max_length=128
         )
         self.version = 0
@@ -90,7 +90,7 @@ class Pair:
     def start(self) -> None:
         self.policy.start(self.model, total_steps=100, seed=0)
         self.policy.ready()
-        start_generators(self.generators.group, self.generators.config)
+        start_generators(self.generators.workers, self.generators.config)
         self.policy.connect(self.generators, transport="gloo", timeout_s=60)
         self.publish()
 
@@ -99,7 +99,7 @@ class Pair:
 
     def publish(self) -> dict[str, float]:
         self.version += 1
-        return self.gate.publish(self.policy, self.generators, self.version)
+        return self.logprob_check.publish(self.policy, self.generators, self.version)
 
     def shutdown(self) -> None:
         self.generators.shutdown()
@@ -118,12 +118,12 @@ FAULTS = {
 
 @pytest.mark.parametrize(("tied", "precision"), [(True, "fp32"), (False, "bf16")])
 def test_what_an_engine_does_not_hold_is_named_after_one_update_and_rounding_stops_nothing(
-    stage: Stage, tmp_path: Path, tied: bool, precision: str
+    cluster: Cluster, tmp_path: Path, tied: bool, precision: str
 ) -> None:
-    pair = Pair(stage, tmp_path, tied=tied, precision=precision)
+    pair = Pair(cluster, tmp_path, tied=tied, precision=precision)
     try:
         pair.start()
-        assert pair.gate.bound == 1e-3 if precision == "fp32" else pair.gate.noise > 1e-4
+        assert pair.logprob_check.bound == 1e-3 if precision == "fp32" else pair.logprob_check.noise > 1e-4
         for fault, told in FAULTS.items():
             pair.learn()  # once: in bf16 it changes every fiftieth weight
             pair.fault.write_text(fault)
@@ -143,13 +143,13 @@ def require_the_gap_sees_an_old_head(pair: Pair) -> None:
     pair.fault.write_text("head")
     for _ in range(40):
         pair.learn()
-    expected = pair.gate.expect(pair.policy)
+    expected = pair.logprob_check.expect(pair.policy)
     pair.policy.publish(pair.generators, version=100)
     with pytest.raises(ConsistencyError, match=r"the trainer disagree by 0\.00[3-9]\d* nats a token") as caught:
-        pair.gate.measure(expected, pair.generators)
+        pair.logprob_check.measure(expected, pair.generators)
     assert "allowed: 0.001" in str(caught.value)
 
 
 def test_a_bound_that_the_recipe_sets_is_the_bound() -> None:
-    gate = ConsistencyGate([[1, 2]], ConsistencyConfig(max_gap=0.02), precision="bf16")
-    assert gate.bound == 0.02
+    logprob_check = LogprobCheck([[1, 2]], ConsistencyConfig(max_gap=0.02), precision="bf16")
+    assert logprob_check.bound == 0.02

@@ -10,52 +10,52 @@ from collections.abc import Iterator
 import pytest
 
 from tests.actors.example_workers import AsyncCounter, Counter
-from troupe.actors.placement import Stage
-from troupe.actors.workers import Group, InlineGroup, WorkerGroup, memory_death
+from troupe.actors.placement import Cluster
+from troupe.actors.workers import InlineWorkers, RayWorkers, Workers, memory_death
 from troupe.errors import RewardError, WorkerBug, WorkerError
 
 STARTS = (10, 20)
 
 
-def two_counters(stage: Stage) -> Group[Counter]:
-    return stage.group(Counter, [{"start": start} for start in STARTS], role="counter")
+def two_counters(cluster: Cluster) -> Workers[Counter]:
+    return cluster.workers(Counter, [{"start": start} for start in STARTS], role="counter")
 
 
 @pytest.fixture(scope="module")
-def counters(stage: Stage) -> Iterator[Group[Counter]]:
-    group = two_counters(stage)
-    assert isinstance(group, WorkerGroup)
+def counters(cluster: Cluster) -> Iterator[Workers[Counter]]:
+    group = two_counters(cluster)
+    assert isinstance(group, RayWorkers)
     yield group
     group.shutdown()
 
 
-def test_a_call_reaches_every_rank_and_the_answers_come_in_their_order(counters: Group[Counter]) -> None:
+def test_a_call_reaches_every_rank_and_the_answers_come_in_their_order(counters: Workers[Counter]) -> None:
     assert counters.call(Counter.add, 1, times=2) == [12, 22]
     assert counters.call(Counter.add, -2) == [10, 20]
     assert counters.submit(1, Counter.add, 0).result(60) == 20
     assert counters.call(Counter.role) == ["counter-0", "counter-1"]
 
 
-def test_scatter_hands_each_rank_its_own_shard(counters: Group[Counter]) -> None:
+def test_scatter_hands_each_rank_its_own_shard(counters: Workers[Counter]) -> None:
     assert counters.scatter(Counter.add, [1, 2], times=3) == [13, 26]
     assert counters.scatter(Counter.add, [-3, -6]) == [10, 20]
 
 
 @pytest.mark.parametrize("shards", [[1], [1, 2, 3]])
-def test_scatter_refuses_another_number_of_shards_than_ranks(counters: Group[Counter], shards: list[int]) -> None:
+def test_scatter_refuses_another_number_of_shards_than_ranks(counters: Workers[Counter], shards: list[int]) -> None:
     with pytest.raises(ValueError, match=f"counter: {len(shards)} shards for 2 ranks"):
         counters.scatter(Counter.add, shards)
     assert counters.call(Counter.add, 0) == [10, 20]
 
 
-def test_a_users_error_in_a_worker_arrives_as_itself(counters: Group[Counter]) -> None:
+def test_a_users_error_in_a_worker_arrives_as_itself(counters: Workers[Counter]) -> None:
     with pytest.raises(RewardError) as failed:
         counters.call(Counter.refuse)
     assert type(failed.value) is RewardError
     assert str(failed.value) in {f"the judge of {start} refused" for start in STARTS}
 
 
-def test_a_bug_in_a_worker_arrives_as_one_sentence_with_the_workers_traceback_below(counters: Group[Counter]) -> None:
+def test_a_bug_in_a_worker_arrives_as_one_sentence_with_the_workers_traceback_below(counters: Workers[Counter]) -> None:
     with pytest.raises(WorkerBug, match=r"^counter rank [01] failed in `divide`: ZeroDivisionError: ") as bug:
         counters.call(Counter.divide, 0)
     assert "in divide" in bug.value.details
@@ -64,8 +64,8 @@ def test_a_bug_in_a_worker_arrives_as_one_sentence_with_the_workers_traceback_be
     assert counters.call(Counter.divide, 10) == [1.0, 2.0]
 
 
-def test_a_deadline_names_the_ranks_that_are_late(stage: Stage) -> None:
-    group = two_counters(stage)
+def test_a_deadline_names_the_ranks_that_are_late(cluster: Cluster) -> None:
+    group = two_counters(cluster)
     try:
         group.call(Counter.add, 0)  # both are up, so the deadline measures the call
         futures = group.start(Counter.wait_at, 20, seconds=600)
@@ -75,8 +75,8 @@ def test_a_deadline_names_the_ranks_that_are_late(stage: Stage) -> None:
         group.shutdown()
 
 
-def test_a_worker_that_dies_is_an_error_that_names_it_and_does_not_wait_for_the_others(stage: Stage) -> None:
-    group = two_counters(stage)
+def test_a_worker_that_dies_is_an_error_that_names_it_and_does_not_wait_for_the_others(cluster: Cluster) -> None:
+    group = two_counters(cluster)
     try:
         group.call(Counter.add, 0)
         slow = group.submit(0, Counter.wait_at, 10, seconds=600)
@@ -90,8 +90,8 @@ def test_a_worker_that_dies_is_an_error_that_names_it_and_does_not_wait_for_the_
         group.shutdown()
 
 
-def test_a_worker_that_a_signal_ends_is_told_with_the_signal_and_its_last_lines(stage: Stage) -> None:
-    group = two_counters(stage)
+def test_a_worker_that_a_signal_ends_is_told_with_the_signal_and_its_last_lines(cluster: Cluster) -> None:
+    group = two_counters(cluster)
     try:
         group.call(Counter.add, 0)
         with pytest.raises(WorkerError) as death:
@@ -106,16 +106,16 @@ def test_a_worker_that_a_signal_ends_is_told_with_the_signal_and_its_last_lines(
         group.shutdown()
 
 
-def test_a_worker_that_cannot_start_is_an_error_with_its_reason(stage: Stage) -> None:
-    group = stage.group(Counter, [{"start": -1}], role="misfit")
+def test_a_worker_that_cannot_start_is_an_error_with_its_reason(cluster: Cluster) -> None:
+    group = cluster.workers(Counter, [{"start": -1}], role="misfit")
     with pytest.raises(
         WorkerError, match=r"^misfit rank 0 died at its start: ValueError: a counter starts at 0 or above$"
     ):
         group.call(Counter.add, 1)
 
 
-def test_async_workers_answer_calls_that_wait_for_each_other(stage: Stage) -> None:
-    group = stage.group(AsyncCounter, [{}], role="meeting", max_concurrency=10)
+def test_async_workers_answer_calls_that_wait_for_each_other(cluster: Cluster) -> None:
+    group = cluster.workers(AsyncCounter, [{}], role="meeting", max_concurrency=10)
     try:
         futures = [group.submit(0, AsyncCounter.meet, 3) for _ in range(3)]
         assert group.gather(futures, 120) == [3, 3, 3]
@@ -126,7 +126,7 @@ def test_async_workers_answer_calls_that_wait_for_each_other(stage: Stage) -> No
 
 
 def test_an_inline_group_is_the_same_group_in_this_process() -> None:
-    group = InlineGroup(Counter, [{"start": 10}], role="counter")
+    group = InlineWorkers(Counter, [{"start": 10}], role="counter")
     assert group.call(Counter.add, 1, times=2) == [12]
     assert group.scatter(Counter.add, [1], times=3) == [15]
     with pytest.raises(ValueError, match="counter: 2 shards for 1 ranks"):
@@ -138,11 +138,11 @@ def test_an_inline_group_is_the_same_group_in_this_process() -> None:
     group.shutdown()
     assert group.worker.closed
     with pytest.raises(ValueError, match="an inline group has one rank, got 2"):
-        InlineGroup(Counter, [{"start": 1}, {"start": 2}], role="counter")
+        InlineWorkers(Counter, [{"start": 1}, {"start": 2}], role="counter")
 
 
 def test_an_inline_group_runs_coroutines_side_by_side() -> None:
-    group = InlineGroup(AsyncCounter, [{}], role="meeting")
+    group = InlineWorkers(AsyncCounter, [{}], role="meeting")
     futures = [group.submit(0, AsyncCounter.meet, 3) for _ in range(3)]
     assert group.gather(futures, 60) == [3, 3, 3]
     with pytest.raises(RewardError, match=r"^the judge refused$"):

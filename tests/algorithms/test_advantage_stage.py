@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from troupe.algorithms.advantage_stage import with_advantages, with_gae, with_loss_weights, with_ranks
+from troupe.algorithms.advantage_stage import with_advantages, with_gae, with_loss_weights, with_preference_pairs
 from troupe.algorithms.packing import Batch
 from troupe.config.algorithm import AlgorithmConfig, KLConfig, OverlongConfig
 from troupe.config.grpo import GAEConfig
@@ -169,9 +169,9 @@ def test_ranks_margins_and_a_groups_share_reach_every_token() -> None:
         group("a", (2, 0.0, "stop"), (1, -1.0, "stop"), margin=0.5),
         group("b", (1, 0.0, "stop"), (1, -3.0, "stop")),
     ]
-    batch = with_ranks(Batch.from_groups(groups), groups)
+    batch = with_preference_pairs(Batch.from_groups(groups), groups)
     assert batch["ranks"].tolist() == [0, 0, 1, 0, 3]
     assert batch["group_weights"].tolist() == approx(*[0.5] * 5)
     # A group without a margin asks for none.
     assert batch["margins"].tolist() == [0.5, 0.5, 0.5, 0, 0]
-    assert "margins" not in with_ranks(Batch.from_groups(groups[1:]), groups[1:]).columns
+    assert "margins" not in with_preference_pairs(Batch.from_groups(groups[1:]), groups[1:]).columns

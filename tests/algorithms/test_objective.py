@@ -22,9 +22,9 @@ from tests.actors.small import random_group, write_model
 from tests.actors.test_engine import assert_close, gradient_of
 from tests.actors.test_values import write_scalar_model
 from troupe.actors.engine import Engine
-from troupe.actors.placement import Stage
-from troupe.actors.trained import Trained, TrainedWorker
-from troupe.algorithms.advantage_stage import with_loss_weights, with_ranks
+from troupe.actors.placement import Cluster
+from troupe.actors.trained import TrainedModel, TrainedWorker
+from troupe.algorithms.advantage_stage import with_loss_weights, with_preference_pairs
 from troupe.algorithms.objective import (
     Objective,
     PreferenceObjective,
@@ -74,7 +74,7 @@ def noise(batch: Batch, name: str) -> torch.Tensor:
 
 
 def ranked_batch(groups: list[Group]) -> Batch:
-    batch = with_ranks(Batch.from_groups(groups), groups)
+    batch = with_preference_pairs(Batch.from_groups(groups), groups)
     return batch.with_columns(ref_logprobs=-6 + noise(batch, "reference"))
 
 
@@ -308,7 +308,7 @@ def test_the_first_loss_is_known_beforehand(
     groups = preferences()
     built = Engine(paths["vocabulary"], settings(row_tokens=MANY_ROWS), total_steps=10)
     try:
-        batch = with_ranks(Batch.from_groups(groups), groups)
+        batch = with_preference_pairs(Batch.from_groups(groups), groups)
         batch = batch.with_columns(ref_logprobs=built.read(batch))
         assert objective.loss_of_reference == pytest.approx(expected)
         assert built.measure(batch, objective)["loss"] == pytest.approx(expected, rel=1e-5)
@@ -328,13 +328,15 @@ class ObservedWorker(TrainedWorker):
 
 
 @pytest.fixture(scope="module")
-def two_ranks(stage: Stage, paths: dict[str, str]) -> dict[str, tuple[dict[str, float], torch.Tensor]]:
+def two_ranks(cluster: Cluster, paths: dict[str, str]) -> dict[str, tuple[dict[str, float], torch.Tensor]]:
     """The step of each case on two ZeRO-3 ranks: two processes that load one model after the other."""
-    group = stage.group(ObservedWorker, [{"rank": rank, "world_size": 2} for rank in range(2)], role="policy")
+    group = cluster.workers(ObservedWorker, [{"rank": rank, "world_size": 2} for rank in range(2)], role="policy")
     results = {}
     try:
         for name, case in CASES.items():
-            model = Trained(group, settings(num_ranks=2, zero_stage=3, row_tokens=MANY_ROWS), name=name, head=case.head)
+            model = TrainedModel(
+                group, settings(num_ranks=2, zero_stage=3, row_tokens=MANY_ROWS), name=name, head=case.head
+            )
             model.start(paths[case.head], total_steps=10, seed=0)
             model.ready()
             metrics = model.step([case.batch(preferences())], case.objective)

@@ -11,7 +11,7 @@ from troupe.data.splitting import Item, items_of_file, items_of_samples, quantil
 from troupe.errors import DataError
 from troupe.records import Sample
 
-SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
+GPU_SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 
 def items(**sizes: int) -> list[Item]:
@@ -25,13 +25,13 @@ def sizes(parts: dict[str, list[Item]]) -> dict[str, int]:
 
 def test_five_rows_give_each_of_three_files_one_where_rounding_would_leave_one_empty() -> None:
     # 80 / 10 / 10 of 5 rows are 4 / 0.5 / 0.5.
-    parts = split(items(a=1, b=1, c=1, d=1, e=1), SHARES, seed=42, key=None)
+    parts = split(items(a=1, b=1, c=1, d=1, e=1), GPU_SHARES, seed=42, key=None)
     assert sizes(parts) == {"train": 3, "val": 1, "test": 1}
 
 
 def test_a_key_is_in_one_file_and_every_row_is_kept() -> None:
     whole = items(**{f"story{n}": 1 + n % 7 for n in range(40)})
-    parts = split(whole, SHARES, seed=0, key="story")
+    parts = split(whole, GPU_SHARES, seed=0, key="story")
     keys = [{item.key for item in part} for part in parts.values()]
     assert sum(len(each) for each in keys) == len(set().union(*keys)) == 40
     assert sorted(id(item) for part in parts.values() for item in part) == sorted(id(item) for item in whole)
@@ -42,22 +42,22 @@ def test_a_key_is_in_one_file_and_every_row_is_kept() -> None:
 
 def test_a_story_larger_than_a_share_goes_to_the_largest_share() -> None:
     for seed in range(10):
-        parts = split(items(giant=60, **{f"s{n}": 1 for n in range(40)}), SHARES, seed=seed, key="story")
+        parts = split(items(giant=60, **{f"s{n}": 1 for n in range(40)}), GPU_SHARES, seed=seed, key="story")
         assert sizes(parts) == {"train": 80, "val": 10, "test": 10}
         assert "giant" in {item.key for item in parts["train"]}
 
 
 def test_the_seed_decides_and_the_order_of_the_rows_does_not() -> None:
     whole = items(**{f"s{n}": 1 for n in range(50)})
-    first, again = (split(each, SHARES, seed=1, key=None) for each in (whole, whole[::-1]))
-    other = split(whole, SHARES, seed=2, key=None)
+    first, again = (split(each, GPU_SHARES, seed=1, key=None) for each in (whole, whole[::-1]))
+    other = split(whole, GPU_SHARES, seed=2, key=None)
     keys = [{item.key for item in parts["val"]} for parts in (first, again, other)]
     assert keys[0] == keys[1] != keys[2]
 
 
 def test_fewer_keys_than_files_are_refused() -> None:
     with pytest.raises(DataError, match=r"2 different story_id are too few for 3 files \(train, val, test\)"):
-        split(items(a=100, b=100), SHARES, seed=0, key="story_id")
+        split(items(a=100, b=100), GPU_SHARES, seed=0, key="story_id")
 
 
 def rows(path: Path, *each: dict[str, Any]) -> Path:

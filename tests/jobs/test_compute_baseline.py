@@ -111,7 +111,7 @@ def test_a_file_of_another_model_or_of_another_question_is_refused(
 def test_what_cannot_be_computed_is_said_before_a_model_is_loaded(
     recipe: Callable[..., GRPOConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job.Casting, "scorer", lambda *_, **__: pytest.fail("the scorer was started"))
+    monkeypatch.setattr(job.RoleStarter, "scorer", lambda *_, **__: pytest.fail("the scorer was started"))
     with pytest.raises(ConfigError, match="the recipe has no perplexity_reward"):
         job.compute_baseline(load_config(GRPOConfig, []))
     with pytest.raises(ConfigError, match="baseline_file is not set"):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.actors.small import write_model
-from troupe.actors.trained import Trained
+from troupe.actors.trained import TrainedModel
 from troupe.config.supervised import SFTConfig
 from troupe.errors import CheckpointError, WorkerError
 from troupe.files import read_lines
@@ -89,16 +89,16 @@ def test_one_flipped_byte_costs_a_step_and_not_the_run(
 def test_a_death_after_the_checkpoint_costs_neither_line_nor_evaluation_nor_best(
     directory: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured, died = Trained.measure, []
+    measured, died = TrainedModel.measure, []
 
-    def measure(self: Trained, *arguments, **options):
+    def measure(self: TrainedModel, *arguments, **options):
         saved = sorted(path.name for path in (directory / "owing" / "checkpoints").glob("step-*"))
         if saved and saved[-1] in ("step-000002", "step-000004") and saved[-1] not in died:
             died.append(saved[-1])
             raise WorkerError("policy rank 0 died")
         return measured(self, *arguments, **options)
 
-    monkeypatch.setattr(Trained, "measure", measure)
+    monkeypatch.setattr(TrainedModel, "measure", measure)
     train_sft(sft(directory, "owing", steps=4))
     run = directory / "owing"
     assert died == ["step-000002", "step-000004"]

@@ -13,12 +13,12 @@ import torch
 
 from tests.actors.small import write_model
 from tests.training.test_supervised import STEPS, column, events, sft, weights
-from troupe.actors.placement import Stage
+from troupe.actors.placement import Cluster
 from troupe.algorithms.packing import Batch
-from troupe.jobs.train_sft import Imitation, train_sft
+from troupe.jobs.train_sft import SFTTask, train_sft
 from troupe.records import Group
 from troupe.runs.checkpoint import CheckpointStore
-from troupe.training.supervised import Course, train_supervised
+from troupe.training.supervised import SupervisedContext, train_supervised
 
 STOPPED_AT, KILLED_IN = 2, 6
 
@@ -31,24 +31,24 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Struck(Imitation):
+class Struck(SFTTask):
     """SFT in which the process of rank 1 is killed in a step, once."""
 
     struck = False
 
-    def prepare(self, batch: Batch, groups: Sequence[Group], course: Course) -> Batch:
+    def prepare(self, batch: Batch, groups: Sequence[Group], course: SupervisedContext) -> Batch:
         run = course.run
         if not self.struck and run.step == KILLED_IN:
             import ray
 
             self.struck = True
-            asked = course.model.group.handles[1].__ray_call__.remote(lambda worker: os.getpid())  # type: ignore[attr-defined]
+            asked = course.model.workers.handles[1].__ray_call__.remote(lambda worker: os.getpid())  # type: ignore[attr-defined]
             os.kill(ray.get(asked), signal.SIGKILL)
         return super().prepare(batch, groups, course)
 
 
 @pytest.fixture(scope="module")
-def sft_runs(directory: Path, stage: Stage) -> tuple[Path, Path]:
+def sft_runs(directory: Path, cluster: Cluster) -> tuple[Path, Path]:
     """(a run of six steps in one go, one that ended after two, was continued, and lost a worker in its last step)."""
     train_sft(sft(directory, "whole"))
     train_sft(sft(directory, "troubled", steps=STOPPED_AT))

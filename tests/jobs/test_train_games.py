@@ -15,7 +15,7 @@ from troupe.jobs.evaluate import evaluate
 from troupe.jobs.train_grpo import train
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.usefixtures("stage")
+pytestmark = pytest.mark.usefixtures("cluster")
 
 GAME = [
     "data.num_train=100",

@@ -25,7 +25,7 @@ from tests.actors.small import write_model
 from tests.s3 import client
 from tests.test_grafana import unknown_names
 from tests.traces import assert_nested_and_covering
-from troupe.actors.placement import Stage
+from troupe.actors.placement import Cluster
 from troupe.algorithms.kl_coefficient import KLCoefficient
 from troupe.config.grpo import GRPOConfig
 from troupe.config.loader import dump_config
@@ -37,7 +37,7 @@ from troupe.report.observers import open_run
 from troupe.runs.checkpoint import CheckpointStore, save_state
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.usefixtures("stage")
+pytestmark = pytest.mark.usefixtures("cluster")
 
 STEPS = 4
 MARK = "TROUPE_TEST_MARK"
@@ -146,10 +146,10 @@ def test_the_timeline_has_every_worker_and_the_dashboard_finds_its_metrics(unint
 
 
 def test_what_workers_and_the_driver_recorded_reaches_rays_agent_under_the_name_of_the_run(
-    uninterrupted: Path, stage: Stage
+    uninterrupted: Path, cluster: Cluster
 ) -> None:
     wanted = {"ray_troupe_generator_tokens_total", "ray_troupe_rewarder_judgements_total"}
-    (address,) = stage.metrics_addresses()
+    (address,) = cluster.metrics_addresses()
 
     def arrived() -> bool:
         shown = urllib.request.urlopen(f"http://{address}/metrics", timeout=10).read().decode().splitlines()
@@ -379,7 +379,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_it_is_loaded(
         raise AssertionError("weights of another model must not reach the policy, nor be read for their digests")
 
     policy = SimpleNamespace(facts={"identity": "qwen2-of-this-shape"}, load=load, damage=load)
-    troupe = SimpleNamespace(policy=policy)
+    roles = SimpleNamespace(policy=policy)
     config = GRPOConfig(run={"name": "x", "directory": str(tmp_path / "runs")})
     with (
         pytest.raises(
@@ -387,5 +387,5 @@ def test_a_checkpoint_of_another_model_is_refused_before_it_is_loaded(
         ),
         open_run(config) as run,
     ):
-        resume(run, troupe, KLCoefficient(config.algorithm.kl), num_samples=1)  # type: ignore[arg-type]
+        resume(run, roles, KLCoefficient(config.algorithm.kl), num_samples=1)  # type: ignore[arg-type]
     assert contents(tmp_path / "runs" / "x") == earlier

@@ -16,7 +16,7 @@ from troupe.config.grpo import PPOConfig
 from troupe.files import read_lines
 from troupe.jobs.train_ppo import train_ppo
 
-pytestmark = pytest.mark.usefixtures("stage")
+pytestmark = pytest.mark.usefixtures("cluster")
 
 COEF = 0.05
 

@@ -248,7 +248,7 @@ def test_a_step_without_judgements_stops_the_run_with_what_the_judge_answered(mo
             RolloutConfig(prompts_per_step=1, group_size=2),
             seed=0,
             last_step=1,
-            needs_company=True,
+            requires_group=True,
         )
         with pytest.raises(
             RewardError, match=r"100% of .* missing .*; mostly the judge at 127\.0\.0\.1:\d+ answered 503; look"

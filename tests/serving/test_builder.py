@@ -10,7 +10,7 @@ from ray import serve
 from tests.actors.small import write_model
 from troupe.serving.builder import application
 
-pytestmark = pytest.mark.usefixtures("stage")
+pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def test_a_recipe_becomes_an_application_that_serve_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from tests.rewards.chat_server import Answer, ChatServer
 from tests.serving.ports import free_port
 from tests.serving.served_run import LENGTH, PROMPT, Run
 from tests.serving.waiting import wait_until
-from troupe.actors.placement import Stage
+from troupe.actors.placement import Cluster
 from troupe.config.evaluation import BenchmarkConfig
 from troupe.config.loader import load_config
 from troupe.config.serve import ServeConfig
@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def endpoint(stage: Stage, run: Run, tiny_models: dict[str, str]) -> Iterator[Endpoint]:
+def endpoint(cluster: Cluster, run: Run, tiny_models: dict[str, str]) -> Iterator[Endpoint]:
     config = load_config(
         ServeConfig,
         [

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from troupe.serving.ingress import Door, build_app, hash_key
+from troupe.serving.ingress import IngressSettings, build_app, hash_key
 from troupe.serving.messages import Message
-from troupe.serving.openai_error import Unavailable
+from troupe.serving.openai_error import ModelUnavailable
 
 KEY = "a-token-of-sixteen"
 
@@ -28,7 +28,7 @@ class Echo:
         prompt = asked.get("prompt")
         try:
             if prompt == "busy":
-                raise Unavailable(429, "tiny has as many requests waiting as it takes")
+                raise ModelUnavailable(429, "tiny has as many requests waiting as it takes")
             if prompt == "refuse":
                 error = {
                     "error": {
@@ -54,7 +54,7 @@ class Echo:
                 yield response(200, "text/event-stream", b"data: 1\n\n", more=True)
                 yield [{"type": "http.response.body", "body": b"data: 2\n\n", "more_body": True}]
                 if prompt == "die later":
-                    raise Unavailable(503, "tiny is being started again")
+                    raise ModelUnavailable(503, "tiny is being started again")
                 yield [{"type": "http.response.body", "body": b"", "more_body": False}]
             else:
                 yield response(200, "application/json", json.dumps({"path": path, "asked": asked}).encode())
@@ -67,7 +67,7 @@ class Echo:
 
 class Silent(Echo):
     async def card(self) -> dict[str, Any]:
-        raise Unavailable(503, "does not answer")
+        raise ModelUnavailable(503, "does not answer")
 
 
 def response(status: int, kind: str, body: bytes, *, more: bool = False) -> list[Message]:
@@ -79,7 +79,7 @@ def response(status: int, kind: str, body: bytes, *, more: bool = False) -> list
 
 def ask(method: str, path: str, *, key: str | None = KEY, auth: bool = True, **request: Any) -> httpx.Response:
     """One request to an endpoint with the models tiny and silent, and an adapter on tiny."""
-    door = Door(key_hash=hash_key(KEY) if auth else None, max_bytes=1000, adapters={"poet": "tiny"})
+    door = IngressSettings(key_hash=hash_key(KEY) if auth else None, max_bytes=1000, adapters={"poet": "tiny"})
     app = build_app({"tiny": Echo(), "silent": Silent()}, door)
     headers = {b"authorization": f"Bearer {key}".encode()} if key is not None else {}
 
@@ -255,7 +255,7 @@ def test_a_client_that_hangs_up_before_a_whole_answer_ends_the_work():
                 self.closed = True
 
     model = Slow()
-    app = build_app({"tiny": model}, Door(key_hash=None, max_bytes=1000))
+    app = build_app({"tiny": model}, IngressSettings(key_hash=None, max_bytes=1000))
     received = iter([{"type": "http.request", "body": b'{"model": "tiny"}'}, {"type": "http.disconnect"}])
 
     async def receive() -> Message:

@@ -17,7 +17,7 @@ from tests.s3 import CREDENTIALS, client
 from tests.serving.ports import free_port
 from tests.serving.served_run import LENGTH, PROMPT, Run
 from tests.serving.waiting import wait_until
-from troupe.actors.placement import Stage
+from troupe.actors.placement import Cluster
 from troupe.config.loader import load_config
 from troupe.config.serve import ServeConfig
 from troupe.runs.bucket import Bucket
@@ -63,7 +63,7 @@ def models(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
 
 
 @pytest.fixture(scope="module")
-def openai_client(stage: Stage, models: tuple[ServeConfig, list[Served]]) -> Iterator[openai.OpenAI]:
+def openai_client(cluster: Cluster, models: tuple[ServeConfig, list[Served]]) -> Iterator[openai.OpenAI]:
     config, served = models
     endpoint = Endpoint(config, served, hash_key(KEY))
     yield openai.OpenAI(base_url=f"http://127.0.0.1:{config.port}/v1", api_key=KEY, max_retries=0, timeout=120)

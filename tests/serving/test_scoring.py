@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from tests.serving.tiny_api import TinyApi
-from troupe.actors.frozen import Frozen, FrozenWorker
-from troupe.actors.workers import InlineGroup
+from troupe.actors.frozen import FrozenModel, FrozenWorker
+from troupe.actors.workers import InlineWorkers
 from troupe.algorithms.packing import Batch
 from troupe.chat import encode_answer, encode_prompt
 from troupe.config.rollout import RewardConfig, ServedRewardModelConfig, ServedRewardsConfig
@@ -48,7 +48,7 @@ def url(judge: ModelScorer) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def in_training(tiny_models: dict[str, str]) -> Iterator[Any]:
     """(prompt, answer) -> the score that a run with this reward model would see."""
-    frozen = Frozen(InlineGroup(FrozenWorker, [{"rank": 0, "world_size": 1}], role="reward_model"), scalar=True)
+    frozen = FrozenModel(InlineWorkers(FrozenWorker, [{"rank": 0, "world_size": 1}], role="reward_model"), scalar=True)
     frozen.start(tiny_models["judge"], precision="fp32", row_tokens=256, offload=False)
     frozen.ready(60)
     from transformers import AutoTokenizer

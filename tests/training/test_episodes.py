@@ -380,7 +380,7 @@ def rollouts_of(generators: ScriptedGenerators, max_lag: int = 0) -> tuple[Rollo
         RolloutConfig(prompts_per_step=3, group_size=4, max_response_tokens=400, timeout_s=60, max_lag=max_lag),
         seed=0,
         last_step=4,
-        needs_company=True,
+        requires_group=True,
         answers=episodes,
     )
     return rollouts, episodes

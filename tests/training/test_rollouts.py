@@ -122,7 +122,7 @@ def build(
     position: int = 0,
     seed: int = 0,
     last_step: int = 100,
-    needs_company: bool = True,
+    requires_group: bool = True,
     **settings: object,
 ) -> Rollouts:
     config = RolloutConfig(
@@ -136,7 +136,7 @@ def build(
         config,
         seed=seed,
         last_step=last_step,
-        needs_company=needs_company,
+        requires_group=requires_group,
     )
 
 
@@ -414,12 +414,12 @@ def test_a_data_set_of_long_prompts_alone_ends_the_run(generators: LastInFirstOu
         rollouts.collect(1)
 
 
-@pytest.mark.parametrize(("needs_company", "sizes"), [(True, [3, 4]), (False, [3, 1, 4])])
+@pytest.mark.parametrize(("requires_group", "sizes"), [(True, [3, 4]), (False, [3, 1, 4])])
 def test_branches_without_a_score_are_dropped_and_groups_that_stay_alone_too(
-    generators: LastInFirstOut, needs_company: bool, sizes: list[int]
+    generators: LastInFirstOut, requires_group: bool, sizes: list[int]
 ) -> None:
     data = in_stream_order(3, missing=[(1,), (0, 1, 2), ()])
-    rollouts = build(generators, data, reward="missing_where_asked", needs_company=needs_company)
+    rollouts = build(generators, data, reward="missing_where_asked", requires_group=requires_group)
     rollout = rollouts.collect(1)
     assert [len(group.branches) for group in rollout.groups] == sizes
     assert [score.value for score in rollout.groups[0].scores] == [0, 2, 3]

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.actors.small import write_model
-from troupe.actors.frozen import Frozen, FrozenWorker
-from troupe.actors.workers import InlineGroup
+from troupe.actors.frozen import FrozenModel, FrozenWorker
+from troupe.actors.workers import InlineWorkers
 from troupe.algorithms.packing import Batch
 from troupe.chat import encode_answer
 from troupe.config.models import GeneratorConfig, PlacementConfig
@@ -131,7 +131,7 @@ def scores_of(path: Path, samples: Sequence[tuple[str, Sequence[str]]]) -> list[
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path)
-    frozen = Frozen(InlineGroup(FrozenWorker, [{"rank": 0, "world_size": 1}], role="reward_model"), scalar=True)
+    frozen = FrozenModel(InlineWorkers(FrozenWorker, [{"rank": 0, "world_size": 1}], role="reward_model"), scalar=True)
     try:
         frozen.start(str(path), precision="fp32", row_tokens=256, offload=False)
         frozen.ready(60)

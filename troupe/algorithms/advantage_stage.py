@@ -128,7 +128,7 @@ def with_loss_weights(
     return batch.with_columns(loss_weights=weights, metric_weights=losses.loss_weights(mask, branch_ids, "token_mean"))
 
 
-def with_ranks(batch: Batch, groups: Sequence[Group]) -> Batch:
+def with_preference_pairs(batch: Batch, groups: Sequence[Group]) -> Batch:
     """The batch of one optimizer step over ranked branches: a branch's score is how good it is, higher is better.
 
     Every group counts 1 / groups. `margins` come along where a sample's fields have a `margin`.

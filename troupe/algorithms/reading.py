@@ -16,7 +16,7 @@ from troupe.algorithms.packing import Batch, branch_scores, pack
 from troupe.algorithms.values import PackedScalarModel
 
 
-class ReadModel:
+class InferenceModel:
     """A copy of a model in this process, on the CPU until `to`."""
 
     def __init__(

@@ -110,17 +110,17 @@ def state_bytes(shape: Shape, config: PolicyConfig) -> float:
     on leaves each rank its share, and below it 2 more for those of the row. In fp32 it is 4 + 4 + 8. With LoRA (Hu et al. 2021) the base has weights alone, and
     a matrix [in, out] trains rank x (in + out) parameters.
     """
-    ranks, stage = config.num_ranks, config.zero_stage
-    weight, gradient, optimizer = (4, 4, 8) if config.precision == "fp32" else (2, 4 if stage >= 2 else 6, 12)
+    ranks, cluster = config.num_ranks, config.zero_stage
+    weight, gradient, optimizer = (4, 4, 8) if config.precision == "fp32" else (2, 4 if cluster >= 2 else 6, 12)
     trained, frozen = float(shape.parameters), 0.0
     if config.lora is not None:
         frozen = trained
         trained = shape.layers * sum(config.lora.rank * (rows + columns) for rows, columns in shape.matrices)
     in_host = {"none": (), "optimizer": ("optimizer",), "optimizer_and_parameters": ("optimizer", "weights")}
     parts = {
-        "weights": weight * (trained + frozen) / (ranks if stage >= 3 else 1),
-        "gradients": gradient * trained / (ranks if stage >= 2 else 1),
-        "optimizer": optimizer * trained / (ranks if stage >= 1 else 1),
+        "weights": weight * (trained + frozen) / (ranks if cluster >= 3 else 1),
+        "gradients": gradient * trained / (ranks if cluster >= 2 else 1),
+        "optimizer": optimizer * trained / (ranks if cluster >= 1 else 1),
     }
     return sum(size for name, size in parts.items() if name not in in_host[config.offload])
 

@@ -12,7 +12,7 @@ from troupe.config.evaluation import BenchmarkConfig
 from troupe.evaluation.benchmark_results import Contestant, Taken
 from troupe.evaluation.candidates import Entrants
 from troupe.evaluation.endpoint_answers import AnsweringEndpoint
-from troupe.evaluation.generation import evaluation_stage, generate_repeatedly
+from troupe.evaluation.generation import evaluation_cluster, generate_repeatedly
 from troupe.evaluation.plan import answer_settings
 from troupe.evaluation.stored_answers import AnswerLog, Answers, AnswerStore, text_branch
 
@@ -71,11 +71,11 @@ def answers_made_here(config: BenchmarkConfig, entrants: Entrants, store: Answer
     if not asked:
         return answers
     paths = {one.name: str(one.path) for one in entrants.contestants}
-    with evaluation_stage(config) as stage:
+    with evaluation_cluster(config) as cluster:
         for name, settings in asked.items():
             log.info("%s answers %d prompts", name, len(ids))
             made = generate_repeatedly(
-                stage, config, paths[name], entrants.samples, entrants.tokenizers[name], seeds=seeds
+                cluster, config, paths[name], entrants.samples, entrants.tokenizers[name], seeds=seeds
             )
             for repeat, given in enumerate(made):
                 store.write(round_name(name, repeat), given, settings[repeat])

@@ -108,7 +108,7 @@ class Bucket:
         """
         size = file.stat().st_size if size is None else size
         with open(file, "rb") as stream:
-            digest = hashlib.file_digest(_Beginning(stream, size), "sha256")
+            digest = hashlib.file_digest(PrefixReader(stream, size), "sha256")
             if sha256 is not None and digest.hexdigest() != sha256:
                 raise StorageError(f"{file} has another SHA-256 than its manifest says, so it is not stored; remove it")
             kind, _ = mimetypes.guess_type(file.name)
@@ -118,7 +118,7 @@ class Bucket:
                 **({"ContentType": kind} if kind else {}),
             }
             with self._told(f"does not take {key}"):
-                body = _Beginning(stream, size)
+                body = PrefixReader(stream, size)
                 self._client.upload_fileobj(body, self.name, self._key(key), ExtraArgs=extra, Config=self._transfer)
                 stored = self._client.head_object(Bucket=self.name, Key=self._key(key), ChecksumMode="ENABLED")
         # The checksum of an object in parts is one of its parts' checksums, which the store has compared.
@@ -242,7 +242,7 @@ def _session() -> Any:
     return boto3.session.Session()
 
 
-class _Beginning(io.RawIOBase):
+class PrefixReader(io.RawIOBase):
     """The first `size` bytes of a file that may grow."""
 
     def __init__(self, stream: io.BufferedReader, size: int) -> None:

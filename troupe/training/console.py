@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from troupe.actors.placement import Stage
+from troupe.actors.placement import Cluster
 from troupe.files import read_lines
 from troupe.statistics import Estimate, estimate_difference
 
@@ -22,12 +22,12 @@ WARM_START_LINES = 20
 MAX_TEXT = 200
 
 
-def print_opening(config: Any, stage: Stage, precision: str) -> None:
+def print_opening(config: Any, cluster: Cluster, precision: str) -> None:
     """The placement table and the derived numbers."""
-    table = Table(title=f"{config.run.name} on {stage.machine.device} in {precision}", title_justify="left")
+    table = Table(title=f"{config.run.name} on {cluster.machine.device} in {precision}", title_justify="left")
     for column in ("role", "rank", "place", "machine", "device"):
         table.add_column(column)
-    for row in stage.rows():
+    for row in cluster.rows():
         table.add_row(*(str(row[name]) for name in ("role", "rank", "place", "machine", "device")))
     rich.print(table)
     rich.print(config.arithmetic())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from troupe.actors.consistency import ConsistencyGate
+from troupe.actors.consistency import LogprobCheck
 from troupe.actors.generators import Generators, start_generators
 from troupe.actors.policy import Policy
 from troupe.actors.rewarder import Rewarder
@@ -14,7 +14,7 @@ from troupe.config.supervised import GeneratingConfig, GenerationConfig
 from troupe.data import DataSet
 from troupe.runs.run import Run
 from troupe.training.evaluator import Evaluation, Evaluator
-from troupe.training.roles import Casting
+from troupe.training.roles import RoleStarter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +24,12 @@ class HeldOutAnswers:
     policy: Policy
     generators: Generators
     evaluator: Evaluator
-    gate: ConsistencyGate
+    logprob_check: LogprobCheck
 
     @staticmethod
     def cast(
         stack: contextlib.ExitStack,
-        casting: Casting,
+        casting: RoleStarter,
         config: GeneratingConfig,
         generation: GenerationConfig,
         data: DataSet,
@@ -51,26 +51,26 @@ class HeldOutAnswers:
             seed=config.seed,
         )
         prompts = [ids for _, ids in evaluator.prompts]
-        gate = ConsistencyGate(
+        logprob_check = LogprobCheck(
             prompts,
             ConsistencyConfig(),
             precision=casting.precision,
             max_length=config.max_length,
             seed=config.seed,
         )
-        return HeldOutAnswers(policy=policy, generators=generators, evaluator=evaluator, gate=gate)
+        return HeldOutAnswers(policy=policy, generators=generators, evaluator=evaluator, logprob_check=logprob_check)
 
     def start(self, transport: str) -> None:
         """Start the engines and open the way for the policy's weights, once it is loaded."""
         settings = self.generators.config
-        start_generators(self.generators.group, settings)
+        start_generators(self.generators.workers, settings)
         self.policy.ready()
         self.policy.connect(self.generators, transport=transport, timeout_s=settings.sync_timeout_s)
 
     def evaluate(self, run: Run, step: int) -> Evaluation:
         """Publish the weights after `step` and answer the held-out prompts with them."""
         with run.timed("publish"):
-            run.log(self.gate.publish(self.policy, self.generators, step))
+            run.log(self.logprob_check.publish(self.policy, self.generators, step))
         with run.timed("generate"):
             evaluation = self.evaluator.evaluate(run.watch_calls(step, "evaluation"))
             run.log_answers(step, self.evaluator.name, evaluation.rows())

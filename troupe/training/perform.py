@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from troupe.actors.meters import PrometheusTracker, targets_told
-from troupe.actors.placement import Seat, Stage, starts_on_this_cpu
+from troupe.actors.placement import Cluster, RankPlacement, starts_on_this_cpu
 from troupe.data import DataSet
 from troupe.engines.trial import EngineDiesError, Trial, trial_beside
 from troupe.errors import SyncError, WorkerError
@@ -37,11 +37,11 @@ TRAINED = ("policy", "critic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
+class RunContext:
     """What a job has before its roles start."""
 
     run: Run
-    stage: Stage
+    cluster: Cluster
     data: DataSet
     model_path: str
     """Directory or hub name of the model to start from."""
@@ -52,9 +52,9 @@ def perform(
     config: Any,
     prepared: Prepared,
     *,
-    table: Callable[[str], list[Seat]],
-    cast: Callable[[Scene], AbstractContextManager[T]],
-    play: Callable[[Scene, T], None],
+    table: Callable[[str], list[RankPlacement]],
+    cast: Callable[[RunContext], AbstractContextManager[T]],
+    play: Callable[[RunContext, T], None],
     init_timeout_s: float,
 ) -> None:
     """Run a training job from opening its directory to its summary; `table` gives the seats on a device."""
@@ -62,17 +62,17 @@ def perform(
         require_shared_memory(sum(seat.role in TRAINED for seat in table("cpu")))
     with open_run(config) as run:
         data = data_of_run(run, prepared.data)
-        with _watched_stage(config, run) as stage:
-            precision: str = stage.machine.precision(config.model_precision)
-            seats = table(stage.machine.device)
-            samples = any(seat.role == "generator" for seat in seats)
-            start = _tried_model if samples and stage.computes_here else _starting_model
-            model_path, precision = start(config, run, data, stage, precision)
-            stage.reserve(seats, init_timeout_s)
-            stage.require_shared(run.directory)
-            print_opening(config, stage, precision)
-            run.write_placement(stage.rows())
-            scene = Scene(run=run, stage=stage, data=data, model_path=model_path, precision=precision)
+        with _watched_stage(config, run) as cluster:
+            precision: str = cluster.machine.precision(config.model_precision)
+            placement_table = table(cluster.machine.device)
+            samples = any(seat.role == "generator" for seat in placement_table)
+            start = _tried_model if samples and cluster.computes_here else _starting_model
+            model_path, precision = start(config, run, data, cluster, precision)
+            cluster.reserve(placement_table, init_timeout_s)
+            cluster.require_shared(run.directory)
+            print_opening(config, cluster, precision)
+            run.write_placement(cluster.rows())
+            scene = RunContext(run=run, cluster=cluster, data=data, model_path=model_path, precision=precision)
             restarts = 0
             while (error := _attempt(scene, cast, play)) is not None:
                 restarts += 1
@@ -85,14 +85,14 @@ def perform(
         print_summary(run.directory)
 
 
-def _tried_model(config: Any, run: Run, data: DataSet, stage: Stage, precision: str) -> tuple[str, str]:
+def _tried_model(config: Any, run: Run, data: DataSet, cluster: Cluster, precision: str) -> tuple[str, str]:
     """The model to start from, and the precision: fp32 where engines die in bf16 and the recipe does not name it.
 
     An engine's first request is tried beside the warm start, whose minutes would be lost where engines die.
     """
     try:
         with trial_beside(precision) as trial:
-            model = _starting_model(config, run, data, stage, precision, beside=trial)
+            model = _starting_model(config, run, data, cluster, precision, beside=trial)
             if trial.result().deaths:
                 log.warning("%s", trial.result())
             return model
@@ -100,11 +100,11 @@ def _tried_model(config: Any, run: Run, data: DataSet, stage: Stage, precision: 
         if config.model_precision != "auto" or precision == "fp32":
             raise
         log.warning("%s; this run goes on in fp32", error)
-        return _tried_model(config, run, data, stage, "fp32")
+        return _tried_model(config, run, data, cluster, "fp32")
 
 
 def _starting_model(
-    config: Any, run: Run, data: DataSet, stage: Stage, precision: str, *, beside: Future[Trial] | None = None
+    config: Any, run: Run, data: DataSet, cluster: Cluster, precision: str, *, beside: Future[Trial] | None = None
 ) -> tuple[str, str]:
     """The model to start from; the failure of the trial beside it ends the warm start at its next step."""
     with warm_start_progress() as progress:
@@ -115,34 +115,34 @@ def _starting_model(
             progress(step, steps, metrics)
 
         def make() -> str:
-            return starting_model(config.model, data, stage, precision=precision, seed=config.seed, progress=report)
+            return starting_model(config.model, data, cluster, precision=precision, seed=config.seed, progress=report)
 
         return model_of_run(run, data, make) if config.model.type == "scratch" else make(), precision
 
 
 @contextlib.contextmanager
-def _watched_stage(config: Any, run: Run) -> Iterator[Stage]:
+def _watched_stage(config: Any, run: Run) -> Iterator[Cluster]:
     """The stage of a run, whose workers show what they do to Prometheus and in the timelines."""
-    stage = Stage(config.placement, config.run)
+    cluster = Cluster(config.placement, config.run)
     try:
-        run.add_spans(stage.spans)
-        if not stage.inline:
+        run.add_spans(cluster.spans)
+        if not cluster.inline:
             run.observe(PrometheusTracker(config.run.name))
-        with targets_told(run.directory, config.run.name, stage.metrics_addresses()):
-            yield stage
+        with targets_told(run.directory, config.run.name, cluster.metrics_addresses()):
+            yield cluster
     finally:
-        stage.close()
+        cluster.close()
 
 
 def _attempt(
-    scene: Scene, cast: Callable[[Scene], AbstractContextManager[T]], play: Callable[[Scene, T], None]
+    scene: RunContext, cast: Callable[[RunContext], AbstractContextManager[T]], play: Callable[[RunContext, T], None]
 ) -> WorkerError | SyncError | None:
     """Play once; the failure of a worker that had started, or None. A role that cannot even start is an error at once."""
     with contextlib.ExitStack() as stack:
         with waiting("the roles start"):
-            troupe = stack.enter_context(cast(scene))
+            roles = stack.enter_context(cast(scene))
         try:
-            play(scene, troupe)
+            play(scene, roles)
         except (WorkerError, SyncError) as error:
             return error
     return None

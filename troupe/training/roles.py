@@ -1,6 +1,6 @@
 """The cast: every role of a run, started together and ended together.
 
-`Casting` starts one role at a time at its seat; `cast` starts those of a run that samples. Starting a role returns at
+`RoleStarter` starts one role at a time at its seat; `cast` starts those of a run that samples. Starting a role returns at
 once and loading goes on in its processes, so that roles load side by side.
 """
 
@@ -13,18 +13,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from troupe.actors.consistency import ConsistencyGate
+from troupe.actors.consistency import LogprobCheck
 from troupe.actors.critic import Critic
-from troupe.actors.frozen import Frozen, FrozenWorker, PolicyAtStart, Reference
+from troupe.actors.frozen import FrozenModel, FrozenWorker, PolicyAtStart, Reference
 from troupe.actors.generator import GeneratorWorker
 from troupe.actors.generators import Generators, generator_arguments, start_generators
 from troupe.actors.perplexity_reward import PerplexityReward, ScorerPlan, plan_scorer
-from troupe.actors.placement import Stage
+from troupe.actors.placement import Cluster
 from troupe.actors.policy import Policy, PolicyWorker
 from troupe.actors.reward_model import RewardModel, require_same_tokenizer
 from troupe.actors.rewarder import Rewarder, RewarderWorker, RewardPart
-from troupe.actors.trained import Trained, TrainedWorker
-from troupe.actors.workers import Group
+from troupe.actors.trained import TrainedModel, TrainedWorker
+from troupe.actors.workers import Workers
 from troupe.config.algorithm import PerplexityRewardConfig
 from troupe.config.grpo import GRPOConfig, PPOConfig
 from troupe.config.models import GeneratorConfig, ModelConfig, PolicyConfig, PretrainedModelConfig, RewardModelConfig
@@ -42,7 +42,7 @@ CRITIC = "critic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cast:
+class Roles:
     """Who plays what."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -50,7 +50,7 @@ class Cast:
     generators: Generators
     rewarder: Rewarder
     evaluator: Evaluator
-    gate: ConsistencyGate
+    logprob_check: LogprobCheck
     reference: Reference | None = None
     critic: Critic | None = None
     episodes: Episodes | None = None
@@ -58,7 +58,7 @@ class Cast:
 
     def publish(self, version: int) -> dict[str, float]:
         """Give the policy's weights to the generators as `version`; what the gate measured."""
-        return self.gate.publish(self.policy, self.generators, version)
+        return self.logprob_check.publish(self.policy, self.generators, version)
 
     def save(self, path: Path) -> None:
         """Write every trained model into a checkpoint."""
@@ -79,13 +79,13 @@ class Cast:
             self.critic.load(str(path / CRITIC))
 
 
-class Casting:
+class RoleStarter:
     """Starts roles of one run; `stack` ends them."""
 
     def __init__(
         self,
         stack: contextlib.ExitStack,
-        stage: Stage,
+        cluster: Cluster,
         model: ModelConfig,
         model_path: str,
         *,
@@ -93,11 +93,11 @@ class Casting:
         precision: str,
         seed: int,
     ) -> None:
-        self._stack, self._stage, self.model_path = stack, stage, model_path
+        self._stack, self._cluster, self.model_path = stack, cluster, model_path
         self.precision, self.seed = precision, seed
         self.trust = isinstance(model, PretrainedModelConfig) and model.trust_remote_code
-        self.shares_gpus = colocated and stage.machine.device == "cuda"
-        self.transport = stage.machine.weight_transport(colocated=colocated)
+        self.shares_gpus = colocated and cluster.machine.device == "cuda"
+        self.transport = cluster.machine.weight_transport(colocated=colocated)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -107,17 +107,17 @@ class Casting:
         self, config: PolicyConfig, *, total_steps: int, name: str = "policy", keep_start: bool = False
     ) -> Policy:
         """The policy, loading the starting model; `name` goes before its metrics. `keep_start`: see `Engine`."""
-        group = self._stage.group(PolicyWorker, _ranks(config.num_ranks), role="policy")
+        group = self._cluster.workers(PolicyWorker, _ranks(config.num_ranks), role="policy")
         policy = Policy(group, config.model_copy(update={"precision": self.precision}), name=name)
         self._start(policy, self.model_path, total_steps=total_steps, trust=self.trust, keep_start=keep_start)
         return policy
 
     def trained(
         self, config: PolicyConfig, *, name: str, head: str, total_steps: int, model_path: str | None = None
-    ) -> Trained[TrainedWorker]:
+    ) -> TrainedModel[TrainedWorker]:
         """A model that is trained and never sampled from; it sits where a policy would."""
-        group = self._stage.group(TrainedWorker, _ranks(config.num_ranks), role="policy")
-        trained = Trained(group, config.model_copy(update={"precision": self.precision}), name=name, head=head)
+        group = self._cluster.workers(TrainedWorker, _ranks(config.num_ranks), role="policy")
+        trained = TrainedModel(group, config.model_copy(update={"precision": self.precision}), name=name, head=head)
         self._start(trained, model_path or self.model_path, total_steps=total_steps, trust=self.trust)
         return trained
 
@@ -127,7 +127,7 @@ class Casting:
         starts = {"policy": self.model_path, "reward_model": config.reward_model.path if config.reward_model else ""}
         path = starts.get(settings.start, settings.start)
         require_same_tokenizer(self.tokenizer, load_tokenizer(path, trust_remote_code=self.trust), path, "critic.start")
-        group = self._stage.group(TrainedWorker, _ranks(settings.num_ranks), role="critic")
+        group = self._cluster.workers(TrainedWorker, _ranks(settings.num_ranks), role="critic")
         critic = Critic(
             group, settings.model_copy(update={"precision": self.precision}), value_clip=settings.value_clip
         )
@@ -135,7 +135,7 @@ class Casting:
         return critic
 
     def _start(
-        self, trained: Trained[Any], path: str, *, total_steps: int, trust: bool, keep_start: bool = False
+        self, trained: TrainedModel[Any], path: str, *, total_steps: int, trust: bool, keep_start: bool = False
     ) -> None:
         self._stack.callback(trained.shutdown)
         trained.start(path, total_steps=total_steps, seed=self.seed, trust_remote_code=trust, keep_start=keep_start)
@@ -155,16 +155,16 @@ class Casting:
         if self.shares_gpus:
             policy.ready()  # its ranks know which GPUs the engines share
             _share_devices(arguments, policy, config.tensor_parallel_size)
-        group = self._stage.group(GeneratorWorker, arguments, role="generator", max_concurrency=1000)
+        group = self._cluster.workers(GeneratorWorker, arguments, role="generator", max_concurrency=1000)
         generators = Generators(group, config, sleeps=self.shares_gpus)
         self._stack.callback(generators.shutdown)
         return generators
 
     def frozen(
         self, path: str, *, role: str, num_ranks: int, precision: str, row_tokens: int, scalar: bool, trust: bool
-    ) -> Frozen:
+    ) -> FrozenModel:
         """A frozen model, loading."""
-        frozen = Frozen(self._stage.group(FrozenWorker, _ranks(num_ranks), role=role), scalar=scalar)
+        frozen = FrozenModel(self._cluster.workers(FrozenWorker, _ranks(num_ranks), role=role), scalar=scalar)
         self._stack.callback(frozen.shutdown)
         frozen.start(
             path, precision=precision, row_tokens=row_tokens, offload=self.shares_gpus, trust_remote_code=trust
@@ -180,7 +180,7 @@ class Casting:
             config.path,
             role="reward_model",
             num_ranks=config.num_ranks,
-            precision=self._stage.machine.precision(config.precision),
+            precision=self._cluster.machine.precision(config.precision),
             row_tokens=row_tokens,
             scalar=True,
             trust=trust,
@@ -196,10 +196,10 @@ class Casting:
         """What the perplexity reward will ask, checked; nothing is started."""
         path, trust = (self.model_path, self.trust) if config.path is None else (config.path, config.trust_remote_code)
         tokenizer = load_tokenizer(path, trust_remote_code=trust)
-        precision = self._stage.machine.precision(config.precision)
+        precision = self._cluster.machine.precision(config.precision)
         return plan_scorer(config, path, tokenizer, samples, precision=precision, complete=complete)
 
-    def scorer(self, plan: ScorerPlan, *, row_tokens: int) -> Frozen:
+    def scorer(self, plan: ScorerPlan, *, row_tokens: int) -> FrozenModel:
         """The frozen model of the perplexity reward, loading."""
         return self.frozen(
             plan.path,
@@ -211,7 +211,7 @@ class Casting:
             trust=self.trust if plan.config.path is None else plan.config.trust_remote_code,
         )
 
-    def perplexity_reward(self, plan: ScorerPlan, frozen: Frozen) -> PerplexityReward:
+    def perplexity_reward(self, plan: ScorerPlan, frozen: FrozenModel) -> PerplexityReward:
         """The perplexity reward over a scorer, which may be the reference, too."""
         reward = PerplexityReward(frozen, plan)
         self._stack.callback(reward.shutdown)
@@ -219,12 +219,12 @@ class Casting:
 
 
 @contextlib.contextmanager
-def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, precision: str) -> Iterator[Cast]:
+def cast(config: GRPOConfig, cluster: Cluster, data: DataSet, model_path: str, *, precision: str) -> Iterator[Roles]:
     """Start every role of `config` at its seat on the stage; end them all, whatever happened."""
     with contextlib.ExitStack() as stack:
-        casting = Casting(
+        casting = RoleStarter(
             stack,
-            stage,
+            cluster,
             config.model,
             model_path,
             colocated=config.placement.mode == "colocated",
@@ -252,12 +252,12 @@ def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, pr
         if config.reward_model is not None:
             parts.append(casting.reward_model(config.reward_model, row_tokens=row_tokens, timeout_s=timeout_s))
         if plan is not None:
-            shared = isinstance(reference, Frozen) and config.scorer_is_reference
+            shared = isinstance(reference, FrozenModel) and config.scorer_is_reference
             scorer = reference if shared else casting.scorer(plan, row_tokens=row_tokens)
-            assert isinstance(scorer, Frozen)
+            assert isinstance(scorer, FrozenModel)
             scorer.ready(timeout_s)
             parts.append(casting.perplexity_reward(plan, scorer))
-        rewarder = Rewarder(config.rewards, _reward_workers(config, stage), parts=parts)
+        rewarder = Rewarder(config.rewards, _reward_workers(config, cluster), parts=parts)
         stack.callback(rewarder.shutdown)
         metrics = Rewarder(config.evaluation.metrics, parts=parts)
         stack.callback(metrics.shutdown)
@@ -275,27 +275,27 @@ def cast(config: GRPOConfig, stage: Stage, data: DataSet, model_path: str, *, pr
             timeout_s=limit.timeout_s,
             answers=episodes,
         )
-        gate = ConsistencyGate(
+        logprob_check = LogprobCheck(
             [ids for _, ids in evaluator.prompts],
             config.consistency,
             precision=precision,
             max_length=max_length,
             seed=config.seed,
         )
-        start_generators(generators.group, config.generator)
+        start_generators(generators.workers, config.generator)
         policy.ready()
         if critic is not None:
             critic.ready()
-        if isinstance(reference, Frozen):
+        if isinstance(reference, FrozenModel):
             reference.ready(timeout_s)
         policy.connect(generators, transport=casting.transport, timeout_s=config.generator.sync_timeout_s)
-        yield Cast(
+        yield Roles(
             tokenizer=casting.tokenizer,
             policy=policy,
             generators=generators,
             rewarder=rewarder,
             evaluator=evaluator,
-            gate=gate,
+            logprob_check=logprob_check,
             reference=reference,
             critic=critic,
             episodes=episodes,
@@ -315,7 +315,7 @@ def _ranks(count: int) -> Sequence[dict[str, int]]:
 
 def _share_devices(arguments: list[dict[str, object]], policy: Policy, width: int) -> None:
     """Engine i sees the GPUs of policy ranks i x width and following, which Ray gave to those."""
-    places = policy.group.call(PolicyWorker.devices)
+    places = policy.workers.call(PolicyWorker.devices)
     for index, engine in enumerate(arguments):
         own = places[index * width : (index + 1) * width]
         if len({machine for machine, _ in own}) > 1:
@@ -326,7 +326,7 @@ def _share_devices(arguments: list[dict[str, object]], policy: Policy, width: in
         engine["visible_devices"] = ",".join(gpus[0] for _, gpus in own)
 
 
-def _reference(config: GRPOConfig, casting: Casting, policy: Policy) -> Reference | None:
+def _reference(config: GRPOConfig, casting: RoleStarter, policy: Policy) -> Reference | None:
     if not config.kl_needs_reference:
         return None
     if config.reference.source != "own_weights":
@@ -342,8 +342,8 @@ def _reference(config: GRPOConfig, casting: Casting, policy: Policy) -> Referenc
     )
 
 
-def _reward_workers(config: GRPOConfig, stage: Stage) -> Group[RewarderWorker] | None:
+def _reward_workers(config: GRPOConfig, cluster: Cluster) -> Workers[RewarderWorker] | None:
     if config.rewarder.num_workers == 0:
         return None
     arguments = [{"configs": config.rewards}] * config.rewarder.num_workers
-    return stage.group(RewarderWorker, arguments, role="rewarder", max_concurrency=config.rewarder.max_concurrency)
+    return cluster.workers(RewarderWorker, arguments, role="rewarder", max_concurrency=config.rewarder.max_concurrency)

@@ -76,11 +76,11 @@ class Rollouts:
         *,
         seed: int,
         last_step: int,
-        needs_company: bool,
+        requires_group: bool,
         watch: Callable[[int], Watch | None] = lambda step: None,
         answers: Answers | None = None,
     ) -> None:
-        """`needs_company`: the advantage compares answers, so a group that keeps fewer than two is dropped.
+        """`requires_group`: the advantage compares answers, so a group that keeps fewer than two is dropped.
 
         `watch` gives what is told of a step's calls, for the log. `answers`: who has prompts continued; each with one
         turn of the generators unless it is given.
@@ -89,7 +89,7 @@ class Rollouts:
         self._generators, self._rewarder = generators, rewarder
         self._answers = answers or SingleTurns(generators)
         self._config, self._seed, self._last_step = config, seed, last_step
-        self._fewest = 2 if needs_company else 1
+        self._fewest = 2 if requires_group else 1
         self._in_flight: dict[int, _Draw] = {}
         self._dropped_prompts = 0
         self._watch = watch

@@ -1,4 +1,4 @@
-"""The loop that SFT, reward models and DPO share; what differs between them is a `Lesson`.
+"""The loop that SFT, reward models and DPO share; what differs between them is a `SupervisedTask`.
 
 A step draws the next samples that can be encoded, gives the engine one batch, and logs. The held-out loss is measured
 before the first step, every n steps and after the last; it, or a metric of generated answers, chooses the best checkpoint.
@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from troupe.actors.placement import Seat, company
-from troupe.actors.trained import Trained
+from troupe.actors.placement import RankPlacement, policy_placement
+from troupe.actors.trained import TrainedModel
 from troupe.algorithms.objective import Objective
 from troupe.algorithms.packing import Batch
 from troupe.config.supervised import GeneratingConfig, SupervisedConfig
@@ -25,9 +25,9 @@ from troupe.records import Group, Sample
 from troupe.runs.checkpoint import save_state
 from troupe.runs.run import Run
 from troupe.training.held_out import HeldOutAnswers
-from troupe.training.perform import Scene, perform
+from troupe.training.perform import RunContext, perform
 from troupe.training.preparation import Prepared, prepare
-from troupe.training.roles import Casting
+from troupe.training.roles import RoleStarter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Lesson(ABC):
+class SupervisedTask(ABC):
     """What one kind of supervised training adds to the loop."""
 
     name: str
@@ -50,25 +50,25 @@ class Lesson(ABC):
         """The sample as a group, or None when it cannot be trained on."""
 
     @abstractmethod
-    def prepare(self, batch: Batch, groups: Sequence[Group], course: Course) -> Batch:
+    def prepare(self, batch: Batch, groups: Sequence[Group], course: SupervisedContext) -> Batch:
         """The batch of one optimizer step with the columns that the objective reads."""
 
-    def begin(self, course: Course, *, steps: int) -> None:  # noqa: B027 - most lessons need nothing here
+    def begin(self, course: SupervisedContext, *, steps: int) -> None:  # noqa: B027 - most lessons need nothing here
         """With the starting weights in place, before the first step or a resume."""
 
-    def evaluate(self, course: Course) -> dict[str, float]:
+    def evaluate(self, course: SupervisedContext) -> dict[str, float]:
         """Held-out metrics by their last name."""
         metrics = course.model.measure(course.heldout, self.objective)
         return {name.rpartition("/")[2]: value for name, value in metrics.items() if name.rpartition("/")[2] != "loss"}
 
-    def before_save(self, course: Course) -> None:  # noqa: B027
+    def before_save(self, course: SupervisedContext) -> None:  # noqa: B027
         """Before every checkpoint."""
 
     def state(self) -> dict[str, Any]:
         """What a resume needs beside weights, step and position."""
         return {}
 
-    def restore(self, state: dict[str, Any], course: Course) -> None:  # noqa: B027
+    def restore(self, state: dict[str, Any], course: SupervisedContext) -> None:  # noqa: B027
         """Take up what `state` gave."""
 
 
@@ -76,7 +76,7 @@ class Examples:
     """Training samples as groups, in seeded order; those that cannot be encoded are passed over and counted."""
 
     def __init__(
-        self, samples: Sequence[Sample], lesson: Lesson, tokenizer: PreTrainedTokenizerBase, *, seed: int
+        self, samples: Sequence[Sample], lesson: SupervisedTask, tokenizer: PreTrainedTokenizerBase, *, seed: int
     ) -> None:
         self._samples, self._lesson, self._tokenizer, self._seed = samples, lesson, tokenizer, seed
         self.stream = PromptStream(samples, seed)
@@ -127,12 +127,12 @@ class Examples:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Course:
+class SupervisedContext:
     """Who and what takes part in supervised training."""
 
     config: Any
-    scene: Scene
-    model: Trained[Any]
+    scene: RunContext
+    model: TrainedModel[Any]
     tokenizer: PreTrainedTokenizerBase
     examples: Examples
     heldout_groups: Sequence[Group]
@@ -144,37 +144,37 @@ class Course:
         return self.scene.run
 
 
-def train_supervised(config: SupervisedConfig, lesson: Lesson) -> None:
+def train_supervised(config: SupervisedConfig, lesson: SupervisedTask) -> None:
     """Run a supervised job from opening its directory to its summary."""
     perform(
         config,
         prepare_lesson(config, lesson),
         table=lambda device: _seats(config, device),
-        cast=lambda scene: _enrol(config, lesson, scene),
+        cast=lambda scene: _start_task(config, lesson, scene),
         play=lambda scene, course: teach(config, lesson, course),
         init_timeout_s=config.engine.init_timeout_s,
     )
 
 
-def prepare_lesson(config: SupervisedConfig, lesson: Lesson) -> Prepared:
+def prepare_lesson(config: SupervisedConfig, lesson: SupervisedTask) -> Prepared:
     """All that is found out before the first process."""
     generation = config.generation if isinstance(config, GeneratingConfig) else None
     return prepare(config, metrics=generation.metrics if generation is not None else (), encode=lesson.encode)
 
 
-def _seats(config: SupervisedConfig, device: str) -> list[Seat]:
+def _seats(config: SupervisedConfig, device: str) -> list[RankPlacement]:
     generator = config.generator if isinstance(config, GeneratingConfig) and config.generation is not None else None
     colocated = config.placement.mode == "colocated"
-    return company(config.engine.num_ranks, generator, colocated=colocated, gpu=int(device == "cuda"))
+    return policy_placement(config.engine.num_ranks, generator, colocated=colocated, gpu=int(device == "cuda"))
 
 
 @contextlib.contextmanager
-def _enrol(config: SupervisedConfig, lesson: Lesson, scene: Scene) -> Iterator[Course]:
+def _start_task(config: SupervisedConfig, lesson: SupervisedTask, scene: RunContext) -> Iterator[SupervisedContext]:
     """Start the model, and the engine of held-out answers where the recipe wants them."""
     with contextlib.ExitStack() as stack:
-        casting = Casting(
+        casting = RoleStarter(
             stack,
-            scene.stage,
+            scene.cluster,
             config.model,
             scene.model_path,
             colocated=config.placement.mode == "colocated",
@@ -184,7 +184,7 @@ def _enrol(config: SupervisedConfig, lesson: Lesson, scene: Scene) -> Iterator[C
         total = config.num_steps(len(scene.data.train))
         generation = config.generation if isinstance(config, GeneratingConfig) else None
         answers = None
-        model: Trained[Any]
+        model: TrainedModel[Any]
         if generation is None:
             model = casting.trained(config.engine, name=lesson.name, head=lesson.head, total_steps=total)
         else:
@@ -193,7 +193,7 @@ def _enrol(config: SupervisedConfig, lesson: Lesson, scene: Scene) -> Iterator[C
             answers = HeldOutAnswers.cast(stack, casting, config, generation, scene.data, policy)
         examples = Examples(scene.data.train, lesson, casting.tokenizer, seed=config.seed)
         heldout = _heldout(config, lesson, scene, casting.tokenizer)
-        course = Course(
+        course = SupervisedContext(
             config=config,
             scene=scene,
             model=model,
@@ -209,7 +209,9 @@ def _enrol(config: SupervisedConfig, lesson: Lesson, scene: Scene) -> Iterator[C
         yield course
 
 
-def _heldout(config: SupervisedConfig, lesson: Lesson, scene: Scene, tokenizer: PreTrainedTokenizerBase) -> list[Group]:
+def _heldout(
+    config: SupervisedConfig, lesson: SupervisedTask, scene: RunContext, tokenizer: PreTrainedTokenizerBase
+) -> list[Group]:
     samples = scene.data.heldout[: config.evaluation.num_samples]
     groups = [group for sample in samples if (group := lesson.encode(tokenizer, sample)) is not None]
     if not groups:
@@ -225,7 +227,7 @@ def _heldout(config: SupervisedConfig, lesson: Lesson, scene: Scene, tokenizer: 
     return groups
 
 
-def teach(config: SupervisedConfig, lesson: Lesson, course: Course) -> None:
+def teach(config: SupervisedConfig, lesson: SupervisedTask, course: SupervisedContext) -> None:
     """Every step from the last checkpoint, or from the beginning, to the end."""
     run, examples = course.run, course.examples
     steps = config.num_steps(len(course.scene.data.train))
@@ -254,7 +256,9 @@ def teach(config: SupervisedConfig, lesson: Lesson, course: Course) -> None:
         finish(config, lesson, course, step, last=last)
 
 
-def finish(config: SupervisedConfig, lesson: Lesson, course: Course, step: int, *, last: bool) -> None:
+def finish(
+    config: SupervisedConfig, lesson: SupervisedTask, course: SupervisedContext, step: int, *, last: bool
+) -> None:
     """Evaluate where it is due and write the step's line. A step whose process died between its checkpoint and here owes
     this, and the next process begins with it."""
     if last or (config.evaluation.every and step % config.evaluation.every == 0):
@@ -263,7 +267,9 @@ def finish(config: SupervisedConfig, lesson: Lesson, course: Course, step: int, 
     course.run.end_step(step)
 
 
-def evaluate(config: SupervisedConfig, lesson: Lesson, course: Course, step: int) -> tuple[float, bool]:
+def evaluate(
+    config: SupervisedConfig, lesson: SupervisedTask, course: SupervisedContext, step: int
+) -> tuple[float, bool]:
     """Measure the held-out set; the metric that chooses the best checkpoint, and whether higher is better."""
     run, name = course.run, course.scene.data.name
     with run.timed("evaluate"):
@@ -278,7 +284,7 @@ def evaluate(config: SupervisedConfig, lesson: Lesson, course: Course, step: int
     return metrics[f"eval/{name}/{best}"], config.evaluation.higher_is_better and best != "nll"
 
 
-def save(lesson: Lesson, course: Course, step: int) -> None:
+def save(lesson: SupervisedTask, course: SupervisedContext, step: int) -> None:
     """Write a checkpoint: weights in Hugging Face format, and all that `resume` needs."""
     run = course.run
     with run.timed("checkpoint"):
@@ -292,7 +298,7 @@ def save(lesson: Lesson, course: Course, step: int) -> None:
             save_state(path, {"step": step, **place, "lesson": lesson.state(), "so_far": run.so_far()})
 
 
-def resume(lesson: Lesson, course: Course) -> tuple[int, bool]:
+def resume(lesson: SupervisedTask, course: SupervisedContext) -> tuple[int, bool]:
     """The step to go on from, that of the newest whole checkpoint, or 0; and whether that step still owes its end."""
     run = course.run
     step = run.checkpoints.resumable(course.model.damage, model=course.model.facts["identity"])

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from troupe.actors.placement import Stage
-from troupe.actors.trained import Trained, TrainedWorker
+from troupe.actors.placement import Cluster
+from troupe.actors.trained import TrainedModel, TrainedWorker
 from troupe.algorithms.advantage_stage import with_loss_weights
 from troupe.algorithms.objective import SupervisedObjective
 from troupe.algorithms.packing import Batch
@@ -37,7 +37,7 @@ STEPS_PER_CALL = 5
 
 
 def starting_model(
-    config: ModelConfig, data: DataSet, stage: Stage, *, precision: str, seed: int, progress: Progress
+    config: ModelConfig, data: DataSet, cluster: Cluster, *, precision: str, seed: int, progress: Progress
 ) -> str:
     """The directory (or hub name) of the model to start from; of a run its best checkpoint."""
     if not isinstance(config, ScratchModelConfig):
@@ -54,7 +54,7 @@ def starting_model(
             write_scratch_model(config, texts_of(demonstrations), str(building), seed)
             if config.warm_start.steps:
                 _supervise(
-                    config, demonstrations, str(building), stage, precision=precision, seed=seed, progress=progress
+                    config, demonstrations, str(building), cluster, precision=precision, seed=seed, progress=progress
                 )
             target.parent.mkdir(parents=True, exist_ok=True)
             building.rename(target)
@@ -90,7 +90,7 @@ def _supervise(
     config: ScratchModelConfig,
     samples: Sequence[Sample],
     directory: str,
-    stage: Stage,
+    cluster: Cluster,
     *,
     precision: str,
     seed: int,
@@ -111,8 +111,8 @@ def _supervise(
         min_lr_ratio=0.05,
         row_tokens=2048,
     )
-    group = stage.group(TrainedWorker, [{"rank": 0, "world_size": 1}], role="warm start")
-    policy = Trained(group, engine, name="sft")
+    group = cluster.workers(TrainedWorker, [{"rank": 0, "world_size": 1}], role="warm start")
+    policy = TrainedModel(group, engine, name="sft")
     try:
         policy.start(directory, total_steps=warm.steps, seed=seed)
         batches = _demonstration_batches(
