@@ -75,7 +75,7 @@ class LogprobCheck:
         expected = self.expect(policy)
         sent = policy.publish(generators, version)
         self.require_arrived(sent, generators)
-        self.gap = self.measure(expected, generators)
+        self.gap = self.measure_gap(expected, generators)
         noise = {"consistency/noise": self.noise} if self._measures else {}
         return {"consistency/logprob_gap": self.gap, "consistency/max_gap": self.bound, **noise}
 
@@ -130,7 +130,7 @@ class LogprobCheck:
                         "model's type if it happens twice"
                     )
 
-    def measure(self, expected: torch.Tensor, generators: Generators) -> float:
+    def measure_gap(self, expected: torch.Tensor, generators: Generators) -> float:
         """The largest of the engines' mean |differences| from `expected`, in nats. Raises ConsistencyError above the bound."""
         asked = generators.workers.start(GeneratorWorker.logprobs, self._sequences)
         engines = generators.workers.gather(asked, generators.config.sync_timeout_s, "scoring the gate's probes")

@@ -116,7 +116,7 @@ class Engine:
         return self.packed.model
 
     @torch.no_grad()
-    def read(self, batch: Batch, *, in_fp32: bool = False, **options: Any) -> torch.Tensor:
+    def outputs(self, batch: Batch, *, in_fp32: bool = False, **options: Any) -> torch.Tensor:
         """[N] fp32 on the CPU: the head's first output at this rank's tokens; `in_fp32`: computed in fp32, whatever the
         weights' precision. A collective under ZeRO-3."""
         values = torch.zeros(batch.num_tokens)
@@ -130,7 +130,7 @@ class Engine:
         return values
 
     @torch.no_grad()
-    def measure(self, batch: Batch, loss: LossFn, **options: Any) -> dict[str, float]:
+    def evaluate_loss(self, batch: Batch, loss: LossFn, **options: Any) -> dict[str, float]:
         """Loss and metrics of this rank's shard, summed over the ranks; nothing is trained."""
         totals: dict[str, torch.Tensor] = {}
         self.packed.eval()
@@ -139,7 +139,7 @@ class Engine:
         self.packed.train(self._training_mode)
         return self._sum_over_ranks(totals)
 
-    def step(self, batch: Batch, loss: LossFn, **options: Any) -> dict[str, float]:
+    def update(self, batch: Batch, loss: LossFn, **options: Any) -> dict[str, float]:
         """One optimizer step on this rank's shard; metrics are summed over the ranks. `options` go to the forward pass.
 
         Raises NumericalError, before any weight has changed, when a loss is not finite.

@@ -52,12 +52,12 @@ class FrozenWorker:
         if not offload:
             self._model.to(hardware().device)
 
-    def read(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+    def outputs(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
         """[N]: the head's output at this rank's tokens; with `wanted`, bool [N], at those alone, and 0 elsewhere."""
         with working("read"):
             if self._offload:
                 self._model.to(hardware().device)
-            values = self._model.read(batch, wanted=wanted, **options)
+            values = self._model.outputs(batch, wanted=wanted, **options)
             if self._offload:
                 self._model.to("cpu")
         return values
@@ -99,20 +99,20 @@ class FrozenModel:
 
     def logprobs(self, batch: Batch, *, temperature: float = 1.0, wanted: torch.Tensor | None = None) -> torch.Tensor:
         """[N]: log-probabilities of the batch's tokens; where `wanted`, bool [N], is false, 0 and no logits computed."""
-        return self._read(batch, wanted=wanted, temperature=temperature)
+        return self._outputs(batch, wanted=wanted, temperature=temperature)
 
     def scores(self, batch: Batch) -> torch.Tensor:
         """[B]: the reward model's score of each branch."""
-        return branch_scores(self._read(batch, reads="after"), batch.branch_ids)
+        return branch_scores(self._outputs(batch, reads="after"), batch.branch_ids)
 
-    def _read(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+    def _outputs(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
         shards = [shard for shard in batch.split(self.workers.size) if shard]
         # The ranks take turns to be first, so that a caller with one group at a time keeps all of them busy.
         first = next(self._turns)
         futures = [
             self.workers.submit(
                 (first + place) % self.workers.size,
-                FrozenWorker.read,
+                FrozenWorker.outputs,
                 batch.select(shard).without_columns(),
                 wanted=None if wanted is None else wanted[batch.tokens_of(shard)],
                 **options,

@@ -134,11 +134,11 @@ class GeneratorWorker:
         self._turn = asyncio.Lock()
         # The first request initialises lazily for seconds; nobody should wait for that later.
         first = Request(prompt_ids=[0, 0], num_branches=2, max_tokens=2, temperature=1.0, seed=0)
-        await self.begin(FIRST_REQUEST, [first], alone=True)
-        await self.finished(FIRST_REQUEST)
+        await self.submit(FIRST_REQUEST, [first], alone=True)
+        await self.poll(FIRST_REQUEST)
         return str(__version__)
 
-    async def begin(self, batch: int, requests: Sequence[Request], *, alone: bool) -> None:
+    async def submit(self, batch: int, requests: Sequence[Request], *, alone: bool) -> None:
         """Start a batch; `finished` has its answers. One that runs `alone` waits until those before it have ended, and
         those behind it wait for its end: what shares an engine step with what is then a function of the requests."""
         self._inboxes[batch] = _Inbox(len(requests))
@@ -146,7 +146,7 @@ class GeneratorWorker:
         self._tasks.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(self._tasks.discard)
 
-    async def finished(self, batch: int) -> list[tuple[int, list[Branch]]]:
+    async def poll(self, batch: int) -> list[tuple[int, list[Branch]]]:
         """(position, branches in order) of the batch's requests that have finished since the last call, at least one;
         with log-probabilities and the weight version of every token."""
         answers = await self._inboxes[batch].take()

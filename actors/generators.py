@@ -51,7 +51,7 @@ class Generators:
             for engine, positions in enumerate(dealt):
                 if positions:
                     part = _Part(self, engine, [requests[i] for i in positions], [futures[i] for i in positions])
-                    part.begin(next(self._batches), alone)
+                    part.submit(next(self._batches), alone)
         return futures
 
     @property
@@ -64,7 +64,7 @@ class Generators:
         with self._lock:
             return list(self._loads)
 
-    def answered(self, engine: int, branches: int) -> None:
+    def done(self, engine: int, branches: int) -> None:
         with self._lock:
             self._loads[engine] -= branches
 
@@ -127,16 +127,18 @@ class _Part:
         self._requests, self._futures = requests, futures
         self._open = set(range(len(requests)))
 
-    def begin(self, batch: int, alone: bool) -> None:
+    def submit(self, batch: int, alone: bool) -> None:
         self._batch = batch
-        begun = self._generators.workers.submit(self._engine, GeneratorWorker.begin, batch, self._requests, alone=alone)
+        begun = self._generators.workers.submit(
+            self._engine, GeneratorWorker.submit, batch, self._requests, alone=alone
+        )
         begun.add_done_callback(self._ask)
 
     def _ask(self, before: Future[Any]) -> None:
         if (error := before.exception()) is not None:
             self._fail(error)
             return
-        answers = self._generators.workers.submit(self._engine, GeneratorWorker.finished, self._batch)
+        answers = self._generators.workers.submit(self._engine, GeneratorWorker.poll, self._batch)
         answers.add_done_callback(self._take)
 
     def _take(self, answers: Future[list[tuple[int, list[Branch]]]]) -> None:
@@ -156,7 +158,7 @@ class _Part:
 
     def _close(self, position: int) -> None:
         self._open.discard(position)
-        self._generators.answered(self._engine, self._requests[position].num_branches)
+        self._generators.done(self._engine, self._requests[position].num_branches)
 
 
 def start_generators(workers: Workers[GeneratorWorker], config: GeneratorConfig) -> None:

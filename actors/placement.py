@@ -20,6 +20,7 @@ from troupe.actors.workers import InlineWorkers, RayWorkers, Slot, Workers, own_
 from troupe.config.grpo import GRPOConfig, PPOConfig
 from troupe.config.models import GeneratorConfig, PlacementConfig
 from troupe.config.run import RunConfig
+from troupe.config.supervised import GeneratingConfig, SupervisedConfig
 from troupe.errors import ConfigError, WorkerError
 from troupe.hardware import Hardware, hardware
 from troupe.processes.logs import ProcessLogs
@@ -51,9 +52,12 @@ GPU_SHARES = {"policy": 0.3, "critic": 0.2, "reference": 0.2, "reward_model": 0.
 they work."""
 
 
-def placement_table(config: GRPOConfig, *, device: str) -> list[RankPlacement]:
-    """The table: every rank of every role and its bundle. Raises ConfigError when the roles cannot share."""
+def placement_table(config: GRPOConfig | SupervisedConfig, *, device: str) -> list[RankPlacement]:
+    """Give every rank of every role its bundle. Raises ConfigError when the roles cannot share."""
     colocated = config.placement.mode == "colocated"
+    if isinstance(config, SupervisedConfig):
+        generator = config.generator if isinstance(config, GeneratingConfig) and config.generation is not None else None
+        return policy_placement(config.engine.num_ranks, generator, colocated=colocated, gpu=int(device == "cuda"))
     if colocated and device == "cuda" and config.rollout.max_lag > 0:
         raise ConfigError(
             f"rollout.max_lag ({config.rollout.max_lag}) lets generation and training overlap, which on shared GPUs they cannot; "

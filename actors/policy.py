@@ -1,12 +1,10 @@
 """The policy: the trained model that generators sample from.
 
-Verbs: logprobs, update, publish, save, load. Beside what every trained model does it sends its weights away and
-splits a rollout into minibatches.
+Verbs: logprobs, update, publish, save, load. Beside what every trained model does it sends its weights away.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -16,10 +14,7 @@ from troupe.actors.generators import Generators
 from troupe.actors.meters import working
 from troupe.actors.trained import TrainedModel, TrainedWorker
 from troupe.actors.workers import Workers
-from troupe.algorithms.advantage_stage import with_loss_weights
-from troupe.algorithms.objective import PolicyObjective
 from troupe.algorithms.packing import Batch
-from troupe.config.algorithm import AlgorithmConfig
 from troupe.config.models import PolicyConfig
 from troupe.errors import SyncError, WorkerError
 
@@ -80,14 +75,7 @@ class Policy(TrainedModel[PolicyWorker]):
     ) -> torch.Tensor:
         """[N]: log-probabilities of the batch's tokens; `at_start`: under the weights that the policy started from;
         `in_fp32`: of the same weights, computed in fp32."""
-        return self.read(batch, temperature=temperature, at_start=at_start, in_fp32=in_fp32)
-
-    def update(
-        self, batch: Batch, settings: AlgorithmConfig, *, temperature: float, max_response_tokens: int, seed: int
-    ) -> dict[str, float]:
-        """`epochs` passes of `minibatches` optimizer steps over the batch; their mean metrics."""
-        steps = minibatches(batch, settings, max_response_tokens=max_response_tokens, seed=seed)
-        return self.step(steps, PolicyObjective(settings, temperature))
+        return self.outputs(batch, temperature=temperature, at_start=at_start, in_fp32=in_fp32)
 
     def publish(self, generators: Generators, version: int) -> dict[str, int]:
         """Give the current weights to every generator as `version` and let them go on generating; the digest of each
@@ -106,20 +94,3 @@ class Policy(TrainedModel[PolicyWorker]):
         generators.wake("kv_cache")
         generators.receive(version)
         return dict(sent)
-
-
-def minibatches(batch: Batch, settings: AlgorithmConfig, *, max_response_tokens: int, seed: int) -> list[Batch]:
-    """The batches, with loss weights, of `epochs` passes of `minibatches` optimizer steps, drawn by seed."""
-    return [
-        with_loss_weights(batch.select(part), settings.aggregation, max_response_tokens=max_response_tokens)
-        for epoch in range(settings.epochs)
-        for part in _parts(batch, settings.minibatches, seed=seed * settings.epochs + epoch)
-    ]
-
-
-def _parts(batch: Batch, count: int, *, seed: int) -> list[list[int]]:
-    """Group indices of each minibatch, drawn by seed; as equal in number as can be."""
-    order = torch.randperm(batch.num_groups, generator=torch.Generator().manual_seed(seed)).tolist()
-    count = min(count, batch.num_groups)
-    bounds = [len(order) * part // count for part in range(count + 1)]
-    return [order[start:end] for start, end in itertools.pairwise(bounds)]

@@ -17,7 +17,6 @@ from troupe.chat import encode_answer
 from troupe.config.models import RewardModelConfig
 from troupe.errors import ConfigError, DataError, RewardError
 from troupe.records import Branch, Group
-from troupe.runs.model_check import check_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,11 +87,3 @@ def require_same_tokenizer(
             f"{field} {path} has another tokenizer ({len(other)} tokens, end of turn {other.eos_token!r}) than the policy "
             f"({len(policy)}, {policy.eos_token!r}), whose tokens it reads; use a model that was trained from the policy's family"
         )
-
-
-def located(settings: RewardModelConfig) -> RewardModelConfig:
-    """The settings with the directory of the model's checkpoint; refused without a trained head, before anything starts."""
-    path = check_model(
-        settings.path, field="reward_model.path", scalar=True, trust_remote_code=settings.trust_remote_code
-    )
-    return settings.model_copy(update={"path": path})

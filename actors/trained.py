@@ -109,12 +109,12 @@ class TrainedWorker:
             "forward_path": str(self._engine.forward_path),
         }
 
-    def read(self, batch: Batch, *, at_start: bool = False, **options: Any) -> torch.Tensor:
+    def outputs(self, batch: Batch, *, at_start: bool = False, **options: Any) -> torch.Tensor:
         """[N]: the head's output at this rank's tokens; `at_start`: under the weights that the model started from. The
-        other options are those of `Engine.read`."""
+        other options are those of `Engine.outputs`."""
         self._back()
         with working("read"), self._engine.at_start() if at_start else contextlib.nullcontext():
-            return self._engine.read(batch, **options)
+            return self._engine.outputs(batch, **options)
 
     def update(self, minibatches: Sequence[Batch], *, objective: Objective) -> list[dict[str, float]]:
         """One optimizer step per minibatch; the metrics of each."""
@@ -123,14 +123,14 @@ class TrainedWorker:
         with working("update"):
             for batch in minibatches:
                 with RECORDER.span("optimizer step"):
-                    metrics.append(self._engine.step(batch, objective, **objective.options))
+                    metrics.append(self._engine.update(batch, objective, **objective.options))
         return metrics
 
-    def measure(self, batch: Batch, *, objective: Objective) -> dict[str, float]:
+    def evaluate_loss(self, batch: Batch, *, objective: Objective) -> dict[str, float]:
         """The objective's metrics; nothing is trained."""
         self._back()
         with working("measure"):
-            return self._engine.measure(batch, objective, **objective.options)
+            return self._engine.evaluate_loss(batch, objective, **objective.options)
 
     def set_score_mean(self, mean: float) -> None:
         """What a scalar head's output is lessened by, from now on and in what is saved."""
@@ -207,28 +207,28 @@ class TrainedModel(Generic[W]):
         """A host and a free port of every rank's machine; the ranks meet at rank 0's."""
         return self.workers.gather(self.workers.start(TrainedWorker.address), self.config.init_timeout_s, "its start")
 
-    def read(self, batch: Batch, **options: Any) -> torch.Tensor:
+    def outputs(self, batch: Batch, **options: Any) -> torch.Tensor:
         """[N]: the head's output at the batch's tokens, computed on all ranks."""
         shards = batch.split(self.workers.size)
         slim = [batch.select(shard).without_columns() for shard in shards]
-        results = self.workers.scatter(TrainedWorker.read, slim, **options)
+        results = self.workers.scatter(TrainedWorker.outputs, slim, **options)
         values = torch.zeros(batch.num_tokens)
         for shard, result in zip(shards, results, strict=True):
             values[batch.tokens_of(shard)] = result
         return values
 
-    def step(self, steps: Sequence[Batch], objective: Objective) -> dict[str, float]:
-        """One optimizer step per batch (with `loss_weights`), each sharded over the ranks by tokens; mean metrics."""
-        sharded = [[batch.select(shard) for shard in batch.split(self.workers.size)] for batch in steps]
+    def update(self, minibatches: Sequence[Batch], objective: Objective) -> dict[str, float]:
+        """Make an optimizer step per batch (with `loss_weights`), each sharded over the ranks by tokens; mean metrics."""
+        sharded = [[batch.select(shard) for shard in batch.split(self.workers.size)] for batch in minibatches]
         by_rank = [list(shards) for shards in zip(*sharded, strict=True)]
         results = self.workers.scatter(TrainedWorker.update, by_rank, objective=objective)[0]
         names = {name for metrics in results for name in metrics}
         return self._named({name: sum(metrics.get(name, 0.0) for metrics in results) / len(results) for name in names})
 
-    def measure(self, batch: Batch, objective: Objective) -> dict[str, float]:
-        """What `step` would log of this batch, with the weights as they are."""
+    def evaluate_loss(self, batch: Batch, objective: Objective) -> dict[str, float]:
+        """What `update` would log of this batch, with the weights as they are."""
         shards = [batch.select(shard) for shard in batch.split(self.workers.size)]
-        return self._named(self.workers.scatter(TrainedWorker.measure, shards, objective=objective)[0])
+        return self._named(self.workers.scatter(TrainedWorker.evaluate_loss, shards, objective=objective)[0])
 
     def _named(self, metrics: dict[str, float]) -> dict[str, float]:
         return {name if "/" in name else f"{self.name}/{name}": value for name, value in metrics.items()}

@@ -285,7 +285,7 @@ def run_bare_update(workload: Workload, directory: Path, steps: int) -> dict[str
         optimizer.step()
         optimizer.zero_grad()
 
-    ours, limit = _in_turn(lambda: engine.step(batch, objective), bare_step, steps)
+    ours, limit = _in_turn(lambda: engine.update(batch, objective), bare_step, steps)
     weights = [tensor.clone() for tensor in bare.parameters()]
     copies = _seconds(lambda: [tensor.clone() for tensor in weights], steps)
     engine.close()

@@ -28,7 +28,7 @@ from troupe.records import Group, Sample
 from troupe.runs.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from troupe.training.examples import ranked_answers, require_answers
 from troupe.training.reference_cache import ReferenceCache
-from troupe.training.supervised import SupervisedContext, SupervisedTask, prepare_lesson, train_supervised
+from troupe.training.supervised import SupervisedContext, SupervisedTask, prepare_task, train_supervised
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
 """How far the first loss may be from that of a policy which is its own reference; bf16 rounds otherwise in other rows."""
 
 
-class Preference(SupervisedTask):
+class DPOTask(SupervisedTask):
     """DPO or IPO on ranked answers."""
 
     name = "dpo"
@@ -60,55 +60,55 @@ class Preference(SupervisedTask):
         require_answers(sample)
         return ranked_answers(tokenizer, sample, max_length=self._config.max_length)
 
-    def prepare(self, batch: Batch, groups: Sequence[Group], course: SupervisedContext) -> Batch:
-        return with_preference_pairs(batch, groups).with_columns(ref_logprobs=self._reference(batch, groups, course))
+    def prepare(self, batch: Batch, groups: Sequence[Group], training: SupervisedContext) -> Batch:
+        return with_preference_pairs(batch, groups).with_columns(ref_logprobs=self._reference(batch, groups, training))
 
-    def _reference(self, batch: Batch, groups: Sequence[Group], course: SupervisedContext) -> torch.Tensor:
+    def _reference(self, batch: Batch, groups: Sequence[Group], training: SupervisedContext) -> torch.Tensor:
         if self._cache is None:
-            return course.model.read(batch, at_start=True)
+            return training.model.outputs(batch, at_start=True)
         return self._cache.logprobs(groups)
 
-    def begin(self, course: SupervisedContext, *, steps: int) -> None:
+    def begin(self, training: SupervisedContext, *, steps: int) -> None:
         """Compute the reference's log-probabilities, and see that the first loss is that of the reference."""
         if self._config.reference == "cached":
-            self._cache = self._fill_cache(course, steps)
-        groups = course.examples.of_the_run(self._config.batch_size)
-        batch = self.prepare(Batch.from_groups(groups), groups, course)
-        loss = course.model.measure(batch, self.objective)["dpo/loss"]
+            self._cache = self._fill_cache(training, steps)
+        groups = training.examples.of_the_run(self._config.batch_size)
+        batch = self.prepare(Batch.from_groups(groups), groups, training)
+        loss = training.model.evaluate_loss(batch, self.objective)["dpo/loss"]
         expected = self.objective.loss_of_reference
-        if not abs(loss - expected) <= TOLERANCE[course.scene.precision] * max(1.0, expected):
+        if not abs(loss - expected) <= TOLERANCE[training.context.precision] * max(1.0, expected):
             raise NumericalError(
                 f"the loss before the first step is {loss:.6f}, but that of a policy that is its own reference is {expected:.6f}: the "
                 "reference is another model (look at reference_cache and model.path), its tokens differ (tokenizer, chat template), "
                 "or the model is not deterministic (dropout, bf16 overflow)"
             )
 
-    def _fill_cache(self, course: SupervisedContext, steps: int) -> ReferenceCache:
-        path = Path(self._config.reference_cache or course.run.directory / "reference_logprobs.safetensors")
+    def _fill_cache(self, training: SupervisedContext, steps: int) -> ReferenceCache:
+        path = Path(self._config.reference_cache or training.run.directory / "reference_logprobs.safetensors")
         cache = ReferenceCache(
             path,
-            model=weights_fingerprint(course.scene.model_path),
-            tokenizer=tokenizer_fingerprint(course.tokenizer),
+            model=weights_fingerprint(training.context.model_path),
+            tokenizer=tokenizer_fingerprint(training.tokenizer),
         )
-        groups = [*course.examples.of_the_run(steps * self._config.batch_size), *course.heldout_groups]
-        with course.run.timed("reference"):
-            computed = cache.fill(groups, course.model.read)
+        groups = [*training.examples.of_the_run(steps * self._config.batch_size), *training.heldout_groups]
+        with training.run.timed("reference"):
+            computed = cache.fill(groups, training.model.outputs)
         log.info("reference log-probabilities: %d computed, %d found in %s", computed, len(groups) - computed, path)
         return cache
 
-    def evaluate(self, course: SupervisedContext) -> dict[str, float]:
-        batch = self.prepare(course.heldout, course.heldout_groups, course)
-        metrics = course.model.measure(batch, self.objective)
+    def evaluate(self, training: SupervisedContext) -> dict[str, float]:
+        batch = self.prepare(training.heldout, training.heldout_groups, training)
+        metrics = training.model.evaluate_loss(batch, self.objective)
         return {name.rpartition("/")[2]: value for name, value in metrics.items() if name != "dpo/loss"}
 
 
 def train_dpo(config: DPOConfig) -> None:
-    train_supervised(config, Preference(config))
+    train_supervised(config, DPOTask(config))
 
 
 def rehearse(config: DPOConfig) -> list[str]:
     """What a dry run shows."""
-    return prepare_lesson(config, Preference(config)).lines()
+    return prepare_task(config, DPOTask(config)).lines()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from troupe.config.supervised import SFTConfig
 from troupe.errors import DataError
 from troupe.records import Group, Sample
 from troupe.training.examples import demonstration
-from troupe.training.supervised import SupervisedContext, SupervisedTask, prepare_lesson, train_supervised
+from troupe.training.supervised import SupervisedContext, SupervisedTask, prepare_task, train_supervised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,12 +48,12 @@ class SFTTask(SupervisedTask):
         )
         return group if group.num_tokens <= self._config.max_length else None
 
-    def prepare(self, batch: Batch, groups: Sequence[Group], course: SupervisedContext) -> Batch:
+    def prepare(self, batch: Batch, groups: Sequence[Group], training: SupervisedContext) -> Batch:
         return with_loss_weights(batch, "token_mean", prompt_weight=self._config.prompt_weight)
 
-    def evaluate(self, course: SupervisedContext) -> dict[str, float]:
-        heldout = with_loss_weights(course.heldout, "token_mean")
-        return {"nll": course.model.measure(heldout, self.objective)["sft/nll"]}
+    def evaluate(self, training: SupervisedContext) -> dict[str, float]:
+        heldout = with_loss_weights(training.heldout, "token_mean")
+        return {"nll": training.model.evaluate_loss(heldout, self.objective)["sft/nll"]}
 
 
 def train_sft(config: SFTConfig) -> None:
@@ -62,7 +62,7 @@ def train_sft(config: SFTConfig) -> None:
 
 def rehearse(config: SFTConfig) -> list[str]:
     """What a dry run shows."""
-    return prepare_lesson(config, SFTTask(config)).lines()
+    return prepare_task(config, SFTTask(config)).lines()
 
 
 if __name__ == "__main__":

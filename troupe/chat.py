@@ -171,3 +171,10 @@ def demonstration_text(sample: Sample) -> str:
 
 def _turn(message: Message) -> str:
     return message["content"] if message["role"] == "user" else f"[{message['role']}] {message['content']}"
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model directory or hub name."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)

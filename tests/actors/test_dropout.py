@@ -40,8 +40,8 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_first_ratio_of_a_policy_is_exactly_1(model_path: str, checkpointing: bool) -> None:
     batch = with_targets(ragged(vocab=300))
     with engine(model_path, gradient_checkpointing=checkpointing) as built:
-        batch = batch.with_columns(old_logprobs=built.read(batch))
-        metrics = built.step(batch, PolicyObjective(AlgorithmConfig()))
+        batch = batch.with_columns(old_logprobs=built.outputs(batch))
+        metrics = built.update(batch, PolicyObjective(AlgorithmConfig()))
     assert metrics["policy/old_kl"] == 0.0  # of every token: the estimate is above 0 for any other ratio than 1
     assert metrics["policy/ratio_mean"] == pytest.approx(1.0, abs=1e-6)  # its weights are rounded
 
@@ -50,8 +50,8 @@ def test_the_first_loss_of_dpo_is_ln_2(model_path: str) -> None:
     groups = preferences()
     with engine(model_path) as built:
         batch = with_preference_pairs(Batch.from_groups(groups), groups)
-        batch = batch.with_columns(ref_logprobs=built.read(batch))
-        assert built.step(batch, PreferenceObjective(beta=0.1))["loss"] == pytest.approx(math.log(2), abs=1e-6)
+        batch = batch.with_columns(ref_logprobs=built.outputs(batch))
+        assert built.update(batch, PreferenceObjective(beta=0.1))["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_sft_has_the_dropout_of_its_recipe_and_the_same_one_again_when_it_is_resumed(
@@ -62,22 +62,22 @@ def test_sft_has_the_dropout_of_its_recipe_and_the_same_one_again_when_it_is_res
 
     def first_loss(**settings: Any) -> tuple[float, float]:
         with engine(model_path, **settings) as built:
-            measured = built.measure(batch, objective)["loss"]
-            return measured, built.step(batch, objective)["loss"]
+            measured = built.evaluate_loss(batch, objective)["loss"]
+            return measured, built.update(batch, objective)["loss"]
 
     measured, loss = first_loss()
     assert loss == measured
     measured, loss = first_loss(dropout=0.3)
     assert loss != measured
     with engine(model_path, dropout=0.3) as whole:
-        losses = [whole.step(batch, objective)["loss"] for _ in range(2)]
+        losses = [whole.update(batch, objective)["loss"] for _ in range(2)]
     assert losses[0] == loss
     with engine(model_path, dropout=0.3) as begun:
-        begun.step(batch, objective)
+        begun.update(batch, objective)
         begun.save(str(tmp_path))
     with engine(model_path, dropout=0.3) as resumed:
         resumed.load(str(tmp_path))
-        assert resumed.step(batch, objective)["loss"] == losses[1]
+        assert resumed.update(batch, objective)["loss"] == losses[1]
 
 
 def test_a_saved_model_has_the_dropout_of_its_checkpoint(model_path: str, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_with_dropout_a_model_keeps_its_own_attention_which_has_some(tmp_path: P
     batch = Batch.from_groups(ragged())
     with engine(path) as packed, engine(path, dropout=0.2) as own:
         assert (packed.branches, own.branches) == (True, False)
-        torch.testing.assert_close(own.read(batch), packed.read(batch), atol=1e-5, rtol=0)
+        torch.testing.assert_close(own.outputs(batch), packed.outputs(batch), atol=1e-5, rtol=0)
     model = load_model(path, "fp32", dropout=0.2)
     assert model.model.layers[0].self_attn.attention_dropout == 0.2
 

@@ -135,7 +135,7 @@ def test_a_step_is_the_padded_plain_pytorch_step_whatever_the_rows(model_path: s
     expected_gradient, expected = plain_step(model_path, groups, max_grad_norm=0.5)
     settings = {"row_tokens": row_tokens, "max_grad_norm": 0.5, "weight_decay": 0.1}
     with engine(model_path, **settings) as built:
-        metrics = built.step(with_targets(groups), OBJECTIVE)
+        metrics = built.update(with_targets(groups), OBJECTIVE)
         assert metrics["grad_norm"] > 0.5  # so that clipping was at work
         assert_close(gradient_of(built), expected_gradient)
         assert_close_weights(weights_of(built), expected)
@@ -147,7 +147,7 @@ def test_the_order_of_groups_changes_no_gradient(model_path: str) -> None:
         groups = ragged()
         random.Random(seed).shuffle(groups)
         with engine(model_path, row_tokens=40) as built:
-            built.step(with_targets(groups), OBJECTIVE)
+            built.update(with_targets(groups), OBJECTIVE)
             gradients.append(gradient_of(built))
     assert_close(*gradients)
 
@@ -156,7 +156,7 @@ def test_every_zero_stage_makes_the_same_step(model_path: str) -> None:
     results = []
     for cluster in (0, 1, 2, 3):
         with engine(model_path, zero_stage=cluster, row_tokens=40) as built:
-            metrics = built.step(with_targets(ragged()), OBJECTIVE)
+            metrics = built.update(with_targets(ragged()), OBJECTIVE)
             results.append((metrics, gradient_of(built), weights_of(built)))
     (expected_metrics, expected_gradient, expected), *others = results
     for metrics, gradient, weights in others:
@@ -173,7 +173,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_leaves_the_weights(model_path
     with engine(model_path, zero_stage=zero_stage) as built:
         before = weights_of(built)
         with pytest.raises(NumericalError, match="the loss is nan; the weights were not updated"):
-            built.step(with_targets(ragged()), poisoned)
+            built.update(with_targets(ragged()), poisoned)
         assert_same_weights(weights_of(built), before)
 
 
@@ -192,7 +192,7 @@ def test_learning_rates_follow_their_schedule(model_path: str, schedule: str, ex
     batch = with_targets(ragged()[1:2])
     settings = {"schedule": schedule, "warmup_steps": 2, "min_lr_ratio": 0.1, "learning_rate": 0.01}
     with engine(model_path, total_steps=6, **settings) as built:
-        rates = [built.step(batch, OBJECTIVE)["learning_rate"] for _ in range(7)]
+        rates = [built.update(batch, OBJECTIVE)["learning_rate"] for _ in range(7)]
     assert rates == pytest.approx([0.01 * share for share in expected], rel=1e-5)
 
 
@@ -200,21 +200,21 @@ def test_learning_rates_follow_their_schedule(model_path: str, schedule: str, ex
 def test_an_adapter_off_is_the_base_model_and_on_is_its_merge(model_path: str, tmp_path: Path, zero_stage: int) -> None:
     batch = Batch.from_groups(ragged())
     with engine(model_path) as base:
-        expected = base.read(batch)
+        expected = base.outputs(batch)
     lora = LoraConfig(rank=4, alpha=8)
     with engine(model_path, lora=lora, learning_rate=0.02, zero_stage=zero_stage) as built:
         trained = {name for name, parameter in built.packed.named_parameters() if parameter.requires_grad}
         assert trained
         assert all(".lora_" in name for name in trained)
         for _ in range(2):  # B starts at zero: A has a gradient from the second step on
-            built.step(with_targets(ragged()), OBJECTIVE)
-        adapted = built.read(batch)
+            built.update(with_targets(ragged()), OBJECTIVE)
+        adapted = built.outputs(batch)
         assert (adapted - expected).abs().max() > 1e-2
         with built.at_start():
-            torch.testing.assert_close(built.read(batch), expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(built.outputs(batch), expected, atol=1e-5, rtol=0)
         published = weights_of(built)
         built.save(str(tmp_path), trainer_state=False)
-        torch.testing.assert_close(built.read(batch), adapted, atol=1e-6, rtol=0)  # merging left no trace
+        torch.testing.assert_close(built.outputs(batch), adapted, atol=1e-6, rtol=0)  # merging left no trace
         if zero_stage == 0:
             merged = built.model.merge_and_unload()
             reference = dict(merged.named_parameters())
@@ -222,7 +222,7 @@ def test_an_adapter_off_is_the_base_model_and_on_is_its_merge(model_path: str, t
             for name, weight in published.items():
                 torch.testing.assert_close(weight, reference[name].detach(), atol=1e-6, rtol=1e-6)
     with engine(str(tmp_path)) as loaded:
-        torch.testing.assert_close(loaded.read(batch), adapted, atol=1e-4, rtol=0)
+        torch.testing.assert_close(loaded.outputs(batch), adapted, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
@@ -232,7 +232,7 @@ def test_the_start_of_a_partly_frozen_model_stays_beside_it_and_comes_back_with_
     batch = Batch.from_groups(ragged())
     settings = {"frozen_layers": 0.5, "learning_rate": 0.02, "zero_stage": zero_stage, "keep_start": True}
     with engine(model_path) as start:
-        expected, names = start.read(batch), [name for name, _, _ in start.weight_shapes()]
+        expected, names = start.outputs(batch), [name for name, _, _ in start.weight_shapes()]
     with engine(model_path, **settings) as built:
         kept = sum(
             parameter.ds_numel if zero_stage == 3 else parameter.numel()
@@ -240,29 +240,29 @@ def test_the_start_of_a_partly_frozen_model_stays_beside_it_and_comes_back_with_
         )
         assert 0 < kept < sum(torch.Size(shape).numel() for _, _, shape in built.weight_shapes())
         for _ in range(2):
-            built.step(with_targets(ragged()), OBJECTIVE)
-        trained = built.read(batch)
+            built.update(with_targets(ragged()), OBJECTIVE)
+        trained = built.outputs(batch)
         assert (trained - expected).abs().max() > 1e-2
         with built.at_start():
-            torch.testing.assert_close(built.read(batch), expected, atol=1e-5, rtol=0)
-        torch.testing.assert_close(built.read(batch), trained, atol=1e-6, rtol=0)
+            torch.testing.assert_close(built.outputs(batch), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(built.outputs(batch), trained, atol=1e-6, rtol=0)
         assert [name for name, _, _ in built.weight_shapes()] == names
         built.save(str(tmp_path))
     assert gathered_state(str(tmp_path)).keys() >= set(names)
     assert not any(name.startswith("start.") for name in gathered_state(str(tmp_path)))
     with engine(model_path, **settings) as resumed:
         resumed.load(str(tmp_path))
-        torch.testing.assert_close(resumed.read(batch), trained, atol=1e-5, rtol=0)
+        torch.testing.assert_close(resumed.outputs(batch), trained, atol=1e-5, rtol=0)
         with resumed.at_start():
-            torch.testing.assert_close(resumed.read(batch), expected, atol=1e-5, rtol=0)
-        resumed.step(with_targets(ragged()), OBJECTIVE)
+            torch.testing.assert_close(resumed.outputs(batch), expected, atol=1e-5, rtol=0)
+        resumed.update(with_targets(ragged()), OBJECTIVE)
 
 
 def test_a_saved_model_is_loaded_by_transformers_with_the_same_logprobs(model_path: str, tmp_path: Path) -> None:
     (group,) = ragged()[3:4]
     with engine(model_path, zero_stage=3) as built:
-        built.step(with_targets(ragged()), OBJECTIVE)
-        expected = built.read(Batch.from_groups([group]))
+        built.update(with_targets(ragged()), OBJECTIVE)
+        expected = built.outputs(Batch.from_groups([group]))
         built.save(str(tmp_path), trainer_state=False)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     values = []
@@ -279,20 +279,20 @@ def test_a_new_engine_continues_a_saved_one_to_the_bit(model_path: str, tmp_path
     batches = [with_targets([group]) for group in ragged()[2:]]
     with engine(model_path, **settings) as whole:
         for batch in batches:
-            whole.step(batch, OBJECTIVE)
+            whole.update(batch, OBJECTIVE)
         expected = weights_of(whole)
     with engine(model_path, **settings) as first:
-        first.step(batches[0], OBJECTIVE)
+        first.update(batches[0], OBJECTIVE)
         first.save(str(tmp_path))
     with engine(model_path, **settings) as second:
         second.load(str(tmp_path))
-        rates = [second.step(batch, OBJECTIVE)["learning_rate"] for batch in batches[1:]]
+        rates = [second.update(batch, OBJECTIVE)["learning_rate"] for batch in batches[1:]]
         assert rates == pytest.approx([0.01 * 2 / 3, 0.01 / 3])
         assert_same_weights(weights_of(second), expected)
     with engine(model_path, **{**settings, "learning_rate": 0.002}) as forked:
         forked.load(str(tmp_path))  # the optimizer's state is the saved one, its settings are the recipe's
         assert [group["lr"] for group in forked.optimizer.param_groups] == pytest.approx([0.002 * 2 / 3])
-        rates = [forked.step(batch, OBJECTIVE)["learning_rate"] for batch in batches[1:]]
+        rates = [forked.update(batch, OBJECTIVE)["learning_rate"] for batch in batches[1:]]
         assert rates == pytest.approx([0.002 * 2 / 3, 0.002 / 3])
 
 
@@ -311,10 +311,10 @@ def test_a_state_of_another_layout_is_refused_with_its_remedy(model_path: str, t
 def test_bf16_steps_move_fp32_masters_like_fp32_steps(model_path: str, zero_stage: int) -> None:
     batch = with_targets(ragged())
     with engine(model_path) as exact:
-        expected = exact.step(batch, OBJECTIVE)
+        expected = exact.update(batch, OBJECTIVE)
         gradient = gradient_of(exact)
     with engine(model_path, precision="bf16", zero_stage=zero_stage) as built:
-        metrics = built.step(batch, OBJECTIVE)
+        metrics = built.update(batch, OBJECTIVE)
         assert all(dtype == torch.bfloat16 for _, dtype, _ in built.weight_shapes())
         # bf16 has 8 bits: products are off by up to 2^-8, their sums by a few per cent.
         assert metrics["loss"] == pytest.approx(expected["loss"], rel=0.05)
@@ -329,7 +329,7 @@ def test_the_bf16_gradients_of_many_rows_add_up_as_in_fp32(
 ) -> None:
     path, batch, expected = equal_rows
     with engine(path, precision="bf16", row_tokens=16, max_grad_norm=1e9, zero_stage=zero_stage) as built:
-        metrics = built.step(batch, SupervisedObjective())
+        metrics = built.update(batch, SupervisedObjective())
         states = getattr(built.optimizer, "optimizer", built.optimizer).state.values()
         gradient = torch.cat([state["exp_avg"].flatten() for state in states])[: len(expected)] / (1 - BETA1)
     # Added in bf16 they are off by 0.03, and the longer the sum the more.
@@ -350,7 +350,7 @@ def test_gradient_checkpointing_changes_no_gradient(model_path: str) -> None:
     gradients = []
     for checkpointing in (False, True):
         with engine(model_path, gradient_checkpointing=checkpointing, row_tokens=64) as built:
-            built.step(with_targets(ragged()), OBJECTIVE)
+            built.update(with_targets(ragged()), OBJECTIVE)
             gradients.append(gradient_of(built))
     assert_close(*gradients)
 
@@ -365,7 +365,7 @@ def test_a_model_with_a_sliding_window_is_trained_one_sequence_per_row(tmp_path:
     expected, _ = plain_step(path, groups, max_grad_norm=1.0)
     with engine(path, row_tokens=64) as built:
         assert not built.branches
-        built.step(with_targets(groups), OBJECTIVE)
+        built.update(with_targets(groups), OBJECTIVE)
         assert_close(gradient_of(built), expected)
 
 
@@ -374,7 +374,7 @@ def test_bf16_weights_read_in_fp32_give_what_a_plain_fp32_model_of_them_gives(tm
     path = write_weights(SMALL, tmp_path / "model")
     batch = Batch.from_groups(ragged())
     with engine(path, precision="bf16", zero_stage=zero_stage) as built:
-        own, exact, again = built.read(batch), built.read(batch, in_fp32=True), built.read(batch)
+        own, exact, again = built.outputs(batch), built.outputs(batch, in_fp32=True), built.outputs(batch)
     plain = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).float()
     with torch.no_grad():
         expected = torch.cat(

@@ -77,7 +77,7 @@ def steps_of(cluster: Cluster, model_path: str, ranks: int, directory: Path) -> 
         assert policy.workers.call(ObservedWorker.shared_memory) == [[]] * ranks
         for name, groups in CASES.items():
             logprobs = policy.logprobs(Batch.from_groups(groups()), temperature=0.8)
-            metrics = policy.step([with_targets(groups())], OBJECTIVE)
+            metrics = policy.update([with_targets(groups())], OBJECTIVE)
             gradient = policy.workers.call(ObservedWorker.gradient)[0] if not results else None
             policy.save(str(directory / name), trainer_state=False)
             weights = load_file(directory / name / "model.safetensors")

@@ -83,15 +83,15 @@ class Compared(TrainedWorker):
         found: dict[str, Any] = {"losses": []}
         for batch in every.values():
             shard = batch.select(batch.split(2)[self.rank])
-            logprobs = engine.read(shard.without_columns())
-            measured = engine.measure(shard, objective, **objective.options)["loss"]
-            found["losses"].append((measured, engine.step(shard, objective, **objective.options)["loss"]))
+            logprobs = engine.outputs(shard.without_columns())
+            measured = engine.evaluate_loss(shard, objective, **objective.options)["loss"]
+            found["losses"].append((measured, engine.update(shard, objective, **objective.options)["loss"]))
             found.setdefault("logprobs", (batch.tokens_of(batch.split(2)[self.rank]), logprobs))
             found.setdefault("gradient", _first_moments(engine) / (1 - BETAS[0]))
         if config.lora or config.frozen_layers:  # which know the model that they started from
             first = next(iter(every.values()))
             with engine.at_start():
-                logprobs = engine.read(first.select(first.split(2)[self.rank]).without_columns())
+                logprobs = engine.outputs(first.select(first.split(2)[self.rank]).without_columns())
             torch.testing.assert_close(logprobs, found["logprobs"][1], atol=2e-5, rtol=0)
         engine.close()
         return {name: (plain[name], found[name]) for name in plain}

@@ -47,7 +47,7 @@ def test_a_pickle_that_would_run_a_command_is_refused_by_its_name_and_runs_nothi
 @pytest.mark.parametrize("pattern", ["*model_states.pt", "*optim_states.pt"])
 def test_neither_resume_nor_export_run_what_a_checkpoint_brings(model_path: str, tmp_path: Path, pattern: str) -> None:
     with engine(model_path, zero_stage=1) as built:
-        built.step(with_targets(ragged()), OBJECTIVE)
+        built.update(with_targets(ragged()), OBJECTIVE)
         built.save(str(tmp_path))
         (file,) = (tmp_path / "trainer_state").rglob(pattern)
         content = torch.load(file, weights_only=False)
@@ -74,12 +74,12 @@ def test_what_deepspeed_writes_is_read_at_every_stage(
     model_path: str, tmp_path: Path, cluster: int, precision: str
 ) -> None:
     with engine(model_path, zero_stage=cluster, precision=precision) as first:
-        first.step(with_targets(ragged()), OBJECTIVE)
+        first.update(with_targets(ragged()), OBJECTIVE)
         first.save(str(tmp_path))
-        first.step(with_targets(ragged()), OBJECTIVE)
+        first.update(with_targets(ragged()), OBJECTIVE)
         expected = weights_of(first)
     assert gathered_state(str(tmp_path))
     with engine(model_path, zero_stage=cluster, precision=precision) as second:
         second.load(str(tmp_path))
-        second.step(with_targets(ragged()), OBJECTIVE)
+        second.update(with_targets(ragged()), OBJECTIVE)
         assert_same_weights(weights_of(second), expected)

@@ -97,7 +97,7 @@ def test_a_branch_of_several_turns_is_trained_as_its_answers_one_by_one(tmp_path
     assert len(pack(batch, 60)) == 3
     gradient, expected = turn_by_turn(path, groups, batch)
     with engine(path, row_tokens=60, max_grad_norm=1.0) as built:
-        metrics = built.step(batch, objective, **objective.options)
+        metrics = built.update(batch, objective, **objective.options)
         assert_close(gradient_of(built), gradient)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert 0 < expected["policy/clip_fraction"] < 1

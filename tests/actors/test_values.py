@@ -182,17 +182,17 @@ def ranked() -> Batch:
 
 def step(built: Engine) -> dict[str, float]:
     objective = RankingObjective()
-    return built.step(ranked(), objective, **objective.options)
+    return built.update(ranked(), objective, **objective.options)
 
 
 def test_a_model_without_a_head_starts_its_training_at_zero_for_everything(tmp_path: Path) -> None:
     with scalar_engine(write_weights(SMALL, tmp_path)) as built:
-        assert torch.count_nonzero(built.read(ranked(), reads="after")) == 0
+        assert torch.count_nonzero(built.outputs(ranked(), reads="after")) == 0
         # All scores are equal: every pair is a coin toss, -log sigmoid(0) = ln 2, and equal scores are right one half.
         metrics = step(built)
         assert metrics["loss"] == pytest.approx(0.693147, abs=1e-6)
         assert metrics["reward_model/accuracy"] == pytest.approx(0.5, abs=1e-6)
-        assert torch.count_nonzero(built.read(ranked(), reads="after")) > 0
+        assert torch.count_nonzero(built.outputs(ranked(), reads="after")) > 0
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
@@ -202,7 +202,7 @@ def test_what_training_saves_is_a_hugging_face_classifier_with_its_score_mean(
     groups = ragged()
     with scalar_engine(paths["branches"], zero_stage=zero_stage) as built:
         step(built)
-        raw = built.read(Batch.from_groups(groups), reads="after")
+        raw = built.outputs(Batch.from_groups(groups), reads="after")
         built.model.config.score_mean = -0.75
         built.save(str(tmp_path), trainer_state=False)
     assert json.loads((tmp_path / "config.json").read_text())["score_mean"] == -0.75
@@ -237,7 +237,7 @@ def test_plain_transformers_scores_what_was_saved_alike_padded_and_not(tmp_path:
             for ids in sequences
         ]
         batch = Batch.from_groups(groups)
-        ours = built.read(batch, reads="after")[last_tokens(batch.branch_ids)]
+        ours = built.outputs(batch, reads="after")[last_tokens(batch.branch_ids)]
 
     saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert saved.pad_token == ("<pad>" if case == "a reserved token" else "<|pad|>")
@@ -294,7 +294,7 @@ def test_an_adapter_on_a_scalar_model_trains_the_head_and_is_saved_with_it(
         moved = {name for name in before if not torch.equal(before[name], after[name])}
         assert moved == {name for name in before if name.endswith("_proj.weight") or name == "score.weight"}
         built.model.config.score_mean = 0.25
-        expected = built.read(batch, reads="after")
+        expected = built.outputs(batch, reads="after")
         built.save(str(tmp_path), trainer_state=False)
     with frozen(str(tmp_path)) as loaded:
         torch.testing.assert_close(loaded.scores(batch), expected[last_tokens(batch.branch_ids)], atol=1e-4, rtol=1e-4)
@@ -304,8 +304,8 @@ def test_a_critic_reads_before_its_tokens_when_it_learns(paths: dict[str, str]) 
     batch = ranked()
     objective = ValueObjective(clip=None)
     with scalar_engine(paths["branches"]) as built:
-        values = built.read(batch, reads="before")
+        values = built.outputs(batch, reads="before")
         weights = torch.full((batch.num_tokens,), 1 / batch.num_tokens)
         # Returns that are its own values: were another position read in the step, the error would not be 0.
         batch = batch.with_columns(old_values=values, returns=values, loss_weights=weights, metric_weights=weights)
-        assert built.step(batch, objective, **objective.options)["value/error"] == pytest.approx(0, abs=1e-5)
+        assert built.update(batch, objective, **objective.options)["value/error"] == pytest.approx(0, abs=1e-5)

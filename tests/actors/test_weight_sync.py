@@ -95,7 +95,7 @@ class Pair:
         self.publish()
 
     def learn(self) -> None:
-        self.policy.step([with_targets(self.groups)], PolicyObjective(AlgorithmConfig()))
+        self.policy.update([with_targets(self.groups)], PolicyObjective(AlgorithmConfig()))
 
     def publish(self) -> dict[str, float]:
         self.version += 1
@@ -146,7 +146,7 @@ def require_the_gap_sees_an_old_head(pair: Pair) -> None:
     expected = pair.logprob_check.expect(pair.policy)
     pair.policy.publish(pair.generators, version=100)
     with pytest.raises(ConsistencyError, match=r"the trainer disagree by 0\.00[3-9]\d* nats a token") as caught:
-        pair.logprob_check.measure(expected, pair.generators)
+        pair.logprob_check.measure_gap(expected, pair.generators)
     assert "allowed: 0.001" in str(caught.value)
 
 

@@ -131,7 +131,7 @@ def one_step(
     """Metrics and gradient of the first step on `groups` in this process."""
     built = Engine(path, settings(row_tokens=row_tokens), total_steps=10, head=case.head)  # type: ignore[arg-type]
     try:
-        metrics = built.step(case.batch(groups), case.objective, **case.objective.options)
+        metrics = built.update(case.batch(groups), case.objective, **case.objective.options)
         return metrics, gradient_of(built)
     finally:
         built.engine.destroy()
@@ -309,9 +309,9 @@ def test_the_first_loss_is_known_beforehand(
     built = Engine(paths["vocabulary"], settings(row_tokens=MANY_ROWS), total_steps=10)
     try:
         batch = with_preference_pairs(Batch.from_groups(groups), groups)
-        batch = batch.with_columns(ref_logprobs=built.read(batch))
+        batch = batch.with_columns(ref_logprobs=built.outputs(batch))
         assert objective.loss_of_reference == pytest.approx(expected)
-        assert built.measure(batch, objective)["loss"] == pytest.approx(expected, rel=1e-5)
+        assert built.evaluate_loss(batch, objective)["loss"] == pytest.approx(expected, rel=1e-5)
     finally:
         built.engine.destroy()
 
@@ -339,7 +339,7 @@ def two_ranks(cluster: Cluster, paths: dict[str, str]) -> dict[str, tuple[dict[s
             )
             model.start(paths[case.head], total_steps=10, seed=0)
             model.ready()
-            metrics = model.step([case.batch(preferences())], case.objective)
+            metrics = model.update([case.batch(preferences())], case.objective)
             results[name] = (metrics, group.call(ObservedWorker.gradient)[0])
             group.call(TrainedWorker.close)
     finally:

@@ -14,7 +14,7 @@ from troupe.engines import trial as module
 from troupe.engines.trial import EngineDiesError, Trial, engine_trial, remembered_trial, settle_engine
 from troupe.errors import WorkerError
 from troupe.hardware import HIDE_AMX, hardware
-from troupe.training import perform
+from troupe.training import context
 
 CLAIMS_AMX = Path(__file__).resolve().parents[1] / "fixtures" / "claims_amx"
 DIES = """
@@ -100,14 +100,14 @@ def test_a_home_that_cannot_be_written_only_forgets(trials, monkeypatch):
 def test_a_run_goes_on_in_fp32_unless_its_recipe_names_bf16(trials, monkeypatch, caplog):
     answers = Trial(precision="fp32", kernel="vec", hides_amx=False, deaths=())
     module._remember(module._memory("fp32"), answers)
-    monkeypatch.setattr(perform, "starting_model", lambda *_, precision, **__: f"model in {precision}")
+    monkeypatch.setattr(context, "starting_model", lambda *_, precision, **__: f"model in {precision}")
     recipe = {"policy": {"precision": "auto"}, "model": {"type": "pretrained", "path": "m"}}
-    assert perform._tried_model(GRPOConfig(**recipe), None, None, None, "bf16") == ("model in fp32", "fp32")
+    assert context._tried_model(GRPOConfig(**recipe), None, None, None, "bf16") == ("model in fp32", "fp32")
     assert "dies on this processor in bf16 (engine by SIGILL)" in caplog.text
     assert "goes on in fp32" in caplog.text
     recipe["policy"]["precision"] = "bf16"
     with pytest.raises(EngineDiesError):
-        perform._tried_model(GRPOConfig(**recipe), None, None, None, "bf16")
+        context._tried_model(GRPOConfig(**recipe), None, None, None, "bf16")
 
 
 def test_an_engine_that_fails_ends_the_warm_start_at_its_next_step(monkeypatch):
@@ -121,8 +121,8 @@ def test_an_engine_that_fails_ends_the_warm_start_at_its_next_step(monkeypatch):
             if step == 2:
                 trial.set_exception(WorkerError("vLLM's engine failed"))
 
-    monkeypatch.setattr(perform, "starting_model", warm_start)
+    monkeypatch.setattr(context, "starting_model", warm_start)
     config = GRPOConfig(model={"type": "pretrained", "path": "m"})
     with pytest.raises(WorkerError, match="engine failed"):
-        perform._starting_model(config, None, None, None, "bf16", beside=trial)
+        context._starting_model(config, None, None, None, "bf16", beside=trial)
     assert done == [1, 2, 3]

@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, one_rank: None) -> Callabl
             config = PolicyConfig(**{"learning_rate": 5e-3, "schedule": "constant", **SETTINGS[kind]})
             engine = Engine(start, config, total_steps=10)
             for _ in range(2):
-                engine.step(with_targets(ragged(VOCAB)), PolicyObjective(AlgorithmConfig()))
+                engine.update(with_targets(ragged(VOCAB)), PolicyObjective(AlgorithmConfig()))
             with CheckpointStore(place / kind / "checkpoints").writing(2) as path:
                 engine.save(str(path), AutoTokenizer.from_pretrained(start))
             engine.close()

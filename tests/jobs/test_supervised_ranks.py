@@ -36,15 +36,15 @@ class Struck(SFTTask):
 
     struck = False
 
-    def prepare(self, batch: Batch, groups: Sequence[Group], course: SupervisedContext) -> Batch:
-        run = course.run
+    def prepare(self, batch: Batch, groups: Sequence[Group], training: SupervisedContext) -> Batch:
+        run = training.run
         if not self.struck and run.step == KILLED_IN:
             import ray
 
             self.struck = True
-            asked = course.model.workers.handles[1].__ray_call__.remote(lambda worker: os.getpid())  # type: ignore[attr-defined]
+            asked = training.model.workers.handles[1].__ray_call__.remote(lambda worker: os.getpid())  # type: ignore[attr-defined]
             os.kill(ray.get(asked), signal.SIGKILL)
-        return super().prepare(batch, groups, course)
+        return super().prepare(batch, groups, training)
 
 
 @pytest.fixture(scope="module")

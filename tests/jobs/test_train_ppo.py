@@ -14,7 +14,7 @@ from tests.actors.small import write_model
 from tests.actors.test_values import write_scalar_model
 from troupe.config.grpo import PPOConfig
 from troupe.files import read_lines
-from troupe.jobs.train_ppo import train_ppo
+from troupe.jobs.train_grpo import train
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -54,8 +54,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(path / "model", tied=True)
     write_model(path / "reward_model", tied=True, seed=1)
     write_scalar_model(AutoConfig.from_pretrained(path / "reward_model"), path / "reward_model", score_mean=0.5)
-    train_ppo(recipe(path, steps=2))
-    train_ppo(recipe(path, steps=3))
+    train(recipe(path, steps=2))
+    train(recipe(path, steps=3))
     return path
 
 

@@ -253,7 +253,7 @@ def test_a_step_without_judgements_stops_the_run_with_what_the_judge_answered(mo
         with pytest.raises(
             RewardError, match=r"100% of .* missing .*; mostly the judge at 127\.0\.0\.1:\d+ answered 503; look"
         ):
-            rollouts.collect(1)
+            rollouts.next_batch(1)
         rewarder.shutdown()
 
 

@@ -389,7 +389,7 @@ def rollouts_of(generators: ScriptedGenerators, max_lag: int = 0) -> tuple[Rollo
 def test_a_step_of_games_adds_the_rewards_and_counts_both_sides_tokens() -> None:
     generators = ScriptedGenerators(TOKENIZER, a_legal_move)
     rollouts, episodes = rollouts_of(generators)
-    rollout = rollouts.collect(1)
+    rollout = rollouts.next_batch(1)
     episodes.shutdown()
     branches = branches_of(rollout.groups)
     for branch, score in zip(branches, [s for group in rollout.groups for s in group.scores], strict=True):
@@ -412,7 +412,7 @@ def test_games_are_the_same_whether_or_not_steps_are_played_ahead() -> None:
         generators = ScriptedGenerators(TOKENIZER, a_legal_move)
         generators.version = 3  # fresh weights for all
         rollouts, episodes = rollouts_of(generators, max_lag)
-        collected = [rollouts.collect(step) for step in (1, 2, 3, 4)]
+        collected = [rollouts.next_batch(step) for step in (1, 2, 3, 4)]
         episodes.shutdown()
         assert set(generators.alone) == {max_lag == 0}
         return [[list(branch.token_ids) for branch in branches_of(rollout.groups)] for rollout in collected]

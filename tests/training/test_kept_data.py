@@ -15,7 +15,7 @@ from troupe.errors import DataError
 from troupe.files import read_json, read_lines
 from troupe.jobs.train_sft import train_sft
 from troupe.records import Sample
-from troupe.training import perform, supervised
+from troupe.training import context, supervised
 from troupe.training.kept_data import data_of_run, model_of_run
 
 
@@ -112,14 +112,14 @@ def test_a_job_whose_file_grew_goes_on_with_the_new_rows_and_the_old_held_out_on
             return groups
 
     monkeypatch.setattr(supervised, "Examples", Watched)
-    split = perform.data_of_run
+    split = context.data_of_run
 
     def watched_split(run: Any, data: DataSet) -> DataSet:
         kept = split(run, data)
         heldout.append([str(sample.prompt) for sample in kept.heldout])
         return kept
 
-    monkeypatch.setattr(perform, "data_of_run", watched_split)
+    monkeypatch.setattr(context, "data_of_run", watched_split)
     for count, steps in ((40, 2), (60, 12)):
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:count]))
         trained.append(set())

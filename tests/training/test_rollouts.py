@@ -172,7 +172,7 @@ def raises(sample: Sample, branch: Branch) -> float:
 
 def test_groups_come_in_the_order_of_their_prompts_whatever_finishes_first(generators: LastInFirstOut) -> None:
     data = samples(10)
-    rollout = build(generators, data, prompts_per_step=6).collect(1)
+    rollout = build(generators, data, prompts_per_step=6).next_batch(1)
     expected = [sample.sample_id for sample in PromptStream(data, 0).take(6)]
     assert ids(rollout) == expected
     asked = [request.seed for _, request in generators.asked]
@@ -192,7 +192,7 @@ def test_seeds_differ_between_steps_samples_and_runs_and_repeat_otherwise() -> N
         rollouts = build(fake, samples(2), prompts_per_step=2, seed=run_seed)
         for step in (1, 2, 3):  # every step draws both samples again
             fake.version = step - 1
-            rollouts.collect(step)
+            rollouts.next_batch(step)
         fake.close()
         return [request.seed for _, request in fake.asked]
 
@@ -206,7 +206,7 @@ def test_seeds_differ_between_steps_samples_and_runs_and_repeat_otherwise() -> N
 def test_copies_of_a_sample_in_a_step_are_answered_otherwise_and_the_first_as_if_alone(
     generators: LastInFirstOut,
 ) -> None:
-    rollout = build(generators, samples(2), prompts_per_step=5).collect(1)
+    rollout = build(generators, samples(2), prompts_per_step=5).next_batch(1)
     groups = [
         (group.sample.sample_id, *(tuple(branch.token_ids) for branch in group.branches)) for group in rollout.groups
     ]
@@ -220,15 +220,15 @@ def test_copies_of_a_sample_in_a_step_are_answered_otherwise_and_the_first_as_if
 def test_the_speed_of_a_rollout_is_that_of_its_answers_however_long_nobody_waited(generators: LastInFirstOut) -> None:
     rollouts = build(generators, samples(3), max_lag=1)
     begun = time.monotonic()
-    rollouts.ahead(0)
+    rollouts.prefetch(0)
     time.sleep(0.5)  # as during an evaluation: the answers are there when the step begins, which then takes no time
-    metrics = rollouts.collect(1).metrics
+    metrics = rollouts.next_batch(1).metrics
     seconds = metrics["rollout/tokens"] / metrics["rollout/tokens_per_second"]
     assert 0.005 < seconds < time.monotonic() - begun
 
 
 def test_replacements_of_a_step_count_the_copies_on(generators: LastInFirstOut) -> None:
-    build(generators, samples(1, signal=[False]), **{**dynamic(2), "prompts_per_step": 2}).collect(1)
+    build(generators, samples(1, signal=[False]), **{**dynamic(2), "prompts_per_step": 2}).next_batch(1)
     assert len({request.seed for _, request in generators.asked}) == len(generators.asked) == 4
 
 
@@ -298,18 +298,18 @@ def test_an_engine_gets_a_whole_batch_before_it_runs_and_answers_request_by_requ
     async def story() -> list[str]:
         diary = EngineDiary()
         worker = worker_with(diary)
-        await worker.begin(0, [request(1), request(2)], alone=True)
-        await worker.begin(1, [request(3)], alone=True)
+        await worker.submit(0, [request(1), request(2)], alone=True)
+        await worker.submit(1, [request(3)], alone=True)
         await diary.has("resume")
         diary.requests[2].ended.set()
-        assert await worker.finished(0) == [(1, [])]
+        assert await worker.poll(0) == [(1, [])]
         await asyncio.sleep(0.05)
         assert "add 3" not in diary.lines  # request 1 still runs
         diary.requests[1].ended.set()
-        assert await worker.finished(0) == [(0, [])]
+        assert await worker.poll(0) == [(0, [])]
         await diary.has("add 3")
         diary.requests[3].ended.set()
-        assert await worker.finished(1) == [(0, [])]
+        assert await worker.poll(1) == [(0, [])]
         assert worker._inboxes == {}
         return diary.lines
 
@@ -320,8 +320,8 @@ def test_what_is_asked_ahead_does_not_wait_for_a_straggler() -> None:
     async def story() -> list[str]:
         diary = EngineDiary()
         worker = worker_with(diary)
-        await worker.begin(0, [request(1)], alone=False)
-        await worker.begin(1, [request(2)], alone=False)
+        await worker.submit(0, [request(1)], alone=False)
+        await worker.submit(1, [request(2)], alone=False)
         await diary.has("add 2")
         return diary.lines
 
@@ -332,7 +332,7 @@ def test_what_is_asked_ahead_does_not_wait_for_a_straggler() -> None:
 def test_a_step_has_the_engines_to_itself_unless_steps_overlap(
     generators: LastInFirstOut, max_lag: int, alone: bool
 ) -> None:
-    build(generators, samples(7), max_lag=max_lag).collect(1)
+    build(generators, samples(7), max_lag=max_lag).next_batch(1)
     assert generators.alone is alone
 
 
@@ -350,7 +350,7 @@ def test_groups_without_signal_are_replaced_by_the_next_prompts(generators: Last
     # Three are wanted. Of prompts 0-2 one has signal, two are missing; of 3-4 one has; 5 completes the step.
     data = in_stream_order(8, signal=[1, 0, 0, 0, 1, 1, 1, 0])
     rollouts = build(generators, data, **dynamic(bound=10))
-    rollout = rollouts.collect(1)
+    rollout = rollouts.next_batch(1)
     order = [sample.sample_id for sample in PromptStream(data, 0).take(8)]
     assert ids(rollout) == [order[0], order[4], order[5]]
     assert rollout.metrics["rollout/replaced_prompts"] == 3
@@ -360,7 +360,7 @@ def test_groups_without_signal_are_replaced_by_the_next_prompts(generators: Last
 
 def test_replacement_ends_at_its_bound(generators: LastInFirstOut) -> None:
     data = in_stream_order(8, signal=[1, 0, 0, 0, 1, 1, 1, 0])
-    rollout = build(generators, data, **dynamic(bound=2)).collect(1)
+    rollout = build(generators, data, **dynamic(bound=2)).next_batch(1)
     assert len(rollout.groups) == 2  # prompts 0 and 4; prompt 5 was not asked any more
     assert rollout.metrics["rollout/replaced_prompts"] == 2
     assert len(generators.asked) == 3 + 2
@@ -369,16 +369,16 @@ def test_replacement_ends_at_its_bound(generators: LastInFirstOut) -> None:
 def test_a_step_without_any_signal_yields_no_groups_and_the_next_goes_on(generators: LastInFirstOut) -> None:
     data = in_stream_order(8, signal=[0, 0, 0, 0, 0, 1, 1, 1])
     rollouts = build(generators, data, **dynamic(bound=2))
-    empty = rollouts.collect(1)
+    empty = rollouts.next_batch(1)
     assert list(empty.groups) == []
     assert (empty.metrics["rollout/groups"], empty.metrics["rollout/replaced_prompts"]) == (0, 2)
     generators.version = 1
-    assert len(rollouts.collect(2).groups) == 3
+    assert len(rollouts.next_batch(2).groups) == 3
 
 
 def test_groups_without_signal_are_kept_and_counted_unless_told_otherwise(generators: LastInFirstOut) -> None:
     data = in_stream_order(4, signal=[1, 0, 1, 1])
-    rollout = build(generators, data, prompts_per_step=4, reward="variety_where_asked").collect(1)
+    rollout = build(generators, data, prompts_per_step=4, reward="variety_where_asked").next_batch(1)
     assert len(rollout.groups) == 4
     assert rollout.metrics["rollout/no_signal_fraction"] == 0.25
 
@@ -396,7 +396,7 @@ def with_long_prompts() -> list[Sample]:
 
 def test_long_prompts_are_dropped_and_counted(generators: LastInFirstOut) -> None:
     data = with_long_prompts()
-    rollout = build(generators, data, max_prompt_tokens=50).collect(1)
+    rollout = build(generators, data, max_prompt_tokens=50).next_batch(1)
     order = [sample.sample_id for sample in PromptStream(data, 0).take(6)]
     assert ids(rollout) == [order[0], order[2], order[5]]
     assert rollout.metrics["rollout/dropped_prompts"] == 3
@@ -405,13 +405,13 @@ def test_long_prompts_are_dropped_and_counted(generators: LastInFirstOut) -> Non
 def test_long_prompts_are_refused_where_the_recipe_says_so(generators: LastInFirstOut) -> None:
     rollouts = build(generators, with_long_prompts(), max_prompt_tokens=50, long_prompts="refuse")
     with pytest.raises(DataError, match=r"more than rollout\.max_prompt_tokens \(50\); raise the limit, or set"):
-        rollouts.collect(1)
+        rollouts.next_batch(1)
 
 
 def test_a_data_set_of_long_prompts_alone_ends_the_run(generators: LastInFirstOut) -> None:
     rollouts = build(generators, samples(3), max_prompt_tokens=1)
     with pytest.raises(DataError, match="10000 prompts in a row are longer"):
-        rollouts.collect(1)
+        rollouts.next_batch(1)
 
 
 @pytest.mark.parametrize(("requires_group", "sizes"), [(True, [3, 4]), (False, [3, 1, 4])])
@@ -420,7 +420,7 @@ def test_branches_without_a_score_are_dropped_and_groups_that_stay_alone_too(
 ) -> None:
     data = in_stream_order(3, missing=[(1,), (0, 1, 2), ()])
     rollouts = build(generators, data, reward="missing_where_asked", requires_group=requires_group)
-    rollout = rollouts.collect(1)
+    rollout = rollouts.next_batch(1)
     assert [len(group.branches) for group in rollout.groups] == sizes
     assert [score.value for score in rollout.groups[0].scores] == [0, 2, 3]
     assert rollout.metrics["reward/missing_fraction"] == pytest.approx(4 / 12)
@@ -429,20 +429,20 @@ def test_branches_without_a_score_are_dropped_and_groups_that_stay_alone_too(
 def test_too_many_missing_scores_stop_the_run(generators: LastInFirstOut) -> None:
     data = in_stream_order(3, missing=[(0, 1, 2), (0, 1), (0, 1)])  # 7 of 12
     with pytest.raises(RewardError, match="58% of the judgements of step 1 are missing"):
-        build(generators, data, reward="missing_where_asked").collect(1)
+        build(generators, data, reward="missing_where_asked").next_batch(1)
 
 
 def test_a_judge_that_is_down_is_not_taken_for_groups_without_signal(generators: LastInFirstOut) -> None:
     data = in_stream_order(8, missing=[tuple(range(GROUP_SIZE))] * 8)
     sampling = DynamicSamplingConfig(enabled=True, max_extra_prompts=4)
     with pytest.raises(RewardError, match="100% of the judgements of step 1 are missing"):
-        build(generators, data, reward="missing_where_asked", dynamic_sampling=sampling).collect(1)
+        build(generators, data, reward="missing_where_asked", dynamic_sampling=sampling).next_batch(1)
 
 
 @pytest.mark.parametrize("reward", ["not_a_number", "raises"])
 def test_a_reward_that_fails_is_one_sentence_that_names_it(generators: LastInFirstOut, reward: str) -> None:
     with pytest.raises(RewardError) as failed:
-        build(generators, samples(3), reward=reward).collect(1)
+        build(generators, samples(3), reward=reward).next_batch(1)
     assert reward in str(failed.value)
     assert "\n" not in str(failed.value)
 
@@ -452,10 +452,10 @@ def test_an_engine_that_fails_or_stays_silent_ends_the_step(generators: LastInFi
     with pytest.raises(
         WorkerError, match=r"3 of 3 groups were not finished within rollout\.timeout_s .* engine: \[7\]"
     ):
-        build(generators, samples(3), timeout_s=0.1).collect(1)
+        build(generators, samples(3), timeout_s=0.1).next_batch(1)
     generators.silent, generators.broken = False, WorkerError("generator rank 1 died")
     with pytest.raises(WorkerError, match="generator rank 1 died"):
-        build(generators, samples(3)).collect(1)
+        build(generators, samples(3)).next_batch(1)
 
 
 # -- running ahead, and going on -------------------------------------------------------------------------------
@@ -477,11 +477,11 @@ def test_a_step_is_asked_as_early_as_its_lag_allows_and_no_earlier(
     rollouts = build(generators, samples(7), prompts_per_step=2, max_lag=max_lag, last_step=5)
     measured = []
     for step in range(1, 6):
-        rollout = rollouts.collect(step)
+        rollout = rollouts.next_batch(step)
         measured.append(rollout.metrics["rollout/lag_max"])
         assert rollout.metrics["rollout/lag"] == measured[-1]
         generators.version = step
-        rollouts.ahead(step)
+        rollouts.prefetch(step)
     assert [version for version, _ in generators.asked] == [version for version in versions for _ in range(2)]
     assert measured == lags
 
@@ -492,17 +492,17 @@ def test_prompts_are_the_same_whatever_the_lag(generators: LastInFirstOut) -> No
     def prompts(max_lag: int) -> list[list[str]]:
         rollouts = build(generators, data, max_lag=max_lag, last_step=5)
         generators.version = 4  # fresh weights for all: this test is not about their age
-        return [ids(rollouts.collect(step)) for step in range(1, 6)]
+        return [ids(rollouts.next_batch(step)) for step in range(1, 6)]
 
     assert prompts(0) == prompts(2)
 
 
 def test_a_token_older_than_the_bound_stops_the_run(generators: LastInFirstOut) -> None:
     rollouts = build(generators, samples(7))
-    rollouts.collect(1)
+    rollouts.next_batch(1)
     # Version 1 was said to be published, but the engine still samples with version 0.
     with pytest.raises(WorkerError, match=r"a token of step 2 was sampled 1 versions ago, rollout\.max_lag is 0"):
-        rollouts.collect(2)
+        rollouts.next_batch(2)
 
 
 @pytest.mark.parametrize("max_lag", [0, 2])
@@ -513,8 +513,8 @@ def test_a_resumed_run_draws_the_prompts_that_were_in_flight_again(generators: L
         seen = []
         for step in chosen:
             generators.version = step - 1
-            rollouts.ahead(step - 1)
-            rollout = rollouts.collect(step)
+            rollouts.prefetch(step - 1)
+            rollout = rollouts.next_batch(step)
             answers = [list(branch.token_ids) for group in rollout.groups for branch in group.branches]
             seen.append((ids(rollout), answers))
         return seen
@@ -522,7 +522,7 @@ def test_a_resumed_run_draws_the_prompts_that_were_in_flight_again(generators: L
     whole = run(build(generators, data, max_lag=max_lag, last_step=5), steps)
     first = build(generators, data, max_lag=max_lag, last_step=5)
     assert run(first, steps[:2]) == whole[:2]
-    first.ahead(2)  # as the job does before it saves
+    first.prefetch(2)  # as the job does before it saves
     position = first.state()["position"]
     assert position == 2 * 3  # two steps of three prompts are trained on; what is in flight is not
     second = build(generators, data, max_lag=max_lag, last_step=5, position=position)
@@ -532,9 +532,9 @@ def test_a_resumed_run_draws_the_prompts_that_were_in_flight_again(generators: L
 def test_a_run_that_replaced_prompts_resumes_behind_them(generators: LastInFirstOut) -> None:
     data = in_stream_order(8, signal=[1, 0, 0, 0, 1, 1, 1, 1])
     rollouts = build(generators, data, **dynamic(bound=10))
-    rollouts.collect(1)
+    rollouts.next_batch(1)
     position = rollouts.state()["position"]
     generators.version = 1
-    expected = ids(rollouts.collect(2))
+    expected = ids(rollouts.next_batch(2))
     resumed = build(generators, data, position=position, **dynamic(bound=10))
-    assert ids(resumed.collect(2)) == expected
+    assert ids(resumed.next_batch(2)) == expected

@@ -5,6 +5,7 @@ Everything here runs once on the whole batch of a step, so that no split into ro
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -157,3 +158,20 @@ def _value(score: float | None) -> Any:
     if score is None:
         raise RewardError("a branch without a score reached the advantages; missing scores are dropped in the rollout")
     return score
+
+
+def split_minibatches(batch: Batch, settings: AlgorithmConfig, *, max_response_tokens: int, seed: int) -> list[Batch]:
+    """Split a batch into those, with loss weights, of `epochs` passes of `minibatches` optimizer steps, drawn by seed."""
+    return [
+        with_loss_weights(batch.select(part), settings.aggregation, max_response_tokens=max_response_tokens)
+        for epoch in range(settings.epochs)
+        for part in _parts(batch, settings.minibatches, seed=seed * settings.epochs + epoch)
+    ]
+
+
+def _parts(batch: Batch, count: int, *, seed: int) -> list[list[int]]:
+    """Group indices of each minibatch, drawn by seed; as equal in number as can be."""
+    order = torch.randperm(batch.num_groups, generator=torch.Generator().manual_seed(seed)).tolist()
+    count = min(count, batch.num_groups)
+    bounds = [len(order) * part // count for part in range(count + 1)]
+    return [order[start:end] for start, end in itertools.pairwise(bounds)]

@@ -47,7 +47,7 @@ class InferenceModel:
         self._packed.to(device)
 
     @torch.no_grad()
-    def read(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+    def outputs(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
         """[N] fp32 on the CPU: the head's output at the batch's tokens; with `wanted`, bool [N], at those alone, and 0 elsewhere."""
         values = torch.zeros(batch.num_tokens)
         for whole in pack(batch, self._row_tokens, branches=self._branches):
@@ -57,4 +57,4 @@ class InferenceModel:
 
     def scores(self, batch: Batch) -> torch.Tensor:
         """[B]: the reward model's score of each branch."""
-        return branch_scores(self.read(batch, reads="after"), batch.branch_ids)
+        return branch_scores(self.outputs(batch, reads="after"), batch.branch_ids)

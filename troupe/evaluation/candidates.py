@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from troupe.actors.reward_model import located, require_same_tokenizer
+from troupe.actors.reward_model import require_same_tokenizer
+from troupe.chat import load_tokenizer
 from troupe.config.evaluation import START, BenchmarkConfig
 from troupe.config.models import RewardModelConfig
 from troupe.data import load_data
@@ -21,9 +22,8 @@ from troupe.records import Sample
 from troupe.report.trackers import check_trackers
 from troupe.rewards.build import Rewards, build_rewards
 from troupe.runs.bucket import Bucket
-from troupe.runs.model_check import check_answerer
+from troupe.runs.model_check import check_answerer, locate_reward_model
 from troupe.runs.model_paths import locate
-from troupe.training.roles import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ def prepare(config: BenchmarkConfig) -> Entrants:
         for name, settings in config.endpoints.items()
     }
     bucket = None if config.upload is None else Bucket(config.upload)
-    reward_model = located(config.reward_model) if config.reward_model is not None else None
+    reward_model = locate_reward_model(config.reward_model) if config.reward_model is not None else None
     run = None if config.trained is None else TrainedRun(Path(config.trained))
     here = {name: check_answerer(path, f"models.{name}", config) for name, path in config.models.items()}
     if config.base is not None:

@@ -166,7 +166,7 @@ def reward_scores(
     """
     model_config = PretrainedModelConfig(path=settings.path, trust_remote_code=settings.trust_remote_code)
     with contextlib.ExitStack() as stack:
-        casting = RoleStarter(
+        starter = RoleStarter(
             stack,
             cluster,
             model_config,
@@ -176,8 +176,8 @@ def reward_scores(
             seed=config.seed,
         )
         stack.enter_context(waiting(f"{settings.path} scores the answers"))
-        model = casting.reward_model(settings, row_tokens=ROW_TOKENS, timeout_s=config.generator.init_timeout_s)
-        return _scores(model, casting.tokenizer, samples, answers)
+        model = starter.reward_model(settings, row_tokens=ROW_TOKENS, timeout_s=config.generator.init_timeout_s)
+        return _scores(model, starter.tokenizer, samples, answers)
 
 
 def _scores(

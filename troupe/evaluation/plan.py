@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from troupe.actors.reward_model import located, require_same_tokenizer
-from troupe.chat import encode_prompt
+from troupe.actors.reward_model import require_same_tokenizer
+from troupe.chat import encode_prompt, load_tokenizer
 from troupe.config.evaluation import REFERENCE, AnsweringConfig, EvaluateConfig
 from troupe.config.models import RewardModelConfig
 from troupe.data import load_data
@@ -24,9 +24,8 @@ from troupe.report.trackers import check_trackers
 from troupe.rewards.build import Rewards, build_rewards
 from troupe.rewards.scorer_prompt import handed_over, prompt_with
 from troupe.runs.fingerprint import tokenizer_fingerprint, weights_fingerprint
-from troupe.runs.model_check import check_answerer
+from troupe.runs.model_check import check_answerer, locate_reward_model
 from troupe.training.preparation import prompt_lines
-from troupe.training.roles import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,7 +71,7 @@ def prepare(config: EvaluateConfig) -> Examination:
     if config.environment is not None:
         build_environment(config.environment)
     paths = {name: check_answerer(path, f"models.{name}", config) for name, path in config.named_models.items()}
-    reward_model = located(config.reward_model) if config.reward_model is not None else None
+    reward_model = locate_reward_model(config.reward_model) if config.reward_model is not None else None
     samples = load_data(config.data).heldout[: config.num_samples]
     require_gold(config.needs_gold, samples)
     if rewards is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from troupe.config.models import RewardModelConfig
 from troupe.errors import CheckpointError, ConfigError
 from troupe.files import read_json
 from troupe.runs.hub import hub_config
@@ -295,3 +296,11 @@ def tokens_of(directory: Path, own: Mapping[str, Any]) -> dict[int, str]:
 
 def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, Mapping) else token
+
+
+def locate_reward_model(settings: RewardModelConfig) -> RewardModelConfig:
+    """Return the settings with the directory of the model's checkpoint; refused without a trained head, before anything starts."""
+    path = check_model(
+        settings.path, field="reward_model.path", scalar=True, trust_remote_code=settings.trust_remote_code
+    )
+    return settings.model_copy(update={"path": path})

@@ -1,1 +1,43 @@
 """What one training run is made of: roles, rollouts, episodes, evaluation, the supervised loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from troupe.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from troupe.training.context import (
+        RunContext as RunContext,
+    )
+    from troupe.training.context import (
+        attempts as attempts,
+    )
+    from troupe.training.context import (
+        open_context as open_context,
+    )
+    from troupe.training.result import (
+        TrainingResult as TrainingResult,
+    )
+    from troupe.training.result import (
+        read_result as read_result,
+    )
+    from troupe.training.roles import Roles as Roles
+    from troupe.training.roles import start_roles as start_roles
+    from troupe.training.rollouts import (
+        Rollouts as Rollouts,
+    )
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Roles": "roles",
+        "Rollouts": "rollouts",
+        "RunContext": "context",
+        "TrainingResult": "result",
+        "attempts": "context",
+        "open_context": "context",
+        "read_result": "result",
+        "start_roles": "roles",
+    },
+)

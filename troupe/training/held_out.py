@@ -27,9 +27,9 @@ class HeldOutAnswers:
     logprob_check: LogprobCheck
 
     @staticmethod
-    def cast(
+    def place(
         stack: contextlib.ExitStack,
-        casting: RoleStarter,
+        starter: RoleStarter,
         config: GeneratingConfig,
         generation: GenerationConfig,
         data: DataSet,
@@ -38,11 +38,11 @@ class HeldOutAnswers:
         """Place the engines; `start` waits for them."""
         metrics = Rewarder(generation.metrics)
         stack.callback(metrics.shutdown)
-        generators = casting.generators(config.generator, max_length=config.max_length, policy=policy)
+        generators = starter.generators(config.generator, max_length=config.max_length, policy=policy)
         evaluator = Evaluator(
             data.name,
             data.heldout[: generation.num_samples],
-            casting.tokenizer,
+            starter.tokenizer,
             generators,
             metrics,
             max_prompt_tokens=config.max_length - generation.max_response_tokens,
@@ -54,7 +54,7 @@ class HeldOutAnswers:
         logprob_check = LogprobCheck(
             prompts,
             ConsistencyConfig(),
-            precision=casting.precision,
+            precision=starter.precision,
             max_length=config.max_length,
             seed=config.seed,
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from troupe.chat import encode_prompt
+from troupe.chat import encode_prompt, load_tokenizer
 from troupe.config.models import PolicyConfig
 from troupe.config.rollout import RewardConfig
 from troupe.data import DataSet, load_data
@@ -21,9 +21,7 @@ from troupe.records import Sample
 from troupe.rewards.build import build_rewards
 from troupe.runs.model_check import check_models, model_settings
 from troupe.runs.model_paths import locate
-from troupe.training.roles import load_tokenizer
-from troupe.training.scratch import train_tokenizer
-from troupe.training.warm_start import demonstrations_of, texts_of
+from troupe.training.scratch import demonstrations_of, texts_of, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

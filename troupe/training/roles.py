@@ -1,7 +1,7 @@
-"""The cast: every role of a run, started together and ended together.
+"""The roles of a run, started together and ended together.
 
-`RoleStarter` starts one role at a time at its seat; `cast` starts those of a run that samples. Starting a role returns at
-once and loading goes on in its processes, so that roles load side by side.
+`RoleStarter` starts one role at a time in its placement; `start_roles` starts those of a run that samples. Starting a
+role returns at once and loading goes on in its processes, so that roles load side by side.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from troupe.actors.reward_model import RewardModel, require_same_tokenizer
 from troupe.actors.rewarder import Rewarder, RewarderWorker, RewardPart
 from troupe.actors.trained import TrainedModel, TrainedWorker
 from troupe.actors.workers import Workers
+from troupe.chat import load_tokenizer
 from troupe.config.algorithm import PerplexityRewardConfig
 from troupe.config.grpo import GRPOConfig, PPOConfig
 from troupe.config.models import GeneratorConfig, ModelConfig, PolicyConfig, PretrainedModelConfig, RewardModelConfig
-from troupe.data import DataSet
 from troupe.errors import ConfigError
+from troupe.processes.waiting import waiting
 from troupe.records import Sample
 from troupe.training.episodes import Episodes
 from troupe.training.evaluator import Evaluator
@@ -37,13 +38,15 @@ from troupe.training.evaluator import Evaluator
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from troupe.training.context import RunContext
+
 CRITIC = "critic"
 """The critic's directory inside a checkpoint; the policy lies beside it, where a model is looked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roles:
-    """Who plays what."""
+    """The models and services of a run that samples and learns."""
 
     tokenizer: PreTrainedTokenizerBase
     policy: Policy
@@ -54,7 +57,7 @@ class Roles:
     reference: Reference | None = None
     critic: Critic | None = None
     episodes: Episodes | None = None
-    """Who plays the games, where the recipe has an environment."""
+    """Answers in games of several turns, where the config has an environment."""
 
     def publish(self, version: int) -> dict[str, float]:
         """Give the policy's weights to the generators as `version`; what the gate measured."""
@@ -99,6 +102,19 @@ class RoleStarter:
         self.shares_gpus = colocated and cluster.machine.device == "cuda"
         self.transport = cluster.machine.weight_transport(colocated=colocated)
 
+    @classmethod
+    def of(cls, config: Any, context: RunContext, stack: contextlib.ExitStack) -> RoleStarter:
+        """The starter of a training job's roles."""
+        return cls(
+            stack,
+            context.cluster,
+            config.model,
+            context.model_path,
+            colocated=config.placement.mode == "colocated",
+            precision=context.precision,
+            seed=config.seed,
+        )
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.model_path, trust_remote_code=self.trust)
@@ -128,9 +144,7 @@ class RoleStarter:
         path = starts.get(settings.start, settings.start)
         require_same_tokenizer(self.tokenizer, load_tokenizer(path, trust_remote_code=self.trust), path, "critic.start")
         group = self._cluster.workers(TrainedWorker, _ranks(settings.num_ranks), role="critic")
-        critic = Critic(
-            group, settings.model_copy(update={"precision": self.precision}), value_clip=settings.value_clip
-        )
+        critic = Critic(group, settings.model_copy(update={"precision": self.precision}))
         self._start(critic, path, total_steps=total_steps, trust=self.trust)
         return critic
 
@@ -219,44 +233,38 @@ class RoleStarter:
 
 
 @contextlib.contextmanager
-def cast(config: GRPOConfig, cluster: Cluster, data: DataSet, model_path: str, *, precision: str) -> Iterator[Roles]:
-    """Start every role of `config` at its seat on the stage; end them all, whatever happened."""
-    with contextlib.ExitStack() as stack:
-        casting = RoleStarter(
-            stack,
-            cluster,
-            config.model,
-            model_path,
-            colocated=config.placement.mode == "colocated",
-            precision=precision,
-            seed=config.seed,
-        )
+def start_roles(config: GRPOConfig, context: RunContext) -> Iterator[Roles]:
+    """Start every role of `config` in its placement; end them all, whatever happened."""
+    with contextlib.ExitStack() as stack, contextlib.ExitStack() as starting:
+        starting.enter_context(waiting("the roles start"))
+        starter = RoleStarter.of(config, context, stack)
+        data, cluster, precision = context.data, context.cluster, context.precision
         limit, timeout_s = config.rollout, config.policy.init_timeout_s
         heldout = data.heldout[: config.evaluation.num_samples]
         asked = config.perplexity_reward
-        plan = casting.scorer_plan(asked, [*data.train, *heldout]) if asked is not None else None
+        plan = starter.scorer_plan(asked, [*data.train, *heldout]) if asked is not None else None
         updates = config.steps * config.algorithm.minibatches * config.algorithm.epochs
         keep_start = config.kl_needs_reference and config.reference.source == "shared_trunk"
-        policy = casting.policy(config.policy, total_steps=updates, keep_start=keep_start)
-        critic = casting.critic(config, total_steps=updates) if isinstance(config, PPOConfig) else None
+        policy = starter.policy(config.policy, total_steps=updates, keep_start=keep_start)
+        critic = starter.critic(config, total_steps=updates) if isinstance(config, PPOConfig) else None
         longest = max(limit.max_response_tokens, config.evaluation.max_response_tokens or 0)
         max_length = limit.max_prompt_tokens + longest
-        generators = casting.generators(config.generator, max_length=max_length, policy=policy)
+        generators = starter.generators(config.generator, max_length=max_length, policy=policy)
         episodes = None
         if config.environment is not None:
-            episodes = Episodes(config.environment, generators, casting.tokenizer)
+            episodes = Episodes(config.environment, generators, starter.tokenizer)
             stack.callback(episodes.shutdown)
-        reference = _reference(config, casting, policy)
+        reference = _reference(config, starter, policy)
         row_tokens = config.policy.row_tokens
         parts: list[RewardPart] = []
         if config.reward_model is not None:
-            parts.append(casting.reward_model(config.reward_model, row_tokens=row_tokens, timeout_s=timeout_s))
+            parts.append(starter.reward_model(config.reward_model, row_tokens=row_tokens, timeout_s=timeout_s))
         if plan is not None:
             shared = isinstance(reference, FrozenModel) and config.scorer_is_reference
-            scorer = reference if shared else casting.scorer(plan, row_tokens=row_tokens)
+            scorer = reference if shared else starter.scorer(plan, row_tokens=row_tokens)
             assert isinstance(scorer, FrozenModel)
             scorer.ready(timeout_s)
-            parts.append(casting.perplexity_reward(plan, scorer))
+            parts.append(starter.perplexity_reward(plan, scorer))
         rewarder = Rewarder(config.rewards, _reward_workers(config, cluster), parts=parts)
         stack.callback(rewarder.shutdown)
         metrics = Rewarder(config.evaluation.metrics, parts=parts)
@@ -264,7 +272,7 @@ def cast(config: GRPOConfig, cluster: Cluster, data: DataSet, model_path: str, *
         evaluator = Evaluator(
             data.name,
             heldout,
-            casting.tokenizer,
+            starter.tokenizer,
             generators,
             metrics,
             max_prompt_tokens=limit.max_prompt_tokens,
@@ -288,9 +296,10 @@ def cast(config: GRPOConfig, cluster: Cluster, data: DataSet, model_path: str, *
             critic.ready()
         if isinstance(reference, FrozenModel):
             reference.ready(timeout_s)
-        policy.connect(generators, transport=casting.transport, timeout_s=config.generator.sync_timeout_s)
+        policy.connect(generators, transport=starter.transport, timeout_s=config.generator.sync_timeout_s)
+        starting.close()
         yield Roles(
-            tokenizer=casting.tokenizer,
+            tokenizer=starter.tokenizer,
             policy=policy,
             generators=generators,
             rewarder=rewarder,
@@ -300,13 +309,6 @@ def cast(config: GRPOConfig, cluster: Cluster, data: DataSet, model_path: str, *
             critic=critic,
             episodes=episodes,
         )
-
-
-def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory or hub name."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
 
 
 def _ranks(count: int) -> Sequence[dict[str, int]]:
@@ -326,19 +328,19 @@ def _share_devices(arguments: list[dict[str, object]], policy: Policy, width: in
         engine["visible_devices"] = ",".join(gpus[0] for _, gpus in own)
 
 
-def _reference(config: GRPOConfig, casting: RoleStarter, policy: Policy) -> Reference | None:
+def _reference(config: GRPOConfig, starter: RoleStarter, policy: Policy) -> Reference | None:
     if not config.kl_needs_reference:
         return None
     if config.reference.source != "own_weights":
         return PolicyAtStart(policy)
-    return casting.frozen(
-        casting.model_path,
+    return starter.frozen(
+        starter.model_path,
         role="reference",
         num_ranks=config.reference.num_ranks,
-        precision=casting.precision,
+        precision=starter.precision,
         row_tokens=config.policy.row_tokens,
         scalar=False,
-        trust=casting.trust,
+        trust=starter.trust,
     )
 
 

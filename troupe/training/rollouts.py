@@ -1,6 +1,6 @@
 """Rollouts: from prompts to scored groups, on-policy or a bounded number of steps ahead of the trainer.
 
-`Rollouts.collect(step)` is the whole interface. Prompts of step s are handed to the generators once version
+`Rollouts.next_batch(step)` is the whole interface. Prompts of step s are handed to the generators once version
 s - 1 - max_lag is published and not before, so no token can be older than `max_lag` steps when it is trained on;
 nothing has to be thrown away to keep that bound. Groups are consumed in the order of their prompts, whatever
 order they finish in.
@@ -13,10 +13,10 @@ import logging
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -49,6 +49,13 @@ class Rollout:
     metrics: Mapping[str, float]
 
 
+class CallWatcher(Protocol):
+    """Where the calls of models are logged: `Run`."""
+
+    def watch_calls(self, step: int, purpose: str) -> Watch | None:
+        """Return what takes each call of `step`; None where nothing is logged."""
+
+
 @dataclass(slots=True)
 class _Draw:
     """A step's prompts in flight: where they start in the stream, and the groups to come."""
@@ -77,13 +84,13 @@ class Rollouts:
         seed: int,
         last_step: int,
         requires_group: bool,
-        watch: Callable[[int], Watch | None] = lambda step: None,
+        calls: CallWatcher | None = None,
         answers: Answers | None = None,
     ) -> None:
         """`requires_group`: the advantage compares answers, so a group that keeps fewer than two is dropped.
 
-        `watch` gives what is told of a step's calls, for the log. `answers`: who has prompts continued; each with one
-        turn of the generators unless it is given.
+        `calls` logs the calls of the models. `answers` continues the prompts; without it each is one turn of the
+        generators.
         """
         self._prompts, self._tokenizer = prompts, tokenizer
         self._generators, self._rewarder = generators, rewarder
@@ -92,20 +99,20 @@ class Rollouts:
         self._fewest = 2 if requires_group else 1
         self._in_flight: dict[int, _Draw] = {}
         self._dropped_prompts = 0
-        self._watch = watch
+        self._calls = calls
         self._trouble: Counter[str] = Counter()
         """What judges of missing scores answered in this step."""
 
-    def ahead(self, version: int) -> None:
+    def prefetch(self, version: int) -> None:
         """Start every step that may see the weights of `version`: those up to version + 1 + max_lag."""
         for step in range(version + 1, min(version + 1 + self._config.max_lag, self._last_step) + 1):
             if step not in self._in_flight:
                 draw = self._in_flight[step] = _Draw(self._prompts.position)
                 draw.groups = self._start(step, self._config.prompts_per_step)
 
-    def collect(self, step: int) -> Rollout:
+    def next_batch(self, step: int) -> Rollout:
         """The scored groups of `step`; everything that went wrong on the way is an error with a name or a metric."""
-        self.ahead(step - 1)
+        self.prefetch(step - 1)
         self._trouble.clear()
         started = time.monotonic()
         deadline = started + self._config.timeout_s
@@ -144,7 +151,7 @@ class Rollouts:
             taken[sample.sample_id] += 1
         # Strictly on-policy nothing is asked ahead, so a batch can have the engines to itself and repeat bit by bit.
         groups = self._answers.submit(requests, [sample for sample, _ in drawn], alone=self._config.max_lag == 0)
-        tell = self._watch(step)
+        tell = self._calls.watch_calls(step, "rollout") if self._calls is not None else None
 
         def watch(group: Group, requested_at: float, received_at: float) -> None:
             draw.until = max(draw.until, time.monotonic())

@@ -6,11 +6,14 @@ torch and transformers only when called.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from troupe.chat import CHATML
+from troupe.chat import CHATML, demonstration_text, prompt_text
 from troupe.config.models import ScratchModelConfig
+from troupe.data.dataset import DataSet
+from troupe.errors import DataError
+from troupe.records import Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,3 +76,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
     )
     wrapped.chat_template = CHATML
     return wrapped
+
+
+def demonstrations_of(data: DataSet) -> list[Sample]:
+    """The training samples that a new model is warmed up with; DataError where there are none."""
+    found = [sample for sample in data.train if sample.fields.get("demonstration")]
+    if not found:
+        raise DataError(
+            f"{data.name} has no demonstrations to warm a new model up with; set model.type: pretrained, or data.demonstration_field"
+        )
+    return found
+
+
+def texts_of(demonstrations: Sequence[Sample]) -> list[str]:
+    """The texts that a new model's tokenizer is made of."""
+    return [text for sample in demonstrations[:5000] for text in (prompt_text(sample), demonstration_text(sample))]

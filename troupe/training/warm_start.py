@@ -27,7 +27,7 @@ from troupe.errors import DataError
 from troupe.records import Group, Sample
 from troupe.runs.model_paths import locate
 from troupe.training.examples import demonstration
-from troupe.training.scratch import write_scratch_model
+from troupe.training.scratch import demonstrations_of, texts_of, write_scratch_model
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """(step, steps, metrics) after each supervised step."""
@@ -61,21 +61,6 @@ def starting_model(
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return str(target)
-
-
-def demonstrations_of(data: DataSet) -> list[Sample]:
-    """The training samples that a new model is warmed up with; DataError where there are none."""
-    found = [sample for sample in data.train if sample.fields.get("demonstration")]
-    if not found:
-        raise DataError(
-            f"{data.name} has no demonstrations to warm a new model up with; set model.type: pretrained, or data.demonstration_field"
-        )
-    return found
-
-
-def texts_of(demonstrations: Sequence[Sample]) -> list[str]:
-    """The texts that a new model's tokenizer is made of."""
-    return [text for sample in demonstrations[:5000] for text in (prompt_text(sample), demonstration_text(sample))]
 
 
 def _cache_key(config: ScratchModelConfig, demonstrations: Sequence[Sample], precision: str, seed: int) -> str:
@@ -126,7 +111,7 @@ def _supervise(
         policy.ready()
         for done in range(0, warm.steps, STEPS_PER_CALL):
             count = min(STEPS_PER_CALL, warm.steps - done)
-            metrics = policy.step([next(batches) for _ in range(count)], SupervisedObjective())
+            metrics = policy.update([next(batches) for _ in range(count)], SupervisedObjective())
             progress(done + count, warm.steps, metrics)
         policy.save(directory, trainer_state=False)
     finally:

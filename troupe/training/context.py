@@ -1,0 +1,158 @@
+"""What every training job stands on: the run, its data, the cluster, the model it starts from; and starting again.
+
+    with open_context(config, prepared, init_timeout_s=...) as context:
+        for attempt in attempts(context):
+            with start_roles(config, context) as roles, attempt:
+                train_loop(config, context, roles)
+
+When a worker dies in the middle, all roles end, start again and go on from the last checkpoint, as often as the config
+allows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from troupe.actors.meters import PrometheusTracker, write_prometheus_targets
+from troupe.actors.placement import Cluster, placement_table, starts_on_this_cpu
+from troupe.data import DataSet
+from troupe.engines.trial import EngineDiesError, Trial, trial_beside
+from troupe.errors import SyncError, WorkerError
+from troupe.ops.doctor import require_shared_memory
+from troupe.report.observers import open_run
+from troupe.runs.run import Run
+from troupe.training.console import print_opening, print_summary, warm_start_progress
+from troupe.training.kept_data import data_of_run, model_of_run
+from troupe.training.preparation import Prepared
+from troupe.training.warm_start import starting_model
+
+log = logging.getLogger(__name__)
+
+TRAINED = ("policy", "critic")
+"""Roles whose ranks hold DeepSpeed's buffers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """A run before its roles start."""
+
+    run: Run
+    cluster: Cluster
+    data: DataSet
+    model_path: str
+    """Directory or hub name of the model to start from."""
+    precision: str
+
+
+@contextlib.contextmanager
+def open_context(config: Any, prepared: Prepared, *, init_timeout_s: float) -> Iterator[RunContext]:
+    """Open the run of `config`, its data, the cluster and the model it starts from; print the summary after its end.
+
+    Raises ConfigError where the cluster lacks what the placement needs, and what `Run.open` and the warm start raise.
+    """
+    if starts_on_this_cpu(config.placement):
+        require_shared_memory(sum(rank.role in TRAINED for rank in placement_table(config, device="cpu")))
+    with open_run(config) as run:
+        data = data_of_run(run, prepared.data)
+        with _observed_cluster(config, run) as cluster:
+            precision: str = cluster.machine.precision(config.model_precision)
+            table = placement_table(config, device=cluster.machine.device)
+            samples = any(rank.role == "generator" for rank in table)
+            find_model = _tried_model if samples and cluster.computes_here else _starting_model
+            model_path, precision = find_model(config, run, data, cluster, precision)
+            cluster.reserve(table, init_timeout_s)
+            cluster.require_shared(run.directory)
+            print_opening(config, cluster, precision)
+            run.write_placement(cluster.rows())
+            yield RunContext(run=run, cluster=cluster, data=data, model_path=model_path, precision=precision)
+        print_summary(run.directory)
+
+
+class Attempt:
+    """A block that trains; the death of a worker in it ends the block and is kept, unless it was the last attempt."""
+
+    def __init__(self, run: Run, *, is_last: bool) -> None:
+        self._run, self._is_last = run, is_last
+        self.error: WorkerError | SyncError | None = None
+
+    def __enter__(self) -> Attempt:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, WorkerError | SyncError) or self._is_last or self._run.stop_requested:
+            return False
+        self.error = error
+        return True
+
+
+def attempts(context: RunContext) -> Iterator[Attempt]:
+    """Yield attempts, at most `run.max_restarts` after the first, until one ends without the death of a worker.
+
+    Roles start before the attempt is entered: one that cannot even start is an error at once.
+    """
+    run = context.run
+    limit: int = run.config.run.max_restarts  # type: ignore[attr-defined]
+    for restarts in range(limit + 1):
+        attempt = Attempt(run, is_last=restarts == limit)
+        yield attempt
+        if attempt.error is None:
+            return
+        log.warning("%s; starting again from the last checkpoint (%d of %d)", attempt.error, restarts + 1, limit)
+        run.start_again(attempt.error)
+
+
+def _tried_model(config: Any, run: Run, data: DataSet, cluster: Cluster, precision: str) -> tuple[str, str]:
+    """The model to start from, and the precision: fp32 where engines die in bf16 and the recipe does not name it.
+
+    An engine's first request is tried beside the warm start, whose minutes would be lost where engines die.
+    """
+    try:
+        with trial_beside(precision) as trial:
+            model = _starting_model(config, run, data, cluster, precision, beside=trial)
+            if trial.result().deaths:
+                log.warning("%s", trial.result())
+            return model
+    except EngineDiesError as error:
+        if config.model_precision != "auto" or precision == "fp32":
+            raise
+        log.warning("%s; this run goes on in fp32", error)
+        return _tried_model(config, run, data, cluster, "fp32")
+
+
+def _starting_model(
+    config: Any, run: Run, data: DataSet, cluster: Cluster, precision: str, *, beside: Future[Trial] | None = None
+) -> tuple[str, str]:
+    """The model to start from; the failure of the trial beside it ends the warm start at its next step."""
+    with warm_start_progress() as progress:
+
+        def report(step: int, steps: int, metrics: dict[str, float]) -> None:
+            if beside is not None and beside.done():
+                beside.result()
+            progress(step, steps, metrics)
+
+        def make() -> str:
+            return starting_model(config.model, data, cluster, precision=precision, seed=config.seed, progress=report)
+
+        return model_of_run(run, data, make) if config.model.type == "scratch" else make(), precision
+
+
+@contextlib.contextmanager
+def _observed_cluster(config: Any, run: Run) -> Iterator[Cluster]:
+    """The cluster of a run, whose workers show what they do to Prometheus and in the timelines."""
+    cluster = Cluster(config.placement, config.run)
+    try:
+        run.add_spans(cluster.spans)
+        if not cluster.inline:
+            run.observe(PrometheusTracker(config.run.name))
+        with write_prometheus_targets(run.directory, config.run.name, cluster.metrics_addresses()):
+            yield cluster
+    finally:
+        cluster.close()
