@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from troupe.actors.meters import record
 from troupe.actors.workers import Workers
 from troupe.config.rollout import RewardConfig
 from troupe.records import Group, Score
+from troupe.resolve import take_over
 from troupe.rewards.build import Rewards, build_rewards
 from troupe.timeline import InFlight
 
@@ -25,7 +26,11 @@ from troupe.timeline import InFlight
 class RewarderWorker:
     """Scores groups; async, so that slow judges overlap."""
 
-    def __init__(self, *, configs: Sequence[RewardConfig]) -> None:
+    def __init__(
+        self, *, configs: Sequence[RewardConfig], functions: Mapping[str, Callable[..., Any]] | None = None
+    ) -> None:
+        """`functions`: those of a Python program, which this process could not import."""
+        take_over(functions or {})
         self._rewards = build_rewards(configs)
         self._flight = InFlight("score")
 

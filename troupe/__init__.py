@@ -1,1 +1,22 @@
-"""Ray-native post-training of language models."""
+"""Ray-native post-training of language models: one code path from a laptop's CPU to a cluster of GPUs.
+
+    import troupe
+
+    config = troupe.load_config("grpo", "configs/gsm8k.yaml", "steps=100")
+    result = troupe.train(config, rewards=[lambda sample, branch: float(sample.gold in branch.text)])
+    print(result.heldout, result.checkpoint)
+
+The installer imports `troupe.extension` before anything is installed, so only the standard library is imported here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from troupe.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from troupe.api import load_config as load_config
+    from troupe.api import train as train
+
+__getattr__ = lazy_exports(__name__, {"load_config": "api", "train": "api"})

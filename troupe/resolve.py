@@ -13,17 +13,34 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from troupe.errors import ConfigError, TroupeError
-from troupe.project import ROOT
+from troupe.moved_names import describe_move, imported_name, is_moved, new_name, second_copies
 
-OLD_PACKAGES = ("core", "algorithms", "data", "environments", "actors", "rewards", "serving", "jobs")
-"""The names that could be imported before all of them moved under `troupe`."""
+_HANDED_OVER: dict[str, Callable[..., Any]] = {}
+"""What a Python program handed over instead of an address, by its address."""
+
+
+def hand_over(function: Callable[..., Any]) -> str:
+    """Remember a function or class of a Python program; return the address under which a config names it."""
+    name = getattr(function, "__qualname__", type(function).__qualname__).replace("<locals>.", "").strip("<>")
+    address = f"{function.__module__}:{name}"
+    _HANDED_OVER[address] = function
+    return address
+
+
+def handed_over() -> Mapping[str, Callable[..., Any]]:
+    """What was handed over, for a process that cannot import it."""
+    return dict(_HANDED_OVER)
+
+
+def take_over(functions: Mapping[str, Callable[..., Any]]) -> None:
+    """Know what another process was handed."""
+    _HANDED_OVER.update(functions)
 
 
 def find(name: str, built_in: Mapping[str, Callable[..., Any]], *, section: str, noun: str, form: str) -> Any:
@@ -31,6 +48,8 @@ def find(name: str, built_in: Mapping[str, Callable[..., Any]], *, section: str,
 
     Example: `find("length", BUILT_IN, section="rewards", noun="reward", form="package.module:function")`.
     """
+    if name in _HANDED_OVER:
+        return _HANDED_OVER[name]
     if ":" in name:
         return _import(name, section)
     if name not in built_in:
@@ -48,47 +67,23 @@ def _import(address: str, section: str) -> Any:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-        _refuse_second_copies(address, section)
-    except ConfigError:
-        raise
     except Exception as error:  # whatever the user's module does while it is imported
-        missing = getattr(error, "name", None) or ""
-        if missing.partition(".")[0] in OLD_PACKAGES:
-            if module_name.startswith(missing) and (renamed := _new_name(module_name)) is not None:
-                return _import(f"{renamed}:{name}", section)  # a config that an earlier version wrote
-            raise ConfigError(_moved(address, missing if "." in missing else str(error), section)) from error
+        if is_moved(getattr(error, "name", None)):
+            if (renamed := new_name(module_name)) is not None:  # in a config that an earlier version wrote
+                return _import(f"{renamed}:{name}", section)
+            raise ConfigError(f"{section}: {describe_move(address, imported_name(error) or module_name)}") from error
         raise ConfigError(
             f"{section}: cannot import {module_name!r} of {address!r} ({type(error).__name__}: {error}); "
             "it must be importable from the directory the job is started in"
         ) from error
+    for copy in second_copies():
+        if copy == module_name:
+            return _import(f"{new_name(copy)}:{name}", section)
+        raise ConfigError(f"{section}: {describe_move(address, copy)}")
     try:
         return getattr(module, name)
     except AttributeError:
         raise ConfigError(f"{section}: module {module_name!r} has no function {name!r}") from None
-
-
-def _new_name(module: str) -> str | None:
-    """Return where a module of earlier versions lies now (`core.records` -> `troupe.records`), None where it is unknown."""
-    stem = module.rpartition(".")[2]
-    here = Path(__file__).parent
-    found = next((path for pattern in (f"{stem}.py", f"*/{stem}.py") for path in here.glob(pattern)), None)
-    return None if found is None else ".".join(("troupe", *found.relative_to(here).with_suffix("").parts))
-
-
-def _moved(address: str, old: str, section: str) -> str:
-    now = _new_name(old)
-    remedy = f"change it to {now}" if now is not None else "docs/architecture.md lists what lies where"
-    return f"{section}: the module of {address!r} imports {old}, but the modules of Troupe lie under `troupe` now: {remedy}"
-
-
-def _refuse_second_copies(address: str, section: str) -> None:
-    """Raise ConfigError where a user's file imported `rewards.answers` and not `troupe.rewards.answers`: its classes are others."""
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        package, _, rest = name.partition(".")
-        if rest and package in OLD_PACKAGES and file is not None and Path(file).resolve().parent == ROOT / package:
-            del sys.modules[name]
-            raise ConfigError(_moved(address, name, section))
 
 
 def signature_of(name: str, function: Callable[..., Any], *, section: str) -> inspect.Signature:

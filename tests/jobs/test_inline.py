@@ -16,13 +16,13 @@ PROMPTED = "How many"
 """What every word problem asks, taken for a secret."""
 
 TRAIN = """
-from troupe.training.roles import Cast
+from troupe.training.roles import Roles
 from troupe.errors import SyncError
 from troupe.config.program import run_program
 from troupe.config.grpo import GRPOConfig
 from troupe.jobs.train_grpo import train
 
-publish, published = Cast.publish, []
+publish, published = Roles.publish, []
 
 def publish_or_fail(self, version):
     published.append(version)
@@ -30,7 +30,7 @@ def publish_or_fail(self, version):
         raise SyncError("generator 0 died in the publish of step 1, which is saved")
     return publish(self, version)
 
-Cast.publish = publish_or_fail
+Roles.publish = publish_or_fail
 
 if __name__ == "__main__":
     run_program(train, GRPOConfig, "jobs/train_grpo.py")

@@ -32,7 +32,7 @@ from troupe.secrets import SecretFilter, mask_console, public_text
 
 C = TypeVar("C", bound=Section)
 
-PACKAGES = ("core", "algorithms", "data", "rewards", "environments", "actors", "serving", "jobs")
+OURS = ("troupe", "__main__")
 
 
 def run_program(
@@ -107,5 +107,5 @@ def show_log() -> None:
     plain = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     handler.addFilter(SecretFilter())
     logging.basicConfig(format="%(message)s" if on_terminal else plain, handlers=[handler])
-    for package in PACKAGES:
+    for package in OURS:
         logging.getLogger(package).setLevel(logging.INFO)

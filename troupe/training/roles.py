@@ -32,6 +32,7 @@ from troupe.config.models import GeneratorConfig, ModelConfig, PolicyConfig, Pre
 from troupe.errors import ConfigError
 from troupe.processes.waiting import waiting
 from troupe.records import Sample
+from troupe.resolve import handed_over
 from troupe.training.episodes import Episodes
 from troupe.training.evaluator import Evaluator
 
@@ -347,5 +348,5 @@ def _reference(config: GRPOConfig, starter: RoleStarter, policy: Policy) -> Refe
 def _reward_workers(config: GRPOConfig, cluster: Cluster) -> Workers[RewarderWorker] | None:
     if config.rewarder.num_workers == 0:
         return None
-    arguments = [{"configs": config.rewards}] * config.rewarder.num_workers
+    arguments = [{"configs": config.rewards, "functions": handed_over()}] * config.rewarder.num_workers
     return cluster.workers(RewarderWorker, arguments, role="rewarder", max_concurrency=config.rewarder.max_concurrency)
