@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from troupe.errors import DataError
 from troupe.records import Message, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from troupe.tokenizer import LightTokenizer
+
+    AnyTokenizer: TypeAlias = PreTrainedTokenizerBase | LightTokenizer
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -22,7 +26,7 @@ CHATML = (
 """The chat template of models made here."""
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> list[int]:
+def encode_prompt(tokenizer: AnyTokenizer, sample: Sample) -> list[int]:
     """Token ids of the sample's prompt, ready for the model to continue.
 
     Raises DataError for messages without a chat template and for an empty prompt.
@@ -41,12 +45,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> list[in
     return list(ids)
 
 
-def encode_answer(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_answer(tokenizer: AnyTokenizer, text: str) -> list[int]:
     """Token ids of an answer as a model would have sampled it: the text and the end-of-turn token."""
     return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
 
-def answer_spans(tokenizer: PreTrainedTokenizerBase, sample: Sample, prompt_ids: Sequence[int]) -> list[range]:
+def answer_spans(tokenizer: AnyTokenizer, sample: Sample, prompt_ids: Sequence[int]) -> list[range]:
     """Where the prompt's own assistant turns lie in `prompt_ids`, each from its first token to its end of turn.
 
     A turn that opens the conversation is not among them: it answers nothing, and no template shows what precedes it.
@@ -75,7 +79,7 @@ class TurnEncoder:
     """Token ids of an environment's turns, so that a game grows as one sequence: what the model sampled stays as it is,
     and only what follows is encoded."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: AnyTokenizer) -> None:
         """Raises DataError unless the chat template shows a turn the same way once others follow."""
         self._tokenizer = tokenizer
         if tokenizer.chat_template is None:
@@ -135,11 +139,11 @@ def _user(content: str) -> Message:
     return {"role": "user", "content": content}
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+def _rendered(tokenizer: AnyTokenizer, messages: Sequence[Message]) -> str:
     return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
 
 
-def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, generation: bool) -> list[int]:
+def _template(tokenizer: AnyTokenizer, messages: Sequence[Message], *, generation: bool) -> list[int]:
     return list(
         tokenizer.apply_chat_template(
             list(messages), add_generation_prompt=generation, tokenize=True, return_dict=False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from troupe.chat import encode_prompt, load_tokenizer
@@ -21,7 +22,8 @@ from troupe.records import Sample
 from troupe.rewards.build import build_rewards
 from troupe.runs.model_check import check_models, model_settings
 from troupe.runs.model_paths import locate
-from troupe.training.scratch import demonstrations_of, texts_of, train_tokenizer
+from troupe.tokenizer import LightTokenizer, read_tokenizer
+from troupe.training.scratch import demonstrations_of, light_tokenizer, texts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +46,7 @@ class Prepared:
     """The data of a job, and how its model reads it."""
 
     data: DataSet
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | LightTokenizer
     prompts: Sequence[Sequence[int]]
     """Token ids of the first and the last prompt, in training and held out."""
 
@@ -58,7 +60,7 @@ class Prepared:
         ]
 
 
-def prompt_lines(tokenizer: PreTrainedTokenizerBase, sample: Sample, ids: Sequence[int]) -> list[str]:
+def prompt_lines(tokenizer: PreTrainedTokenizerBase | LightTokenizer, sample: Sample, ids: Sequence[int]) -> list[str]:
     """One prompt as its model reads it, special tokens and all."""
     text = str(tokenizer.decode(ids)).splitlines()
     return [
@@ -99,11 +101,14 @@ def prepare(
 def require_fit(config: Any) -> None:
     """Raise unless every given model takes its adapter, and can be run so that its log-probabilities are its own; how is
     remembered."""
+    models = list(given_models(config))
+    if not models:
+        return
     from troupe.actors.adapters import check_adapter  # transformers, which takes seconds
     from troupe.algorithms.forward_paths import forward_path_at
 
     longest, fields = config.longest_sequence
-    for path, head, trust, trained in given_models(config):
+    for path, head, trust, trained in models:
         if trained is not None and trained.lora is not None:
             check_adapter(path, trained.lora, head, trust_remote_code=trust)
         way, reach = forward_path_at(path, trust_remote_code=trust)
@@ -138,11 +143,12 @@ def given_models(config: Any) -> Iterator[tuple[str, Head, bool, PolicyConfig | 
         yield locate(scorer.path), "vocabulary", scorer.trust_remote_code, None
 
 
-def starting_tokenizer(config: Any, data: DataSet) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model that a run starts from, with an end token; of one made here, what it will be."""
+def starting_tokenizer(config: Any, data: DataSet) -> PreTrainedTokenizerBase | LightTokenizer:
+    """Read the tokenizer of the model that a run starts from, with an end token; of one made here, what it will be."""
     if config.type == "scratch":
-        return train_tokenizer(texts_of(demonstrations_of(data)), config.vocab_size, config.max_length)
-    tokenizer = load_tokenizer(locate(config.path), trust_remote_code=config.trust_remote_code)
+        return light_tokenizer(texts_of(demonstrations_of(data)), config.vocab_size)
+    path = locate(config.path)
+    tokenizer = read_tokenizer(Path(path)) or load_tokenizer(path, trust_remote_code=config.trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"the tokenizer of model.path {config.path} has no end token, so no answer could ever end; name the token that ends a turn as "

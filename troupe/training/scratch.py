@@ -14,10 +14,13 @@ from troupe.config.models import ScratchModelConfig
 from troupe.data.dataset import DataSet
 from troupe.errors import DataError
 from troupe.records import Sample
+from troupe.tokenizer import LightTokenizer
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
+SPECIAL = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "<|im_end|>"}
 SPECIAL_TOKENS = ("<unk>", "<pad>", "<|im_start|>", "<|im_end|>")
 
 
@@ -50,10 +53,9 @@ def write_scratch_model(config: ScratchModelConfig, texts: Iterable[str], direct
     tokenizer.save_pretrained(directory)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
-    """Byte-level BPE over `texts`. Digits are tokens of their own, so that numbers are read digit by digit."""
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train byte-level BPE on `texts`. Digits are tokens of their own, so that numbers are read digit by digit."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -67,12 +69,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def light_tokenizer(texts: Iterable[str], vocab_size: int) -> LightTokenizer:
+    """Train the tokenizer of `train_tokenizer`, for a process that does without transformers."""
+    return LightTokenizer(train_bpe(texts, vocab_size), chat_template=CHATML, special=SPECIAL)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerBase:
+    """Train a tokenizer as transformers has them."""
+    from transformers import PreTrainedTokenizerFast
+
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        pad_token="<pad>",
-        eos_token="<|im_end|>",
-        model_max_length=max_length,
+        tokenizer_object=train_bpe(texts, vocab_size), model_max_length=max_length, **SPECIAL
     )
     wrapped.chat_template = CHATML
     return wrapped
