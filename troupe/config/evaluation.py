@@ -67,6 +67,27 @@ class AnsweringConfig(SamplingConfig):
         """Tokens of the longest prompt and answer, and the fields that say so."""
         return self.max_prompt_tokens + self.max_response_tokens, "max_prompt_tokens + max_response_tokens"
 
+    @property
+    def all_metrics(self) -> list[RewardConfig]:
+        """Every function that is measured."""
+        return [*self.metrics, *([ROUGE] if self.rouge else [])]
+
+    @property
+    def needs_gold(self) -> str | None:
+        """The setting that cannot do without a reference answer for every sample, None when none."""
+        found = (f"the metric {metric.label}" for metric in self.all_metrics if metric.fn in COMPARE_WITH_GOLD)
+        return next(found, None)
+
+    @property
+    def opponent(self) -> str | None:
+        """The name of what the models are compared with, None when nothing."""
+        return None
+
+    @property
+    def scores_references(self) -> bool:
+        """Whether reward functions score the references too."""
+        return False
+
     def check_scoring(self) -> None:
         """Raise ValueError for a reward model that is set as in training, and for more ranks than one process has, and for games that cannot fit."""
         if self.environment is not None:
@@ -240,9 +261,13 @@ class EvaluateConfig(AnsweringConfig):
         return ENVIRONMENT if self.environment is not None else ROUGE.label
 
     @property
+    def scores_references(self) -> bool:
+        return self.opponent == REFERENCE and self.judge_name != REWARD_MODEL
+
+    @property
     def all_metrics(self) -> list[RewardConfig]:
         """Every function that is measured, the judge among them."""
-        metrics = [*self.metrics, *([ROUGE] if self.rouge else [])]
+        metrics = super().all_metrics
         known = {REWARD_MODEL, *(metric.label for metric in metrics)}
         if self.against is not None and self.judge_name not in known and not self._judged_by_games:
             metrics.append(RewardConfig(fn=self.judge_name, name=self.judge_name))
@@ -260,10 +285,7 @@ class EvaluateConfig(AnsweringConfig):
         """The setting that cannot do without a reference answer for every sample, None when none."""
         if self.reward_model is not None and self.references:
             return "references"
-        for metric in self.all_metrics:
-            if metric.fn in COMPARE_WITH_GOLD:
-                return f"the metric {metric.label}"
-        return "against: reference" if self.opponent == REFERENCE else None
+        return super().needs_gold or ("against: reference" if self.opponent == REFERENCE else None)
 
     def arithmetic(self) -> str:
         """What will be done, in a sentence."""
@@ -506,10 +528,6 @@ class BenchmarkConfig(AnsweringConfig):
         return [*(["base"] if self.base is not None else []), *self.models, *self.endpoints]
 
     @property
-    def all_metrics(self) -> list[RewardConfig]:
-        return [*self.metrics, *([ROUGE] if self.rouge else [])]
-
-    @property
     def drawable(self) -> list[str]:
         reward = ["reward"] if self.reward_model is not None else []
         return [*(metric.label for metric in self.all_metrics), *reward]
@@ -517,12 +535,6 @@ class BenchmarkConfig(AnsweringConfig):
     @property
     def drawn(self) -> list[str]:
         return self.drawable if self.charts is None else self.charts
-
-    @property
-    def needs_gold(self) -> str | None:
-        """The setting that cannot do without a reference answer for every sample, None when none."""
-        found = (f"the metric {metric.label}" for metric in self.all_metrics if metric.fn in COMPARE_WITH_GOLD)
-        return next(found, None)
 
     def arithmetic(self) -> str:
         """What will be done, in a sentence."""

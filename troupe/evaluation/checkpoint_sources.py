@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,6 @@ log = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
 """Finish reason of an answer in answers.jsonl, which does not say how it ended."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedStep:
-    """A trained model after a step: where its weights lie, or what it answered."""
-
-    step: int
-    path: str | None
-    """The checkpoint, None where it is no longer kept."""
-    answers: Answers | None
-    """The run's own, when they are to all samples."""
 
 
 def run_of(path: Path) -> Path:
@@ -76,8 +64,11 @@ class TrainedRun:
 
     def steps(
         self, wanted: Sequence[int | str], samples: Sequence[Sample], stored: Mapping[int, Answers]
-    ) -> list[TrainedStep]:
-        """The wanted steps in order, each once; DataError for one that has neither a checkpoint nor `stored` answers."""
+    ) -> dict[int, str | None]:
+        """Return the wanted steps in order with their checkpoints, None where there are only `stored` answers.
+
+        Raises DataError for a step that has neither.
+        """
         kept = self._checkpoints.steps()
         there = sorted({*kept, *stored})
         if not there:
@@ -94,12 +85,7 @@ class TrainedRun:
                 f"{self.directory} has neither a checkpoint of step {missing[0]} nor its answers to all {len(samples)} samples; "
                 f"there are {', '.join(map(str, there))}"
             )
-        return [
-            TrainedStep(
-                step=step, path=str(self._checkpoints.path(step)) if step in kept else None, answers=stored.get(step)
-            )
-            for step in sorted(chosen)
-        ]
+        return {step: str(self._checkpoints.path(step)) if step in kept else None for step in sorted(chosen)}
 
     def _resolve(self, one: int | str, there: Sequence[int]) -> int:
         if one == "best":

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 Answers = Mapping[str, Branch]
 """A model's answers: sample_id -> branch."""
+AnswersByRepeat = Mapping[tuple[str, int], Answers]
+"""(name, repeat) -> answers; an answer that could not be had is not among them."""
 
 
 class AnswerStore:
