@@ -1,7 +1,7 @@
 """Ways to make a human summary worse: words moved, doubled or lost; cut in mid-sentence; replaced by another text's.
 
 Each kind is a function of the summary and a seeded generator, and returns None where it has no grip. `docs/data.md`
-shows an example of each; `troupe.data.docstring_pairs` chooses among them.
+shows an example of each; `troupe.data.docstrings` chooses among them.
 """
 
 from __future__ import annotations

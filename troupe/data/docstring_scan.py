@@ -42,6 +42,10 @@ class Pair:
     text: str
     summary: str
 
+    @property
+    def pair(self) -> Pair:
+        return self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:

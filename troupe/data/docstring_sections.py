@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from troupe.config.data import CONTEXT, DocstringSectionsConfig
-from troupe.data.dataset import DataSet, conversation, lasting_order, shorten
-from troupe.data.docstring_scan import Pair, harvest
-from troupe.data.docstrings import CACHE, heldout_packages
+from troupe.data.dataset import DataSet, conversation, shorten
+from troupe.data.docstring_scan import Pair
+from troupe.data.docstrings import CACHE, short_pairs, split_by_package
 from troupe.data.near_duplicates import plain
 from troupe.records import Sample
 
@@ -39,15 +39,8 @@ class Passage:
 
 def load_docstring_sections(config: DocstringSectionsConfig, cache: Path = CACHE) -> DataSet:
     dropped: Counter[str] = Counter()
-    pairs = [pair for pair in harvest(config.roots, cache) if len(pair.summary) <= config.max_summary_chars]
-    passages = [passage for pair in pairs for passage in _passages(pair, config, dropped)]
-    held_out = heldout_packages([passage.pair for passage in passages], config)
-    train = [passage for passage in passages if passage.pair.package not in held_out]
-    heldout = lasting_order(
-        (passage for passage in passages if passage.pair.package in held_out),
-        f"docstring_sections/heldout/{config.seed}",
-        lambda passage: passage.pair.place,
-    )
+    passages = [passage for pair in short_pairs(config, cache) for passage in _passages(pair, config, dropped)]
+    train, heldout = split_by_package(passages, config, "docstring_sections")
     common = _common_words(train)
     return DataSet(
         name="docstring_sections",

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from troupe.config.data import DocumentsConfig
-from troupe.data.dataset import DataSet, conversation, lasting_order, shorten
+from troupe.data.dataset import DataSet, conversation, shorten
 from troupe.data.docstring_params import RESULT, Fact, split_facts
-from troupe.data.docstring_scan import Pair, harvest
-from troupe.data.docstrings import CACHE, heldout_packages
+from troupe.data.docstring_scan import Pair
+from troupe.data.docstrings import CACHE, short_pairs, split_by_package
 from troupe.data.near_duplicates import plain
 from troupe.records import Sample
 
@@ -40,15 +40,8 @@ class Document:
 
 
 def load_documents(config: DocumentsConfig, cache: Path = CACHE) -> DataSet:
-    pairs = [pair for pair in harvest(config.roots, cache) if len(pair.summary) <= config.max_summary_chars]
-    documents = [document for pair in pairs if (document := _document(pair, config)) is not None]
-    heldout_names = heldout_packages([document.pair for document in documents], config)
-    train = [document for document in documents if document.pair.package not in heldout_names]
-    heldout = lasting_order(
-        (document for document in documents if document.pair.package in heldout_names),
-        f"documents/heldout/{config.seed}",
-        lambda document: document.pair.place,
-    )
+    documents = [document for pair in short_pairs(config, cache) if (document := _document(pair, config)) is not None]
+    train, heldout = split_by_package(documents, config, "documents")
     return DataSet(
         name="documents",
         train=[_sample(document, train, config) for document in train],
