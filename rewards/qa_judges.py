@@ -128,70 +128,12 @@ def read_verdict(reply: str) -> int | None:
 
 WORD = re.compile(r"\w+")
 UNIT_END = re.compile(r"(?<=[.!?;])\s+|\n+")
-EMPTY_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "been",
-        "but",
-        "by",
-        "can",
-        "could",
-        "did",
-        "do",
-        "does",
-        "for",
-        "from",
-        "had",
-        "has",
-        "have",
-        "how",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "its",
-        "may",
-        "of",
-        "on",
-        "or",
-        "should",
-        "so",
-        "such",
-        "than",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "those",
-        "to",
-        "was",
-        "were",
-        "what",
-        "when",
-        "where",
-        "which",
-        "while",
-        "who",
-        "whom",
-        "whose",
-        "why",
-        "will",
-        "with",
-        "would",
-    ]
-)
+COMMON = """
+a an and are as at be been but by can could did do does for from had has have how if in into is it its may of
+on or should so such than that the their them then there these they this those to was were what when where
+which while who whom whose why will with would
+"""
+EMPTY_WORDS = frozenset(COMMON.split())
 """Words that every text has; neither question nor gold answer is recognised by them."""
 
 

@@ -16,7 +16,7 @@ from troupe.config.rollout import LABEL as ENVIRONMENT
 from troupe.config.rollout import EnvironmentConfig, RewardConfig, SamplingConfig
 from troupe.config.run import WandbConfig, check_address
 
-ROUGE = RewardConfig(fn="troupe.rewards.overlap_table:rouge_table", name="rouge")
+ROUGE = RewardConfig(fn="troupe.rewards.overlap:rouge_table", name="rouge")
 """What `rouge: true` adds to the metrics."""
 COMPARE_WITH_GOLD = (ROUGE.fn, "rouge", "math_answer")
 """Functions that mean nothing without a reference answer."""

@@ -25,7 +25,7 @@ from troupe.records import Sample
 
 
 class HasPair(Protocol):
-    """What is made of one docstring."""
+    """An item that is made of one docstring."""
 
     @property
     def pair(self) -> Pair: ...
