@@ -62,5 +62,5 @@ def _warn_of_overlap(data: DataSet) -> None:
 
 
 def _task(sample: Sample) -> tuple[str, Any]:
-    """What is asked; games that begin alike are told apart by their seed."""
+    """Return the task; games that begin alike differ by their seed."""
     return prompt_text(sample), sample.fields.get("seed")

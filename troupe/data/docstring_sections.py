@@ -51,7 +51,7 @@ def load_docstring_sections(config: DocstringSectionsConfig, cache: Path = CACHE
 
 
 def _passages(pair: Pair, config: DocstringSectionsConfig, dropped: Counter[str]) -> list[Passage]:
-    """At most one passage of a docstring, drawn among its paragraphs that can be foreseen."""
+    """Return at most one passage of a docstring, drawn among its paragraphs that can be foreseen."""
     paragraphs = [pair.summary, *paragraphs_of(pair.text)]
     fitting = [
         number
@@ -72,7 +72,7 @@ def _passages(pair: Pair, config: DocstringSectionsConfig, dropped: Counter[str]
 
 
 def paragraphs_of(text: str) -> list[str]:
-    """The parts between blank lines; a heading belongs to what stands under it.
+    """Return the parts between blank lines; a heading belongs to what stands under it.
 
     >>> paragraphs_of("Returns\\n-------\\n\\nThe sum.\\n\\nNote:\\n\\nIt is rounded.")
     ['Returns\\n-------\\nThe sum.', 'Note:\\nIt is rounded.']
@@ -92,7 +92,10 @@ def paragraphs_of(text: str) -> list[str]:
 
 
 def _end_of(text: str, max_chars: int) -> str:
-    """The end of a long text, which is what the next paragraph follows; its beginning gives way at a line's end."""
+    """Return the end of a long text, which is what the next paragraph follows.
+
+    Its beginning gives way at a line's end.
+    """
     if len(text) <= max_chars:
         return text
     return text[-max_chars:].partition("\n")[2].strip() or shorten(text, max_chars)
@@ -119,7 +122,7 @@ def _sample(passage: Passage, config: DocstringSectionsConfig, plan: str | None)
 
 
 def _drawn_plan(passage: Passage, config: DocstringSectionsConfig, common: set[str]) -> str | None:
-    """A plan for a share of the passages, drawn by their place, so that no passage's plan depends on the others'."""
+    """Return a plan for a share of the passages, drawn by their place, so that no passage's plan depends on the others'."""
     rng = random.Random(f"docstring_sections/plan/{config.seed}/{passage.pair.place}")
     if rng.random() >= config.plan_share:
         return None
@@ -127,7 +130,7 @@ def _drawn_plan(passage: Passage, config: DocstringSectionsConfig, common: set[s
 
 
 def _telling_words(text: str, common: set[str]) -> list[str]:
-    """Words of a paragraph that not every paragraph has, in their order, each once."""
+    """Return words of a paragraph that not every paragraph has, in their order, each once."""
     return [word for word in dict.fromkeys(_words(text)) if word not in common]
 
 

@@ -123,7 +123,10 @@ def _half(samples: Sequence[Sample], config: DocstringPairsConfig) -> Sequence[S
 
 
 def _pairs(samples: Sequence[Sample], config: DocstringPairsConfig, dropped: Counter[str]) -> list[Sample]:
-    """Return samples with answers; a wrong summary is that of another of these samples, so it crosses no split and no half."""
+    """Return samples with answers.
+
+    A wrong summary is that of another of these samples, so it crosses no split and no half.
+    """
     summaries = [str(sample.gold) for sample in samples]
     pairs: list[Sample] = []
     for sample in samples:

@@ -81,7 +81,7 @@ def load_documents(config: DocumentsConfig, cache: Path = CACHE) -> DataSet:
 
 
 def _document(pair: Pair, config: DocumentsConfig) -> Document | None:
-    """The document of a docstring; None where too few facts fit into it."""
+    """Return the document of a docstring; None where too few facts fit into it."""
     prose, facts = split_facts(pair.text)
     lines = [pair.summary]
     if prose:
@@ -116,7 +116,7 @@ def _sample(document: Document, others: Sequence[Document], config: DocumentsCon
 def _questions(
     document: Document, others: Sequence[Document], rng: random.Random, config: DocumentsConfig
 ) -> list[dict[str, Any]]:
-    """What each fact is; in the place of some, what something is that only another document tells.
+    """Ask what each fact is; in the place of some, ask for something that only another document contains.
 
     One question at least has an answer, so that every document can earn something.
     """
@@ -135,7 +135,7 @@ def _asked(fact: Fact) -> str:
 
 
 def _demonstration(document: Document, rng: random.Random, config: DocumentsConfig) -> str:
-    """A summary that does what it is told and does not know what will be asked: lines drawn blindly, in their order.
+    """Return a summary that keeps to the limit without knowing the questions: lines drawn blindly, in their order.
 
     So supervised training teaches what a summary looks like and to keep to the limit, and leaves the choice to
     reinforcement.
@@ -154,7 +154,7 @@ def _demonstration(document: Document, rng: random.Random, config: DocumentsConf
 
 
 def split_facts(text: str) -> tuple[str, list[Fact]]:
-    """(the prose before the first fact, the facts in their order, each name once) of a docstring's text.
+    """Return (the prose before the first fact, the facts in their order, each name once) of a docstring's text.
 
     >>> split_facts("Rows of zeros are skipped.\\n\\nArgs:\\n    path (str): where the table lies on disk.\\n    n: rows")
     ('Rows of zeros are skipped.', [Fact(name='path', text='where the table lies on disk')])
@@ -180,7 +180,10 @@ def _matches(text: str) -> Iterator[re.Match[str]]:
 
 
 def _fact(match: re.Match[str]) -> Fact | None:
-    """The first sentence; None where it is too short to be asked about, too long to be kept, or no plain text."""
+    """Return the first sentence.
+
+    None where it is too short to be asked about, too long to be kept, or no plain text.
+    """
     text = SENTENCE_END.split(" ".join(match["text"].split()), maxsplit=1)[0].strip()
     words = plain(text).split()
     readable = text.isascii() and len(set(words)) >= MIN_WORDS and len(text) <= MAX_CHARS

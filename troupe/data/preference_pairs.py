@@ -18,7 +18,9 @@ from troupe.records import Sample
 
 
 def sort_answers(data: DataSet) -> DataSet:
-    """Return the data set with its answers checked and sorted; samples whose answers prefer nothing are dropped and counted.
+    """Return the data set with its answers checked and sorted.
+
+    Samples whose answers prefer nothing are dropped and counted.
 
     Raises DataError for a single or empty answer, ranks that do not fit the answers, and a margin that is no number.
     """

@@ -127,7 +127,10 @@ def usage_of(plan: EvaluationPlan, one: Candidate, directory: Path, *, max_missi
 
 
 def usage_of_rows(rows: Sequence[Mapping[str, Any]], *, wanted: int, max_missing: float) -> Usage:
-    """Sum up the lines of an answer log; a question that failed in one call of the job and came in the next is answered."""
+    """Sum up the lines of an answer log.
+
+    A question that failed in one call of the job and came in the next is answered.
+    """
     answered = len({row["question"] for row in rows if row["text"] is not None})
     remark = None
     if wanted - answered > max_missing * wanted or not answered:

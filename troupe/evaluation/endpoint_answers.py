@@ -47,7 +47,7 @@ class AnsweringEndpoint:
         self._answered = self._refused = 0
 
     def question(self, sample: Sample, repeat: int) -> str:
-        """A hash of everything that an answer depends on."""
+        """Return a hash of everything that an answer depends on."""
         asked = [
             self._settings.base_url.rstrip("/"),
             self._settings.model,
@@ -59,7 +59,10 @@ class AnsweringEndpoint:
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
 
     async def answer_all(self, samples: Sequence[Sample], repeats: int, answers: AnswerLog) -> None:
-        """Ask whatever `answers` does not hold, as many at once as the endpoint allows; each answer is on disk at once."""
+        """Ask whatever `answers` does not hold, as many at once as the endpoint allows.
+
+        Each answer is on disk at once.
+        """
         known = answers.known()
         for repeat in range(repeats):  # one after the other: two equal questions at one moment would get one answer
             asked = [sample for sample in samples if self.question(sample, repeat) not in known]
@@ -74,7 +77,7 @@ class AnsweringEndpoint:
                 answers.append(await self._asked(sample, repeat))
 
     async def _asked(self, sample: Sample, repeat: int) -> dict[str, Any]:
-        """The line of one question: its answer, or why there is none, and what it took."""
+        """Return the line of one question: its answer, or why there is none, and what it took."""
         reason: str | None = None
         text: str | None = None
         with collected_calls() as calls:
@@ -109,5 +112,5 @@ class AnsweringEndpoint:
 
 
 def _not_empty(reply: str) -> str | None:
-    """A model that says nothing, because it thought until its limit for example, has not answered."""
+    """Return the reply; an empty one, of a model that thought until its limit for example, is no answer."""
     return reply if reply.strip() else None

@@ -98,7 +98,10 @@ class EvaluationPlan:
 
 
 def prepare(config: EvaluateConfig | BenchmarkConfig) -> EvaluationPlan:
-    """Read and check everything before a device is taken or a question is paid for; docs/evaluation.md has the refusals."""
+    """Read and check everything before a device is taken or a question is paid for.
+
+    Docs/evaluation.md has the refusals.
+    """
     check_trackers(config.trackers, mode=config.wandb.mode)
     rewards = build_rewards(config.all_metrics) if config.all_metrics else None
     if isinstance(config, BenchmarkConfig):
