@@ -22,9 +22,9 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
 import rich
 
 import troupe.processes.starting  # noqa: F401 - before what takes long
-from troupe.actors.frozen import Frozen
+from troupe.actors.frozen import FrozenModel
 from troupe.actors.perplexity_reward import ScorerPlan, baselines_of
-from troupe.actors.placement import Seat, Stage
+from troupe.actors.placement import RankPlacement, Cluster
 from troupe.config.algorithm import PerplexityRewardConfig
 from troupe.config.grpo import GRPOConfig
 from troupe.config.program import run_program
@@ -36,7 +36,7 @@ from troupe.rewards.baselines import BaselineFile
 from troupe.runs.model_check import check_models
 from troupe.runs.model_paths import locate
 from troupe.training.console import warm_start_progress
-from troupe.training.roles import Casting
+from troupe.training.roles import RoleStarter
 from troupe.training.warm_start import starting_model
 
 SAMPLES_PER_READ = 32
@@ -50,9 +50,9 @@ def compute_baseline(config: GRPOConfig) -> None:
     data = load_data(config.data)
     samples = [*data.train, *data.heldout[: config.evaluation.num_samples]]
     with contextlib.ExitStack() as stack:
-        stage = Stage(config.placement)
-        stack.callback(stage.close)
-        casting = casting_of(config, settings, data, stage, stack)
+        cluster = Cluster(config.placement)
+        stack.callback(cluster.close)
+        casting = casting_of(config, settings, data, cluster, stack)
         plan = casting.scorer_plan(settings, samples, complete=False)
         assert plan.baselines is not None
         missing = [sample for sample in samples if sample.sample_id not in plan.baselines]
@@ -60,7 +60,7 @@ def compute_baseline(config: GRPOConfig) -> None:
             f"{len(samples)} samples of {data.name}, {len(samples) - len(missing)} of them in {plan.baselines.path}"
         )
         if missing:
-            stage.reserve(seats(settings, device=stage.machine.device), config.policy.init_timeout_s)
+            cluster.reserve(placement_table(settings, device=cluster.machine.device), config.policy.init_timeout_s)
             scorer = casting.scorer(plan, row_tokens=config.policy.row_tokens)
             scorer.ready(config.policy.init_timeout_s)
             fill(plan, plan.baselines, scorer, missing)
@@ -81,33 +81,33 @@ def required(config: GRPOConfig) -> PerplexityRewardConfig:
 
 
 def casting_of(
-    config: GRPOConfig, settings: PerplexityRewardConfig, data: DataSet, stage: Stage, stack: contextlib.ExitStack
-) -> Casting:
+    config: GRPOConfig, settings: PerplexityRewardConfig, data: DataSet, cluster: Cluster, stack: contextlib.ExitStack
+) -> RoleStarter:
     """Prepare the start of the scorer.
 
     The run's starting model is made where it is the scorer and does not exist yet.
     """
-    precision = stage.machine.precision(config.model_precision)
+    precision = cluster.machine.precision(config.model_precision)
     if settings.path is not None:
         model_path = settings.path
     else:
         with warm_start_progress() as progress:
             model_path = starting_model(
-                config.model, data, stage, precision=precision, seed=config.seed, progress=progress
+                config.model, data, cluster, precision=precision, seed=config.seed, progress=progress
             )
-    return Casting(stack, stage, config.model, model_path, colocated=False, precision=precision, seed=config.seed)
+    return RoleStarter(stack, cluster, config.model, model_path, colocated=False, precision=precision, seed=config.seed)
 
 
-def seats(settings: PerplexityRewardConfig, *, device: str) -> list[Seat]:
+def placement_table(settings: PerplexityRewardConfig, *, device: str) -> list[RankPlacement]:
     """Return the scorer's ranks, each with a device of its own."""
     gpu = int(device == "cuda")
     return [
-        Seat(role="perplexity", rank=rank, bundle=rank, bundle_gpus=gpu, num_gpus=gpu)
+        RankPlacement(role="perplexity", rank=rank, bundle=rank, bundle_gpus=gpu, num_gpus=gpu)
         for rank in range(settings.num_ranks)
     ]
 
 
-def fill(plan: ScorerPlan, file: BaselineFile, scorer: Frozen, samples: Sequence[Sample]) -> None:
+def fill(plan: ScorerPlan, file: BaselineFile, scorer: FrozenModel, samples: Sequence[Sample]) -> None:
     """Compute these samples' baselines, writing as it goes."""
     progress = build_progress(file.path.name, 1, len(samples), rich.get_console())
     try:

@@ -61,7 +61,7 @@ def longer(sample: Sample, branch: Branch) -> float:
 
 
 @dataclass
-class Scene:
+class RunContext:
     directory: Path
     steady: ChatServer
     moody: ChatServer
@@ -110,7 +110,7 @@ def write_run(directory: Path, *, keep: int = SAMPLES) -> None:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
+def scene(tmp_path: Path) -> Iterator[RunContext]:
     """`steady` answers everything and gets 6 of 8 right; `moody` refuses every second call and gets all right."""
     rows = [
         {"id": f"s/{n}", "prompt": question(n), "gold": str(2 * n), "topic": "small" if n < 4 else "large"}
@@ -128,10 +128,10 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
     with ExitStack() as stack:
         servers = [stack.enter_context(ChatServer(respond).running()) for respond in (steady, moody)]
-        yield Scene(tmp_path, *servers)
+        yield RunContext(tmp_path, *servers)
 
 
-def test_everybody_answers_the_same_prompts_failures_are_counted_and_a_second_call_asks_nothing(scene: Scene) -> None:
+def test_everybody_answers_the_same_prompts_failures_are_counted_and_a_second_call_asks_nothing(scene: RunContext) -> None:
     benchmark(scene.recipe())
     out = scene.directory / "out"
     measured = read_json(out / "metrics.json")["models"]
@@ -157,7 +157,7 @@ def test_everybody_answers_the_same_prompts_failures_are_counted_and_a_second_ca
     assert read_json(out / "status.json")["state"] == "finished"
 
 
-def test_what_is_written_can_be_read_drawn_and_asked_again(scene: Scene) -> None:
+def test_what_is_written_can_be_read_drawn_and_asked_again(scene: RunContext) -> None:
     benchmark(scene.recipe())
     out = scene.directory / "out"
     chart = read_json(out / "charts" / "charts.json")[0]
@@ -184,7 +184,7 @@ def test_what_is_written_can_be_read_drawn_and_asked_again(scene: Scene) -> None
     assert diversity["steady"]["words"]["mean"] == 5  # It is n. #### n
 
 
-def test_another_prompt_is_asked_and_what_is_known_is_not(scene: Scene) -> None:
+def test_another_prompt_is_asked_and_what_is_known_is_not(scene: RunContext) -> None:
     benchmark(scene.recipe(num_samples=5, stored_answers=False, trained=None))
     asked = scene.asked()
     assert asked == 5 + 10
@@ -196,7 +196,7 @@ def test_another_prompt_is_asked_and_what_is_known_is_not(scene: Scene) -> None:
     assert len(scene.steady.bodies) == 16
 
 
-def test_repeats_are_asked_each_and_count_as_their_mean_over_samples(scene: Scene) -> None:
+def test_repeats_are_asked_each_and_count_as_their_mean_over_samples(scene: RunContext) -> None:
     scene.steady.respond = lambda body, number: reply(f"#### {solve(body) if number < 12 else 0}")
     benchmark(scene.recipe(trained=None, repeats=2, temperature=1.0, endpoints={"steady": _endpoint(scene.steady)}))
     assert len(scene.steady.bodies) == 16
@@ -210,7 +210,7 @@ def _endpoint(server: ChatServer, **given: Any) -> dict[str, Any]:
     return {"base_url": server.url, "model": "m", "api_key_env": None, "backoff_s": 0.01, **given}
 
 
-def test_a_model_that_mostly_fails_is_not_measured_its_row_says_so_and_the_others_are(scene: Scene) -> None:
+def test_a_model_that_mostly_fails_is_not_measured_its_row_says_so_and_the_others_are(scene: RunContext) -> None:
     def down(body: dict[str, Any], number: int) -> Answer:
         return Answer(status=503, raw="no capacity")
 
@@ -230,7 +230,7 @@ def test_a_model_that_mostly_fails_is_not_measured_its_row_says_so_and_the_other
     assert len(scene.steady.bodies) == SAMPLES
 
 
-def test_a_key_that_is_refused_stops_its_model_after_a_few_questions_and_nobody_else(scene: Scene) -> None:
+def test_a_key_that_is_refused_stops_its_model_after_a_few_questions_and_nobody_else(scene: RunContext) -> None:
     scene.moody.respond = lambda body, number: Answer(status=401, raw="wrong key")
     endpoints = {"steady": _endpoint(scene.steady), "moody": _endpoint(scene.moody, max_concurrency=1)}
     benchmark(scene.recipe(trained=None, endpoints=endpoints))
@@ -241,7 +241,7 @@ def test_a_key_that_is_refused_stops_its_model_after_a_few_questions_and_nobody_
     assert set(read_json(out / "metrics.json")["models"]) == {"steady"}
 
 
-def test_every_pair_is_compared_in_every_dimension_and_ties_are_counted(scene: Scene) -> None:
+def test_every_pair_is_compared_in_every_dimension_and_ties_are_counted(scene: RunContext) -> None:
     judge = {"fn": "tests.jobs.test_benchmark:longer"}
     settings = {"judge": judge, "dimensions": ["plot", "overall"], "genre_field": "topic"}
     benchmark(scene.recipe(preferences=settings))
@@ -262,7 +262,7 @@ def test_every_pair_is_compared_in_every_dimension_and_ties_are_counted(scene: S
     assert "## Preference, s_A / (s_A + s_B)" in (out / "results.md").read_text()
 
 
-def test_a_remote_judge_sees_both_orders_and_its_word_is_paid_for_once(scene: Scene) -> None:
+def test_a_remote_judge_sees_both_orders_and_its_word_is_paid_for_once(scene: RunContext) -> None:
     def verdict(body: dict[str, Any], number: int) -> Answer:
         return reply("verdict: A")  # always the first place
 
@@ -283,7 +283,7 @@ def test_a_remote_judge_sees_both_orders_and_its_word_is_paid_for_once(scene: Sc
     assert found["pairs"]["steady over moody"]["tie_rate"]["mean"] == 1.0
 
 
-def test_a_reward_model_scores_every_answer_that_is_there(scene: Scene, tmp_path: Path) -> None:
+def test_a_reward_model_scores_every_answer_that_is_there(scene: RunContext, tmp_path: Path) -> None:
     write_model(tmp_path / "model", tied=True)
     write_reward_model(tmp_path / "model", tmp_path / "reward")
     scene.moody.respond = lambda body, number: reply(f"#### {solve(body)}") if solve(body) > 2 else Answer(status=400)
@@ -310,7 +310,7 @@ def test_a_reward_model_scores_every_answer_that_is_there(scene: Scene, tmp_path
 # -- what is refused ---------------------------------------------------------------------------------------------
 
 
-def test_steps_are_named_by_number_or_place_and_each_is_there_once(scene: Scene) -> None:
+def test_steps_are_named_by_number_or_place_and_each_is_there_once(scene: RunContext) -> None:
     def names(**given: Any) -> list[str]:
         return [one.name for one in prepare(scene.recipe(endpoints={}, **given)).candidates]
 
@@ -343,7 +343,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_cannot_work_is_found_before_anybody_is_asked(case: str, scene: Scene) -> None:
+def test_what_cannot_work_is_found_before_anybody_is_asked(case: str, scene: RunContext) -> None:
     given, error, sentence = BAD[case]
     with pytest.raises(error, match=sentence):
         benchmark(scene.recipe(**given))
@@ -385,7 +385,7 @@ def test_a_recipe_that_contradicts_itself_is_one_sentence(case: str) -> None:
 
 
 def test_a_key_that_is_not_there_is_named_and_the_status_is_2(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scene: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     endpoint = f"endpoints.gpt={{base_url: '{scene.steady.url}', model: m, api_key_env: NO_SUCH_KEY}}"
@@ -397,7 +397,7 @@ def test_a_key_that_is_not_there_is_named_and_the_status_is_2(
     assert not (scene.directory / "out").exists()
 
 
-def test_answers_of_some_samples_do_not_stand_for_all(tmp_path: Path, scene: Scene) -> None:
+def test_answers_of_some_samples_do_not_stand_for_all(tmp_path: Path, scene: RunContext) -> None:
     write_run(tmp_path / "partial", keep=5)
     with pytest.raises(DataError, match="no answers to all 8 samples"):
         prepare(scene.recipe(trained=str(tmp_path / "partial")))

@@ -11,7 +11,7 @@ from typing import Any
 
 from troupe.config.evaluation import AnsweringConfig
 from troupe.evaluation.endpoint_answers import AnsweringEndpoint
-from troupe.evaluation.generation import evaluation_stage, generate, reward_scores
+from troupe.evaluation.generation import evaluation_cluster, generate, reward_scores
 from troupe.evaluation.plan import Candidate, EvaluationPlan, answer_settings
 from troupe.evaluation.stored_answers import AnswerLog, Answers, AnswersByRepeat, AnswerStore, text_branch
 
@@ -69,19 +69,19 @@ def collect_answers(
     missing = [one for one in settings if any((one.name, repeat) not in answers for repeat in range(plan.repeats))]
     if not missing and plan.reward_model is None:
         return answers, {}
-    with evaluation_stage(config) as stage:
+    with evaluation_cluster(config) as cluster:
         for one in missing:
             samples = plan.prompts_of(one.name)
             log.info("%s answers %d prompts", one.name, len(samples))
             seeds = [each["seed"] for each in settings[one]]
-            made = generate(stage, config, str(one.path), samples, plan.tokenizers[one.name], seeds=seeds)
+            made = generate(cluster, config, str(one.path), samples, plan.tokenizers[one.name], seeds=seeds)
             for repeat, given in enumerate(made):
                 store.write(file_name(one.name, repeat), given, settings[one][repeat])
                 answers[one.name, repeat] = given
         if plan.reward_model is None:
             return answers, {}
         log.info("%s scores the answers", plan.reward_model.path)
-        return answers, reward_scores(stage, config, plan.reward_model, plan.samples, answers)
+        return answers, reward_scores(cluster, config, plan.reward_model, plan.samples, answers)
 
 
 def file_name(name: str, repeat: int) -> str:

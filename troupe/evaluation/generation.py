@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from troupe.actors.generator import GeneratorWorker
 from troupe.actors.generators import Generators, generator_arguments, start_generators
-from troupe.actors.placement import Seat, Stage
+from troupe.actors.placement import RankPlacement, Cluster
 from troupe.actors.reward_model import LABEL, RewardModel
 from troupe.actors.rewarder import Rewarder
 from troupe.chat import encode_answer, encode_prompt
@@ -23,7 +23,7 @@ from troupe.processes.waiting import waiting
 from troupe.records import Branch, Group, Sample
 from troupe.training.episodes import Episodes
 from troupe.training.evaluator import Evaluator
-from troupe.training.roles import Casting
+from troupe.training.roles import RoleStarter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,36 +32,36 @@ ROW_TOKENS = 2560
 CLOSING_S = 60
 
 
-def evaluation_seats(config: AnsweringConfig, *, device: str) -> list[Seat]:
+def evaluation_seats(config: AnsweringConfig, *, device: str) -> list[RankPlacement]:
     """Return every rank's bundle: the reward model takes those of the engines, which are gone by then."""
     gpu = int(device == "cuda")
     width = gpu * config.generator.tensor_parallel_size
     engines = config.generator.num_engines
-    table = [Seat(role="generator", rank=i, bundle=i, bundle_gpus=width, num_gpus=width) for i in range(engines)]
+    table = [RankPlacement(role="generator", rank=i, bundle=i, bundle_gpus=width, num_gpus=width) for i in range(engines)]
     ranks = 0 if config.reward_model is None else config.reward_model.num_ranks
     for i in range(ranks):
         table.append(
-            Seat(role="reward_model", rank=i, bundle=i, bundle_gpus=width if i < engines else gpu, num_gpus=gpu)
+            RankPlacement(role="reward_model", rank=i, bundle=i, bundle_gpus=width if i < engines else gpu, num_gpus=gpu)
         )
     return table
 
 
 @contextlib.contextmanager
-def evaluation_stage(config: AnsweringConfig) -> Iterator[Stage]:
+def evaluation_cluster(config: AnsweringConfig) -> Iterator[Cluster]:
     """Reserve the machines, with a place for every role."""
-    stage = Stage(config.placement)
+    cluster = Cluster(config.placement)
     try:
-        stage.reserve(evaluation_seats(config, device=stage.machine.device), config.generator.init_timeout_s)
-        yield stage
+        cluster.reserve(evaluation_seats(config, device=cluster.machine.device), config.generator.init_timeout_s)
+        yield cluster
     finally:
-        stage.close()
+        cluster.close()
 
 
 # -- phase one ------------------------------------------------------------------------------------------------
 
 
 def generate(
-    stage: Stage,
+    cluster: Cluster,
     config: AnsweringConfig,
     model_path: str,
     samples: Sequence[Sample],
@@ -72,7 +72,7 @@ def generate(
     """Return the model's answer to every sample for each of the seeds; its engines are gone afterwards."""
     with (
         waiting(f"{model_path} answers {len(samples)} prompts"),
-        _engines(stage, config, model_path) as generators,
+        _engines(cluster, config, model_path) as generators,
         _games(config, generators, tokenizer) as episodes,
     ):
         answers = []
@@ -110,18 +110,18 @@ def _games(
 
 
 @contextlib.contextmanager
-def _engines(stage: Stage, config: AnsweringConfig, model_path: str) -> Iterator[Generators]:
+def _engines(cluster: Cluster, config: AnsweringConfig, model_path: str) -> Iterator[Generators]:
     arguments = generator_arguments(
         model_path,
         config.generator,
         max_length=config.max_prompt_tokens + config.max_response_tokens,
-        precision=stage.machine.precision(config.precision),
-        transport=stage.machine.weight_transport(colocated=False),
+        precision=cluster.machine.precision(config.precision),
+        transport=cluster.machine.weight_transport(colocated=False),
         sleep=False,
         seed=config.seed,
         trust_remote_code=config.trust_remote_code,
     )
-    group = stage.group(GeneratorWorker, arguments, role="generator", max_concurrency=1000)
+    group = cluster.group(GeneratorWorker, arguments, role="generator", max_concurrency=1000)
     generators = Generators(group, config.generator, sleeps=False)
     try:
         start_generators(group, config.generator)
@@ -137,7 +137,7 @@ def _engines(stage: Stage, config: AnsweringConfig, model_path: str) -> Iterator
 
 
 def reward_scores(
-    stage: Stage,
+    cluster: Cluster,
     config: AnsweringConfig,
     settings: RewardModelConfig,
     samples: Sequence[Sample],
@@ -150,13 +150,13 @@ def reward_scores(
     """
     model_config = PretrainedModelConfig(path=settings.path, trust_remote_code=settings.trust_remote_code)
     with contextlib.ExitStack() as stack:
-        casting = Casting(
+        casting = RoleStarter(
             stack,
-            stage,
+            cluster,
             model_config,
             settings.path,
             colocated=False,
-            precision=stage.machine.precision(settings.precision),
+            precision=cluster.machine.precision(settings.precision),
             seed=config.seed,
         )
         stack.enter_context(waiting(f"{settings.path} scores the answers"))
