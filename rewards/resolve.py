@@ -55,7 +55,7 @@ class Reward:
 
 
 def resolve(config: RewardConfig) -> Reward:
-    """Example: `resolve(RewardConfig(fn="length", args={"limit": 40}))`."""
+    """Find the reward of a config. Example: `resolve(RewardConfig(fn="length", args={"limit": 40}))`."""
     found = find(config.fn, BUILT_IN, section=SECTION, noun="reward", form="package.module:function")
     if not callable(found):
         raise ConfigError(f"rewards: {config.fn} is a {type(found).__name__}, not a function or a class")
@@ -91,7 +91,7 @@ def _judges_groups(name: str, signature: inspect.Signature) -> bool:
 
 
 def _instance(config: RewardConfig, cls: type) -> Callable[..., Any]:
-    """The reward that the class makes of the configured arguments."""
+    """Return the reward that the class makes of the configured arguments."""
     made = instance(config.fn, cls, class_arguments(config.fn, cls, config.args, section=SECTION), section=SECTION)
     if not callable(made):
         raise ConfigError(f"rewards: {config.fn} is a class without __call__; write __call__(self, sample, branch)")
