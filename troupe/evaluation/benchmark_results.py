@@ -25,7 +25,7 @@ from troupe.evaluation.evaluation_tables import (
 from troupe.evaluation.preferences import preference_tables
 from troupe.files import to_json, write_atomically
 from troupe.records import Sample
-from troupe.report.benchmark_charts import ChartData, first_and_last, over_steps, standalone
+from troupe.report.benchmark_charts import ChartData, first_and_last, over_steps
 from troupe.report.charts import short
 
 log = logging.getLogger(__name__)
@@ -251,4 +251,4 @@ def write_charts(directory: Path, charts: Sequence[ChartData]) -> None:
         name = chart.metric.replace("/", "-")
         for kind, drawn in (("over-steps", over_steps(chart)), ("first-and-last", first_and_last(chart))):
             if drawn:
-                write_atomically(directory / f"{name}-{kind}.svg", standalone(drawn))
+                write_atomically(directory / f"{name}-{kind}.svg", drawn)
