@@ -17,7 +17,7 @@ from troupe.evaluation.evaluation_tables import ResultTable, cell
 from troupe.evaluation.plan import Candidate, EvaluationPlan
 from troupe.evaluation.scores import AnswerRow, Estimates
 from troupe.files import now, to_json, write_atomically
-from troupe.report.benchmark_charts import ChartData, first_and_last, over_steps, standalone
+from troupe.report.benchmark_charts import ChartData, first_and_last, over_steps
 from troupe.report.charts import short
 from troupe.runs.run_directory import environment, locked
 
@@ -53,7 +53,7 @@ def write_benchmark(output: Path, content: Mapping[str, Any], charts: Sequence[C
         for kind, drawn in (("over-steps", over_steps(chart)), ("first-and-last", first_and_last(chart))):
             if drawn:
                 name = f"{chart.metric.replace('/', '-')}-{kind}.svg"
-                write_atomically(output / "charts" / name, standalone(drawn))
+                write_atomically(output / "charts" / name, drawn)
 
 
 def describe_candidates(candidates: Sequence[Candidate], usage: Mapping[str, Usage]) -> list[dict[str, Any]]:
