@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -129,7 +130,7 @@ class Cluster:
     def fetch(self, source: str, target: Path) -> None:
         """Copy a directory of the head here; what is here already is not copied again."""
         target.mkdir(parents=True, exist_ok=True)
-        ended = self._run(["rsync-down", str(self.file), f"{source.rstrip('/')}/", f"{target}/"], None)
+        ended = self._run(["rsync-down", str(self.file), f"{source.rstrip('/')}/", f"{target}/"])
         if ended.status:
             raise ClusterError(f"{source} of {self.name} could not be copied to {target}: {_last(ended.tail)}")
 
@@ -163,7 +164,7 @@ class Cluster:
                     os.killpg(tunnel.pid, signal.SIGTERM)
                 tunnel.wait()
 
-    def _run(self, arguments: list[str], timeout_s: float | None) -> Ended:
+    def _run(self, arguments: list[str], timeout_s: float = math.inf) -> Ended:
         LOGS.mkdir(parents=True, exist_ok=True)
         log = LOGS / f"{self.name}.log"
         # The file's relative paths are the project's.
