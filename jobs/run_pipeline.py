@@ -293,12 +293,14 @@ def outcome_of(stage: CheckedStage, ended: Ended) -> tuple[State, str | None]:
         return "finished" if stage.is_run and state == "finished" else "stopped", None
     if not ended.status and state in ("finished", "stopped"):
         return state, None
-    how = f"ended, but its status.json says {state!r}"
-    if ended.status:
-        by = f"was killed by signal {-ended.status} ({signal.strsignal(-ended.status)})"
-        why = next((f": {line.removeprefix('error: ')}" for line in ended.tail if line.startswith("error: ")), "")
-        how = (f"ended with status {ended.status}" if ended.status > 0 else by) + why
-    return "failed", f"the stage {stage.name!r} ({stage.config.job}) {how}"
+    if not ended.status:
+        how = f"ended, but its status.json says {state!r}"
+    elif ended.status > 0:
+        how = f"ended with status {ended.status}"
+    else:
+        how = f"was killed by signal {-ended.status} ({signal.strsignal(-ended.status)})"
+    why = next((f": {line.removeprefix('error: ')}" for line in ended.tail if line.startswith("error: ")), "")
+    return "failed", f"the stage {stage.name!r} ({stage.config.job}) {how}{why}"
 
 
 def interruption_of(ended: Ended) -> int | None:

@@ -1,7 +1,7 @@
-"""Objects in an S3-compatible store: put, got, listed and deleted through boto3, and what goes wrong in one sentence.
+"""Objects in an S3-compatible store: put, got, listed and deleted through boto3, and every failure in one sentence.
 
 Endpoint, region and credentials come from the environment, as boto3 reads them, unless the first two are given. Every
-object carries its SHA-256; one that was stored is asked for its size and checksum, one that was fetched is hashed.
+object carries its SHA-256; after a put its size and checksum are compared, after a get it is hashed.
 """
 
 from __future__ import annotations
