@@ -90,14 +90,13 @@ def _is_run(sizes: Mapping[str, int]) -> bool:
 
 def _stored(bucket: Bucket, sizes: Mapping[str, int]) -> Listed:
     run = StoredRun(bucket)
-    steps = run.manifests()
+    starts = {step: f"{CHECKPOINTS}/{step_name(step)}/" for step in run.manifests(sizes)}
     return Listed(
         place=bucket.address,
         status=json.loads(bucket.read("status.json") or b"{}"),
         checkpoints={
-            step: sum(size for key, size in sizes.items() if key.startswith(f"{CHECKPOINTS}/{step_name(step)}/"))
-            for step in steps
+            step: sum(size for key, size in sizes.items() if key.startswith(start)) for step, start in starts.items()
         },
-        best=run.best(steps),
+        best=run.best(starts),
         size=sum(sizes.values()),
     )

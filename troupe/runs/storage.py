@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from filelock import FileLock
 
@@ -30,7 +30,7 @@ def fetch(url: str, into: Path = CACHE, *, checkpoint: Wanted = "best", bucket: 
     directory = into / bucket.name / bucket.prefix
     parent, _, last = bucket.address.rpartition(f"/{CHECKPOINTS}/")
     if parent:
-        wanted: Wanted | None = step_of(last) if step_of(last) is not None else _named(last)
+        wanted: Any = last if last in ("best", "latest") else step_of(last)
         if wanted is None:
             raise StorageError(f"{url} is no checkpoint; write {parent}, or {parent}/{CHECKPOINTS}/{step_name(10)}")
         checkpoint, bucket, directory = wanted, bucket.above(2), directory.parents[1]
@@ -67,7 +67,3 @@ def _fetch_directory(bucket: Bucket, directory: Path) -> Path:
         in_threads([functools.partial(bucket.get, name, directory / name) for name in listing])
         write_atomically(directory / FETCHED, to_json(as_written))
     return directory
-
-
-def _named(name: str) -> Literal["best", "latest"] | None:
-    return name if name in ("best", "latest") else None  # type: ignore[return-value]
