@@ -204,9 +204,13 @@ VERBS = {
 }
 
 
+def parser() -> argparse.ArgumentParser:
+    return verb_parser(str(__doc__), VERBS)
+
+
 def main(arguments: Sequence[str]) -> int:
     own = list(itertools.takewhile(lambda part: part != "--", arguments))
-    options = verb_parser(str(__doc__), VERBS).parse_args(own)
+    options = parser().parse_args(own)
     options.command = list(arguments[len(own) + 1 :])
     try:
         return int(options.call(options))

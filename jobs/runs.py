@@ -39,7 +39,7 @@ All = Literal["all"]
 
 
 def main(arguments: list[str]) -> None:
-    known = verb_parser(str(__doc__), VERBS)
+    known = parser()
     given, rest = known.parse_known_args(arguments)
     # argparse takes no second list of positions after an option: fork x y --step 2 steps=60
     if rest and (given.call is not fork_run or not all("=" in one and not one.startswith("-") for one in rest)):
@@ -237,6 +237,10 @@ VERBS = {
     "delete": (delete, {**STORE, **DELETE}),
     "fork": (fork_run, {**STORE, **FORK, **INTO}),
 }
+
+
+def parser() -> argparse.ArgumentParser:
+    return verb_parser(str(__doc__), VERBS)
 
 
 if __name__ == "__main__":
