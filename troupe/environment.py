@@ -32,7 +32,7 @@ def load_env_file(path: Path = ENV_FILE) -> list[str]:
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """The variables of a `.env` file; of a name that stands twice the later value counts.
+    """Return the variables of a `.env` file; of a name that stands twice the later value counts.
 
     Raises ConfigError with the line, the rule and the remedy, and never a value.
     """
@@ -65,7 +65,7 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def _fault(written: str) -> str:
-    """What a line that python-dotenv gives up on lacks."""
+    """Return what is wrong with a line that python-dotenv cannot parse."""
     value = written.partition("=")[2].lstrip()
     if value[:1] in ("'", '"'):
         return f"a quote is missing or something follows the closing one; {QUOTES}"
