@@ -19,18 +19,16 @@ from troupe.records import Sample
 from troupe.resolve import checked_arguments, class_arguments, find, instance, signature_of, type_hints
 from troupe.rewards.answers import MathAnswer
 from troupe.rewards.form import Length, regex_format
-from troupe.rewards.judge_qa import JudgeQA
 from troupe.rewards.overlap import rouge
-from troupe.rewards.remote import RemoteComparison, RemoteReward
 
-BUILT_IN: dict[str, Callable[..., Any]] = {
+BUILT_IN: dict[str, Callable[..., Any] | str] = {
     "math_answer": MathAnswer,
     "regex_format": regex_format,
     "length": Length,
     "rouge": rouge,
-    "remote_reward": RemoteReward,
-    "remote_comparison": RemoteComparison,
-    "judge_qa": JudgeQA,
+    "remote_reward": "troupe.rewards.remote:RemoteReward",
+    "remote_comparison": "troupe.rewards.remote:RemoteComparison",
+    "judge_qa": "troupe.rewards.judge_qa:JudgeQA",
 }
 SECTION = "rewards"
 JUDGED = 2

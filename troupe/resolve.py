@@ -43,8 +43,8 @@ def take_over(functions: Mapping[str, Callable[..., Any]]) -> None:
     _HANDED_OVER.update(functions)
 
 
-def find(name: str, built_in: Mapping[str, Callable[..., Any]], *, section: str, noun: str, form: str) -> Any:
-    """What `name` names: one of `built_in`, or what lies at `package.module:name`.
+def find(name: str, built_in: Mapping[str, Callable[..., Any] | str], *, section: str, noun: str, form: str) -> Any:
+    """Return what `name` names: one of `built_in`, which may be addresses too, or what lies at `package.module:name`.
 
     Example: `find("length", BUILT_IN, section="rewards", noun="reward", form="package.module:function")`.
     """
@@ -58,7 +58,8 @@ def find(name: str, built_in: Mapping[str, Callable[..., Any]], *, section: str,
         raise ConfigError(
             f"{section}: unknown {noun} {name!r}; {hint}built in are {', '.join(built_in)}, your own is written {form}"
         )
-    return built_in[name]
+    found = built_in[name]
+    return _import(found, section) if isinstance(found, str) else found
 
 
 def _import(address: str, section: str) -> Any:

@@ -182,11 +182,10 @@ def _link(source: Path, place: Path) -> Path:
 # -- before the run ------------------------------------------------------------------------------------------
 
 
-def stored_run(settings: RunConfig) -> StoredRun | None:
-    """Return the run in its store, None where the recipe names none. Raises StorageError where it cannot be used."""
+def stored_run(settings: RunConfig) -> StoredRun:
+    """Return the run in the store that the config names. Raises StorageError where it cannot be used."""
     storage = settings.storage
-    if storage.url is None:
-        return None
+    assert storage.url is not None
     bucket = Bucket(storage.url, endpoint_url=storage.endpoint_url, region=storage.region, timeout_s=storage.timeout_s)
     bucket = bucket.at(settings.name)
     bucket.check()

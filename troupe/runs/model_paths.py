@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from troupe import runs
 from troupe.errors import CheckpointError
 from troupe.names import is_hub_name, step_of
 from troupe.runs.checkpoint import MANIFEST, Check, CheckpointStore, Wanted, damage, model_damage
-from troupe.runs.storage import fetch
 
 
 def locate(model: str, checkpoint: Wanted = "best", *, whole: bool = False) -> str:
@@ -18,7 +18,7 @@ def locate(model: str, checkpoint: Wanted = "best", *, whole: bool = False) -> s
     CheckpointError for a run without a whole checkpoint of that kind, and for a path where nothing is.
     """
     if model.startswith("s3://"):
-        return str(fetch(model, checkpoint=checkpoint))
+        return str(runs.fetch(model, checkpoint=checkpoint))
     checkpoints = Path(model) / "checkpoints"
     if not checkpoints.is_dir():
         if not Path(model).is_dir() and not is_hub_name(model):

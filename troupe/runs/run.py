@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol
 
 import rich
 
+from troupe import runs
 from troupe.config.loader import Section
 from troupe.config.program import user_error
 from troupe.errors import TroupeError
@@ -32,7 +33,6 @@ from troupe.processes.stopping import Interrupted, StopSignals
 from troupe.processes.waiting import WAITS, waiting
 from troupe.project import JOBS
 from troupe.records import Group
-from troupe.runs.backup import Backup, settle, stored_run
 from troupe.runs.call_log import CALLS_FILE, CallLog, Watch
 from troupe.runs.checkpoint import CheckpointStore
 from troupe.runs.run_directory import locked, open_directory
@@ -85,7 +85,7 @@ class Run:
         self._final: tuple[int, bool] | None = None
         self._progress: Any = None
         self._observers: list[Observer] = []
-        self._backup: Backup | None = None
+        self._backup: runs.Backup | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -96,17 +96,17 @@ class Run:
         Ctrl-C or SIGTERM, also when the run was saved.
         """
         settings = config.run  # type: ignore[attr-defined]
-        stored = stored_run(settings)
+        stored = runs.stored_run(settings) if settings.storage.url is not None else None
         with locked(settings.path):
             if stored is not None:
-                settle(stored, settings)
+                runs.settle(stored, settings)
             store = build_store(config)
             if settings.resume != "never":
                 store.require_some()
             continued = open_directory(config, has_checkpoint=store.latest() is not None)
             run = cls(config, continued=continued)
             if stored is not None:
-                run._backup = Backup(stored, settings.storage, run.checkpoints, run.event)
+                run._backup = runs.Backup(stored, settings.storage, run.checkpoints, run.event)
             try:
                 with WAITS.listening(functools.partial(run._status, "running")):
                     run._start()

@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from troupe.actors.trained import TrainedModel
-from troupe.algorithms.objective import Objective
 from troupe.algorithms.packing import Batch
 from troupe.config.supervised import GeneratingConfig, SupervisedConfig
 from troupe.data import PromptStream, position_in
@@ -26,51 +24,14 @@ from troupe.runs.checkpoint import save_state
 from troupe.runs.run import Run
 from troupe.training.context import RunContext, attempts, open_context
 from troupe.training.held_out import HeldOutAnswers
-from troupe.training.preparation import Prepared, prepare
 from troupe.training.result import TrainingResult, read_result
 from troupe.training.roles import RoleStarter
+from troupe.training.task import SupervisedTask, prepare_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-
-class SupervisedTask(ABC):
-    """What one kind of supervised training adds to the loop."""
-
-    name: str
-    """Before metrics without a path of their own, such as sft/grad_norm."""
-    head = "vocabulary"
-    objective: Objective
-    best: str
-    """Held-out metric of the best checkpoint, unless the recipe names another."""
-
-    @abstractmethod
-    def encode(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Group | None:
-        """The sample as a group, or None when it cannot be trained on."""
-
-    @abstractmethod
-    def prepare(self, batch: Batch, groups: Sequence[Group], training: SupervisedContext) -> Batch:
-        """The batch of one optimizer step with the columns that the objective reads."""
-
-    def begin(self, training: SupervisedContext, *, steps: int) -> None:  # noqa: B027 - most lessons need nothing here
-        """With the starting weights in place, before the first step or a resume."""
-
-    def evaluate(self, training: SupervisedContext) -> dict[str, float]:
-        """Held-out metrics by their last name."""
-        metrics = training.model.evaluate_loss(training.heldout, self.objective)
-        return {name.rpartition("/")[2]: value for name, value in metrics.items() if name.rpartition("/")[2] != "loss"}
-
-    def before_save(self, training: SupervisedContext) -> None:  # noqa: B027
-        """Before every checkpoint."""
-
-    def state(self) -> dict[str, Any]:
-        """What a resume needs beside weights, step and position."""
-        return {}
-
-    def restore(self, state: dict[str, Any], training: SupervisedContext) -> None:  # noqa: B027
-        """Take up what `state` gave."""
 
 
 class Examples:
@@ -148,15 +109,9 @@ def train_supervised(config: SupervisedConfig, task: SupervisedTask) -> Training
     """Train `config` on `task`, from opening its directory to its summary."""
     with open_context(config, prepare_task(config, task), init_timeout_s=config.engine.init_timeout_s) as context:
         for attempt in attempts(context):
-            with start_training(config, task, context) as training, attempt:
-                train_loop(config, task, training)
+            with start_training(config, task, context) as supervised, attempt:
+                train_loop(config, task, supervised)
     return read_result(config.run.path)
-
-
-def prepare_task(config: SupervisedConfig, task: SupervisedTask) -> Prepared:
-    """Find out all that can be known before the first process."""
-    generation = config.generation if isinstance(config, GeneratingConfig) else None
-    return prepare(config, metrics=generation.metrics if generation is not None else (), encode=task.encode)
 
 
 @contextlib.contextmanager
@@ -210,55 +165,55 @@ def encode_heldout(
     return groups
 
 
-def train_loop(config: SupervisedConfig, task: SupervisedTask, training: SupervisedContext) -> None:
+def train_loop(config: SupervisedConfig, task: SupervisedTask, supervised: SupervisedContext) -> None:
     """Every step from the last checkpoint, or from the beginning, to the end."""
-    run, examples = training.run, training.examples
-    steps = config.num_steps(len(training.context.data.train))
-    task.begin(training, steps=steps)
-    first, owed = resume(task, training)
+    run, examples = supervised.run, supervised.examples
+    steps = config.num_steps(len(supervised.context.data.train))
+    task.begin(supervised, steps=steps)
+    first, owed = resume(task, supervised)
     if first == 0:
-        evaluate(config, task, training, step=0)
+        evaluate(config, task, supervised, step=0)
         run.end_step(0)
     elif owed:
-        finish(config, task, training, first, last=first >= steps)
+        finish(config, task, supervised, first, last=first >= steps)
     for step in run.steps(first + 1, steps):
         started = time.perf_counter()
         with run.timed("draw"):
             groups = examples.draw(config.batch_size)
             batch = Batch.from_groups(groups)
         with run.timed("prepare"):
-            batch = task.prepare(batch, groups, training)
+            batch = task.prepare(batch, groups, supervised)
         with run.timed("update"):
-            run.log(training.model.update([batch], task.objective))
+            run.log(supervised.model.update([batch], task.objective))
         tokens = int(batch.packed_sizes.sum())
         run.log({"data/tokens": tokens, "data/left_out": examples.left_out})
         run.log({"tokens_per_second": tokens / (time.perf_counter() - started)})
         last = run.is_last(step)
         if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-            save(task, training, step)
-        finish(config, task, training, step, last=last)
+            save(task, supervised, step)
+        finish(config, task, supervised, step, last=last)
 
 
 def finish(
-    config: SupervisedConfig, task: SupervisedTask, training: SupervisedContext, step: int, *, last: bool
+    config: SupervisedConfig, task: SupervisedTask, supervised: SupervisedContext, step: int, *, last: bool
 ) -> None:
     """Evaluate where it is due and write the step's line. A step whose process died between its checkpoint and here owes
     this, and the next process begins with it."""
     if last or (config.evaluation.every and step % config.evaluation.every == 0):
-        value, higher = evaluate(config, task, training, step)
-        training.run.checkpoints.record_metric(step, value, higher)
-    training.run.end_step(step)
+        value, higher = evaluate(config, task, supervised, step)
+        supervised.run.checkpoints.record_metric(step, value, higher)
+    supervised.run.end_step(step)
 
 
 def evaluate(
-    config: SupervisedConfig, task: SupervisedTask, training: SupervisedContext, step: int
+    config: SupervisedConfig, task: SupervisedTask, supervised: SupervisedContext, step: int
 ) -> tuple[float, bool]:
     """Measure the held-out set; the metric that chooses the best checkpoint, and whether higher is better."""
-    run, name = training.run, training.context.data.name
+    run, name = supervised.run, supervised.context.data.name
     with run.timed("evaluate"):
-        metrics = {f"eval/{name}/{metric}": value for metric, value in task.evaluate(training).items()}
-    if training.answers is not None:
-        metrics |= training.answers.evaluate(run, step).metrics
+        metrics = {f"eval/{name}/{metric}": value for metric, value in task.evaluate(supervised).items()}
+    if supervised.answers is not None:
+        metrics |= supervised.answers.evaluate(run, step).metrics
     run.log(metrics)
     best = config.evaluation.best_metric or task.best
     if f"eval/{name}/{best}" not in metrics:
@@ -267,28 +222,28 @@ def evaluate(
     return metrics[f"eval/{name}/{best}"], config.evaluation.higher_is_better and best != "nll"
 
 
-def save(task: SupervisedTask, training: SupervisedContext, step: int) -> None:
+def save(task: SupervisedTask, supervised: SupervisedContext, step: int) -> None:
     """Write a checkpoint: weights in Hugging Face format, and all that `resume` needs."""
-    run = training.run
+    run = supervised.run
     with run.timed("checkpoint"):
-        task.before_save(training)
-        facts = training.model.facts
+        task.before_save(supervised)
+        facts = supervised.model.facts
         identity = {"model": facts["identity"]}
         with run.checkpoints.writing(step, metadata=identity, needs=facts["checkpoint_bytes"]) as path:
-            training.model.save(str(path))
-            stream = training.examples.stream
+            supervised.model.save(str(path))
+            stream = supervised.examples.stream
             place = {"position": stream.position, "samples": stream.size}
             save_state(path, {"step": step, **place, "lesson": task.state(), "so_far": run.so_far()})
 
 
-def resume(task: SupervisedTask, training: SupervisedContext) -> tuple[int, bool]:
+def resume(task: SupervisedTask, supervised: SupervisedContext) -> tuple[int, bool]:
     """The step to go on from, that of the newest whole checkpoint, or 0; and whether that step still owes its end."""
-    run = training.run
-    step = run.checkpoints.resumable(training.model.damage, model=training.model.facts["identity"])
+    run = supervised.run
+    step = run.checkpoints.resumable(supervised.model.damage, model=supervised.model.facts["identity"])
     if step is None:
         return 0, False
     state = run.checkpoints.load_state(step, position=int, task=dict)
-    training.model.load(str(run.checkpoints.path(step)))
-    training.examples.start_at(position_in(state, training.examples.stream.size))
-    task.restore(state["lesson"], training)
+    supervised.model.load(str(run.checkpoints.path(step)))
+    supervised.examples.start_at(position_in(state, supervised.examples.stream.size))
+    task.restore(state["lesson"], supervised)
     return step, run.resume_from(step, state.get("so_far", {}))
