@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from troupe.actors.meters import record
 from troupe.actors.workers import Workers
 from troupe.config.rollout import RewardConfig
+from troupe.futures import all_of, then
 from troupe.records import Group, Score
 from troupe.resolve import take_over
 from troupe.rewards.build import Rewards, build_rewards
@@ -79,27 +80,24 @@ class Rewarder:
         self._next = 0
 
     def score(self, group: Group) -> Future[Group]:
-        """The group with its scores."""
-        answer: Future[Group] = Future()
-        asked = time.monotonic()
+        """Score the group: the functions and every part at the same time."""
+        asked, branches = time.monotonic(), len(group.branches)
         self._measure(in_flight=self._flight.change(1))
+        judged = all_of([self._functions(group), *(part.score(group) for part in self._parts)])
 
-        def combine(judged: Future[list[Any]]) -> None:
-            in_flight, waited_s = self._flight.change(-1), time.monotonic() - asked
-            error = judged.exception()
-            if error is not None:
-                self._measure(in_flight, waited_s, judged=len(group.branches), failed=len(group.branches))
-                answer.set_exception(error)
-                return
-            scored, *found = judged.result()
+        def combine(results: list[Any]) -> Group:
+            scored, *found = results
             for part, more in zip(self._parts, found, strict=True):
                 scored = _with_part(scored, more, label=part.label, weight=part.weight)
-            missing = sum(score.value is None for score in scored.scores)
-            self._measure(in_flight, waited_s, judged=len(scored.scores), failed=missing)
-            answer.set_result(scored)
+            return scored
 
-        _all([self._functions(group), *(part.score(group) for part in self._parts)]).add_done_callback(combine)
-        return answer
+        def measure(done: Future[Group]) -> None:
+            failed = branches if done.exception() else sum(score.value is None for score in done.result().scores)
+            self._measure(self._flight.change(-1), time.monotonic() - asked, judged=branches, failed=failed)
+
+        scored = then(judged, combine)
+        scored.add_done_callback(measure)
+        return scored
 
     def _measure(self, in_flight: int, waited_s: float | None = None, *, judged: int = 0, failed: int = 0) -> None:
         """For Prometheus, whoever does the work: the workers, the models or the driver."""
@@ -129,28 +127,6 @@ class Rewarder:
 
 async def _scored(rewards: Rewards, group: Group) -> Group:
     return group.with_scores(await rewards.score(group))
-
-
-def _all(futures: Sequence[Future[Any]]) -> Future[list[Any]]:
-    """Every result in order once the last one is there, or the first failure of the list."""
-    answer: Future[list[Any]] = Future()
-    lock, waiting = threading.Lock(), len(futures)
-
-    def count(_: Future[Any]) -> None:
-        nonlocal waiting
-        with lock:
-            waiting -= 1
-            if waiting:
-                return
-        error = next((error for future in futures if (error := future.exception()) is not None), None)
-        if error is None:
-            answer.set_result([future.result() for future in futures])
-        else:
-            answer.set_exception(error)
-
-    for future in futures:
-        future.add_done_callback(count)
-    return answer
 
 
 def _with_part(group: Group, found: Sequence[Mapping[str, float]], *, label: str, weight: float) -> Group:

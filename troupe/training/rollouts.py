@@ -28,6 +28,7 @@ from troupe.chat import encode_prompt
 from troupe.config.rollout import RolloutConfig
 from troupe.data import PromptStream
 from troupe.errors import DataError, RewardError, WorkerError
+from troupe.futures import then
 from troupe.records import Group, Sample
 from troupe.runs.call_log import Watch
 from troupe.training.sampled_answers import Answers, SingleTurns, with_outcomes
@@ -277,33 +278,21 @@ class Rollouts:
 
 
 def chain(answered: Future[Group], rewarder: Rewarder, watch: Watch | None = None) -> Future[Group]:
-    """The scored group once its branches are there; scoring begins the moment they are, whatever the driver does."""
-    answer: Future[Group] = Future()
-    requested_at = received_at = time.time()
+    """Score the group once its branches are there; scoring begins the moment they are, whatever the driver does."""
+    requested_at = time.time()
 
-    def settle(scored: Future[Group]) -> None:
-        error = scored.exception()
-        if error is not None:
-            answer.set_exception(error)
-            return
-        group = with_outcomes(scored.result())
-        try:
-            if watch is not None:
-                watch(group, requested_at, received_at)
-        finally:
-            answer.set_result(group)
-
-    def score(finished: Future[Group]) -> None:
-        error = finished.exception()
-        if error is not None:
-            answer.set_exception(error)
-            return
-        nonlocal received_at
+    def score(group: Group) -> Future[Group]:
         received_at = time.time()
-        rewarder.score(finished.result()).add_done_callback(settle)
 
-    answered.add_done_callback(score)
-    return answer
+        def finish(scored: Group) -> Group:
+            whole = with_outcomes(scored)
+            if watch is not None:
+                watch(whole, requested_at, received_at)
+            return whole
+
+        return then(rewarder.score(group), finish)
+
+    return then(answered, score)
 
 
 def _values(group: Group) -> list[float]:
