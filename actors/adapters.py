@@ -23,7 +23,7 @@ WRAPPED = re.compile(r"\.base_layer(?=\.|$)")
 
 
 def with_adapter(model: PreTrainedModel, lora: LoraConfig, head: Head) -> PreTrainedModel:
-    """`model` in an adapter that learns in its place; a scalar head is trained whole."""
+    """Return `model` in an adapter that learns in its place; a scalar head is trained whole."""
     import peft
 
     scalar = head == "scalar"
@@ -83,7 +83,7 @@ def _weight(module: Any) -> torch.Tensor:
 
 
 def published(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
-    """The base model's parameters by their names in its class; adapters are not among them.
+    """Return the base model's parameters by their names in its class; adapters are not among them.
 
     `named_parameters` names a tied head once, under the embedding, as checkpoints and vLLM's loaders do.
     """
@@ -92,13 +92,14 @@ def published(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
 
 
 def in_checkpoint(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A published parameter as checkpoints have it: the fused experts of a mixture, say, one by one."""
+    """Return a published parameter as checkpoints have it: the fused experts of a mixture, say, one by one."""
     return dict(revert_weight_conversion(inner_model(model), {name: tensor}))
 
 
 def base_name(name: str) -> str:
-    """A name in the model before adapters were put around its layers: `experts.base_layer.base_layer.down_proj` ->
-    `experts.down_proj`."""
+    """Return a name in the model before adapters were put around its layers: `experts.base_layer.base_layer.down_proj`
+    -> `experts.down_proj`.
+    """
     return WRAPPED.sub("", name)
 
 
@@ -113,7 +114,7 @@ def adapted_layers(model: PreTrainedModel) -> Mapping[str, Any]:
 
 
 def adapter_of(layer: Any | None) -> list[torch.nn.Parameter]:
-    """The two matrices of a LoRA layer; none where there is no layer."""
+    """Return the two matrices of a LoRA layer; none where there is no layer."""
     if layer is None:
         return []
     if len(layer.lora_A):
@@ -122,8 +123,9 @@ def adapter_of(layer: Any | None) -> list[torch.nn.Parameter]:
 
 
 def merged(parameter: torch.nn.Parameter, layer: Any | None) -> torch.Tensor:
-    """A copy of a weight with its adapter's update, W + (alpha / r) B A, in fp32: a small update would vanish in bf16's
-    product before the sum."""
+    """Return a copy of a weight with its adapter's update, W + (alpha / r) B A, in fp32: a small update would vanish in
+    bf16's product before the sum.
+    """
     weight = parameter.detach().clone()
     if layer is None:
         return weight

@@ -42,7 +42,7 @@ class LogprobCheck:
         max_length: int = PROMPT_TOKENS + 2 * ANSWER_TOKENS,
         seed: int = 0,
     ) -> None:
-        """`prompts` are token ids of real prompts, of which the first `num_probes` are taken; `max_length` is the engines'."""
+        """Prepare the check; `prompts` are token ids of real prompts, of which the first `num_probes` are taken; `max_length` is the engines'."""
         room = max_length - 1  # scoring generates a token
         self._answer_tokens = max(1, min(ANSWER_TOKENS, room // 2))
         kept = max(1, min(PROMPT_TOKENS, room - self._answer_tokens))
@@ -66,7 +66,7 @@ class LogprobCheck:
         return self._fixed or allowed_gap(self.noise)
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint keeps of the gate."""
+        """Return what a checkpoint keeps of the gate."""
         return {"noise": self.noise, "bound": self.bound, "gap": self.gap}
 
     def publish(self, policy: Policy, generators: Generators, version: int) -> dict[str, float]:
@@ -104,8 +104,9 @@ class LogprobCheck:
         self._sequences = [[*ids, *answer] for ids, answer in zip(self._prompts, answers, strict=True)]
 
     def expect(self, policy: Policy) -> torch.Tensor:
-        """[N]: the trainer's log-probabilities of the probes' answers, asked while the policy has its device; now and then
-        also what its rounding makes of them."""
+        """Return [N]: the trainer's log-probabilities of the probes' answers, asked while the policy has its device;
+        now and then also what its rounding makes of them.
+        """
         assert self._probes is not None, "prepare comes first"
         expected = policy.logprobs(self._probes)
         # A gap that comes near the bound is reason to look again.
@@ -131,7 +132,9 @@ class LogprobCheck:
                     )
 
     def measure_gap(self, expected: torch.Tensor, generators: Generators) -> float:
-        """The largest of the engines' mean |differences| from `expected`, in nats. Raises ConsistencyError above the bound."""
+        """Return the largest of the engines' mean |differences| from `expected`, in nats. Raises ConsistencyError above
+        the bound.
+        """
         asked = generators.workers.start(GeneratorWorker.logprobs, self._sequences)
         engines = generators.workers.gather(asked, generators.config.sync_timeout_s, "scoring the gate's probes")
         gaps = [float((expected - self._of_answers(values)).abs().mean()) for values in engines]
@@ -145,7 +148,7 @@ class LogprobCheck:
         return worst
 
     def _of_answers(self, values: Sequence[Sequence[float]]) -> torch.Tensor:
-        """[N]: of whole sequences what belongs to the answers."""
+        """Return [N]: of whole sequences what belongs to the answers."""
         lengths = [len(sequence) - len(ids) for sequence, ids in zip(self._sequences, self._prompts, strict=True)]
         return torch.tensor([value for row, length in zip(values, lengths, strict=True) for value in row[-length:]])
 

@@ -117,8 +117,9 @@ class Engine:
 
     @torch.no_grad()
     def outputs(self, batch: Batch, *, in_fp32: bool = False, **options: Any) -> torch.Tensor:
-        """[N] fp32 on the CPU: the head's first output at this rank's tokens; `in_fp32`: computed in fp32, whatever the
-        weights' precision. A collective under ZeRO-3."""
+        """Return [N] fp32 on the CPU: the head's first output at this rank's tokens; `in_fp32`: computed in fp32,
+        whatever the weights' precision. A collective under ZeRO-3.
+        """
         values = torch.zeros(batch.num_tokens)
         self.packed.eval()  # no dropout
         for row in self._rows(batch):
@@ -140,7 +141,8 @@ class Engine:
         return self._sum_over_ranks(totals)
 
     def update(self, batch: Batch, loss: LossFn, **options: Any) -> dict[str, float]:
-        """One optimizer step on this rank's shard; metrics are summed over the ranks. `options` go to the forward pass.
+        """Make an optimizer step on this rank's shard; metrics are summed over the ranks. `options` go to the
+        forward pass.
 
         Raises NumericalError, before any weight has changed, when a loss is not finite.
         """
@@ -180,7 +182,9 @@ class Engine:
         return {**summed, "grad_norm": grad_norm}
 
     def _grad_norm_without_zero(self) -> float | None:
-        """The norm that DeepSpeed keeps to itself when no ZeRO optimizer is at work; None when it will report one."""
+        """Return the norm that DeepSpeed keeps to itself when no ZeRO optimizer is at work; None when it will report
+        one.
+        """
         if self.config.zero_stage > 0 or self.precision == "bf16":
             return None
         gradients = [parameter.grad for parameter in self.packed.parameters() if parameter.grad is not None]
@@ -196,7 +200,7 @@ class Engine:
         return self.model.disable_adapter() if kept is None else kept.in_place()
 
     def _rows(self, batch: Batch) -> list[Row]:
-        """This rank's rows, as many as the rank with the most: a shorter rank adds rows that read nothing."""
+        """Return this rank's rows, as many as the rank with the most: a shorter rank adds rows that read nothing."""
         rows = pack(batch, self.config.row_tokens, branches=self.branches) if batch.num_groups else []
         if self.world_size == 1:
             return rows
@@ -205,7 +209,7 @@ class Engine:
         return rows + [_idle_row(self.branches)] * (int(most) - len(rows))
 
     def _rows_with_columns(self, batch: Batch) -> Iterator[tuple[Row, dict[str, torch.Tensor]]]:
-        """Each row with the batch's columns at its tokens."""
+        """Yield each row with the batch's columns at its tokens."""
         branch_ids = batch.branch_ids
         whole = {**batch.columns, "branch_ids": branch_ids, "group_ids": batch.group_ids[branch_ids]}
         for row in self._rows(batch):
@@ -226,7 +230,7 @@ class Engine:
     # -- weights ------------------------------------------------------------------------------------------
 
     def weight_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        """(name in the Hugging Face model, dtype, full shape) of what `weights` yields, without gathering."""
+        """Return (name in the Hugging Face model, dtype, full shape) of what `weights` yields, without gathering."""
         return [
             (name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
             for name, parameter in published(self.model).items()
@@ -272,8 +276,9 @@ class Engine:
         dist.barrier()
 
     def checkpoint_bytes(self) -> int:
-        """About what `save` writes on all ranks: the weights, below ZeRO-3 once more, and of what is trained two fp32
-        moments and, where ZeRO keeps them, masters."""
+        """Estimate the bytes that `save` writes on all ranks: the weights, below ZeRO-3 once more, and of what is trained two
+        fp32 moments and, where ZeRO keeps them, masters.
+        """
         whole = {parameter: getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.packed.parameters()}
         weights = sum(numel * parameter.element_size() for parameter, numel in whole.items())
         trained = sum(numel for parameter, numel in whole.items() if parameter.requires_grad)
@@ -307,7 +312,7 @@ class Engine:
         self._keep_to_the_recipe()
 
     def _keep_to_the_recipe(self) -> None:
-        """A loaded state brings the settings it was saved with; the recipe's count, which a fork may have changed."""
+        """Restore the config's settings: a loaded state brings those it was saved with; the config's count, which a fork may have changed."""
         config, schedule = self.config, self.schedule
         schedule.base_lrs = [config.learning_rate for _ in schedule.base_lrs]
         rates = [
@@ -319,7 +324,7 @@ class Engine:
             group.update(lr=rate, betas=config.betas, weight_decay=config.weight_decay)
 
     def _layout(self) -> dict[str, Any]:
-        """What must be the same for ZeRO's shards to fit."""
+        """Return what must be the same for ZeRO's shards to fit."""
         layout = {"num_ranks": self.world_size, "zero_stage": self.config.zero_stage, "precision": self.precision}
         return layout | ({"shared_trunk": True} if hasattr(self.packed, "start") else {})
 
@@ -368,7 +373,7 @@ def _add(totals: dict[str, torch.Tensor], metrics: dict[str, torch.Tensor]) -> N
 
 
 def _idle_row(branches: bool) -> Row:
-    """A forward pass over two tokens that belong to no batch."""
+    """Return a forward pass over two tokens that belong to no batch."""
     prompt, answer = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     one = torch.ones(1, dtype=torch.int64)
     batch = Batch(prompt_ids=prompt, prompt_lengths=one, branch_counts=one, branch_lengths=one, token_ids=answer)
@@ -379,7 +384,7 @@ def _idle_row(branches: bool) -> Row:
 
 
 def _schedule(config: PolicyConfig, total_steps: int) -> Callable[[int], float]:
-    """The learning rate as a share of its peak at an optimizer step."""
+    """Return the learning rate as a share of its peak at an optimizer step."""
 
     def share(step: int) -> float:
         if step < config.warmup_steps:
@@ -394,7 +399,9 @@ def _schedule(config: PolicyConfig, total_steps: int) -> Callable[[int], float]:
 
 
 def _sums_by_hand(config: PolicyConfig, precision: str) -> bool:
-    """Whether rows are added in fp32 by us: below stage 2 DeepSpeed does so in another optimizer alone, with other files."""
+    """Return whether rows are added in fp32 by us: below stage 2 DeepSpeed does so in another optimizer alone, with
+    other files.
+    """
     return precision == "bf16" and config.zero_stage < 2
 
 

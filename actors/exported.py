@@ -81,12 +81,12 @@ def stored(path: str, *, trust_remote_code: bool = False) -> Stored:
 
 
 def model_of_weights(source: Stored, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a checkpoint's safetensors, in fp32."""
+    """Return the model of a checkpoint's safetensors, in fp32."""
     return _class(source).from_pretrained(source.path, dtype=torch.float32, trust_remote_code=trust_remote_code)
 
 
 def model_of_shards(source: Stored, lora: LoraConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a checkpoint's ZeRO shards, in fp32; inside a peft model where it was trained with adapters.
+    """Return the model of a checkpoint's ZeRO shards, in fp32; inside a peft model where it was trained with adapters.
 
     Raises CheckpointError where the shards have adapters and `lora`, which says how they count, is not known.
     """
@@ -120,7 +120,7 @@ def _class(source: Stored) -> Any:
 
 
 def _base_name(name: str) -> str:
-    """A weight's name in the model before adapters were put around its layers."""
+    """Return a weight's name in the model before adapters were put around its layers."""
     return base_name(name.removeprefix(PEFT_PREFIX))
 
 
@@ -136,7 +136,7 @@ def _load(model: PreTrainedModel, state: Mapping[str, torch.Tensor], path: str, 
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its adapters added into the weights, in fp32; itself where it has none."""
+    """Return the model with its adapters added into the weights, in fp32; itself where it has none."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
@@ -148,7 +148,7 @@ def write_model(model: PreTrainedModel, directory: Path, *, dtype: str, max_shar
 
 
 def write_adapter(model: Any, directory: Path, *, dtype: str, base: str) -> None:
-    """The adapter of a peft model in peft's format; `base` is where its configuration looks for the base model."""
+    """Write the adapter of a peft model in peft's format; `base` is where its configuration looks for the base model."""
     model.peft_config["default"].base_model_name_or_path = base
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
@@ -158,7 +158,9 @@ def write_adapter(model: Any, directory: Path, *, dtype: str, base: str) -> None
 
 
 def read_back(source: Stored, directory: Path, *, base: str | None = None) -> PreTrainedModel:
-    """What was written, in fp32 so that only its rounding differs; with `base` the adapter on that base model's directory."""
+    """Return what was written, in fp32 so that only its rounding differs; with `base` the adapter on that base model's
+    directory.
+    """
     written = _class(source)
     if base is None:
         return written.from_pretrained(directory, dtype=torch.float32)
@@ -169,7 +171,7 @@ def read_back(source: Stored, directory: Path, *, base: str | None = None) -> Pr
 
 
 def tokenizer_of(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model. Raises CheckpointError where there is none."""
+    """Return the tokenizer beside a model. Raises CheckpointError where there is none."""
     directory, reason = Path(path), "no tokenizer.json"
     # Asked for one that is not there, transformers makes up a tokenizer without tokens.
     if not directory.is_dir() or any(directory.glob("tokenizer*")) or (directory / "vocab.json").is_file():
@@ -186,7 +188,9 @@ def tokenizer_of(path: str, *, trust_remote_code: bool = False) -> PreTrainedTok
 def readings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], head: Head
 ) -> torch.Tensor:
-    """[N]: the log-probability of each token of the texts behind their first, or with a scalar head the texts' scores."""
+    """Return [N]: the log-probability of each token of the texts behind their first, or with a scalar head the texts'
+    scores.
+    """
     model.eval()
     values = []
     for text in texts:

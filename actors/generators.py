@@ -72,7 +72,7 @@ class Generators:
         return self.workers.submit(engine, GeneratorWorker.logprobs, sequences)
 
     def pause(self) -> None:
-        """Nothing is sampled until `receive`: what runs is frozen, what is submitted waits."""
+        """Stop sampling until `receive`: what runs is frozen, what is submitted waits."""
         with self._lock:
             self._open = False
         if self.in_flight:

@@ -54,9 +54,9 @@ class PerplexityReward:
         self._watch = MarkerWatch(config.marker)
 
     def score(self, group: Group) -> Future[list[Mapping[str, float]]]:
-        """The parts of each branch: `perplexity` (the reward), and under it `improvement` (I, in percent), `gold` and
-        `baseline` (the gold answer's perplexity with and without the answer), `nll` (ln of the former, in nats per
-        token), and `marker_missing` where there is a marker.
+        """Return the parts of each branch: `perplexity` (the reward), and under it `improvement` (I, in percent),
+        `gold` and `baseline` (the gold answer's perplexity with and without the answer), `nll` (ln of the former, in
+        nats per token), and `marker_missing` where there is a marker.
         """
         return self._thread.submit(self._score, group)
 
@@ -85,7 +85,7 @@ class PerplexityReward:
         return self._baselines.get(sample_id)
 
     def _worth(self, nll: torch.Tensor, baseline_nll: float, *, missing: Sequence[bool]) -> list[Mapping[str, float]]:
-        """The parts of each branch; [B] -> B mappings."""
+        """Return the parts of each branch; [B] -> B mappings."""
         baseline = torch.full_like(nll, baseline_nll)
         columns = {
             LABEL: rewards(nll, baseline, self._config),
@@ -105,7 +105,7 @@ class PerplexityReward:
 
 
 def rewards(nll: torch.Tensor, baseline: torch.Tensor, config: PerplexityRewardConfig) -> torch.Tensor:
-    """The recipe's reward of mean NLLs with and without an answer, in nats; [B], [B] -> [B]."""
+    """Return the recipe's reward of mean NLLs with and without an answer, in nats; [B], [B] -> [B]."""
     if config.kind == "relative":
         return ppl.relative(nll, baseline)
     if config.kind == "absolute":
@@ -120,12 +120,12 @@ def rewards(nll: torch.Tensor, baseline: torch.Tensor, config: PerplexityRewardC
 
 
 def packed(frame: Frame, branches: Sequence[Branch]) -> Group:
-    """The prompt once, and all that is scored after it."""
+    """Return the prompt once, and all that is scored after it."""
     return Group(sample=frame.sample, prompt_ids=frame.prompt_ids, branches=branches)
 
 
 def gold_nll(frozen: FrozenModel, groups: Sequence[Group]) -> list[float]:
-    """The gold answer's mean NLL in each of the groups' branches, in nats."""
+    """Return the gold answer's mean NLL in each of the groups' branches, in nats."""
     batch = Batch.from_groups(groups)
     gold = batch["loss_mask"]
     logprobs = frozen.logprobs(batch, wanted=gold)  # [N]
@@ -140,7 +140,7 @@ def gold_nll(frozen: FrozenModel, groups: Sequence[Group]) -> list[float]:
 
 
 def baselines_of(frozen: FrozenModel, prompt: ScorerPrompt, samples: Sequence[Sample]) -> list[Baseline]:
-    """What a baseline file holds of these samples; they are read together, which keeps every rank busy."""
+    """Return what a baseline file holds of these samples; they are read together, which keeps every rank busy."""
     frames = [prompt.frame(sample) for sample in samples]
     nll = gold_nll(frozen, [packed(frame, [prompt.without_answer(frame)]) for frame in frames])
     return [

@@ -142,7 +142,7 @@ class Cluster:
     """Where the troupe plays: a Ray cluster with reserved bundles, or this process."""
 
     def __init__(self, config: PlacementConfig, run: RunConfig | None = None) -> None:
-        """`run`: whose metrics and timelines the workers record."""
+        """Join or start Ray; workers record metrics and timelines for `run`."""
         self._config = config
         self._env = {RUN: run.name} if run is not None else {}
         self._logs = ProcessLogs(run.path) if run is not None else None
@@ -200,7 +200,7 @@ class Cluster:
         self._machines = {bundle: addresses[node] for bundle, node in held.items()}
 
     def require_shared(self, directory: Path) -> None:
-        """Every machine of the reservation must see `directory`, which trainers write and read; else a ConfigError.
+        """Raise ConfigError unless every machine of the reservation sees `directory`, which trainers write and read.
 
         Where all roles sit on the driver's machine this costs nothing.
         """
@@ -246,11 +246,11 @@ class Cluster:
         return workers
 
     def spans(self, since_ns: int) -> list[Entry]:
-        """What the workers did after `since_ns`; inline they share the driver's record."""
+        """Return what the workers did after `since_ns`; inline they share the driver's record."""
         return [entry for workers in self._workers for entry in workers.spans(since_ns)]
 
     def metrics_addresses(self) -> list[str]:
-        """Where Ray's agents show the metrics of their machines to Prometheus: `host:port`."""
+        """Return where Ray's agents show the metrics of their machines to Prometheus: `host:port`."""
         if self.inline:
             return []
         import ray
@@ -258,7 +258,7 @@ class Cluster:
         return [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table for people and the report."""
+        """Return the table for people and the report."""
         where = "this process" if self.inline else "bundle"
         return [
             {
@@ -296,7 +296,7 @@ class PathProbe:
 
 
 def starts_on_this_cpu(config: PlacementConfig) -> bool:
-    """Whether a stage will start on this machine alone, which has no GPU: no Ray cluster is named."""
+    """Return whether a stage will start on this machine alone, which has no GPU: no Ray cluster is named."""
     named = config.address or os.environ.get("RAY_ADDRESS")
     return hardware().device == "cpu" and (config.backend == "inline" or not named)
 
@@ -375,7 +375,7 @@ def _start_ray(**options: Any) -> None:
 
 
 def _cluster_hardware() -> Hardware:
-    """What the workers run on; the driver itself may sit on a head node without GPUs."""
+    """Return what the workers run on; the driver itself may sit on a head node without GPUs."""
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0))

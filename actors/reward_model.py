@@ -37,7 +37,9 @@ class RewardModel:
         self._references: dict[str, float] = {}
 
     def score(self, group: Group) -> Future[list[Mapping[str, float]]]:
-        """The parts of each branch: `reward_model`, and when relative `reward_model/raw` and `reward_model/reference`."""
+        """Return the parts of each branch: `reward_model`, and when relative `reward_model/raw` and
+        `reward_model/reference`.
+        """
         return self._thread.submit(self._score, group)
 
     def _score(self, group: Group) -> list[Mapping[str, float]]:
@@ -62,7 +64,7 @@ class RewardModel:
         return scores
 
     def reference_branch(self, group: Group) -> Branch:
-        """The sample's reference answer as a branch."""
+        """Return the sample's reference answer as a branch."""
         gold = group.sample.gold
         if not gold:
             raise DataError(

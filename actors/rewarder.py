@@ -30,7 +30,7 @@ class RewarderWorker:
     def __init__(
         self, *, configs: Sequence[RewardConfig], functions: Mapping[str, Callable[..., Any]] | None = None
     ) -> None:
-        """`functions`: those of a Python program, which this process could not import."""
+        """Build the rewards; `functions` are those of a Python program, which this process could not import."""
         take_over(functions or {})
         self._rewards = build_rewards(configs)
         self._flight = InFlight("score")
@@ -100,7 +100,7 @@ class Rewarder:
         return scored
 
     def _measure(self, in_flight: int, waited_s: float | None = None, *, judged: int = 0, failed: int = 0) -> None:
-        """For Prometheus, whoever does the work: the workers, the models or the driver."""
+        """Record for Prometheus, also where workers or models do the work."""
         seat = {"role": "rewarder", "rank": "0"}
         record("rewarder_judgements_in_flight", in_flight, **seat)
         record("rewarder_judgements", judged, **seat)
@@ -109,7 +109,7 @@ class Rewarder:
             record("rewarder_latency_seconds", waited_s, **seat)
 
     def _functions(self, group: Group) -> Future[Group]:
-        """The group scored by the reward functions alone."""
+        """Return the group scored by the reward functions alone."""
         if self._rewards is None:
             nothing: Future[Group] = Future()
             nothing.set_result(group.with_scores([Score(value=0.0)] * len(group.branches)))
@@ -130,7 +130,7 @@ async def _scored(rewards: Rewards, group: Group) -> Group:
 
 
 def _with_part(group: Group, found: Sequence[Mapping[str, float]], *, label: str, weight: float) -> Group:
-    """The scores with a model's parts, and its weighted score in their sums; missing where either is."""
+    """Return the scores with a model's parts, and its weighted score in their sums; missing where either is."""
     return group.with_scores(
         [
             replace(

@@ -136,7 +136,9 @@ def finish(config: GRPOConfig, run: Run, roles: training.Roles, step: int, *, la
 
 
 def compute_logprobs(config: GRPOConfig, run: Run, roles: training.Roles, groups: Sequence[Group]) -> algorithms.Batch:
-    """The groups as a batch with the log-probabilities that learning compares: those before it, and the reference's."""
+    """Return the groups as a batch with the log-probabilities that learning compares: those before it, and the
+    reference's.
+    """
     temperature = config.rollout.temperature
     roles.generators.sleep()
     with run.timed("logprobs"):

@@ -94,7 +94,7 @@ class RewardModelTask(SupervisedTask):
             supervised.model.set_score_mean(self._score_mean)
 
     def _scores(self, supervised: training.SupervisedContext, batch: algorithms.Batch) -> torch.Tensor:
-        """[B]."""
+        """Return [B]."""
         return algorithms.branch_scores(supervised.model.outputs(batch, reads="after"), batch.branch_ids)
 
     def state(self) -> dict[str, Any]:

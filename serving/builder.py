@@ -19,7 +19,7 @@ from troupe.serving.served_models import served_models
 
 
 def application(arguments: dict[str, Any]) -> serve.Application:
-    """What Serve is to run for a recipe; the bearer token is TROUPE_API_KEY of the environment."""
+    """Return what Serve is to run for a recipe; the bearer token is TROUPE_API_KEY of the environment."""
     config = ServeConfig.model_validate(arguments)
     key = os.environ.get("TROUPE_API_KEY", "")
     if config.auth and len(key) < SHORTEST_SECRET:

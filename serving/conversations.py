@@ -61,7 +61,7 @@ class Conversation(Body):
     """What else the data set knows of the task."""
 
     def group(self, prompt_ids: Sequence[int] = (), token_ids: Sequence[int] = ()) -> Group:
-        """The conversation as rewards are handed it."""
+        """Return the conversation as rewards are handed it."""
         prompt = self.prompt if isinstance(self.prompt, str) else [_message(turn) for turn in self.prompt]
         sample = Sample(sample_id="request", prompt=prompt, gold=self.gold, fields=self.fields)
         return Group(sample=sample, prompt_ids=prompt_ids, branches=[Branch(token_ids=token_ids, text=self.response)])
@@ -101,7 +101,7 @@ class ScoreRequest(Body):
         return self
 
     def conversations(self) -> list[Conversation]:
-        """All answers that are to be scored, in order; of a pair the chosen one first."""
+        """Return all answers that are to be scored, in order; of a pair the chosen one first."""
         if self.pairs is not None:
             return [conversation for pair in self.pairs for conversation in pair.conversations()]
         return [item if isinstance(item, Conversation) else conversation_of(item) for item in self.input or ()]

@@ -168,7 +168,7 @@ class ModelServer:
                 self._idle.set()
 
     async def card(self) -> dict[str, Any]:
-        """What /v1/models says of this model."""
+        """Return what /v1/models says of this model."""
         served, follower = self._served, self._follower
         following = {} if follower is None else {"following": served.run, "refused": follower.refused}
         return {
@@ -251,7 +251,7 @@ class ModelServer:
 
 
 def warm_up(*, chats: bool) -> list[tuple[str, dict[str, Any]]]:
-    """(path, body) of requests that ask once for whatever a request may ask for.
+    """Return (path, body) of requests that ask once for whatever a request may ask for.
 
     The first request of a kind initialises or compiles, logprobs for half a minute on a CPU, and the engine answers nobody
     meanwhile; so that is done before the replica takes requests.
@@ -270,13 +270,13 @@ def warm_up(*, chats: bool) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _largest_rank(served: Served) -> int:
-    """The least of vLLM's LoRA ranks that every adapter fits."""
+    """Return the least of vLLM's LoRA ranks that every adapter fits."""
     ranks = [int(read_json(Path(path) / "adapter_config.json")["r"]) for path in served.adapters.values()]
     return next(rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= max(ranks, default=8))
 
 
 async def _arrived(sent: asyncio.Queue[Message | None]) -> list[Message]:
-    """All that was sent since the last call, at least one message; nothing when the application has ended."""
+    """Return all that was sent since the last call, at least one message; nothing when the application has ended."""
     messages = [await sent.get()]
     while not sent.empty():
         messages.append(sent.get_nowait())

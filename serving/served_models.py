@@ -59,7 +59,9 @@ class Served:
 
 
 def served_models(config: ServeConfig) -> list[Served]:
-    """Every model of the recipe, found and checked; CheckpointError or ConfigError says which cannot be served and why."""
+    """Return every model of the recipe, found and checked; CheckpointError or ConfigError says which cannot be served
+    and why.
+    """
     found = [
         _found(config, model, follow=config.follow if position == 0 else None)
         for position, model in enumerate(config.served)
@@ -149,12 +151,12 @@ def _found(config: ServeConfig, model: ServedModelConfig, *, follow: str | None)
 
 
 def _absolute(path: str) -> str:
-    """A directory as replicas find it, whose processes may have been started elsewhere; a hub name as it is."""
+    """Return a directory as replicas find it, whose processes may have been started elsewhere; a hub name as it is."""
     return str(Path(path).absolute()) if Path(path).is_dir() else path
 
 
 def _settings(path: str) -> dict[str, Any]:
-    """The model's config.json; CheckpointError where the directory is no whole model."""
+    """Return the model's config.json; CheckpointError where the directory is no whole model."""
     apart = f"serve its base model with it: models='[{{path: <base model>, adapters: {{{Path(path).name}: {path}}}}}]'"
     if Path(path).is_dir():
         require_whole(Path(path))
@@ -172,13 +174,15 @@ def _max_length(config: ServeConfig, path: str, settings: Mapping[str, Any]) -> 
 
 
 def _on_this_cpu(config: ServeConfig) -> bool:
-    """Whether the engines will run on this machine, without a GPU; what a cluster's machines have is not known yet."""
+    """Return whether the engines will run on this machine, without a GPU; what a cluster's machines have is not known
+    yet.
+    """
     elsewhere = config.placement.address or os.environ.get("RAY_ADDRESS")
     return hardware().device == "cpu" and elsewhere is None
 
 
 def _require_memory(config: ServeConfig, models: Sequence[Served]) -> None:
-    """On a CPU, where weights and caches lie in the machine's memory. Of a GPU's memory vLLM speaks itself."""
+    """Check memory on a CPU, which holds weights and caches; vLLM checks a GPU's itself."""
     if not _on_this_cpu(config):
         return
     width = 2 if hardware().precision(config.precision) == "bf16" else 4

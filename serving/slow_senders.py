@@ -21,7 +21,7 @@ TIMEOUT = "TROUPE_REQUEST_TIMEOUT_S"
 
 
 def proxy_environment(timeout_s: float) -> Mapping[str, str]:
-    """What Ray Serve's proxy has to find in its environment: the function that it calls first, and the deadline."""
+    """Return what Ray Serve's proxy has to find in its environment: the function that it calls first, and the deadline."""
     return {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}.limit_sending", TIMEOUT: str(timeout_s)}
 
 
@@ -61,7 +61,7 @@ class TimedProtocol(HttpToolsProtocol):
             self._sending.cancel()
 
     def _too_late(self) -> None:
-        """408, unless an answer is under way already, and hang up."""
+        """Answer 408, unless an answer is under way already, and hang up."""
         if self.transport.is_closing():
             return
         if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:

@@ -20,7 +20,8 @@ State = Literal["built", "absent", "building", "stale"]
 
 
 def extension_directory(environment: str | Path = sys.prefix) -> Path:
-    """Where the extension of a Python environment lies: inside it, unless TORCH_EXTENSIONS_DIR names another place.
+    """Return the directory of the extension of a Python environment: inside it, unless TORCH_EXTENSIONS_DIR names another
+    place.
 
     torch's own default is one directory for all environments of a user, which would rebuild it in turns.
     """
@@ -51,7 +52,7 @@ def remove_stale_lock(directory: Path | None = None) -> Path | None:
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a process of this machine has the file open, as torch does for as long as it builds."""
+    """Return whether a process of this machine has the file open, as torch does for as long as it builds."""
     target = str(lock.resolve())
     for descriptors in Path("/proc").glob("[0-9]*/fd"):
         try:

@@ -34,7 +34,7 @@ def hand_over(function: Callable[..., Any]) -> str:
 
 
 def handed_over() -> Mapping[str, Callable[..., Any]]:
-    """What was handed over, for a process that cannot import it."""
+    """Return what was handed over, for a process that cannot import it."""
     return dict(_HANDED_OVER)
 
 
@@ -97,13 +97,13 @@ def signature_of(name: str, function: Callable[..., Any], *, section: str) -> in
 
 
 def class_arguments(name: str, cls: type, args: Mapping[str, Any], *, section: str) -> dict[str, Any]:
-    """The arguments of the class's constructor, each as its annotation says."""
+    """Return the arguments of the class's constructor, each as its annotation says."""
     annotations = type_hints(cls.__init__)  # type: ignore[misc]
     return checked_arguments(name, args, signature_of(name, cls, section=section), annotations, section=section)
 
 
 def instance(name: str, cls: type, arguments: Mapping[str, Any], *, section: str) -> Any:
-    """What the class makes of its arguments; what its constructor refuses is a mistake in them."""
+    """Return what the class makes of its arguments; what its constructor refuses is a mistake in them."""
     try:
         return cls(**arguments)
     except TroupeError:
@@ -117,7 +117,7 @@ def instance(name: str, cls: type, arguments: Mapping[str, Any], *, section: str
 
 
 def _sentence(detail: ErrorDetails) -> str:
-    """One mistake in a section that a constructor builds; the value of an unknown argument might be a secret."""
+    """Return one mistake in a section that a constructor builds; the value of an unknown argument might be a secret."""
     name = ".".join(map(str, detail["loc"]))
     if detail["type"] == "extra_forbidden":
         return f"unknown argument {name!r}"
@@ -135,7 +135,8 @@ def checked_arguments(
     section: str,
     skip: int = 0,
 ) -> dict[str, Any]:
-    """The configured arguments, each as its annotation says: a pattern is compiled, a choice is one of the choices.
+    """Return the configured arguments, each as its annotation says: a pattern is compiled, a choice is one of the
+    choices.
 
     The first `skip` parameters are not for the recipe to set: a reward's are what it judges.
     """
@@ -155,7 +156,7 @@ def checked_arguments(
 
 
 def type_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function, or of an object's `__call__`."""
+    """Return the annotations of a function, or of an object's `__call__`."""
     try:
         return typing.get_type_hints(
             function if inspect.isroutine(function) else type(function).__call__, include_extras=True

@@ -65,8 +65,9 @@ def known_secrets() -> dict[str, str]:
 
 
 def public_text(text: str) -> str:
-    """`text` with `$NAME` in place of the secrets that are in the environment, also where JSON, HTML or an address has
-    escaped them, and `***` in place of passwords in addresses and tokens in headers."""
+    """Return `text` with `$NAME` in place of the secrets that are in the environment, also where JSON, HTML or an
+    address has escaped them, and `***` in place of passwords in addresses and tokens in headers.
+    """
     for name, secret in known_secrets().items():
         for form in _forms(secret):
             text = text.replace(form, f"${name}")
@@ -93,7 +94,8 @@ def public_record(value: Any) -> Any:
 
 
 def public_values(config: BaseModel, *, escaped: bool = False) -> Any:
-    """The resolved recipe; a secret that came from the environment is named so that it is found again: `${oc.env:NAME}`.
+    """Return the resolved recipe; a secret that came from the environment is named so that it is found again:
+    `${oc.env:NAME}`.
 
     `escaped` is for what will be read as a recipe: a text's own `${` is written so that it does not become a reference.
     """
@@ -151,7 +153,7 @@ class MaskedStream:
 
 
 def mask_console() -> None:
-    """From now on what this process prints is masked, tracebacks included."""
+    """Mask what this process prints from now on, tracebacks included."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, MaskedStream):
@@ -162,7 +164,7 @@ def mask_console() -> None:
 
 
 def _forms(secret: str) -> set[str]:
-    """A secret as it stands, in JSON, in HTML, and in an address."""
+    """Return a secret as it stands, in JSON, in HTML, and in an address."""
     escaped = json.dumps(secret, ensure_ascii=False)[1:-1]
     return {secret, escaped, html.escape(secret), html.escape(escaped), quote(secret, safe="")}
 

@@ -37,7 +37,7 @@ def prepare_head(head: Any) -> None:
 
 
 def in_one_call(head: Any, hidden: torch.Tensor, loop: Loop) -> Any:
-    """What `loop` makes of the head and the hidden states [n, H], while the head's weights are gathered."""
+    """Return what `loop` makes of the head and the hidden states [n, H], while the head's weights are gathered."""
     base = _base(head)
     if base is head or head.disable_adapters:
         return base(hidden, within=loop)

@@ -45,7 +45,7 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def trlx_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """1/r - 1 + log r; [N]. What trlx reports as KL, for comparison with its curves only.
+    """Return 1/r - 1 + log r; [N]. What trlx reports as KL, for comparison with its curves only.
 
     With tokens from pi its mean is E[pi / pi_ref] - 1 - KL(pi || pi_ref), which is not a KL divergence.
     """
@@ -65,7 +65,7 @@ def adapted_coef(
     horizon: int = 10_000,
     num_sequences: int | None = None,
 ) -> float:
-    """The next step's KL coefficient: larger where the KL was above its target, smaller where it was below.
+    """Return the next step's KL coefficient: larger where the KL was above its target, smaller where it was below.
 
         e = clip(KL / target - 1, -0.2, 0.2)
         ziegler: coef (1 + rate e). 1909.08593, section 2.2, where rate is 0.1: at most 2 % a step.

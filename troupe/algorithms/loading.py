@@ -67,7 +67,7 @@ def load_model(
     trust_remote_code: bool = False,
     dropout: float = 0.0,
 ) -> PreTrainedModel:
-    """A model that is run, as its `forward_path` says, the fastest way that gives its own log-probabilities.
+    """Return a model that is run, as its `forward_path` says, the fastest way that gives its own log-probabilities.
 
     Whatever its config says, a training pass has `dropout` in all places where the architecture has one, and no other
     noise: two passes over the same tokens are compared nearly everywhere. `as_published` gives its config back.

@@ -31,7 +31,7 @@ class Objective(Protocol):
         """What the model's forward is asked for."""
 
     def __call__(self, *outputs_and_columns: Any) -> Loss:
-        """The model's outputs [n] one by one, then the columns [n] -> (loss, metrics)."""
+        """Return the model's outputs [n] one by one, then the columns [n] -> (loss, metrics)."""
 
 
 @dataclass(frozen=True)

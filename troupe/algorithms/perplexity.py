@@ -18,7 +18,8 @@ TOLERANCE = 1e-10
 
 
 def mean_nll(logprobs: Tensor, branch_ids: Tensor, mask: Tensor, num_branches: int) -> Tensor:
-    """-1/|y| sum over the completion's tokens of log p(y_t | c, y_<t); [N], [N], bool [N] -> float64 [B], in nats.
+    """Return -1/|y| sum over the completion's tokens of log p(y_t | c, y_<t); [N], [N], bool [N] -> float64 [B], in
+    nats.
 
     `mask` is true at the completion's tokens; what stands elsewhere may be anything, NaN too. Raises ValueError for a
     branch without a completion: it has no perplexity.
@@ -36,7 +37,9 @@ def perplexity(nll: Tensor) -> Tensor:
 
 
 def _gain(nll: Tensor, baseline: Tensor) -> Tensor:
-    """1 - PPL / PPL_base; [B], [B] -> [B]. expm1 keeps the digits of ratios near 1, which is where plans move them."""
+    """Return 1 - PPL / PPL_base; [B], [B] -> [B]. expm1 keeps the digits of ratios near 1, which is where plans move
+    them.
+    """
     return -torch.expm1((nll - baseline).clamp(max=MAX_NATS))
 
 
@@ -49,7 +52,7 @@ def relative(nll: Tensor, baseline: Tensor) -> Tensor:
 
 
 def absolute(nll: Tensor) -> Tensor:
-    """1 / PPL, the geometric mean of the tokens' probabilities, 0 to 1; [B] -> [B]."""
+    """Return 1 / PPL, the geometric mean of the tokens' probabilities, 0 to 1; [B] -> [B]."""
     return torch.exp(-nll)
 
 
@@ -72,7 +75,7 @@ def relu(percent: Tensor) -> Tensor:
 
 
 def binary(percent: Tensor) -> Tensor:
-    """1 where I >= 0, else 0."""
+    """Return 1 where I >= 0, else 0."""
     return (percent >= 0).double()
 
 

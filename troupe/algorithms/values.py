@@ -27,12 +27,14 @@ class PackedScalarModel(torch.nn.Module):
         self.model = model
 
     def forward(self, row: Row, *, reads: Reads = "after") -> tuple[torch.Tensor]:
-        """(the head's output at each branch token, less `score_mean` of the model's config; [n] fp32)."""
+        """Return (the head's output at each branch token, less `score_mean` of the model's config; [n] fp32)."""
         model = inner_model(self.model)
         hidden = hidden_states(model, row, row.read_positions if reads == "before" else row.token_positions)
         return (model.score(hidden)[:, 0] - score_mean(model),)  # [n, H] -> [n]
 
 
 def score_mean(model: PreTrainedModel) -> float:
-    """What is subtracted, so that reference answers score 0 on average (Stiennon et al. 2009.01325, section 3.4)."""
+    """Return what is subtracted, so that reference answers score 0 on average (Stiennon et al. 2009.01325, section
+    3.4).
+    """
     return float(getattr(model.config, "score_mean", 0.0))

@@ -164,7 +164,7 @@ class GRPOConfig(Section):
         )
 
     def arithmetic(self) -> str:
-        """The derived numbers in one sentence, printed at the start."""
+        """Return the derived numbers in one sentence, printed at the start."""
         rollout, algorithm = self.rollout, self.algorithm
         return (
             f"{rollout.prompts_per_step} prompts x {rollout.group_size} branches = {rollout.branches_per_step} sequences a step, "

@@ -75,7 +75,9 @@ PUBLISHED = {
 
 
 def shape_of(model: str) -> Shape | None:
-    """The shape of a model's directory or of a published one; None where it is not known here, or of another kind."""
+    """Return the shape of a model's directory or of a published one; None where it is not known here, or of another
+    kind.
+    """
     if model in PUBLISHED:
         return PUBLISHED[model]
     found = read_json(Path(model) / "config.json") if Path(model).is_dir() else None
@@ -126,7 +128,7 @@ def state_bytes(shape: Shape, config: PolicyConfig) -> float:
 
 
 def working_bytes(shape: Shape, config: PolicyConfig) -> float:
-    """What a forward and backward pass over a row of s tokens adds.
+    """Return what a forward and backward pass over a row of s tokens adds.
 
     Korthikanti et al. 2022, equation 1: 34 x s x width bytes a layer in bf16 (the scores of attention are never stored
     here); with checkpointing 2 x s x width a layer and one layer in full. The logits of a chunk and their gradient in fp32.
@@ -145,7 +147,7 @@ def working_bytes(shape: Shape, config: PolicyConfig) -> float:
 
 
 def memory_lines(config: Section) -> list[str]:
-    """A line for each role that is known; none for models that are made here, which are small."""
+    """Return a line for each role that is known; none for models that are made here, which are small."""
     path = getattr(getattr(config, "model", None), "path", None)
     trained = {name: getattr(config, name) for name in ("policy", "critic", "engine") if hasattr(config, name)}
     if path is None or not trained:

@@ -22,7 +22,7 @@ class WatchConfig(Section):
 
 
 def check_address(address: str, field: str) -> str:
-    """`address`, or ValueError unless it is written s3://bucket or s3://bucket/prefix."""
+    """Return `address`, or ValueError unless it is written s3://bucket or s3://bucket/prefix."""
     if not address.startswith("s3://") or not address.removeprefix("s3://").split("/")[0]:
         raise ValueError(f"{field} is written s3://bucket/prefix")
     return address

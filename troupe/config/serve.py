@@ -155,7 +155,7 @@ class ServeConfig(Section):
         return [*short, *self.scorers]
 
     def arithmetic(self) -> str:
-        """What would be started, in one sentence."""
+        """Return what would be started, in one sentence."""
         names = ", ".join([model.label for model in self.served] + [scorer.name for scorer in self.all_scorers])
         most = self.max_replicas or self.min_replicas
         replicas = f"{self.min_replicas}" if most == self.min_replicas else f"{self.min_replicas} to {most}"
@@ -163,7 +163,7 @@ class ServeConfig(Section):
 
 
 def with_sources(arguments: Sequence[str]) -> list[str]:
-    """The command line with its plain paths as an override of `models`.
+    """Return the command line with its plain paths as an override of `models`.
 
     >>> with_sources(["runs/a", "port=9000", "runs/a@10"])
     ['port=9000', 'models=[{"path": "runs/a"}, {"path": "runs/a@10"}]']

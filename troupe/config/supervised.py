@@ -105,7 +105,7 @@ class SupervisedConfig(Section):
         return self.steps or max(1, math.ceil(round(self.epochs * num_samples / self.batch_size, 6)))
 
     def arithmetic(self) -> str:
-        """The derived numbers in one sentence, printed at the start."""
+        """Return the derived numbers in one sentence, printed at the start."""
         length = f"{self.steps} steps" if self.steps else f"{self.epochs:g} epochs"
         ranks = self.engine.num_ranks
         return f"{self.batch_size} samples a step over {ranks} rank{'s' if ranks > 1 else ''}, {length}"

@@ -84,7 +84,7 @@ class ExportConfig(Section):
         return Path("exports") / f"{run_name(self.model)}-{self.dtype}{'-adapter' if self.adapter == 'apart' else ''}"
 
     def arithmetic(self) -> str:
-        """What will be done, in a sentence."""
+        """Return what will be done, in a sentence."""
         which = f", checkpoint {self.checkpoint}" if self.checkpoint != "best" else ""
         form = "adapter apart" if self.adapter == "apart" else "one model"
         target = f", then to {self.push} on the hub" if self.push else ""
@@ -172,7 +172,7 @@ class PrepareConfig(Section):
         return Path(self.output)
 
     def arithmetic(self) -> str:
-        """What will be done, in a sentence."""
+        """Return what will be done, in a sentence."""
         source = self.file if self.data is None else self.data.type
         together = f", no {self.key} in two files" if self.key else ""
         shares = " / ".join(f"{name} {100 * share:g} %" for name, share in self.shares.items())
@@ -193,7 +193,7 @@ class Reference:
 
     @classmethod
     def read(cls, text: str) -> Reference:
-        """`sft`, or `evaluate_sft/answers.jsonl`."""
+        """Return `sft`, or `evaluate_sft/answers.jsonl`."""
         stage, _, inside = text.partition("/")
         return cls(stage=stage, inside=inside)
 

@@ -58,7 +58,7 @@ def check_value(field: str, value: Any) -> None:
 
 
 def _check_inner(name: str, value: Any) -> None:
-    """The same for what stands in a section of any names, whose numbers have no limit that is known."""
+    """Check what stands in a section of any names, whose numbers have no known limit."""
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return
     check_value("", value)

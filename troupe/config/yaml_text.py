@@ -26,7 +26,7 @@ NUMBERS = {
 
 
 def read_yaml(text: str) -> Any:
-    """The value of a YAML text, None of an empty one. ValueError with one line for what is not YAML."""
+    """Return the value of a YAML text, None of an empty one. ValueError with one line for what is not YAML."""
     try:
         return yaml.load(text, Loader=_loader())
     except RecursionError:

@@ -35,7 +35,7 @@ class EngineProcess:
     """An AsyncLLM and the processes behind it."""
 
     def __init__(self, name: str) -> None:
-        """`name` is how errors call it: "generator rank 0's engine"."""
+        """Prepare a child process; `name` is its name in errors: "generator rank 0's engine"."""
         self.name = name
         self.log = own_log_path().with_suffix(ENGINE_SUFFIX)
         self._doing: list[str] = []
@@ -86,7 +86,9 @@ class EngineProcess:
                 task.cancel()
 
     async def _is_cause(self, work: asyncio.Future[Any], death: asyncio.Task[Any]) -> bool:
-        """Whether a call failed because the engine died, which vLLM or a broken connection may show before its end is seen."""
+        """Return whether a call failed because the engine died, which vLLM or a broken connection may show before its
+        end is seen.
+        """
         from vllm.v1.engine.exceptions import EngineDeadError
 
         await asyncio.wait([death], timeout=FAILED_BY_DEATH_S)

@@ -51,7 +51,7 @@ class Games:
 
 
 def build_environment(config: EnvironmentConfig) -> Games:
-    """What makes the games of `config`; ConfigError for names, imports and arguments that are wrong.
+    """Return what makes the games of `config`; ConfigError for names, imports and arguments that are wrong.
 
     One game is built and dropped here, so that what the constructor refuses is found before anything starts.
     """

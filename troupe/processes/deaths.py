@@ -129,7 +129,7 @@ def memory_report(pid: int = 0) -> str:
 
 
 def _kernel_line(pid: int) -> str:
-    """The kernel's line on a process that it killed; readable for root on most systems."""
+    """Return the kernel's line on a process that it killed; readable for root on most systems."""
     try:
         log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     except OSError:

@@ -42,7 +42,7 @@ class ProcessLogs:
     """The copies of a run's process logs. Close it to stop copying."""
 
     def __init__(self, directory: Path) -> None:
-        """`directory` is the run's."""
+        """Keep logs in `directory`, the run's."""
         self.directory = directory / LOGS
         self._logs: dict[str, _Log] = {}
         self._lock = threading.Lock()
@@ -60,7 +60,7 @@ class ProcessLogs:
                 self._thread.start()
 
     def path(self, name: str) -> Path:
-        """Return where the log `name` lies."""
+        """Return the path of the log `name`."""
         return self.directory / f"{name}.log"
 
     def copy(self) -> None:
@@ -85,7 +85,7 @@ class ProcessLogs:
 
 
 def _new_lines(source: _Source) -> list[str]:
-    """What was added to a file since the last call, as whole lines."""
+    """Return what was added to a file since the last call, as whole lines."""
     try:
         with open(source.path, "rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -29,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
 
     @classmethod
     def by(cls, error: KeyboardInterrupt, advice: str = "") -> Interrupted:
-        """The interruption that `error` is, with advice."""
+        """Return the interruption that `error` is, with advice."""
         return cls(error.number if isinstance(error, cls) else signal.SIGINT, advice)
 
     @property

@@ -130,7 +130,7 @@ def _move_aside(path: Path) -> None:
 
 
 def _refuse_another_recipe(config: Section, path: Path) -> None:
-    """A directory is continued only with the recipe that began it; what `MAY_CHANGE` lists may differ."""
+    """Raise ConfigError unless the config is the one that began the directory; what `MAY_CHANGE` lists may differ."""
     saved_file = path / "config.yaml"
     if not saved_file.is_file():
         return

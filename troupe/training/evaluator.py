@@ -35,7 +35,7 @@ class Evaluation:
     groups: Sequence[Group]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One record per answer, for answers.jsonl and for people."""
+        """Return one record per answer, for answers.jsonl and for people."""
         return [answer_row(group) for group in self.groups]
 
 

@@ -26,7 +26,7 @@ FILE = "data.json"
 
 
 def data_of_run(run: Run, data: DataSet) -> DataSet:
-    """The data of a run as it was split when the run began, and with all rows that came since in training."""
+    """Return the data of a run as it was split when the run began, and with all rows that came since in training."""
     kept = read_json(run.directory / FILE) if run.checkpoints.latest() is not None else None
     keys = [data.key(sample) for sample in data.heldout]
     digest = _digest(data)
@@ -58,7 +58,7 @@ def data_of_run(run: Run, data: DataSet) -> DataSet:
 
 
 def model_of_run(run: Run, data: DataSet, make: Callable[[], str]) -> str:
-    """The directory of the model that the run starts from, which `make` makes of the data when the run begins."""
+    """Return the directory of the model that the run starts from, which `make` makes of the data when the run begins."""
     kept = read_json(run.directory / FILE)
     if run.checkpoints.latest() is None or "model" not in kept:
         kept["model"] = make()
@@ -78,13 +78,13 @@ def _write(run: Run, kept: dict[str, Any]) -> None:
 
 
 def _digest(data: DataSet) -> str:
-    """A hash of all rows of both sides, whatever their order."""
+    """Return a hash of all rows of both sides, whatever their order."""
     keys = sorted(data.key(sample) for sample in (*data.train, *data.heldout))
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 
 def _split_as_before(data: DataSet, heldout: list[str]) -> DataSet:
-    """The data with the rows of these keys held out and no others.
+    """Return the data with the rows of these keys held out and no others.
 
     Of one file all other rows are trained on, save copies of held-out ones; rows of a held-out file never are.
     """

@@ -51,7 +51,7 @@ class Prepared:
     """Token ids of the first and the last prompt, in training and held out."""
 
     def lines(self) -> list[str]:
-        """What a dry run shows."""
+        """Return what a dry run shows."""
         train, heldout = self.data.train, self.data.heldout
         sizes = ", ".join(str(len(ids)) for ids in self.prompts)
         return [
@@ -61,7 +61,7 @@ class Prepared:
 
 
 def prompt_lines(tokenizer: PreTrainedTokenizerBase | LightTokenizer, sample: Sample, ids: Sequence[int]) -> list[str]:
-    """One prompt as its model reads it, special tokens and all."""
+    """Return one prompt as its model reads it, special tokens and all."""
     text = str(tokenizer.decode(ids)).splitlines()
     return [
         f"the prompt of {sample.sample_id}, {len(ids)} tokens, as the model reads it:",
@@ -123,8 +123,9 @@ def require_fit(config: Any) -> None:
 
 
 def given_models(config: Any) -> Iterator[tuple[str, Head, bool, PolicyConfig | None]]:
-    """(directory or hub name, head, trust_remote_code, engine) of every model of a recipe that is not made here; a frozen
-    one has no engine."""
+    """Yield (directory or hub name, head, trust_remote_code, engine) of every model of a recipe that is not made here;
+    a frozen one has no engine.
+    """
     model, critic = config.model, getattr(config, "critic", None)
     engine, scores = getattr(config, "policy", None), getattr(config, "reward_model", None)
     trust = getattr(model, "trust_remote_code", False)

@@ -27,7 +27,7 @@ class ReferenceCache:
     """Per-token log-probabilities of groups, found by the sample's id."""
 
     def __init__(self, path: Path, *, model: str, tokenizer: str) -> None:
-        """`model` and `tokenizer` are fingerprints. Raises CheckpointError for a file of others, or of something else."""
+        """Open the cache; `model` and `tokenizer` are fingerprints. Raises CheckpointError for a file of others, or of something else."""
         self.path = path
         self._identity = {"model": model, "tokenizer": tokenizer}
         self._logprobs: dict[str, torch.Tensor] = {}
@@ -77,7 +77,7 @@ class ReferenceCache:
         os.replace(temporary, self.path)
 
     def logprobs(self, groups: Sequence[Group]) -> torch.Tensor:
-        """[N]: the log-probabilities of the groups' branch tokens, in the order of their batch."""
+        """Return [N]: the log-probabilities of the groups' branch tokens, in the order of their batch."""
         for group in groups:
             name = group.sample.sample_id
             found, wanted = self._digests[name], _digest(group)

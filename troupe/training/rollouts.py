@@ -88,7 +88,7 @@ class Rollouts:
         calls: CallWatcher | None = None,
         answers: Answers | None = None,
     ) -> None:
-        """`requires_group`: the advantage compares answers, so a group that keeps fewer than two is dropped.
+        """Prepare to sample; with `requires_group` a group that keeps fewer than two answers is dropped.
 
         `calls` logs the calls of the models. `answers` continues the prompts; without it each is one turn of the
         generators.
@@ -112,7 +112,9 @@ class Rollouts:
                 draw.groups = self._start(step, self._config.prompts_per_step)
 
     def next_batch(self, step: int) -> Rollout:
-        """The scored groups of `step`; everything that went wrong on the way is an error with a name or a metric."""
+        """Return the scored groups of `step`; everything that went wrong on the way is an error with a name or a
+        metric.
+        """
         self.prefetch(step - 1)
         self._trouble.clear()
         started = time.monotonic()
@@ -137,7 +139,9 @@ class Rollouts:
         return Rollout(groups=kept, metrics=metrics)
 
     def state(self) -> dict[str, Any]:
-        """What resuming needs: the stream's position before prompts that were drawn but not trained on, and its size."""
+        """Return what resuming needs: the stream's position before prompts that were drawn but not trained on, and its
+        size.
+        """
         starts = [draw.start for draw in self._in_flight.values()]
         return {"position": min([self._prompts.position, *starts]), "samples": self._prompts.size}
 
@@ -162,7 +166,7 @@ class Rollouts:
         return [chain(group, self._rewarder, watch) for group in groups]
 
     def _draw(self, count: int) -> list[tuple[Sample, list[int]]]:
-        """The next prompts that fit; longer ones are dropped and counted, or refused."""
+        """Return the next prompts that fit; longer ones are dropped and counted, or refused."""
         drawn: list[tuple[Sample, list[int]]] = []
         dropped_in_a_row = 0
         while len(drawn) < count:
@@ -212,7 +216,7 @@ class Rollouts:
         return [future.result() for future in futures]
 
     def _complete(self, group: Group) -> Group:
-        """The group without branches whose score is missing."""
+        """Return the group without branches whose score is missing."""
         kept = [index for index, score in enumerate(group.scores) if score.value is not None]
         if len(kept) == len(group.branches):
             return group
@@ -220,11 +224,12 @@ class Rollouts:
         return replace(group, branches=[group.branches[i] for i in kept], scores=[group.scores[i] for i in kept])
 
     def _reason(self) -> str:
-        """What most judges of missing scores answered, where any did."""
+        """Return what most judges of missing scores answered, where any did."""
         return f"mostly {self._trouble.most_common(1)[0][0]}; " if self._trouble else ""
 
     def _replace(self, step: int, groups: list[Group], deadline: float) -> tuple[list[Group], list[Group]]:
-        """(groups with signal, all replacements): new prompts are drawn until the step is full or the bound is met.
+        """Return (groups with signal, all replacements): new prompts are drawn until the step is full or the bound is
+        met.
 
         Rounds, not a race: which prompts are drawn does not depend on which group finishes first.
         """

@@ -47,13 +47,13 @@ def _group(sample: Sample, prompt_ids: Sequence[int], branches: Sequence[Branch]
 
 
 def with_outcomes(scored: Group) -> Group:
-    """The group whose rewards have scored it, with what an environment gave for each branch added to its score."""
+    """Return the group whose rewards have scored it, with what an environment gave for each branch added to its score."""
     scores = [with_outcome(branch, score) for branch, score in zip(scored.branches, scored.scores, strict=True)]
     return scored.with_scores(scores)
 
 
 def with_outcome(branch: Branch, score: Score) -> Score:
-    """The score of a branch, an environment's included."""
+    """Return the score of a branch, an environment's included."""
     outcome = branch.outcome
     if outcome is None:
         return score

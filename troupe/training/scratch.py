@@ -89,7 +89,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
 
 
 def demonstrations_of(data: DataSet) -> list[Sample]:
-    """The training samples that a new model is warmed up with; DataError where there are none."""
+    """Return the training samples that a new model is warmed up with; DataError where there are none."""
     found = [sample for sample in data.train if sample.fields.get("demonstration")]
     if not found:
         raise DataError(
@@ -99,5 +99,5 @@ def demonstrations_of(data: DataSet) -> list[Sample]:
 
 
 def texts_of(demonstrations: Sequence[Sample]) -> list[str]:
-    """The texts that a new model's tokenizer is made of."""
+    """Return the texts that a new model's tokenizer is made of."""
     return [text for sample in demonstrations[:5000] for text in (prompt_text(sample), demonstration_text(sample))]

@@ -50,7 +50,7 @@ class Examples:
         self.stream = PromptStream(self._samples, self._seed, position=position)
 
     def draw(self, count: int, stream: PromptStream | None = None) -> list[Group]:
-        """The next `count` groups."""
+        """Return the next `count` groups."""
         stream = stream or self.stream
         groups: list[Group] = []
         misses = 0
@@ -70,14 +70,14 @@ class Examples:
         return groups
 
     def encode(self, sample: Sample) -> Group | None:
-        """The group of a sample, remembered."""
+        """Return the group of a sample, remembered."""
         if sample.sample_id not in self._encoded:
             self._encoded[sample.sample_id] = self._task.encode(self._tokenizer, sample)
             self.left_out += self._encoded[sample.sample_id] is None
         return self._encoded[sample.sample_id]
 
     def of_the_run(self, count: int) -> list[Group]:
-        """Every group among the first `count` draws of the run, once each."""
+        """Return every group among the first `count` draws of the run, once each."""
         stream = PromptStream(self._samples, self._seed)
         seen: dict[str, Group] = {}
         for _ in range(count):
@@ -166,7 +166,7 @@ def encode_heldout(
 
 
 def train_loop(config: SupervisedConfig, task: SupervisedTask, supervised: SupervisedContext) -> None:
-    """Every step from the last checkpoint, or from the beginning, to the end."""
+    """Train every step from the last checkpoint, or from the beginning, to the end."""
     run, examples = supervised.run, supervised.examples
     steps = config.num_steps(len(supervised.context.data.train))
     task.begin(supervised, steps=steps)
@@ -237,7 +237,9 @@ def save(task: SupervisedTask, supervised: SupervisedContext, step: int) -> None
 
 
 def resume(task: SupervisedTask, supervised: SupervisedContext) -> tuple[int, bool]:
-    """The step to go on from, that of the newest whole checkpoint, or 0; and whether that step still owes its end."""
+    """Return the step to go on from, that of the newest whole checkpoint, or 0; and whether that step still owes its
+    end.
+    """
     run = supervised.run
     step = run.checkpoints.resumable(supervised.model.damage, model=supervised.model.facts["identity"])
     if step is None:

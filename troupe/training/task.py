@@ -34,14 +34,14 @@ class SupervisedTask(ABC):
 
     @abstractmethod
     def encode(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Group | None:
-        """The sample as a group, or None when it cannot be trained on."""
+        """Return the sample as a group, or None when it cannot be trained on."""
 
     @abstractmethod
     def prepare(self, batch: Batch, groups: Sequence[Group], supervised: SupervisedContext) -> Batch:
-        """The batch of one optimizer step with the columns that the objective reads."""
+        """Return the batch of one optimizer step with the columns that the objective reads."""
 
     def begin(self, supervised: SupervisedContext, *, steps: int) -> None:  # noqa: B027 - most lessons need nothing here
-        """With the starting weights in place, before the first step or a resume."""
+        """Prepare, with the starting weights in place, before the first step or a resume."""
 
     def evaluate(self, supervised: SupervisedContext) -> dict[str, float]:
         """Held-out metrics by their last name."""
@@ -52,7 +52,7 @@ class SupervisedTask(ABC):
         """Before every checkpoint."""
 
     def state(self) -> dict[str, Any]:
-        """What a resume needs beside weights, step and position."""
+        """Return what a resume needs beside weights, step and position."""
         return {}
 
     def restore(self, state: dict[str, Any], supervised: SupervisedContext) -> None:  # noqa: B027
