@@ -258,7 +258,7 @@ class Engine:
     def save(
         self, directory: str, tokenizer: PreTrainedTokenizerBase | None = None, *, trainer_state: bool = True
     ) -> None:
-        """Write Hugging Face format (adapters merged) and, unless told otherwise, what resuming needs. A collective."""
+        """Write Hugging Face format (adapters merged) and, unless asked otherwise, what resuming needs. A collective."""
         state: dict[str, torch.Tensor] = {}
         names = [name for name, _, _ in self.weight_shapes()]
         for name, tensors in zip(names, self.weights([[name] for name in names]), strict=True):

@@ -88,7 +88,7 @@ def model_of_weights(source: Stored, *, trust_remote_code: bool = False) -> PreT
 def model_of_shards(source: Stored, lora: LoraConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Return the model of a checkpoint's ZeRO shards, in fp32; inside a peft model where it was trained with adapters.
 
-    Raises CheckpointError where the shards have adapters and `lora`, which says how they count, is not known.
+    Raises CheckpointError where the shards have adapters and `lora`, which states how they count, is not known.
     """
     state = {
         name: tensor.float() if tensor.is_floating_point() else tensor

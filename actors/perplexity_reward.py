@@ -150,7 +150,7 @@ def baselines_of(frozen: FrozenModel, prompt: ScorerPrompt, samples: Sequence[Sa
 
 
 class MarkerWatch:
-    """Says once, and again whenever it has become better and worse again, that most answers lack the marker."""
+    """States once, and again whenever it has become better and worse again, that most answers lack the marker."""
 
     def __init__(self, markers: Sequence[str] | None) -> None:
         self._markers = markers
@@ -216,7 +216,7 @@ def plan_scorer(
 ) -> ScorerPlan:
     """Check everything that can be wrong before a device is taken; see docs/rewards.md for what is refused.
 
-    `path` is where the model lies, `tokenizer` its own. With `complete` the baseline file, where there is one, must hold
+    `path` is where the model is, `tokenizer` its own. With `complete` the baseline file, where there is one, must hold
     every sample.
     """
     prompt = ScorerPrompt(tokenizer, config, max_length=scorer_length(path, config))

@@ -168,7 +168,7 @@ class Cluster:
         return all(node["NodeManagerAddress"] == own_address() for node in ray.nodes() if node["Alive"])
 
     def reserve(self, table: Sequence[RankPlacement], timeout_s: float) -> None:
-        """Reserve the bundles of `table`; a WorkerError says what the cluster lacks."""
+        """Reserve the bundles of `table`; a WorkerError names what the cluster lacks."""
         self._seats = list(table)
         if self.inline:
             return

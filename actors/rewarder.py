@@ -68,7 +68,7 @@ class Rewarder:
         *,
         parts: Sequence[RewardPart] = (),
     ) -> None:
-        """Another rewarder may hold the same `parts`; whoever built them ends them."""
+        """Another rewarder may hold the same `parts`; what built them ends them."""
         self._workers, self._parts = workers, tuple(parts)
         # Built here too when workers score, so that an unknown function fails before anything expensive starts.
         self._rewards = build_rewards(configs) if configs else None

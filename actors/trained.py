@@ -239,7 +239,7 @@ class TrainedModel(Generic[W]):
         self.workers.call(TrainedWorker.set_score_mean, mean)
 
     def save(self, directory: str, *, trainer_state: bool = True) -> None:
-        """Write Hugging Face format and, unless told otherwise, what resuming needs."""
+        """Write Hugging Face format and, unless asked otherwise, what resuming needs."""
         self.workers.call(TrainedWorker.save, directory, trainer_state=trainer_state)
 
     def damage(self, directory: Path) -> str | None:

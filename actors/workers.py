@@ -294,7 +294,7 @@ _EXPLAINING = ThreadPoolExecutor(1, thread_name_prefix="explain")
 
 
 def memory_death(name: str, method: str, text: str) -> WorkerError:
-    """Ray's monitor kills a worker before the kernel would, and lists who holds the memory."""
+    """Ray's monitor kills a worker before the kernel would, and lists what holds the memory."""
     used = re.search(r"was ([\d.]+)GB used / ([\d.]+)GB", text)
     largest = re.search(r"Top \d+ memory users:.*?\n(.*?)\nRefer to", text, re.DOTALL)
     state = f" with {used[1]} of {used[2]} GB in use on its machine" if used else ""

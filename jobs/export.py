@@ -96,7 +96,7 @@ def source_kind(config: ExportConfig, source: Stored) -> str:
 
 
 def write(config: ExportConfig, source: Stored, origin: Provenance, kind: str, tokenizer: Any, directory: Path) -> Any:
-    """Write the model; what its source says of the prompts, to be compared with."""
+    """Write the model; what its source reports of the prompts, to be compared with."""
     from troupe.actors.exported import merged, model_of_shards, model_of_weights, readings, write_adapter, write_model
 
     options = {"trust_remote_code": config.trust_remote_code}

@@ -28,7 +28,7 @@ class Endpoint:
     """Ray Serve with our application. Ray itself is up already, and is somebody else's to end."""
 
     def __init__(self, config: ServeConfig, models: Sequence[Served], key_hash: str | None) -> None:
-        """Start it, and wait until every model answers; WorkerError says what failed or took too long."""
+        """Start it, and wait until every model answers; WorkerError names what failed or took too long."""
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         if serve.status().proxies:
             raise ConfigError(
@@ -89,7 +89,7 @@ class Endpoint:
         time.sleep(POLL_S)
 
     def started(self) -> list[dict[str, Any]]:
-        """Return what each model says of itself once it has started; WorkerError where one does not within the start's
+        """Return what each model reports of itself once it has started; WorkerError where one does not within the start's
         deadline.
         """
         while len(cards := self.cards()) < len(self._models):
@@ -97,7 +97,7 @@ class Endpoint:
         return cards
 
     def cards(self) -> list[dict[str, Any]]:
-        """Return what each model says of itself that can now; of one with several replicas, what one of them says."""
+        """Return what each model reports of itself that can now; of one with several replicas, what one of them states."""
         here = [deployment for name, deployment in self._models.items() if name not in self._away]
         asked = [serve.get_deployment_handle(deployment, NAME).card.remote() for deployment in here]
         deadline = time.monotonic() + CARD_TIMEOUT_S

@@ -40,7 +40,7 @@ HANG_UP_S = 2.0
 
 
 class ReloadExtension:
-    """Named to vLLM as its worker extension, so that an engine can be told to load another checkpoint."""
+    """Named to vLLM as its worker extension, so that an engine can be made to load another checkpoint."""
 
     def load_checkpoint(self, path: str) -> None:
         self.reload_weights(weights_path=path)  # type: ignore[attr-defined]
@@ -125,8 +125,8 @@ class ModelServer:
     async def answer(self, path: str, content_type: str, body: bytes) -> AsyncIterator[list[Message]]:
         """POST `body` to vLLM's application at `path`; what it has sent since the last item, until it is done.
 
-        Whoever stops reading has hung up: the application hears of it, and vLLM ends the generation. NoReplica where the
-        engine is dead, instead of what vLLM says then.
+        A client that stops reading has hung up: the application hears of it, and vLLM ends the generation. NoReplica where the
+        engine is dead, instead of what vLLM states then.
         """
         await self._open.wait()
         self._require_engine()
@@ -168,7 +168,7 @@ class ModelServer:
                 self._idle.set()
 
     async def card(self) -> dict[str, Any]:
-        """Return what /v1/models says of this model."""
+        """Return what /v1/models reports of this model."""
         served, follower = self._served, self._follower
         following = {} if follower is None else {"following": served.run, "refused": follower.refused}
         return {

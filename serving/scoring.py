@@ -87,12 +87,12 @@ async def chat_reply(name: str, scorer: Scorer, body: Mapping[str, Any]) -> Resp
 
 
 def scorer_card(name: str) -> dict[str, Any]:
-    """Return what `/v1/models` says of a scorer."""
+    """Return what `/v1/models` reports of a scorer."""
     return {"id": name, "object": "model", "created": 0, "owned_by": "troupe", "metadata": {"task": "score"}}
 
 
 async def _scores(scorer: Scorer, conversations: Sequence[Conversation]) -> Sequence[float | None] | Response:
-    """Return the scores, or the answer that says why there are none."""
+    """Return the scores, or the answer that explains why there are none."""
     try:
         return await scorer(conversations)
     except ModelUnavailable as unavailable:

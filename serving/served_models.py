@@ -59,7 +59,7 @@ class Served:
 
 
 def served_models(config: ServeConfig) -> list[Served]:
-    """Return every model of the recipe, found and checked; CheckpointError or ConfigError says which cannot be served
+    """Return every model of the recipe, found and checked; CheckpointError or ConfigError names which cannot be served
     and why.
     """
     found = [

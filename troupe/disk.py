@@ -34,7 +34,7 @@ def disk_errors(what: str, path: Path, *, needs: int = 0) -> Iterator[None]:
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """Return what is wrong with the disk, where that is what `error`, or one behind it, says."""
+    """Return what is wrong with the disk, where that is what `error`, or one behind it, states."""
     behind: BaseException | None = error
     while behind is not None:
         if isinstance(behind, OSError) and behind.errno in DISK_ERRORS:

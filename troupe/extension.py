@@ -29,7 +29,7 @@ def extension_directory(environment: str | Path = sys.prefix) -> Path:
 
 
 def use_environment_cache() -> None:
-    """Make torch look where `extension_directory` says, in this process and in those it starts."""
+    """Make torch look where `extension_directory` states, in this process and in those it starts."""
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extension_directory().parent)
 
 

@@ -44,7 +44,7 @@ def take_over(functions: Mapping[str, Callable[..., Any]]) -> None:
 
 
 def find(name: str, built_in: Mapping[str, Callable[..., Any] | str], *, section: str, noun: str, form: str) -> Any:
-    """Return what `name` names: one of `built_in`, which may be addresses too, or what lies at `package.module:name`.
+    """Return what `name` names: one of `built_in`, which may be addresses too, or what is at `package.module:name`.
 
     Example: `find("length", BUILT_IN, section="rewards", noun="reward", form="package.module:function")`.
     """
@@ -97,7 +97,7 @@ def signature_of(name: str, function: Callable[..., Any], *, section: str) -> in
 
 
 def class_arguments(name: str, cls: type, args: Mapping[str, Any], *, section: str) -> dict[str, Any]:
-    """Return the arguments of the class's constructor, each as its annotation says."""
+    """Return the arguments of the class's constructor, each as its annotation states."""
     annotations = type_hints(cls.__init__)  # type: ignore[misc]
     return checked_arguments(name, args, signature_of(name, cls, section=section), annotations, section=section)
 
@@ -135,7 +135,7 @@ def checked_arguments(
     section: str,
     skip: int = 0,
 ) -> dict[str, Any]:
-    """Return the configured arguments, each as its annotation says: a pattern is compiled, a choice is one of the
+    """Return the configured arguments, each as its annotation states: a pattern is compiled, a choice is one of the
     choices.
 
     The first `skip` parameters are not for the recipe to set: a reward's are what it judges.

@@ -44,7 +44,7 @@ _logins: dict[str, str] = {}
 
 
 def name_secret(variable: str) -> None:
-    """Treat the value of this environment variable as a secret, whatever its name says."""
+    """Treat the value of this environment variable as a secret, whatever its name states."""
     _named.add(variable)
 
 

@@ -29,7 +29,7 @@ class Estimate:
     high: float
 
     def excludes(self, value: float) -> bool:
-        """Return whether `value` lies outside of the interval."""
+        """Return whether `value` is outside of the interval."""
         return not self.low <= value <= self.high
 
 

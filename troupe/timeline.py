@@ -216,7 +216,7 @@ def _within(whole: Span, found: Iterable[Entry]) -> list[Entry]:
 
 
 def _order(track: str) -> tuple[int, str]:
-    """Return the policy first, then who serves it."""
+    """Return the policy first, then what serves it."""
     roles = ("policy", "critic", "generator", "rewarder")
     role = track.split(" ")[0]
     return (roles.index(role) if role in roles else len(roles), track)

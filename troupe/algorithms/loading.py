@@ -67,9 +67,9 @@ def load_model(
     trust_remote_code: bool = False,
     dropout: float = 0.0,
 ) -> PreTrainedModel:
-    """Return a model that is run, as its `forward_path` says, the fastest way that gives its own log-probabilities.
+    """Return a model that is run, as its `forward_path` states, the fastest way that gives its own log-probabilities.
 
-    Whatever its config says, a training pass has `dropout` in all places where the architecture has one, and no other
+    Whatever its config states, a training pass has `dropout` in all places where the architecture has one, and no other
     noise: two passes over the same tokens are compared nearly everywhere. `as_published` gives its config back.
 
     A scalar head that the checkpoint lacks starts at zero, so that training starts from a value of 0 for everything;
@@ -94,7 +94,7 @@ def load_model(
 
 @contextlib.contextmanager
 def as_published(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model's config says what its checkpoint said of dropout and other noise."""
+    """Inside, the model's config names what its checkpoint said of dropout and other noise."""
     config = model.config.get_text_config()
     mine = {name: getattr(config, name) for name in model.replaced_settings}
     config.update(model.replaced_settings)

@@ -136,7 +136,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Where a packed group lies in its row: prompt [start, start + prompt_length), then its branches."""
+    """Where a packed group is in its row: prompt [start, start + prompt_length), then its branches."""
 
     start: int
     prompt_length: int
@@ -151,7 +151,7 @@ class Span:
 class Row:
     """One forward pass of the model: input, and where its log-probabilities are read.
 
-    With branches, R = 1 and `spans` says which tokens see each other. Without (models whose attention cannot
+    With branches, R = 1 and `spans` names which tokens see each other. Without (models whose attention cannot
     take branches) each of the R right-padded rows holds one sequence, prompt and one branch, and `spans` is empty.
     """
 

@@ -26,7 +26,7 @@ def overlong_penalty(lengths: Tensor, max_tokens: int, cache_tokens: int) -> Ten
 def mask_truncated(loss_mask: Tensor, branch_ids: Tensor, truncated: Tensor) -> Tensor:
     """Return the loss mask without the tokens of truncated branches; bool [N], [N], bool [B] -> bool [N].
 
-    DAPO's overlong filtering: an answer that was cut off says little about what it would have become.
+    DAPO's overlong filtering: an answer that was cut off states little about what it would have become.
     """
     return loss_mask & ~truncated[branch_ids]
 

@@ -16,7 +16,7 @@ from troupe.config.loader import Section
 
 
 class PublishedConfig(Section):
-    """A data set of the Hugging Face hub, or local JSONL files with the same fields; docs/data.md says how they lie."""
+    """A data set of the Hugging Face hub, or local JSONL files with the same fields; docs/data.md states how they lie."""
 
     type: str
     path: str

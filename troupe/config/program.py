@@ -58,7 +58,7 @@ def run_program(
 
 @contextlib.contextmanager
 def program() -> Iterator[None]:
-    """Around all that a program does: `.env` read, the console masked, the user's mistakes told in one sentence."""
+    """Around all that a program does: `.env` read, the console masked, the user's mistakes reported in one sentence."""
     mask_console()
     LOADING.close()
     try:

@@ -150,7 +150,7 @@ class ServeConfig(Section):
 
     @property
     def all_scorers(self) -> list[ScorerConfig]:
-        """Who scores, `reward_model` among them."""
+        """The scorers, `reward_model` among them."""
         short = [] if self.reward_model is None else [ServedRewardModelConfig(path=self.reward_model)]
         return [*short, *self.scorers]
 

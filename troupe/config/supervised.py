@@ -96,7 +96,7 @@ class SupervisedConfig(Section):
 
     @property
     def longest_sequence(self) -> tuple[int, str]:
-        """Tokens of the longest prompt and answer, and the field that says so."""
+        """Tokens of the longest prompt and answer, and the field that states it."""
         return self.max_length, "max_length"
 
     def num_steps(self, num_samples: int) -> int:

@@ -44,7 +44,7 @@ class EngineProcess:
         self._processes: list[Any] = []
 
     def start(self, arguments: Any) -> Any:
-        """Start the engine and return its AsyncLLM; call it on the running event loop. A WorkerError says why it did not
+        """Start the engine and return its AsyncLLM; call it on the running event loop. A WorkerError explains why it did not
         come up."""
         settle_engine("bf16" if arguments.dtype == "bfloat16" else "fp32")
         from vllm.v1.engine.async_llm import AsyncLLM

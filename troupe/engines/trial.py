@@ -78,7 +78,7 @@ class Trial:
 def engine_trial(precision: str, *, running: Running | None = None) -> Trial:
     """Return what is remembered of this machine, or try; an EngineDiesError where every kernel dies.
 
-    Where the engine fails for another reason than the processor a WorkerError says so, and nothing is remembered.
+    Where the engine fails for another reason than the processor a WorkerError states it, and nothing is remembered.
     """
     memory = _memory(precision)
     with _alone(memory):
@@ -121,7 +121,7 @@ def settle_engine(precision: str) -> None:
 
 
 class Running:
-    """The child of a trial, so that whoever does not want it any more can end it."""
+    """The child of a trial, so that a caller can end it."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[str] | None = None

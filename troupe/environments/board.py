@@ -34,7 +34,7 @@ def place(board: str, cell: str, symbol: Symbol) -> str:
 
 
 def winner(board: str) -> Symbol | None:
-    """Return who has three in a row."""
+    """Return which symbol has three in a row."""
     for a, b, c in LINES:
         if board[a] == board[b] == board[c] != ".":
             return "x" if board[a] == "x" else "o"

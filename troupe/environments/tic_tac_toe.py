@@ -35,7 +35,7 @@ class TicTacToe:
         self._perfect_share, self._invalid_reward = perfect_share, invalid_reward
 
     def reset(self, sample: Sample, seed: int) -> str | None:
-        """Begin, the opponent first if the agent is o; None when the prompt has told where the game stands."""
+        """Begin, the opponent first if the agent is o; None when the prompt has shown where the game stands."""
         fields = sample.fields
         self._seed = fields.get("seed", seed)
         drawn = random.Random(f"tic_tac_toe/{self._seed}")

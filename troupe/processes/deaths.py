@@ -116,7 +116,7 @@ def find_remedy(texts: Sequence[str]) -> str:
 
 
 def memory_report(pid: int = 0) -> str:
-    """Return what the kernel says of memory: its own line on the death of `pid`, or what is free now."""
+    """Return what the kernel reports of memory: its own line on the death of `pid`, or what is free now."""
     if pid and (line := _kernel_line(pid)):
         return f"the kernel says: {line}"
     memory = psutil.virtual_memory()
@@ -176,7 +176,7 @@ def last_lines(path: Path | str, count: int = TAIL_LINES) -> list[str]:
 
 
 def is_worth_reading(line: str) -> bool:
-    """Return whether a line of a worker's stderr says something: blank lines, Ray's marks and lists of modules do not."""
+    """Return whether a line of a worker's stderr states something: blank lines, Ray's marks and lists of modules do not."""
     return bool(line.strip()) and not line.startswith(
         (":job_id:", ":actor_name:", ":task_name:", "Extension modules: ")
     )

@@ -34,7 +34,7 @@ class Interrupted(KeyboardInterrupt):
 
     @property
     def status(self) -> int:
-        """The exit status that says so."""
+        """The exit status that states it."""
         return 128 + self.number
 
 
@@ -53,7 +53,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def keeping_sigterm() -> Iterator[None]:
-    """Give SIGTERM back to who had it: a library (ray.init) may take it inside the block."""
+    """Give SIGTERM back to its handler: a library (ray.init) may take it inside the block."""
     mine = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:

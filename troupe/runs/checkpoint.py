@@ -166,7 +166,7 @@ class CheckpointStore:
         nothing was measured. In place of a damaged `best` or `latest` comes the next one, and the log names the damaged
         one.
 
-        `check` says what is wrong with a checkpoint's files, by default `damage`. CheckpointError where there is none.
+        `check` names what is wrong with a checkpoint's files, by default `damage`. CheckpointError where there is none.
         """
         check = check or damage
         steps, problems = self.steps(), []
@@ -303,7 +303,7 @@ class CheckpointStore:
         """Provide a directory to fill; at the end of the block it becomes the checkpoint of `step`, or nothing at all.
 
         `metadata` goes into the manifest; its `model` is what `verify(model=...)` compares. `needs`: about how many bytes
-        it will have, which a full disk's error says; where there is an earlier checkpoint, that one's size is known.
+        it will have, which a full disk's error states; where there is an earlier checkpoint, that one's size is known.
         """
         with self._filling(step, needs) as temporary:
             yield temporary

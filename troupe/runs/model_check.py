@@ -36,7 +36,7 @@ LFS = b"version https://git-lfs"
 
 def check_models(config: Any) -> None:
     """Check every model that a training recipe names, before its first process; whether their mathematics fit the recipe,
-    `troupe.training.preparation.require_fit` says."""
+    `troupe.training.preparation.require_fit` states."""
     model, longest = config.model, config.longest_sequence
     trust = getattr(model, "trust_remote_code", False)
     if model.type == "pretrained":

@@ -47,7 +47,7 @@ STEP_FILES = ("metrics.jsonl", "rollouts.jsonl", "answers.jsonl", CALLS_FILE)
 
 
 class Observer(Protocol):
-    """What watches a run and never steers it: one that raises is dropped, with an event that says so."""
+    """What watches a run and never steers it: one that raises is dropped, with an event that states it."""
 
     name: str
 
@@ -177,7 +177,7 @@ class Run:
         """Yield the numbers of the training steps (step 0 is the state before them), until the last or a requested
         stop.
 
-        The current step is always finished; `is_last` says whether it is the final one.
+        The current step is always finished; `is_last` states whether it is the final one.
         """
         # ray.init takes SIGTERM for itself; from here on it is ours again.
         self._signals.install()
@@ -288,7 +288,7 @@ class Run:
         JsonLines(self.directory / "answers.jsonl").append(*lines)
 
     def watch_calls(self, step: int, purpose: str) -> Watch | None:
-        """Return what is told of the model calls of a step, for calls.jsonl; None where `run.calls` wants none."""
+        """Return what is given the model calls of a step, for calls.jsonl; None where `run.calls` wants none."""
         self._forget_from(step)
         return self._calls.at(step, purpose)
 
@@ -384,7 +384,7 @@ def seed_everything(seed: int) -> None:
 
 
 def _told(error: BaseException | None) -> dict[str, str]:
-    """Return what events.jsonl says of an error; a traceback only where the user cannot have caused it."""
+    """Return what events.jsonl reports of an error; a traceback only where the user cannot have caused it."""
     if error is None:
         return {}
     cause = user_error(error)

@@ -67,7 +67,7 @@ def _warm_start_lines(step: int, steps: int, metrics: dict[str, float]) -> None:
 
 
 def print_summary(directory: Path) -> None:
-    """Held-out metrics before and after, the same samples' answers before and after, and where everything lies."""
+    """Held-out metrics before and after, the same samples' answers before and after, and where everything is."""
     lines = read_lines(directory / "metrics.jsonl")
     evaluated = [line for line in lines if any(name.startswith("eval/") for name in line)]
     answers = read_lines(directory / "answers.jsonl")

@@ -212,7 +212,7 @@ class Episodes:
     async def _guarded(
         self, batch: _Batch, game: Game, call: Callable[[], Any], check: Callable[[Game, Any], T]
     ) -> T | None:
-        """Return what a call of the environment gives; where it raises, the game has failed, and the recipe says what
+        """Return what a call of the environment gives; where it raises, the game has failed, and the recipe names what
         follows.
         """
         try:

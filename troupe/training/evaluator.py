@@ -58,7 +58,7 @@ class Evaluator:
         timeout_s: float = 1800,
         answers: Answers | None = None,
     ) -> None:
-        """Prompts longer than `max_prompt_tokens` are left out, at every evaluation the same ones. `answers`: who has
+        """Prompts longer than `max_prompt_tokens` are left out, at every evaluation the same ones. `answers`: what has
         prompts continued; each with one turn of the generators unless it is given."""
         encoded = [(sample, encode_prompt(tokenizer, sample)) for sample in samples]
         self.prompts = [(sample, ids) for sample, ids in encoded if len(ids) <= max_prompt_tokens]
@@ -73,7 +73,7 @@ class Evaluator:
         self._stop, self._timeout_s = tuple(stop), timeout_s
 
     def evaluate(self, watch: Watch | None = None) -> Evaluation:
-        """Answer every prompt once with the generators' current weights; `watch` is told of the calls."""
+        """Answer every prompt once with the generators' current weights; `watch` is given the calls."""
         requests = [
             Request(
                 prompt_ids=ids,

@@ -15,7 +15,7 @@ from troupe.records import Branch, Group, Sample, Score
 
 
 class Answers(Protocol):
-    """Whoever continues prompts: `SingleTurns`, or `troupe.training.episodes.Episodes`."""
+    """What continues prompts: `SingleTurns`, or `troupe.training.episodes.Episodes`."""
 
     def submit(
         self, requests: Sequence[Request], samples: Sequence[Sample], *, alone: bool = True
