@@ -49,7 +49,9 @@ def with_adapter(model: PreTrainedModel, lora: LoraConfig, head: Head) -> PreTra
 
 
 def check_adapter(path: str, lora: LoraConfig, head: Head, *, trust_remote_code: bool = False) -> None:
-    """Raise ConfigError unless the model at a directory or hub name can be trained with this adapter; no weight is read."""
+    """Raise ConfigError unless the model at a directory or hub name can be trained with this adapter; no weight is
+    read.
+    """
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     kind = AutoModelForSequenceClassification if head == "scalar" else AutoModelForCausalLM
     options = {"trust_remote_code": True} if trust_remote_code else {}
@@ -64,7 +66,8 @@ def _require_mergeable(model: Any) -> None:
     for name, module in inner.named_modules():
         if isinstance(module, LoraLayer) and not isinstance(module, Linear | Embedding | ParamWrapper):
             raise ConfigError(
-                f"lora.target_modules name {name}, a {type(module.get_base_layer()).__name__}, whose adapter cannot be published; "
+                f"lora.target_modules name {name}, a {type(module.get_base_layer()).__name__}, whose adapter cannot "
+                f"be published; "
                 "leave it out"
             )
     head, embedding = inner.get_output_embeddings(), inner.get_input_embeddings()
@@ -72,7 +75,8 @@ def _require_mergeable(model: Any) -> None:
         for name, module in inner.named_modules():
             if module in (head, embedding) and isinstance(module, LoraLayer):
                 raise ConfigError(
-                    f"lora.target_modules name {name}, whose weight the embedding and the output head share, so that one adapter on it would "
+                    f"lora.target_modules name {name}, whose weight the embedding and the output head share, so that "
+                    f"one adapter on it would "
                     "change both; leave it out, or give a model that was saved with tie_word_embeddings: false"
                 )
 

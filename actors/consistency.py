@@ -1,4 +1,5 @@
-"""The gate: after every sync the generators must hold the weights that were sent, and compute what the trainer computes.
+"""The gate: after every sync the generators must hold the weights that were sent, and compute what the trainer
+computes.
 
 A head that stayed old, a layer that was not loaded or a wrong dtype changes what is sampled without any error;
 here it becomes one, at the step where it happens. Two questions are asked: whether each tensor is where it belongs,
@@ -42,7 +43,9 @@ class LogprobCheck:
         max_length: int = PROMPT_TOKENS + 2 * ANSWER_TOKENS,
         seed: int = 0,
     ) -> None:
-        """Prepare the check; `prompts` are token ids of real prompts, of which the first `num_probes` are taken; `max_length` is the engines'."""
+        """Prepare the check; `prompts` are token ids of real prompts, of which the first `num_probes` are taken;
+        `max_length` is the engines'.
+        """
         room = max_length - 1  # scoring generates a token
         self._answer_tokens = max(1, min(ANSWER_TOKENS, room // 2))
         kept = max(1, min(PROMPT_TOKENS, room - self._answer_tokens))
@@ -70,7 +73,9 @@ class LogprobCheck:
         return {"noise": self.noise, "bound": self.bound, "gap": self.gap}
 
     def publish(self, policy: Policy, generators: Generators, version: int) -> dict[str, float]:
-        """Give the policy's weights to the generators as `version` and compare; the metrics. Raises ConsistencyError."""
+        """Give the policy's weights to the generators as `version` and compare; the metrics. Raises
+        ConsistencyError.
+        """
         self.prepare(generators)
         expected = self.expect(policy)
         sent = policy.publish(generators, version)
@@ -117,7 +122,9 @@ class LogprobCheck:
         return expected
 
     def require_arrived(self, sent: Mapping[str, int], generators: Generators) -> None:
-        """Raise ConsistencyError unless every engine holds what was sent, bit for bit; `sent` are the tensors' digests."""
+        """Raise ConsistencyError unless every engine holds what was sent, bit for bit; `sent` are the tensors'
+        digests.
+        """
         asked = generators.workers.start(GeneratorWorker.arrived)
         engines = generators.workers.gather(asked, generators.config.sync_timeout_s, "the check of its weights")
         for engine, workers in enumerate(engines):
@@ -127,7 +134,8 @@ class LogprobCheck:
                     raise ConsistencyError(
                         f"engine {engine} does not hold the weights that were sent: {'; '.join(wrong[:3])}"
                         + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-                        + ". It must not sample; start the run again, which goes on from its last checkpoint, and report the "
+                        + ". It must not sample; start the run again, which goes on from its last "
+                        "checkpoint, and report the "
                         "model's type if it happens twice"
                     )
 
@@ -141,9 +149,12 @@ class LogprobCheck:
         worst = max(gaps, key=lambda gap: (gap != gap, gap))
         if not worst <= self.bound:  # NaN fails too
             raise ConsistencyError(
-                f"engine {gaps.index(worst)} and the trainer disagree by {worst:.4g} nats a token on {len(expected)} probe tokens "
-                f"(allowed: {self.bound:.4g}{self._reason()}); the generator does not run the weights that were sent. Check that both "
-                "use the same precision and model, and whether the model's head is tied; consistency.max_gap sets the bound"
+                f"engine {gaps.index(worst)} and the trainer disagree by {worst:.4g} nats a token on {len(expected)} "
+                f"probe tokens "
+                f"(allowed: {self.bound:.4g}{self._reason()}); the generator does not run the weights that were "
+                f"sent. Check that both "
+                "use the same precision and model, and whether the model's head is tied; consistency.max_gap sets "
+                "the bound"
             )
         return worst
 

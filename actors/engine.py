@@ -57,8 +57,11 @@ class Engine:
         keep_start: bool = False,
         pad_token: int | None = None,
     ) -> None:
-        """Load the model at `model_path` on every rank; `total_steps` optimizer steps end the schedule. `keep_start`: keep
-        copies of what is trained, so that the starting model can be asked as well. `pad_token`: the padding of what is saved."""
+        """Load the model at `model_path` on every rank; `total_steps` optimizer steps end the schedule. `keep_start`:
+        keep
+        copies of what is trained, so that the starting model can be asked as well. `pad_token`: the padding of what is
+        saved.
+        """
         import deepspeed
 
         self.config = config
@@ -74,7 +77,8 @@ class Engine:
         self.forward_path = path_of(model)
         if self.forward_path.alone and config.zero_stage == 3 and config.num_ranks > 1:
             raise ConfigError(
-                f"{model_path} is run with one sequence per pass, and under zero_stage 3 ranks with different numbers of sequences "
+                f"{model_path} is run with one sequence per pass, and under zero_stage 3 ranks with different "
+                f"numbers of sequences "
                 f"would wait for each other (num_ranks {config.num_ranks}); use zero_stage 2, or num_ranks 1"
             )
         self.branches = self.forward_path.branches
@@ -112,7 +116,9 @@ class Engine:
 
     @property
     def model(self) -> PreTrainedModel:
-        """The Hugging Face model (inside its adapter wrapper, if it has one); under ZeRO-3 its parameters are shards."""
+        """The Hugging Face model (inside its adapter wrapper, if it has one); under ZeRO-3 its parameters are
+        shards.
+        """
         return self.packed.model
 
     @torch.no_grad()
@@ -167,7 +173,8 @@ class Engine:
         summed = self._sum_over_ranks(totals)
         if not math.isfinite(summed["loss"]):
             raise NumericalError(
-                f"the loss is {summed['loss']}; the weights were not updated. Look at policy/grad_norm and the learning rate "
+                f"the loss is {summed['loss']}; the weights were not updated. Look at policy/grad_norm and the "
+                f"learning rate "
                 f"({self.learning_rate:g}) before this step, and at the rewards of this step"
             )
         summed["learning_rate"] = self.learning_rate
@@ -177,7 +184,8 @@ class Engine:
             grad_norm = float(self.engine.get_global_grad_norm())
         if not math.isfinite(grad_norm):
             raise NumericalError(
-                f"the gradient norm is {grad_norm} after a finite loss; lower the learning rate ({self.learning_rate:g})"
+                f"the gradient norm is {grad_norm} after a finite loss; lower the learning rate "
+                f"({self.learning_rate:g})"
             )
         return {**summed, "grad_norm": grad_norm}
 
@@ -258,7 +266,9 @@ class Engine:
     def save(
         self, directory: str, tokenizer: PreTrainedTokenizerBase | None = None, *, trainer_state: bool = True
     ) -> None:
-        """Write Hugging Face format (adapters merged) and, unless asked otherwise, what resuming needs. A collective."""
+        """Write Hugging Face format (adapters merged) and, unless asked otherwise, what resuming needs. A
+        collective.
+        """
         state: dict[str, torch.Tensor] = {}
         names = [name for name, _, _ in self.weight_shapes()]
         for name, tensors in zip(names, self.weights([[name] for name in names]), strict=True):
@@ -276,7 +286,8 @@ class Engine:
         dist.barrier()
 
     def checkpoint_bytes(self) -> int:
-        """Estimate the bytes that `save` writes on all ranks: the weights, below ZeRO-3 once more, and of what is trained two
+        """Estimate the bytes that `save` writes on all ranks: the weights, below ZeRO-3 once more, and of what is
+        trained two
         fp32 moments and, where ZeRO keeps them, masters.
         """
         whole = {parameter: getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.packed.parameters()}
@@ -296,15 +307,17 @@ class Engine:
         layout = read_json(layout_file)
         if layout != self._layout():
             raise CheckpointError(
-                f"{directory} was written with {layout}, this run has {self._layout()}; resume with the same policy.num_ranks, "
-                "zero_stage and precision and the same reference.source, or start a new run with model.type=pretrained model.path="
-                + directory
+                f"{directory} was written with {layout}, this run has {self._layout()}; resume with the same "
+                f"policy.num_ranks, "
+                "zero_stage and precision and the same reference.source, or start a new run with "
+                "model.type=pretrained model.path=" + directory
             )
         try:
             path, _ = self.engine.load_checkpoint(str(source), tag="state")
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise CheckpointError(
-                f"{source} is not the state of this trainer ({type(error).__name__}: {error}); remove {directory}, and the checkpoint "
+                f"{source} is not the state of this trainer ({type(error).__name__}: {error}); remove {directory}, "
+                f"and the checkpoint "
                 "before it is taken"
             ) from error
         if path is None:
@@ -312,7 +325,9 @@ class Engine:
         self._keep_to_the_recipe()
 
     def _keep_to_the_recipe(self) -> None:
-        """Restore the config's settings: a loaded state brings those it was saved with; the config's count, which a fork may have changed."""
+        """Restore the config's settings: a loaded state brings those it was saved with; the config's count, which a
+        fork may have changed.
+        """
         config, schedule = self.config, self.schedule
         schedule.base_lrs = [config.learning_rate for _ in schedule.base_lrs]
         rates = [

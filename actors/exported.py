@@ -1,4 +1,5 @@
-"""Checkpoints as plain Hugging Face models: read from safetensors or gathered from ZeRO's shards, written, and compared.
+"""Checkpoints as plain Hugging Face models: read from safetensors or gathered from ZeRO's shards, written, and
+compared.
 
 `jobs/export.py` decides what is exported; here is how. Everything happens in one process on the CPU, whatever number of
 ranks wrote the checkpoint.
@@ -61,7 +62,8 @@ def stored(path: str, *, trust_remote_code: bool = False) -> Stored:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} has no readable config.json ({str(error).splitlines()[0]}); give a checkpoint's directory, or put the config.json of its "
+            f"{path} has no readable config.json ({str(error).splitlines()[0]}); give a checkpoint's directory, or "
+            f"put the config.json of its "
             "model there"
         ) from None
     layout_file = directory / TRAINER_STATE / "layout.json"
@@ -107,7 +109,8 @@ def model_of_shards(source: Stored, lora: LoraConfig | None, *, trust_remote_cod
         return model
     if lora is None:
         raise CheckpointError(
-            f"the shards of {source.path} hold adapters, and no recipe beside them says their scale; export from within the run's "
+            f"the shards of {source.path} hold adapters, and no recipe beside them says their scale; export from "
+            f"within the run's "
             "directory, where config.yaml has it"
         )
     adapted = with_adapter(model, lora, source.head)
@@ -130,7 +133,8 @@ def _load(model: PreTrainedModel, state: Mapping[str, torch.Tensor], path: str, 
     missing, unknown = wanted - state.keys(), set(model.load_state_dict(state, strict=False).unexpected_keys)
     if missing or unknown:
         raise CheckpointError(
-            f"the shards of {path} do not fit its config.json: missing {sorted(missing)[:2] or 'nothing'}, unknown {sorted(unknown)[:2] or 'nothing'}; "
+            f"the shards of {path} do not fit its config.json: missing {sorted(missing)[:2] or 'nothing'}, unknown "
+            f"{sorted(unknown)[:2] or 'nothing'}; "
             "put the config.json of the trained model there"
         )
 
@@ -148,7 +152,9 @@ def write_model(model: PreTrainedModel, directory: Path, *, dtype: str, max_shar
 
 
 def write_adapter(model: Any, directory: Path, *, dtype: str, base: str) -> None:
-    """Write the adapter of a peft model in peft's format; `base` is where its configuration looks for the base model."""
+    """Write the adapter of a peft model in peft's format; `base` is where its configuration looks for the base
+    model.
+    """
     model.peft_config["default"].base_model_name_or_path = base
     for name, parameter in model.named_parameters():
         if ".lora_" in name:

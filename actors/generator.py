@@ -1,6 +1,7 @@
 """A generator: one vLLM engine that continues prompts and takes new weights while it runs.
 
-`GeneratorWorker` wraps an AsyncLLM in a process of its own. Requests travel in batches, which the engine sees whole before
+`GeneratorWorker` wraps an AsyncLLM in a process of its own. Requests travel in batches, which the engine sees whole
+before
 it runs the first. The jobs hold `Generators`, the facade over N of them, in `actors/generators.py`.
 """
 
@@ -257,11 +258,14 @@ class GeneratorWorker:
         await self._engine.run("receiving weights", self._llm.finish_weight_update())
 
     async def load_weights(self, request: WeightTransferUpdateRequest) -> None:
-        """Make one update from its start to its end. vLLM takes calls in order, so none waits for the answer to another."""
+        """Make one update from its start to its end. vLLM takes calls in order, so none waits for the answer to
+        another.
+        """
         await asyncio.gather(self.start_weight_update(), self.update_weights(request), self.finish_weight_update())
 
     async def arrived(self) -> list[tuple[dict[str, int], list[str]]]:
-        """Return, for each worker of the engine, digests of what it received in the last sync, and what of it it does not
+        """Return, for each worker of the engine, digests of what it received in the last sync, and what of it it does
+        not
         hold.
         """
         with working("check weights"):

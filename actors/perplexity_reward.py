@@ -1,7 +1,9 @@
 """How well a frozen model foresees the gold answer, as a part of the reward: groups in, one score per branch out.
 
-The scorer reads a group's prompt once, and behind it, as branches, the gold answer after each of the policy's answers; the
-gold answer without any rides along until it is known. What it reads is `troupe.rewards.scorer_prompt`'s, what the numbers are worth
+The scorer reads a group's prompt once, and behind it, as branches, the gold answer after each of the policy's answers;
+the
+gold answer without any rides along until it is known. What it reads is `troupe.rewards.scorer_prompt`'s, what the
+numbers are worth
 `troupe.algorithms.perplexity`'s.
 """
 
@@ -45,7 +47,9 @@ class PerplexityReward:
     label = LABEL
 
     def __init__(self, frozen: FrozenModel, plan: ScorerPlan) -> None:
-        """Baselines are taken from the plan's file where there is one, and else computed with a sample's first answers."""
+        """Baselines are taken from the plan's file where there is one, and else computed with a sample's first
+        answers.
+        """
         config = plan.config
         self.weight = config.weight
         self._frozen, self._config, self._prompt, self._file = frozen, config, plan.prompt, plan.baselines
@@ -133,7 +137,8 @@ def gold_nll(frozen: FrozenModel, groups: Sequence[Group]) -> list[float]:
     if not bool(torch.isfinite(nll).all()):
         first = int((~torch.isfinite(nll)).nonzero()[0])
         raise RewardError(
-            f"the perplexity scorer gives the gold answer of {groups[int(batch.group_ids[first])].sample.sample_id} a mean "
+            f"the perplexity scorer gives the gold answer of {groups[int(batch.group_ids[first])].sample.sample_id} "
+            f"a mean "
             f"log-likelihood of {-float(nll[first])}; look at perplexity_reward.path, and at its precision"
         )
     return nll.tolist()
@@ -170,7 +175,8 @@ class MarkerWatch:
             if share > FREQUENT and not self._told:
                 log.warning(
                     "%.0f %% of the last answers have no marker (%s), so the scorer sees nothing of them and they earn "
-                    "perplexity_reward.missing_marker_score; ask for it in the prompt, warm the policy up on answers that have it, "
+                    "perplexity_reward.missing_marker_score; ask for it in the prompt, warm the policy up on answers "
+                    "that have it, "
                     "or raise rollout.max_response_tokens",
                     100 * share,
                     " or ".join(map(repr, self._markers)),
@@ -189,7 +195,8 @@ def scorer_length(path: str, config: PerplexityRewardConfig) -> int:
     limit = getattr(found.get_text_config(), "max_position_embeddings", None)
     if limit is not None and config.max_length is not None and config.max_length > limit:
         raise ConfigError(
-            f"perplexity_reward.max_length ({config.max_length}) is more than {path} has positions for ({limit}); lower it"
+            f"perplexity_reward.max_length ({config.max_length}) is more than {path} has positions for ({limit}); "
+            f"lower it"
         )
     return config.max_length or limit or 2**31
 

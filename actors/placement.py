@@ -48,8 +48,10 @@ class RankPlacement:
 
 
 GPU_SHARES = {"policy": 0.3, "critic": 0.2, "reference": 0.2, "reward_model": 0.15, "perplexity": 0.15}
-"""What the roles that work in turn take of a shared GPU in Ray's books; a generator takes nothing, since it sleeps while
-they work."""
+"""What the roles that work in turn take of a shared GPU in Ray's books; a generator takes nothing, since it sleeps
+while
+they work.
+"""
 
 
 def placement_table(config: GRPOConfig | SupervisedConfig, *, device: str) -> list[RankPlacement]:
@@ -60,7 +62,8 @@ def placement_table(config: GRPOConfig | SupervisedConfig, *, device: str) -> li
         return policy_placement(config.engine.num_ranks, generator, colocated=colocated, gpu=int(device == "cuda"))
     if colocated and device == "cuda" and config.rollout.max_lag > 0:
         raise ConfigError(
-            f"rollout.max_lag ({config.rollout.max_lag}) lets generation and training overlap, which on shared GPUs they cannot; "
+            f"rollout.max_lag ({config.rollout.max_lag}) lets generation and training overlap, which on shared GPUs "
+            f"they cannot; "
             "set placement.mode: separate, or max_lag: 0"
         )
     others = {}
@@ -109,8 +112,10 @@ def policy_placement(
         engines, width = generator.num_engines, generator.tensor_parallel_size
         if colocated and gpu and engines * width > ranks:
             raise ConfigError(
-                f"placement.mode colocated puts generator.num_engines x tensor_parallel_size ({engines} x {width}) on the policy's GPUs, "
-                f"of which there are {ranks} (policy.num_ranks); lower the engines, raise the ranks, or set placement.mode: separate"
+                f"placement.mode colocated puts generator.num_engines x tensor_parallel_size ({engines} x {width}) "
+                f"on the policy's GPUs, "
+                f"of which there are {ranks} (policy.num_ranks); lower the engines, raise the ranks, or set "
+                f"placement.mode: separate"
             )
         table += [
             RankPlacement(
@@ -185,7 +190,8 @@ class Cluster:
                 f"{amount:g} {kind} (the cluster has {offered.get(kind, 0.0):g})" for kind, amount in short.items()
             )
             raise ConfigError(
-                f"the placement needs {needs}; lower policy.num_ranks or generator.num_engines, set placement.mode: colocated, or add machines"
+                f"the placement needs {needs}; lower policy.num_ranks or generator.num_engines, set placement.mode: "
+                f"colocated, or add machines"
             )
         self._reservation = placement_group(bundles, strategy="PACK")
         try:
@@ -217,7 +223,8 @@ class Cluster:
         blind = [machine for machine, sees in zip(away, seen, strict=True) if not sees]
         if blind:
             raise ConfigError(
-                f"the run directory {directory} is not the same on {', '.join(blind)}, where roles of this run sit; set run.directory to a "
+                f"the run directory {directory} is not the same on {', '.join(blind)}, where roles of this run sit; "
+                f"set run.directory to a "
                 "full path on a file system that all machines mount, or keep the run on one machine"
             )
 
@@ -326,7 +333,8 @@ def _connect(address: str | None, metrics_port: int) -> bool:
     except Exception as error:  # a slow start is a bare Exception of Ray's
         where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
         raise WorkerError(
-            f"cannot reach {where}: {(str(error) or type(error).__name__).splitlines()[0]}; `ray status` shows clusters, `python jobs/doctor.py` checks ports and "
+            f"cannot reach {where}: {(str(error) or type(error).__name__).splitlines()[0]}; `ray status` shows "
+            f"clusters, `python jobs/doctor.py` checks ports and "
             "the authentication token (RAY_AUTH_MODE=token)"
         ) from None
     return address is None

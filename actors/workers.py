@@ -4,7 +4,8 @@
 debugging. A remote call is written with the method itself, never its name in a string, so readers can follow
 it and checkers can check it. The only `ray.remote` of the project is here.
 
-A failure arrives as one of ours, whichever way a caller waits: what a worker raised for the user as it is, its death as a
+A failure arrives as one of ours, whichever way a caller waits: what a worker raised for the user as it is, its death as
+a
 WorkerError, anything else as a WorkerBug. Ray's own errors stay here.
 """
 
@@ -130,8 +131,10 @@ class RayWorkers(Workers[W]):
         max_concurrency: int = 1,
         logs: ProcessLogs | None = None,
     ) -> None:
-        """Start a worker per rank; `arguments` holds each rank's constructor arguments, `logs` keeps what the workers print. Returns at once; the
-        first call waits for the start."""
+        """Start a worker per rank; `arguments` holds each rank's constructor arguments, `logs` keeps what the workers
+        print. Returns at once; the
+        first call waits for the start.
+        """
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 

@@ -42,7 +42,8 @@ INGRESS_REQUESTS = 4096
 class Presence:
     """Which deployments of the application have a replica that runs.
 
-    A Serve handle keeps a request until there is one, for minutes where an engine starts again; its sender should hear of
+    A Serve handle keeps a request until there is one, for minutes where an engine starts again; its sender should hear
+    of
     that at once. Serve's controller is asked only while a request waits, about all deployments together.
     """
 

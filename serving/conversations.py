@@ -17,7 +17,9 @@ class TooLongError(DataError):
 
 
 class Body(BaseModel):
-    """A part of a request: closed like a recipe's section, but its texts are models' and users', which hold any character."""
+    """A part of a request: closed like a recipe's section, but its texts are models' and users', which hold any
+    character.
+    """
 
     model_config = Section.model_config
 
@@ -108,7 +110,9 @@ class ScoreRequest(Body):
 
 
 def conversation_of(messages: Sequence[Turn]) -> Conversation:
-    """Messages of which the last is the answer. Raises DataError where it is not the assistant's, or answers nothing."""
+    """Messages of which the last is the answer. Raises DataError where it is not the assistant's, or answers
+    nothing.
+    """
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise DataError("messages to be scored end with the assistant's answer behind at least one other turn")
     return Conversation(prompt=list(messages[:-1]), response=messages[-1].content)

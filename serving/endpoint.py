@@ -32,7 +32,8 @@ class Endpoint:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         if serve.status().proxies:
             raise ConfigError(
-                "Ray Serve runs on this cluster already, with its own address and port; end it (serve shutdown), or unset "
+                "Ray Serve runs on this cluster already, with its own address and port; end it (serve shutdown), or "
+                "unset "
                 "RAY_ADDRESS to have a Ray of our own"
             )
         self.port = config.port
@@ -83,13 +84,15 @@ class Endpoint:
         """Sleep until the next look; WorkerError where there is none, because the deadline has passed."""
         if time.monotonic() > self._deadline:
             raise WorkerError(
-                f"{what} did not start within engine.init_timeout_s ({self._timeout_s:.0f} s); raise it where the machine is "
+                f"{what} did not start within engine.init_timeout_s ({self._timeout_s:.0f} s); raise it where the "
+                f"machine is "
                 "busy or the model large, and let `python jobs/doctor.py` check memory, versions and devices"
             )
         time.sleep(POLL_S)
 
     def started(self) -> list[dict[str, Any]]:
-        """Return what each model reports of itself once it has started; WorkerError where one does not within the start's
+        """Return what each model reports of itself once it has started; WorkerError where one does not within the
+        start's
         deadline.
         """
         while len(cards := self.cards()) < len(self._models):
@@ -97,7 +100,9 @@ class Endpoint:
         return cards
 
     def cards(self) -> list[dict[str, Any]]:
-        """Return what each model reports of itself that can now; of one with several replicas, what one of them states."""
+        """Return what each model reports of itself that can now; of one with several replicas, what one of them
+        states.
+        """
         here = [deployment for name, deployment in self._models.items() if name not in self._away]
         asked = [serve.get_deployment_handle(deployment, NAME).card.remote() for deployment in here]
         deadline = time.monotonic() + CARD_TIMEOUT_S

@@ -1,7 +1,8 @@
 """The door of the endpoint: bearer token, size of requests, which model, errors in OpenAI's shape.
 
 What is asked of a model is passed on as bytes, and what the model's replica answers is passed back as it comes; this
-file knows neither vLLM nor what is in a request besides the model's name. Why it is not Ray's own ingress: decision 0009.
+file knows neither vLLM nor what is in a request besides the model's name. Why it is not Ray's own ingress: decision
+0009.
 """
 
 from __future__ import annotations

@@ -125,7 +125,8 @@ class ModelServer:
     async def answer(self, path: str, content_type: str, body: bytes) -> AsyncIterator[list[Message]]:
         """POST `body` to vLLM's application at `path`; what it has sent since the last item, until it is done.
 
-        A client that stops reading has hung up: the application hears of it, and vLLM ends the generation. NoReplica where the
+        A client that stops reading has hung up: the application hears of it, and vLLM ends the generation. NoReplica
+        where the
         engine is dead, instead of what vLLM states then.
         """
         await self._open.wait()
@@ -139,7 +140,8 @@ class ModelServer:
                 while (messages := await _arrived(sent)) and not complete(messages):
                     self._require_engine()
                     yield messages
-                    # What comes meanwhile travels together: a message costs three processes a millisecond of their time.
+                    # What comes meanwhile travels together: a message costs three processes a millisecond of their
+                    # time.
                     await asyncio.wait([task], timeout=self._running / self._config.stream_parts_per_s)
                 self._require_engine()
                 await task
@@ -253,7 +255,8 @@ class ModelServer:
 def warm_up(*, chats: bool) -> list[tuple[str, dict[str, Any]]]:
     """Return (path, body) of requests that ask once for whatever a request may ask for.
 
-    The first request of a kind initialises or compiles, logprobs for half a minute on a CPU, and the engine answers nobody
+    The first request of a kind initialises or compiles, logprobs for half a minute on a CPU, and the engine answers
+    nobody
     meanwhile; so that is done before the replica takes requests.
     """
     shaped = {"top_k": 9, "top_p": 0.9, "min_p": 0.01, "presence_penalty": 0.1, "frequency_penalty": 0.1}

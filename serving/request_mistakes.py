@@ -52,7 +52,10 @@ def _schema_mistake(asked: Mapping[str, Any]) -> Response | None:
             schema = schema.get(key) if isinstance(schema, Mapping) else None
         where = endless_reference(schema)
         if where is not None:
-            message = f"the JSON schema's {where} refers to itself and nothing else, so no text fits it; put an object or a list between"
+            message = (
+                f"the JSON schema's {where} refers to itself and nothing else, so no text fits it; put an "
+                f"object or a list between"
+            )
             return openai_error(400, message, param=param)
     return None
 

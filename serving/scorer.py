@@ -1,6 +1,7 @@
 """Who scores behind the endpoint, in a Ray Serve replica: a reward model, or reward functions.
 
-A reward model is read by the code that read it in training (`troupe.algorithms.reading`, `troupe.chat`), so an answer has the
+A reward model is read by the code that read it in training (`troupe.algorithms.reading`, `troupe.chat`), so an answer
+has the
 score that it has there. Requests that come at the same time are read together. HTTP is `troupe.serving.scoring`'s.
 """
 
@@ -73,7 +74,8 @@ class ModelScorer:
         token_ids = encode_answer(self._tokenizer, conversation.response)
         if (length := len(prompt_ids) + len(token_ids)) > self._max_length:
             raise TooLongError(
-                f"conversation {place} has {length} tokens ({len(token_ids)} of the answer), and the maximum context length of "
+                f"conversation {place} has {length} tokens ({len(token_ids)} of the answer), and the maximum context "
+                f"length of "
                 f"{self._name} is {self._max_length}; shorten it"
             )
         return conversation.group(prompt_ids, token_ids)

@@ -125,7 +125,9 @@ def _data(scores: Sequence[float | None]) -> list[dict[str, Any]]:
 
 
 def _pair_data(scores: Sequence[float | None]) -> list[dict[str, Any]]:
-    """Scores of pairs, chosen first: margin = chosen - rejected, probability = sigmoid(margin), Bradley-Terry's P(chosen > rejected)."""
+    """Scores of pairs, chosen first: margin = chosen - rejected, probability = sigmoid(margin), Bradley-Terry's
+    P(chosen > rejected).
+    """
     pairs = []
     for index, (chosen, rejected) in enumerate(zip(scores[::2], scores[1::2], strict=True)):
         margin = None if chosen is None or rejected is None else chosen - rejected

@@ -82,8 +82,10 @@ def on_this_machine(served: Served) -> Served:
 
 
 def require_whole(path: Path, *, tensors: Mapping[str, Sequence[int]] | None = None) -> None:
-    """CheckpointError unless the model's files in `path` are those that its manifest names, byte by byte; and, where given,
-    unless its tensors have these names and shapes."""
+    """CheckpointError unless the model's files in `path` are those that its manifest names, byte by byte; and, where
+    given,
+    unless its tensors have these names and shapes.
+    """
     path = path.resolve()  # `latest` and `best` are links
     step = step_of(path.name)
     if step is not None and (path / MANIFEST).exists():
@@ -124,7 +126,8 @@ def _found(config: ServeConfig, model: ServedModelConfig, *, follow: str | None)
     checkpoint = model.step if model.step is not None else (config.following.checkpoint if follow else "best")
     if follow is not None and not (Path(follow) / "checkpoints").is_dir():
         raise ConfigError(
-            f"follow needs a run directory, and {follow} is none; give one that has a directory checkpoints, or leave follow out"
+            f"follow needs a run directory, and {follow} is none; give one that has a directory checkpoints, or "
+            f"leave follow out"
         )
     path = locate(model.source, checkpoint)
     settings = _settings(path)
@@ -134,7 +137,8 @@ def _found(config: ServeConfig, model: ServedModelConfig, *, follow: str | None)
     for name, adapter in model.adapters.items():
         if not (Path(adapter) / "adapter_config.json").is_file():
             raise CheckpointError(
-                f"adapter {name!r}: there is no adapter_config.json in {adapter}; give a peft directory, as jobs/export.py writes "
+                f"adapter {name!r}: there is no adapter_config.json in {adapter}; give a peft directory, as "
+                f"jobs/export.py writes "
                 "with adapter=apart"
             )
     step = step_of(Path(path).resolve().name)
@@ -192,8 +196,10 @@ def _require_memory(config: ServeConfig, models: Sequence[Served]) -> None:
     if needed > available:
         each = ", ".join(f"{name} {gib:.1f} GiB" for name, gib in weights.items())
         raise ConfigError(
-            f"weights ({each}) and KV caches ({caches:.1f} GiB), {config.min_replicas} time(s), need {needed:.1f} GiB, and "
-            f"{available:.1f} GiB are available; serve fewer or smaller models, precision=bf16, or a smaller engine.cpu_cache_gib"
+            f"weights ({each}) and KV caches ({caches:.1f} GiB), {config.min_replicas} time(s), need {needed:.1f} "
+            f"GiB, and "
+            f"{available:.1f} GiB are available; serve fewer or smaller models, precision=bf16, or a smaller "
+            f"engine.cpu_cache_gib"
         )
 
 

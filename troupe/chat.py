@@ -67,7 +67,8 @@ def answer_spans(tokenizer: AnyTokenizer, sample: Sample, prompt_ids: Sequence[i
         after = _template(tokenizer, sample.prompt[: index + 1], generation=False)
         if list(prompt_ids[: len(after)]) != after or after[: len(before)] != before:
             raise DataError(
-                f"{sample.sample_id}: the chat template shows turn {index + 1} differently once others follow, so it cannot be "
+                f"{sample.sample_id}: the chat template shows turn {index + 1} differently once others follow, so it "
+                f"cannot be "
                 "trained in place; set turns: last to train on the last turn alone"
             )
         ends = [place for place in range(len(before), len(after)) if after[place] == tokenizer.eos_token_id]
@@ -84,7 +85,8 @@ class TurnEncoder:
         self._tokenizer = tokenizer
         if tokenizer.chat_template is None:
             raise DataError(
-                "an environment answers in turns, but the tokenizer has no chat template; use an instruction-tuned model"
+                "an environment answers in turns, but the tokenizer has no chat template; use an instruction-tuned "
+                "model"
             )
         for answer in PROBES:
             self._after(answer, "Next.")
@@ -109,7 +111,8 @@ class TurnEncoder:
         whole = _template(self._tokenizer, [*sample.prompt, *turns], generation=True)
         if whole[: len(prompt)] != prompt or not prompt:
             raise DataError(
-                f"{sample.sample_id}: the chat template shows the prompt differently once the environment's first turn follows; "
+                f"{sample.sample_id}: the chat template shows the prompt differently once the environment's first "
+                f"turn follows; "
                 "let reset return None and say it in the prompt"
             )
         return prompt, whole[len(prompt) :]
@@ -126,8 +129,10 @@ class TurnEncoder:
         said = whole.removeprefix(before).lstrip()
         if not whole.startswith(before) or not said.startswith(answer):
             raise DataError(
-                "the tokenizer's chat template shows an assistant's turn differently once others follow (it drops reasoning, say), "
-                "so that the turns of a game cannot grow one sequence; use a model whose template keeps earlier turns as they were"
+                "the tokenizer's chat template shows an assistant's turn differently once others follow (it drops "
+                "reasoning, say), "
+                "so that the turns of a game cannot grow one sequence; use a model whose template keeps earlier "
+                "turns as they were"
             )
         return said.removeprefix(answer)
 

@@ -50,7 +50,10 @@ def room(path: Path, needs: int = 0) -> str:
     """Return `it needs 1.2 GiB, and 310.0 MiB are free there; ...`"""
     there = next(each for each in (path, *path.absolute().parents) if each.exists())
     needed = f"it needs about {human_bytes(needs)}, and " if needs else ""
-    return f"{needed}{human_bytes(shutil.disk_usage(there).free)} are free there; make room, or choose a directory on another disk"
+    return (
+        f"{needed}{human_bytes(shutil.disk_usage(there).free)} are free there; make room, or choose a "
+        f"directory on another disk"
+    )
 
 
 def human_bytes(size: float) -> str:

@@ -1,4 +1,5 @@
-"""The file `.env`: what a job needs of the environment (tokens, keys, addresses), beside the code and never in a recipe.
+"""The file `.env`: what a job needs of the environment (tokens, keys, addresses), beside the code and never in a
+recipe.
 
 The syntax is python-dotenv's, which parses it: `NAME=value`, `export`, comments, quotes, escapes within double quotes.
 Values are taken as they stand, nothing is expanded. What python-dotenv would skip in silence is an error here.

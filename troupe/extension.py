@@ -1,4 +1,5 @@
-"""The one C++ extension that DeepSpeed compiles on a CPU: where it lies, whether it is built, whether its lock is stale.
+"""The one C++ extension that DeepSpeed compiles on a CPU: where it lies, whether it is built, whether its lock is
+stale.
 
 torch guards the build with a file named `lock` and deletes it afterwards; a process killed during the build leaves
 it, and every later start waits for it for ever. The installer builds the extension once and the doctor looks at it;
@@ -20,7 +21,8 @@ State = Literal["built", "absent", "building", "stale"]
 
 
 def extension_directory(environment: str | Path = sys.prefix) -> Path:
-    """Return the directory of the extension of a Python environment: inside it, unless TORCH_EXTENSIONS_DIR names another
+    """Return the directory of the extension of a Python environment: inside it, unless TORCH_EXTENSIONS_DIR names
+    another
     place.
 
     torch's own default is one directory for all environments of a user, which would rebuild it in turns.

@@ -25,7 +25,8 @@ def now() -> str:
 
 
 def write_atomically(path: Path, text: str, *, is_data: bool = False) -> None:
-    """Replace `path` by `text` without its secrets and terminal escapes; survives a crash of the process and of the machine.
+    """Replace `path` by `text` without its secrets and terminal escapes; survives a crash of the process and of the
+    machine.
 
     `is_data`: what is trained on is written as it is.
     """
@@ -63,7 +64,9 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file, or None when there is no such file or it is not JSON: half of it, or another kind of file."""
+    """Return the content of a JSON file, or None when there is no such file or it is not JSON: half of it, or another
+    kind of file.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError):
@@ -116,7 +119,9 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
 
 
 class JsonLines:
-    """An append-only JSON Lines file; each record reaches the file whole and without secrets, from whatever thread it comes."""
+    """An append-only JSON Lines file; each record reaches the file whole and without secrets, from whatever thread it
+    comes.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

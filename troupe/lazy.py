@@ -1,4 +1,6 @@
-"""Names of a package that are imported when they are first used (PEP 562): torch and Ray load where something computes."""
+"""Names of a package that are imported when they are first used (PEP 562): torch and Ray load where something
+computes.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
 """What must not be told, and the one place that takes it out of text: files of a run, logs, console, trackers, errors.
 
-A secret is the value of an environment variable whose name says so (HF_TOKEN, OPENAI_API_KEY, ...) or that a recipe names
-as one (`api_key_env`), a login that a library keeps (`hide_login`), what stands before the @ of an address, and what follows `Bearer`. `troupe.files` masks the texts
-that it writes and `troupe.config.program` the console; whoever sends text another way calls `public_text` or `public_record`.
+A secret is the value of an environment variable whose name says so (HF_TOKEN, OPENAI_API_KEY, ...) or that a recipe
+names
+as one (`api_key_env`), a login that a library keeps (`hide_login`), what stands before the @ of an address, and what
+follows `Bearer`. `troupe.files` masks the texts
+that it writes and `troupe.config.program` the console; whoever sends text another way calls `public_text` or
+`public_record`.
 """
 
 from __future__ import annotations
@@ -49,12 +52,16 @@ def name_secret(variable: str) -> None:
 
 
 def hide_login(variable: str, value: str) -> None:
-    """Treat `value`, which a library keeps in a file of its own, as the secret that this environment variable would hold."""
+    """Treat `value`, which a library keeps in a file of its own, as the secret that this environment variable would
+    hold.
+    """
     _logins[variable] = value
 
 
 def known_secrets() -> dict[str, str]:
-    """Name -> value of the secrets in the environment and of logins, longest first, since one may be a part of another."""
+    """Name -> value of the secrets in the environment and of logins, longest first, since one may be a part of
+    another.
+    """
     secrets = {
         name: value.strip()
         for name, value in (_logins | dict(os.environ)).items()

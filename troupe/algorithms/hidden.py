@@ -1,4 +1,6 @@
-"""What a model computes for a packed row: hidden states, the same for every head that is put on them, or its own logits."""
+"""What a model computes for a packed row: hidden states, the same for every head that is put on them, or its own
+logits.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class ForwardPath:
     attention: str | None = None
     """transformers' name of the attention; None: the architecture's default."""
     own_logits: bool = False
-    """Whether logits come from the model's own `forward`, for all positions, instead of its head at those that are read."""
+    """Whether logits come from the model's own `forward`, for all positions, instead of its head at those that are
+    read.
+    """
 
     def __str__(self) -> str:
         layout = "packed branches" if self.branches else "one sequence per pass" if self.alone else "padded rows"

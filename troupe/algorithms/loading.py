@@ -1,4 +1,6 @@
-"""Models out of checkpoints, with the attention and the head that packed rows need: for training, and for serving alike."""
+"""Models out of checkpoints, with the attention and the head that packed rows need: for training, and for serving
+alike.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ class ScalarHead(torch.nn.Linear):
 class SummedEmbedding(torch.nn.Embedding):
     """An embedding whose gradient adds the places of a token in fp32.
 
-    On a CPU torch adds them one by one in the weights' own precision: in bf16 the gradient of a token that stands in a row
+    On a CPU torch adds them one by one in the weights' own precision: in bf16 the gradient of a token that stands in a
+    row
     hundreds of times is off by several per cent.
     """
 
@@ -122,12 +125,14 @@ def _load(
     model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
     if not isinstance(getattr(model, "score", None), torch.nn.Linear):
         raise CheckpointError(
-            f"{path} is a {type(model).__name__}, whose head is not one linear layer called score; use a model of another family"
+            f"{path} is a {type(model).__name__}, whose head is not one linear layer called score; use a model of "
+            f"another family"
         )
     if "score.weight" in info["missing_keys"]:
         if trained_head:
             raise CheckpointError(
-                f"{path} has no trained scalar head, so it cannot score answers; train one with jobs/train_reward_model.py"
+                f"{path} has no trained scalar head, so it cannot score answers; train one with "
+                f"jobs/train_reward_model.py"
             )
         torch.nn.init.zeros_(model.score.weight)
     model.score = ScalarHead(model.score)

@@ -117,7 +117,9 @@ class PreferenceObjective:
 
 @dataclass(frozen=True)
 class RankingObjective:
-    """Bradley-Terry on groups of ranked branches, each scored at its last token; needs the columns of `columns.with_ranks`."""
+    """Bradley-Terry on groups of ranked branches, each scored at its last token; needs the columns of
+    `columns.with_ranks`.
+    """
 
     options: Mapping[str, Any] = field(default_factory=lambda: {"reads": "after"})
 

@@ -35,7 +35,9 @@ class Batch:
     token_ids: torch.Tensor
     """[N] int64."""
     columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """[N] each: loss_mask, rollout_logprobs, old_logprobs, ref_logprobs, advantages, loss_weights, ... as stages add them."""
+    """[N] each: loss_mask, rollout_logprobs, old_logprobs, ref_logprobs, advantages, loss_weights, ... as stages add
+    them.
+    """
 
     @staticmethod
     def from_groups(groups: Sequence[Group]) -> Batch:

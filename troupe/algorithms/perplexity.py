@@ -1,7 +1,9 @@
 """Perplexity of a gold answer, and the rewards made of it: pure functions of log-probabilities.
 
-Everything is computed from the mean negative log-likelihood in nats per token, in float64 and in logarithms, so that one
-unlikely token overflows nothing and a small improvement keeps its digits. What the tokens are is `troupe.rewards.scorer_prompt`'s.
+Everything is computed from the mean negative log-likelihood in nats per token, in float64 and in logarithms, so that
+one
+unlikely token overflows nothing and a small improvement keeps its digits. What the tokens are is
+`troupe.rewards.scorer_prompt`'s.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from torch import Tensor
 MAX_NATS = 80.0
 """Bound of what is exponentiated: exp(80) = 5.5e34 is still a number in float32, which scores become."""
 TOLERANCE = 1e-10
-"""Added to an improvement before it is compared with a threshold, so that one which equals it in decimals reaches it."""
+"""Added to an improvement before it is compared with a threshold, so that one which equals it in decimals reaches it.
+"""
 
 
 def mean_nll(logprobs: Tensor, branch_ids: Tensor, mask: Tensor, num_branches: int) -> Tensor:
@@ -65,7 +68,9 @@ def hybrid(nll: Tensor, baseline: Tensor, alpha: float) -> Tensor:
 
 
 def improvement(nll: Tensor, baseline: Tensor) -> Tensor:
-    """I = 100 (PPL_base - PPL) / PPL_base, in percent; [B], [B] -> [B]. At most 100; negative where the answer hurts."""
+    """I = 100 (PPL_base - PPL) / PPL_base, in percent; [B], [B] -> [B]. At most 100; negative where the answer
+    hurts.
+    """
     return 100 * _gain(nll, baseline)
 
 

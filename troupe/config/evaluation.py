@@ -1,4 +1,6 @@
-"""Evaluation and benchmark: which models answer which held-out prompts, what is measured, and what judges between them."""
+"""Evaluation and benchmark: which models answer which held-out prompts, what is measured, and what judges between
+them.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class AnsweringConfig(SamplingConfig):
     metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]
     """Reward functions whose means are reported. With `against`, a sample's field `against` holds the other answer."""
     rouge: bool = False
-    """Report ROUGE-1, -2 and -L as F1, recall and precision, and the mean of the three F1 (unstemmed, as `evaluate` computes them)."""
+    """Report ROUGE-1, -2 and -L as F1, recall and precision, and the mean of the three F1 (unstemmed, as `evaluate`
+    computes them).
+    """
     reward_model: RewardModelConfig | None = None
     """A reward model that scores the answers once all of them are there; `path` may be a run directory."""
     environment: EnvironmentConfig | None = None
@@ -92,12 +96,15 @@ class AnsweringConfig(SamplingConfig):
         return False
 
     def check_scoring(self) -> None:
-        """Raise ValueError for a reward model that is set as in training, and for more ranks than one process has, and for games that cannot fit."""
+        """Raise ValueError for a reward model that is set as in training, and for more ranks than one process has, and
+        for games that cannot fit.
+        """
         if self.environment is not None:
             self.environment.check_limit(self.max_response_tokens, "max_response_tokens")
         if self.reward_model is not None and (self.reward_model.relative_to_reference or self.reward_model.weight != 1):
             raise ValueError(
-                "reward_model.weight and relative_to_reference belong to training; an evaluation reports scores as they are, "
+                "reward_model.weight and relative_to_reference belong to training; an evaluation reports scores as "
+                "they are, "
                 "and the difference to the references beside them, so leave both out"
             )
         ranks = 1 if self.reward_model is None else self.reward_model.num_ranks
@@ -111,8 +118,8 @@ def require_file_name(name: str, *taken: str) -> None:
     """Raise ValueError unless `name` can name a model: it becomes a file's."""
     if not name or "/" in name or name.startswith(".") or name in taken:
         raise ValueError(
-            f"{name!r} cannot name a model: a name becomes a file's, so it is not empty, has no '/', does not start with '.', "
-            + (f"and {taken[0]!r} means the data's own answers" if taken else "and stands once")
+            f"{name!r} cannot name a model: a name becomes a file's, so it is not empty, has no '/', does not start "
+            f"with '.', " + (f"and {taken[0]!r} means the data's own answers" if taken else "and stands once")
         )
 
 
@@ -144,13 +151,18 @@ class EvaluateConfig(AnsweringConfig):
     A list of paths is named after the runs.
     """
     contexts: dict[str, str] = {}
-    """Model -> JSONL file of another model's answers, such as this job writes: the model continues what a perplexity scorer would read, the sample's prompt and that answer. Models that are not named here get that prompt alone; with no file at all every model gets the data's own."""
+    """Model -> JSONL file of another model's answers, such as this job writes: the model continues what a perplexity
+    scorer would read, the sample's prompt and that answer. Models that are not named here get that prompt alone; with
+    no file at all every model gets the data's own.
+    """
     reading: ReadingConfig = ReadingConfig()
     """How prompt and context are put together, as in `perplexity_reward`."""
     references: bool = True
     """Whether the reward model scores the data's own answers too, and the difference to them is reported."""
     against: str | None = None
-    """What each model is compared with: the name of a model, `reference` (the data's own answers), or a JSONL file of answers by `sample_id`."""
+    """What each model is compared with: the name of a model, `reference` (the data's own answers), or a JSONL file of
+    answers by `sample_id`.
+    """
     judge: str | None = None
     """Who compares: `reward_model`, the name of a metric, a part of the environment's, or a reward function.
 
@@ -188,7 +200,8 @@ class EvaluateConfig(AnsweringConfig):
             raise ValueError("give either model (one) or models (several by name)")
         if REFERENCE in self.named_models:
             raise ValueError(
-                f"{REFERENCE!r} means the data's own answers; give the model another name: models={{other: {self.model}}}"
+                f"{REFERENCE!r} means the data's own answers; give the model another name: models={{other: "
+                f"{self.model}}}"
             )
         if not self.all_metrics and self.reward_model is None and self.environment is None:
             raise ValueError(
@@ -205,7 +218,8 @@ class EvaluateConfig(AnsweringConfig):
         self._check_contexts()
         if self._judged_by_games and self.against is not None and self.opponent not in self.named_models:
             raise ValueError(
-                f"judge {self.judge_name!r} compares games, and {self.against!r} played none; set against to the name of a model"
+                f"judge {self.judge_name!r} compares games, and {self.against!r} played none; set against to the "
+                f"name of a model"
             )
         self.check_scoring()
         return self
@@ -222,11 +236,13 @@ class EvaluateConfig(AnsweringConfig):
             return
         if not self.against.endswith((".jsonl", ".json")):
             raise ValueError(
-                f"against {self.against!r} is not among the models ({', '.join(named)}); it may also be {REFERENCE!r}, or a JSONL file"
+                f"against {self.against!r} is not among the models ({', '.join(named)}); it may also be "
+                f"{REFERENCE!r}, or a JSONL file"
             )
         if self.opponent in (*named, REFERENCE):
             raise ValueError(
-                f"against {self.against!r} would be called {self.opponent!r} in the tables, as something else is; rename the file or the model"
+                f"against {self.against!r} would be called {self.opponent!r} in the tables, as something else is; "
+                f"rename the file or the model"
             )
 
     def _check_contexts(self) -> None:
@@ -305,7 +321,8 @@ class EvaluateConfig(AnsweringConfig):
     def arithmetic(self) -> str:
         """Describe what will be done in a sentence."""
         steps = [
-            f"{len(self.named_models)} model{'s' if len(self.named_models) > 1 else ''} answer held-out prompts of {self.data.type}"
+            f"{len(self.named_models)} model{'s' if len(self.named_models) > 1 else ''} answer held-out prompts of "
+            f"{self.data.type}"
         ]
         if self.reward_model is not None:
             steps.append(f"{self.reward_model.path} scores the answers")
@@ -357,7 +374,9 @@ class PreferencesConfig(Section):
     """Every pair of models compared on the same prompts, and Bradley-Terry strengths from it."""
 
     judge: RewardConfig
-    """`remote_comparison` with its args, or a function that reads the other answer in the sample's field `against`: 1 better, 0.5 as good, 0 worse."""
+    """`remote_comparison` with its args, or a function that reads the other answer in the sample's field `against`: 1
+    better, 0.5 as good, 0 worse.
+    """
     dimensions: dict[str, str] = {"overall": CRITERIA["overall"]}
     """Name -> what is compared.
 
@@ -383,7 +402,8 @@ class PreferencesConfig(Section):
         unknown = next((name for name in dimensions if name not in CRITERIA), None)
         if unknown is not None:
             raise ValueError(
-                f"what {unknown!r} means is not known; write {{{unknown}: what is compared}}, or one of {', '.join(CRITERIA)}"
+                f"what {unknown!r} means is not known; write {{{unknown}: what is compared}}, or one of "
+                f"{', '.join(CRITERIA)}"
             )
         return {name: CRITERIA[name] for name in dimensions}
 
@@ -447,7 +467,8 @@ class EndpointModelConfig(Section):
     def _cost_needs_prices(self) -> EndpointModelConfig:
         if self.max_cost is not None and not (self.prompt_price or self.completion_price):
             raise ValueError(
-                f"max_cost ({self.max_cost:g}) needs prompt_price and completion_price, or nothing would ever cost anything"
+                f"max_cost ({self.max_cost:g}) needs prompt_price and completion_price, or nothing would ever cost "
+                f"anything"
             )
         return self
 
@@ -468,9 +489,13 @@ class BenchmarkConfig(AnsweringConfig):
     steps: list[int | Literal["first", "last", "best", "all"]] = ["all"]
     """Steps of the run: numbers, or first, last, best, all of those that have a checkpoint or stored answers."""
     stored_answers: bool = True
-    """Take answers of a step from the run's answers.jsonl, where prompts and sampling agree and all samples are there (the run's evaluation.keep_answers says how many it keeps)."""
+    """Take answers of a step from the run's answers.jsonl, where prompts and sampling agree and all samples are there
+    (the run's evaluation.keep_answers says how many it keeps).
+    """
     kept_samples_only: bool = False
-    """Ask only the samples whose answers the run has kept, so that every step it evaluated takes part without its weights."""
+    """Ask only the samples whose answers the run has kept, so that every step it evaluated takes part without its
+    weights.
+    """
     base: str | None = None
     """The model before training: a directory or hub name, or `start`, what the run's recipe starts from."""
     models: dict[str, str] = {}
@@ -517,14 +542,16 @@ class BenchmarkConfig(AnsweringConfig):
             require_file_name(name)
         if self.environment is not None:
             raise ValueError(
-                "environment: a benchmark compares answers and plays no games, which models behind endpoints and stored "
+                "environment: a benchmark compares answers and plays no games, which models behind endpoints and "
+                "stored "
                 "answers could not; leave it out, and play with jobs/evaluate.py"
             )
         if self.base == START and self.trained is None:
             raise ValueError("base start means what the run's recipe starts from, and trained names none; name a model")
         if self.kept_samples_only and (self.trained is None or not self.stored_answers):
             raise ValueError(
-                "kept_samples_only means those of a run's answers.jsonl; name a run as trained, with stored_answers: true"
+                "kept_samples_only means those of a run's answers.jsonl; name a run as trained, with stored_answers: "
+                "true"
             )
         if not self.steps and self.trained is not None:
             raise ValueError(f"steps names none; give numbers, or {', '.join(NAMED_STEPS)}")
@@ -532,7 +559,8 @@ class BenchmarkConfig(AnsweringConfig):
             raise ValueError("nothing would be measured; name metrics, or set rouge: true, or reward_model.path")
         if self.repeats > 1 and self.temperature == 0:
             raise ValueError(
-                f"repeats ({self.repeats}) at temperature 0 would pay for the same answer again; raise temperature, or set repeats: 1"
+                f"repeats ({self.repeats}) at temperature 0 would pay for the same answer again; raise temperature, "
+                f"or set repeats: 1"
             )
         # What a reward reports beside its value is `<label>/<part>`, which only an answer shows.
         unknown = [metric for metric in self.charts or [] if metric.partition("/")[0] not in self.drawable]

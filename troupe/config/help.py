@@ -127,7 +127,9 @@ def _field(name: str, info: FieldInfo, default: Any, width: int, *, many_types: 
 
 
 def _between(info: FieldInfo) -> str:
-    """Return what stands between a field and those of the sections in it: of a list's members, or of sections by name."""
+    """Return what stands between a field and those of the sections in it: of a list's members, or of sections by
+    name.
+    """
     kind = kind_of(info.annotation)
     return "[]." if kind.startswith("a list") else ".<name>." if kind.startswith("a section of names") else "."
 

@@ -1,4 +1,6 @@
-"""What is wrong with a recipe, a sentence each: the field, what it is, what was given, and the nearest name that exists."""
+"""What is wrong with a recipe, a sentence each: the field, what it is, what was given, and the nearest name that
+exists.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +139,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _meant(cls: Cls, where: str, annotation: Any, given: Any) -> str:
-    """Suggest, for an unknown key, the field that is meant, of this section, else of another one, else all that are known
+    """Suggest, for an unknown key, the field that is meant, of this section, else of another one, else all that are
+    known
     here.
     """
     section, _, key = where.rpartition(".")
@@ -168,7 +171,9 @@ def _other_types(cls: Cls, section: str, annotation: Any, key: str) -> list[str]
 
 
 def _near(name: str, known: Sequence[str]) -> str | None:
-    """Return the known name that `name` means: a synonym, the same last part, initials, or what is written nearly so."""
+    """Return the known name that `name` means: a synonym, the same last part, initials, or what is written nearly
+    so.
+    """
     leaf = name.rpartition(".")[2]
     ours = SYNONYMS.get(leaf, leaf)
     same = [one for one in known if f".{one}".endswith(f".{ours}")]

@@ -1,6 +1,7 @@
 """What a value can be at all: text that can be written down, numbers within reason, paths that name a place.
 
-The rules go by a field's name, so that a new `timeout_s` or `output` has them too. The field's own type and bounds come on top.
+The rules go by a field's name, so that a new `timeout_s` or `output` has them too. The field's own type and bounds come
+on top.
 """
 
 from __future__ import annotations

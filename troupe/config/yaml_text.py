@@ -1,6 +1,7 @@
 """How the text of a recipe or an override is read: YAML, in which only decimal digits are numbers.
 
-YAML 1.1 also reads `12:30:45` (base 60), `0x1F` and `010` (base 8) as numbers; here they are texts, which a number's field refuses.
+YAML 1.1 also reads `12:30:45` (base 60), `0x1F` and `010` (base 8) as numbers; here they are texts, which a number's
+field refuses.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Tic-tac-toe against a random or a perfect opponent: win 1, draw 0.5, loss 0, and a move that cannot be made costs.
 
 What the prompt has told (the agent's symbol, the opponent's opening, how boards and moves are written) is in the
-sample's fields, as `troupe/data/tic_tac_toe.py` puts it there; of other samples the environment draws it and says so itself.
+sample's fields, as `troupe/data/tic_tac_toe.py` puts it there; of other samples the environment draws it and says so
+itself.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ class TicTacToe:
     parts = ("win", "draw", "loss", "num_moves", "invalid_move")
 
     def __init__(self, *, perfect_share: Share = 0.0, invalid_reward: Reward = -1.0) -> None:
-        """Set the opponent; `perfect_share` is the share of the games whose opponent plays perfectly, in the others it plays at random.
+        """Set the opponent; `perfect_share` is the share of the games whose opponent plays perfectly, in the others it
+        plays at random.
         `invalid_reward`: the reward of a move that cannot be read or made is this + ln(moves + 1) / ln(100), with
-        `moves` those that the agent made before; -100 is what ART's example takes."""
+        `moves` those that the agent made before; -100 is what ART's example takes.
+        """
         self._perfect_share, self._invalid_reward = perfect_share, invalid_reward
 
     def reset(self, sample: Sample, seed: int) -> str | None:

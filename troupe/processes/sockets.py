@@ -1,7 +1,8 @@
 """Who listens on this machine for Troupe: jobs, Ray's processes, vLLM's engines, each with address, port and purpose.
 
 `jobs/doctor.py` shows the list; docs/operations.md has the table of all ports with the settings that move them. Nothing
-here needs Ray, only psutil, and only processes whose connections this user may see are found. `listen` opens a port on one
+here needs Ray, only psutil, and only processes whose connections this user may see are found. `listen` opens a port on
+one
 address only.
 """
 
@@ -87,6 +88,8 @@ def all_listeners() -> Iterable[Listener]:
 
 
 def our_listeners(found: Callable[[], Iterable[Listener]] = all_listeners) -> list[Listener]:
-    """Return those of Troupe, Ray and vLLM, those beyond loopback first, then by port; this process is not among them."""
+    """Return those of Troupe, Ray and vLLM, those beyond loopback first, then by port; this process is not among
+    them.
+    """
     ours = {listener for listener in found() if listener.purpose is not None and listener.pid != os.getpid()}
     return sorted(ours, key=lambda listener: (listener.ip.is_loopback, listener.port, listener.address))

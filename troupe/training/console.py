@@ -1,4 +1,6 @@
-"""What a job shows a person at its start and at its end: placement, arithmetic, the warm start's bar, before and after."""
+"""What a job shows a person at its start and at its end: placement, arithmetic, the warm start's bar, before and
+after.
+"""
 
 from __future__ import annotations
 

@@ -98,7 +98,8 @@ class Episodes:
         self._games = build_environment(config)
         self._turns = TurnEncoder(tokenizer)
         self._loop = asyncio.new_event_loop()
-        """Of a thread of its own, on which all environments live: what an async one opens survives from turn to turn."""
+        """Of a thread of its own, on which all environments live: what an async one opens survives from turn to turn.
+        """
         self._one_batch = asyncio.Lock()
         self._playing: set[Future[None]] = set()
         threading.Thread(target=self._loop.run_forever, name="episodes", daemon=True).start()
@@ -134,7 +135,8 @@ class Episodes:
         for group in batch.games:
             if isinstance(group[0].sample.prompt, str):
                 raise DataError(
-                    f"{group[0].sample.sample_id} is plain text; a game needs prompts that are messages, so that its turns have roles"
+                    f"{group[0].sample.sample_id} is plain text; a game needs prompts that are messages, so that its "
+                    f"turns have roles"
                 )
         games = [game for group in batch.games for game in group]
         await asyncio.gather(*(self._begin(batch, game) for game in games))
@@ -202,7 +204,9 @@ class Episodes:
             await self._close(game)
 
     def _go_on(self, game: Game, observation: str) -> None:
-        """Add the observation, behind which the model has at least one token left; or end the game, where it does not fit."""
+        """Add the observation, behind which the model has at least one token left; or end the game, where it does not
+        fit.
+        """
         ids = self._turns.after_answer(game.token_ids[-1], observation)
         if game.turns < self._config.max_turns and len(ids) < game.room:
             game.hear(ids)

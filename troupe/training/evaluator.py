@@ -65,7 +65,8 @@ class Evaluator:
         self.num_too_long = len(encoded) - len(self.prompts)
         if not self.prompts:
             raise DataError(
-                f"all {len(encoded)} held-out prompts of {name} are longer than {max_prompt_tokens} tokens; raise rollout.max_prompt_tokens"
+                f"all {len(encoded)} held-out prompts of {name} are longer than {max_prompt_tokens} tokens; raise "
+                f"rollout.max_prompt_tokens"
             )
         self.name = name
         self._answers, self._rewarder = answers or SingleTurns(generators), rewarder

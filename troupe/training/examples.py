@@ -85,6 +85,7 @@ def require_answers(sample: Sample) -> None:
     """Raise DataError unless the sample has answers to choose between."""
     if len(sample.fields.get("answers") or ()) < 2:
         raise DataError(
-            f"{sample.sample_id} has no ranked answers; use a data set with preferences (docs/data.md), or name data.chosen_field "
+            f"{sample.sample_id} has no ranked answers; use a data set with preferences (docs/data.md), or name "
+            f"data.chosen_field "
             "and data.rejected_field"
         )

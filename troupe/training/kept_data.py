@@ -1,6 +1,7 @@
 """What a run holds out stays held out: `data.json` in its directory remembers it, whatever becomes of the files.
 
-It is written when a run begins. A run that goes on compares: rows that are new join training, the held-out rows are those
+It is written when a run begins. A run that goes on compares: rows that are new join training, the held-out rows are
+those
 of the beginning, and a model that was made from the data then is not made anew.
 """
 
@@ -43,7 +44,8 @@ def data_of_run(run: Run, data: DataSet) -> DataSet:
     gone = len(kept["heldout"]) - len(again.heldout)
     if not again.heldout:
         raise DataError(
-            f"none of the {gone} rows that {run.directory} holds out is in the data any more, so its curve would mix two sets; "
+            f"none of the {gone} rows that {run.directory} holds out is in the data any more, so its curve would mix "
+            f"two sets; "
             "put the rows back, or begin anew with run.resume=never"
         )
     log.warning(
@@ -58,7 +60,9 @@ def data_of_run(run: Run, data: DataSet) -> DataSet:
 
 
 def model_of_run(run: Run, data: DataSet, make: Callable[[], str]) -> str:
-    """Return the directory of the model that the run starts from, which `make` makes of the data when the run begins."""
+    """Return the directory of the model that the run starts from, which `make` makes of the data when the run
+    begins.
+    """
     kept = read_json(run.directory / FILE)
     if run.checkpoints.latest() is None or "model" not in kept:
         kept["model"] = make()
@@ -66,7 +70,8 @@ def model_of_run(run: Run, data: DataSet, make: Callable[[], str]) -> str:
     elif not Path(kept["model"], "config.json").is_file():
         if _digest(data) != kept["digest"]:
             raise DataError(
-                f"the model that {run.directory} began with ({kept['model']}) is gone, and the data it was made of changed since; "
+                f"the model that {run.directory} began with ({kept['model']}) is gone, and the data it was made of "
+                f"changed since; "
                 "put the data back, or begin anew with run.resume=never"
             )
         return make()

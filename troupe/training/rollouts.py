@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_MISSING = 0.5
-"""A step in which more than this share of the judgements is missing would train on what the judge happened to answer."""
+"""A step in which more than this share of the judgements is missing would train on what the judge happened to answer.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +133,8 @@ class Rollouts:
         metrics["rollout/tokens_per_second"] = sampled / max(draw.until - draw.since, 1e-3)
         if metrics["reward/missing_fraction"] > MAX_MISSING:
             raise RewardError(
-                f"{metrics['reward/missing_fraction']:.0%} of the judgements of step {step} are missing (at most {MAX_MISSING:.0%} may be); "
+                f"{metrics['reward/missing_fraction']:.0%} of the judgements of step {step} are missing (at most "
+                f"{MAX_MISSING:.0%} may be); "
                 f"{self._reason()}look at the judge: its address, its key, its timeout_s and retries"
             )
         del self._in_flight[step]  # from here on a checkpoint's position is behind these prompts
@@ -185,7 +187,8 @@ class Rollouts:
             dropped_in_a_row += 1
             if dropped_in_a_row >= 10_000:
                 raise DataError(
-                    f"10000 prompts in a row are longer than rollout.max_prompt_tokens ({self._config.max_prompt_tokens}); raise the limit"
+                    f"10000 prompts in a row are longer than rollout.max_prompt_tokens "
+                    f"({self._config.max_prompt_tokens}); raise the limit"
                 )
         return drawn
 
@@ -210,7 +213,8 @@ class Rollouts:
             future.result()
         if waiting:
             raise WorkerError(
-                f"{len(waiting)} of {len(futures)} groups were not finished within rollout.timeout_s ({self._config.timeout_s:.0f} s); "
+                f"{len(waiting)} of {len(futures)} groups were not finished within rollout.timeout_s "
+                f"({self._config.timeout_s:.0f} s); "
                 f"branches in flight per engine: {self._generators.loads()}"
             )
         return [future.result() for future in futures]
@@ -277,7 +281,8 @@ class Rollouts:
             metrics[f"reward/{name}"] = _mean([score.parts[name] for score in scores if name in score.parts])
         if metrics["rollout/lag_max"] > self._config.max_lag:
             raise WorkerError(
-                f"a token of step {step} was sampled {metrics['rollout/lag_max']:.0f} versions ago, rollout.max_lag is {self._config.max_lag}"
+                f"a token of step {step} was sampled {metrics['rollout/lag_max']:.0f} versions ago, rollout.max_lag "
+                f"is {self._config.max_lag}"
             )
         return metrics
 

@@ -93,7 +93,8 @@ def demonstrations_of(data: DataSet) -> list[Sample]:
     found = [sample for sample in data.train if sample.fields.get("demonstration")]
     if not found:
         raise DataError(
-            f"{data.name} has no demonstrations to warm a new model up with; set model.type: pretrained, or data.demonstration_field"
+            f"{data.name} has no demonstrations to warm a new model up with; set model.type: pretrained, or "
+            f"data.demonstration_field"
         )
     return found
 

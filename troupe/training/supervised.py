@@ -1,7 +1,8 @@
 """The loop that SFT, reward models and DPO share; what differs between them is a `SupervisedTask`.
 
 A step draws the next samples that can be encoded, gives the engine one batch, and logs. The held-out loss is measured
-before the first step, every n steps and after the last; it, or a metric of generated answers, chooses the best checkpoint.
+before the first step, every n steps and after the last; it, or a metric of generated answers, chooses the best
+checkpoint.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Examples:
             misses += 1
             if misses >= len(self._samples):
                 raise DataError(
-                    f"none of the {len(self._samples)} training samples can be used: each is longer than max_length, or "
+                    f"none of the {len(self._samples)} training samples can be used: each is longer than max_length, "
+                    f"or "
                     "its answers are equal within it; raise max_length"
                 )
         return groups
@@ -154,7 +156,8 @@ def encode_heldout(
     groups = [group for sample in samples if (group := task.encode(tokenizer, sample)) is not None]
     if not groups:
         raise DataError(
-            f"none of the {len(samples)} held-out samples of {context.data.name} can be used within max_length ({config.max_length}); raise it"
+            f"none of the {len(samples)} held-out samples of {context.data.name} can be used within max_length "
+            f"({config.max_length}); raise it"
         )
     if len(groups) < len(samples):
         log.info(
@@ -197,8 +200,10 @@ def train_loop(config: SupervisedConfig, task: SupervisedTask, supervised: Super
 def finish(
     config: SupervisedConfig, task: SupervisedTask, supervised: SupervisedContext, step: int, *, last: bool
 ) -> None:
-    """Evaluate where it is due and write the step's line. A step whose process died between its checkpoint and here owes
-    this, and the next process begins with it."""
+    """Evaluate where it is due and write the step's line. A step whose process died between its checkpoint and here
+    owes
+    this, and the next process begins with it.
+    """
     if last or (config.evaluation.every and step % config.evaluation.every == 0):
         value, higher = evaluate(config, task, supervised, step)
         supervised.run.checkpoints.record_metric(step, value, higher)
