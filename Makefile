@@ -34,7 +34,7 @@ check: environment  ## Check style, types and layering; under a minute.
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
-	@$(RUN) python -m pytest -q tests/test_layering.py
+	@$(RUN) python -m pytest -q tests/test_layering.py tests/test_style.py
 
 doctor: environment  ## Say what on this machine would stop or slow a run, and the remedy.
 	@$(RUN) python jobs/doctor.py

@@ -33,7 +33,7 @@ def digest(tensor: torch.Tensor) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """What a loader copied into a part of a parameter."""
+    """A tensor that a loader copied into a part of a parameter."""
 
     module: torch.nn.Module
     parameter: str

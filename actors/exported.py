@@ -38,7 +38,7 @@ MAX_TOKENS = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """What a checkpoint's directory (or a hub name) holds."""
+    """The content of a checkpoint's directory (or a hub name)."""
 
     path: str
     weights: bool

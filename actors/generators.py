@@ -120,7 +120,7 @@ def deal(requests: Sequence[Request], loads: Sequence[int]) -> list[list[int]]:
 
 
 class _Part:
-    """What one engine got of a batch, until its last answer is here."""
+    """The part of a batch that one engine works on, until its last answer is here."""
 
     def __init__(
         self, generators: Generators, engine: int, requests: list[Request], futures: list[Future[list[Branch]]]

@@ -12,7 +12,7 @@ import torch
 
 
 class GradientSums:
-    """What the backward passes of a step have added up to so far; rounded once, before the last of them."""
+    """Sums of a step's backward passes so far; rounded once, before the last of them."""
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]

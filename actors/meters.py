@@ -117,7 +117,7 @@ def working(phase: str) -> Iterator[None]:
 
 
 class Throughput:
-    """What an engine has in flight and how fast it answers; nothing is known of an answer before it is finished."""
+    """Requests that an engine has in flight, and its speed; nothing is known of an answer before it is finished."""
 
     def __init__(self) -> None:
         self._flight = InFlight("generate")

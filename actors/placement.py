@@ -144,7 +144,7 @@ def policy_placement(
 
 
 class Cluster:
-    """Where the troupe plays: a Ray cluster with reserved bundles, or this process."""
+    """The place where roles run: a Ray cluster with reserved bundles, or this process."""
 
     def __init__(self, config: PlacementConfig, run: RunConfig | None = None) -> None:
         """Join or start Ray; workers record metrics and timelines for `run`."""

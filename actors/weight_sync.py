@@ -90,7 +90,7 @@ class ZeroSource(WeightSource):
 
 @dataclass
 class GlooInitInfo(WeightTransferInitInfo):
-    """What a generator's worker needs to join the group: the trainer's rank 0 is rank 0 of it."""
+    """All that a generator's worker needs to join the group: the trainer's rank 0 is rank 0 of it."""
 
     host: str
     port: int

@@ -110,7 +110,7 @@ class Workers(ABC, Generic[W]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """Where a rank runs: a bundle of a placement group, and what it takes of it."""
+    """The place of a rank: a bundle of a placement group, and what it takes of it."""
 
     placement_group: PlacementGroup | None = None
     bundle: int = 0

@@ -25,7 +25,7 @@ COLUMNS = ("sample_id", "nll", "num_tokens", "digest")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a file's numbers depend on, as short hashes (a model of the hub stands for itself)."""
+    """Everything that a file's numbers depend on, as short hashes (a model of the hub stands for itself)."""
 
     model: str
     tokenizer: str

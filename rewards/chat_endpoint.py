@@ -58,7 +58,7 @@ TOO_LONG = re.compile(r"context.?length|too long|too many tokens|maximum.{0,40}t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement(Generic[T]):
-    """What was read from a reply, a number or a text; `value` is None when it is missing."""
+    """A reading of a reply, a number or a text; `value` is None when it is missing."""
 
     value: T | None
     cached: bool = False

@@ -21,7 +21,7 @@ OURS = {"model", "messages", "stream", "n"}
 
 
 class BudgetConfig(Section):
-    """What a judge may use up before the run stops; per process and reward, since the process started."""
+    """Limits of what a judge may use up before the run stops; per process and reward, since the process started."""
 
     max_requests: int | None = Field(default=None, ge=1)
     """Requests, retries included; null: any number."""

@@ -26,7 +26,7 @@ from troupe.rewards.qa_judges import EndpointJudge, QAJudge, Question, RulesJudg
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What a sample asks of a summary."""
+    """The questions that a sample asks of a summary."""
 
     document: str
     questions: Sequence[Question]

@@ -40,7 +40,7 @@ INGRESS_REQUESTS = 4096
 
 
 class Presence:
-    """Which deployments of the application have a replica that runs.
+    """The deployments of the application that have a running replica.
 
     A Serve handle keeps a request until there is one, for minutes where an engine starts again; its sender should hear
     of

@@ -47,7 +47,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngressSettings:
-    """What the endpoint asks of every request."""
+    """Requirements of the endpoint on every request."""
 
     key_hash: str | None
     """SHA-256 of the bearer token; None lets everybody in."""

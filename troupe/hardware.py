@@ -28,7 +28,7 @@ HIDE_AMX = "TROUPE_HIDE_AMX"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What the machine offers to the roles."""
+    """Devices and cores that the machine offers to the roles."""
 
     device: Device
     num_gpus: int

@@ -138,7 +138,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Where a packed group is in its row: prompt [start, start + prompt_length), then its branches."""
+    """The place of a packed group in its row: prompt [start, start + prompt_length), then its branches."""
 
     start: int
     prompt_length: int

@@ -69,7 +69,7 @@ class ImportanceConfig(Section):
 
 
 class OverlongConfig(Section):
-    """What a truncated or very long answer costs."""
+    """The cost of a truncated or very long answer."""
 
     mask_truncated: bool = False
     """Whether truncated answers are left out of the loss (DAPO's overlong filtering)."""
@@ -154,7 +154,7 @@ answer, and ln of the former.
 
 
 class ReadingConfig(Section):
-    """How a frozen model reads a sample's prompt and what another model wrote about it."""
+    """The way a frozen model reads a sample's prompt and what another model wrote about it."""
 
     form: Literal["chat", "text"] = "chat"
     """How the frozen model reads a conversation: through its chat template, or the last user turn alone as plain text.
@@ -205,7 +205,7 @@ class ReadingConfig(Section):
 
 
 class PerplexityRewardConfig(ReadingConfig):
-    """How much the policy's answer helps a frozen model to foresee the gold answer; a part of the reward, as
+    """The help of the policy's answer to a frozen model that foresees the gold answer; a part of the reward, as
     `perplexity`.
     """
 

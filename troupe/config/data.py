@@ -33,7 +33,7 @@ class PublishedConfig(Section):
 
 
 class HarvestConfig(Section):
-    """What the data sets from docstrings share: where to harvest, and how the packages are split."""
+    """Settings that the data sets from docstrings share: where to harvest, and how the packages are split."""
 
     type: str
     roots: list[str] = []

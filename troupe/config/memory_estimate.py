@@ -63,8 +63,15 @@ class Shape:
 def _shape(width: int, layers: int, heads: int, kv_heads: int, mlp: int, vocab: int, *, tied: bool = False) -> Shape:
     size = width // heads
     return Shape(
-        width=width, layers=layers, heads=heads, kv_heads=kv_heads, head_size=size, mlp_width=mlp, vocab_size=vocab, tied=tied
-    )  # fmt: skip
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=size,
+        mlp_width=mlp,
+        vocab_size=vocab,
+        tied=tied,
+    )
 
 
 PUBLISHED = {

@@ -204,7 +204,7 @@ class GeneratorConfig(EngineConfig):
 
 
 class PlacementConfig(Section):
-    """Which role gets which devices; the resulting table is printed at the start and kept in the report."""
+    """Devices of each role; the resulting table is printed at the start and kept in the report."""
 
     mode: Literal["colocated", "separate"] = "colocated"
     """colocated: policy and generators share devices in time (vLLM sleeps while the policy trains; CUDA IPC); separate:

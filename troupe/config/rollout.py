@@ -44,7 +44,7 @@ class DynamicSamplingConfig(Section):
 
 
 class RolloutConfig(Section):
-    """What is sampled in a step."""
+    """Prompts and answers of a step."""
 
     prompts_per_step: int = Field(default=64, ge=1)
     """Prompts (groups) in a step."""
@@ -79,7 +79,7 @@ class RolloutConfig(Section):
 
 
 class RewarderConfig(Section):
-    """Where rewards run."""
+    """Processes that run the rewards."""
 
     num_workers: int = Field(default=0, ge=0)
     """Processes; 0 scores in the driver, which is best for cheap rewards on few cores."""
@@ -88,7 +88,7 @@ class RewarderConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How held-out answers are sampled. Rollouts have the temperature alone; here no ratio needs the sampler's
+    """Sampling of held-out answers. Rollouts have the temperature alone; here no ratio needs the sampler's
     distribution.
     """
 

@@ -107,7 +107,7 @@ class CallLogConfig(Section):
 
 
 class RunConfig(Section):
-    """Where the run lives and how it is watched."""
+    """Name and directory of a run, and its observers."""
 
     name: str = "quickstart"
     """Name of the run; its directory is `<directory>/<name>`."""
@@ -145,7 +145,7 @@ class RunConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When and how much is kept."""
+    """Checkpoints: when they are written, how many are kept."""
 
     every: int = Field(default=20, ge=0)
     """Steps between checkpoints; 0: only after the last step."""

@@ -58,7 +58,7 @@ class ServedModelConfig(Section):
 
 
 class FollowConfig(Section):
-    """How a followed run's newer checkpoints take the place of the one that is served."""
+    """The way a followed run's newer checkpoints take the place of the one that is served."""
 
     checkpoint: Literal["best", "latest"] = "best"
     """best: each checkpoint that is better than all before; latest: each one."""

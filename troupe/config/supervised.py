@@ -49,7 +49,7 @@ class LossEvaluationConfig(Section):
 
 
 class SupervisedConfig(Section):
-    """What SFT, reward models and DPO have in common."""
+    """Settings that SFT, reward models and DPO share."""
 
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; null: as many as `epochs` take."""
@@ -115,7 +115,7 @@ class SupervisedConfig(Section):
 
 
 class GeneratingConfig(SupervisedConfig):
-    """What models that can be asked for answers while they are trained have beside."""
+    """Further settings of models that can generate answers while they are trained."""
 
     generation: GenerationConfig | None = None
     """Held-out answers and their metrics; null: the held-out loss alone, and no engine is started."""

@@ -196,7 +196,7 @@ GIVEN = ("run.name", "run.directory", "output")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What a stage takes from an earlier one: its hand-over, or a file inside it."""
+    """An input that a stage takes from an earlier one: its hand-over, or a file inside it."""
 
     stage: str
     inside: str = ""

@@ -57,7 +57,7 @@ class EngineDiesError(WorkerError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What became of the first request, kernel by kernel."""
+    """The outcome of the first request, kernel by kernel."""
 
     precision: str
     kernel: str | None

@@ -12,7 +12,7 @@ from troupe.records import Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """What came of an answer of the model.
+    """The outcome of an answer of the model.
 
     Example: `Turn(observation="A x . .")` goes on; `Turn(done=True, reward=1.0, parts={"win": 1.0})` is the end.
     """

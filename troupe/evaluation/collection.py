@@ -23,7 +23,7 @@ RewardsByRepeat = Mapping[tuple[str, int], Mapping[str, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a candidate's answers took, over all calls of the job."""
+    """Calls and tokens of a candidate's answers, over all calls of the job."""
 
     wanted: int
     answered: int

@@ -33,7 +33,15 @@ PURPOSES = {
 }
 """What a process's command line says it is, the first that fits."""
 
-PORTS = {6379: "GCS", 8265: "dashboard", 8000: "endpoint", 10001: "client server", 52365: "agent", 44217: "metrics", 44227: "metrics"}  # fmt: skip
+PORTS = {
+    6379: "GCS",
+    8265: "dashboard",
+    8000: "endpoint",
+    10001: "client server",
+    52365: "agent",
+    44217: "metrics",
+    44227: "metrics",
+}
 """Ports that are the same on every machine unless set otherwise."""
 
 

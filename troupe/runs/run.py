@@ -47,7 +47,7 @@ STEP_FILES = ("metrics.jsonl", "rollouts.jsonl", "answers.jsonl", CALLS_FILE)
 
 
 class Observer(Protocol):
-    """What watches a run and never steers it: one that raises is dropped, with an event that states it."""
+    """A watcher of a run that never steers it: one that raises is dropped, with an event that states it."""
 
     name: str
 

@@ -52,7 +52,7 @@ class Rollout:
 
 
 class CallWatcher(Protocol):
-    """Where the calls of models are logged: `Run`."""
+    """A log of the calls of models: `Run`."""
 
     def watch_calls(self, step: int, purpose: str) -> Watch | None:
         """Return what takes each call of `step`; None where nothing is logged."""

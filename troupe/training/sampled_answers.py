@@ -15,7 +15,7 @@ from troupe.records import Branch, Group, Sample, Score
 
 
 class Answers(Protocol):
-    """What continues prompts: `SingleTurns`, or `troupe.training.episodes.Episodes`."""
+    """A source of answers to prompts: `SingleTurns`, or `troupe.training.episodes.Episodes`."""
 
     def submit(
         self, requests: Sequence[Request], samples: Sequence[Sample], *, alone: bool = True

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SupervisedTask(ABC):
-    """What one kind of supervised training adds to the loop."""
+    """One kind of supervised training: what it adds to the loop."""
 
     name: str
     """Before metrics without a path of their own, such as sft/grad_norm."""
