@@ -95,7 +95,7 @@ def has_nvidia_gpu() -> bool:
 
 
 def digest(stack: str) -> str:
-    """Changes when an install would do something else: with the lock, or with what pyproject says of this project."""
+    """Changes when an install would do something else: with the lock, or with what pyproject reports of this project."""
     import tomllib  # not in the Pythons that are refused below
 
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -225,7 +225,7 @@ def parse_pip_settings(listing: str) -> dict[str, str]:
 
 
 def index_environment(pip: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for uv: what pip was told about indexes, unless uv was told something itself."""
+    """The environment for uv: what pip was given about indexes, unless uv was given something itself."""
     told = {
         "UV_DEFAULT_INDEX": pip.get("index-url", ""),
         "UV_INDEX": " ".join(url for url in pip.get("extra-index-url", "").split() if not is_missing_folder(url)),

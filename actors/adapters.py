@@ -23,7 +23,7 @@ WRAPPED = re.compile(r"\.base_layer(?=\.|$)")
 
 
 def with_adapter(model: PreTrainedModel, lora: LoraConfig, head: Head) -> PreTrainedModel:
-    """`model` in an adapter that learns in its place; a scalar head is trained whole."""
+    """Return `model` in an adapter that learns in its place; a scalar head is trained whole."""
     import peft
 
     scalar = head == "scalar"
@@ -49,7 +49,9 @@ def with_adapter(model: PreTrainedModel, lora: LoraConfig, head: Head) -> PreTra
 
 
 def check_adapter(path: str, lora: LoraConfig, head: Head, *, trust_remote_code: bool = False) -> None:
-    """Raise ConfigError unless the model at a directory or hub name can be trained with this adapter; no weight is read."""
+    """Raise ConfigError unless the model at a directory or hub name can be trained with this adapter; no weight is
+    read.
+    """
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     kind = AutoModelForSequenceClassification if head == "scalar" else AutoModelForCausalLM
     options = {"trust_remote_code": True} if trust_remote_code else {}
@@ -64,7 +66,8 @@ def _require_mergeable(model: Any) -> None:
     for name, module in inner.named_modules():
         if isinstance(module, LoraLayer) and not isinstance(module, Linear | Embedding | ParamWrapper):
             raise ConfigError(
-                f"lora.target_modules name {name}, a {type(module.get_base_layer()).__name__}, whose adapter cannot be published; "
+                f"lora.target_modules name {name}, a {type(module.get_base_layer()).__name__}, whose adapter cannot "
+                f"be published; "
                 "leave it out"
             )
     head, embedding = inner.get_output_embeddings(), inner.get_input_embeddings()
@@ -72,7 +75,8 @@ def _require_mergeable(model: Any) -> None:
         for name, module in inner.named_modules():
             if module in (head, embedding) and isinstance(module, LoraLayer):
                 raise ConfigError(
-                    f"lora.target_modules name {name}, whose weight the embedding and the output head share, so that one adapter on it would "
+                    f"lora.target_modules name {name}, whose weight the embedding and the output head share, so that "
+                    f"one adapter on it would "
                     "change both; leave it out, or give a model that was saved with tie_word_embeddings: false"
                 )
 
@@ -83,7 +87,7 @@ def _weight(module: Any) -> torch.Tensor:
 
 
 def published(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
-    """The base model's parameters by their names in its class; adapters are not among them.
+    """Return the base model's parameters by their names in its class; adapters are not among them.
 
     `named_parameters` names a tied head once, under the embedding, as checkpoints and vLLM's loaders do.
     """
@@ -92,13 +96,14 @@ def published(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
 
 
 def in_checkpoint(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A published parameter as checkpoints have it: the fused experts of a mixture, say, one by one."""
+    """Return a published parameter as checkpoints have it: the fused experts of a mixture, say, one by one."""
     return dict(revert_weight_conversion(inner_model(model), {name: tensor}))
 
 
 def base_name(name: str) -> str:
-    """A name in the model before adapters were put around its layers: `experts.base_layer.base_layer.down_proj` ->
-    `experts.down_proj`."""
+    """Return a name in the model before adapters were put around its layers: `experts.base_layer.base_layer.down_proj`
+    -> `experts.down_proj`.
+    """
     return WRAPPED.sub("", name)
 
 
@@ -113,7 +118,7 @@ def adapted_layers(model: PreTrainedModel) -> Mapping[str, Any]:
 
 
 def adapter_of(layer: Any | None) -> list[torch.nn.Parameter]:
-    """The two matrices of a LoRA layer; none where there is no layer."""
+    """Return the two matrices of a LoRA layer; none where there is no layer."""
     if layer is None:
         return []
     if len(layer.lora_A):
@@ -122,8 +127,9 @@ def adapter_of(layer: Any | None) -> list[torch.nn.Parameter]:
 
 
 def merged(parameter: torch.nn.Parameter, layer: Any | None) -> torch.Tensor:
-    """A copy of a weight with its adapter's update, W + (alpha / r) B A, in fp32: a small update would vanish in bf16's
-    product before the sum."""
+    """Return a copy of a weight with its adapter's update, W + (alpha / r) B A, in fp32: a small update would vanish in
+    bf16's product before the sum.
+    """
     weight = parameter.detach().clone()
     if layer is None:
         return weight

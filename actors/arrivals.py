@@ -23,7 +23,7 @@ PLAIN = ("UnquantizedLinearMethod", "UnquantizedEmbeddingMethod")
 
 
 def digest(tensor: torch.Tensor) -> int:
-    """The sum of a tensor's bytes as 64-bit words, modulo 2^64: one changed element changes it."""
+    """Return the sum of a tensor's bytes as 64-bit words, modulo 2^64: one changed element changes it."""
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
     if flat.data_ptr() % 8 or flat.storage_offset() % 8:
         flat = flat.clone()
@@ -131,8 +131,9 @@ class Arrivals(TorchDispatchMode):
         return slice(first, min(first + COLUMNS, width))
 
     def report(self, names: Sequence[str], *, whole: bool) -> tuple[dict[str, int], list[str]]:
-        """(digest of each tensor received, what is wrong) once the sync is over; `names` were announced. `whole`: this
-        process holds all of the model, not a share of each tensor."""
+        """Return (digest of each tensor received, what is wrong) once the sync is over; `names` were announced.
+        `whole`: this process holds all of the model, not a share of each tensor.
+        """
         with torch.inference_mode():
             faults = [*self._missing(names, whole), *self._changed(), *self._stale_packs()]
         return self._digests, list(dict.fromkeys(faults))
@@ -162,7 +163,7 @@ class Arrivals(TorchDispatchMode):
                 yield f"{copy.label}, packed, is not what was loaded"
 
     def _stale_packs(self) -> Iterator[str]:
-        """Of heads and embeddings a tensor is held beside the packed copy, which nothing else looks at."""
+        """Yield the heads and embeddings that hold a tensor beside the packed copy, which nothing else looks at."""
         for path, module in self._model.named_modules():
             weight = getattr(module, "weight", None)
             if (
@@ -176,7 +177,9 @@ class Arrivals(TorchDispatchMode):
                     yield f"the packed copy of {path}.weight is an old one"
 
     def _read_back(self, module: Any, width: int, like: torch.Tensor) -> torch.Tensor:
-        """[N, columns] of a packed weight, by its own kernel: all other terms of a unit vector's product are zero."""
+        """Return [N, columns] of a packed weight, by its own kernel: all other terms of a unit vector's product are
+        zero.
+        """
         columns = self._columns(width)
         units = torch.zeros(columns.stop - columns.start, width, dtype=like.dtype, device=like.device)
         units[:, columns].fill_diagonal_(1)
@@ -184,7 +187,7 @@ class Arrivals(TorchDispatchMode):
 
 
 def _is_packed(module: Any) -> bool:
-    """Whether vLLM keeps this module's weight in its CPU kernel's layout alone."""
+    """Return whether vLLM keeps this module's weight in its CPU kernel's layout alone."""
     weight = getattr(module, "weight", None)
     return hasattr(module, "cpu_linear") and weight is not None and weight.numel() == 0
 

@@ -1,4 +1,5 @@
-"""The gate: after every sync the generators must hold the weights that were sent, and compute what the trainer computes.
+"""The gate: after every sync the generators must hold the weights that were sent, and compute what the trainer
+computes.
 
 A head that stayed old, a layer that was not loaded or a wrong dtype changes what is sampled without any error;
 here it becomes one, at the step where it happens. Two questions are asked: whether each tensor is where it belongs,
@@ -42,7 +43,9 @@ class LogprobCheck:
         max_length: int = PROMPT_TOKENS + 2 * ANSWER_TOKENS,
         seed: int = 0,
     ) -> None:
-        """`prompts` are token ids of real prompts, of which the first `num_probes` are taken; `max_length` is the engines'."""
+        """Prepare the check; `prompts` are token ids of real prompts, of which the first `num_probes` are taken;
+        `max_length` is the engines'.
+        """
         room = max_length - 1  # scoring generates a token
         self._answer_tokens = max(1, min(ANSWER_TOKENS, room // 2))
         kept = max(1, min(PROMPT_TOKENS, room - self._answer_tokens))
@@ -66,11 +69,13 @@ class LogprobCheck:
         return self._fixed or allowed_gap(self.noise)
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint keeps of the gate."""
+        """Return what a checkpoint keeps of the gate."""
         return {"noise": self.noise, "bound": self.bound, "gap": self.gap}
 
     def publish(self, policy: Policy, generators: Generators, version: int) -> dict[str, float]:
-        """Give the policy's weights to the generators as `version` and compare; the metrics. Raises ConsistencyError."""
+        """Give the policy's weights to the generators as `version` and compare; the metrics. Raises
+        ConsistencyError.
+        """
         self.prepare(generators)
         expected = self.expect(policy)
         sent = policy.publish(generators, version)
@@ -104,8 +109,9 @@ class LogprobCheck:
         self._sequences = [[*ids, *answer] for ids, answer in zip(self._prompts, answers, strict=True)]
 
     def expect(self, policy: Policy) -> torch.Tensor:
-        """[N]: the trainer's log-probabilities of the probes' answers, asked while the policy has its device; now and then
-        also what its rounding makes of them."""
+        """Return [N]: the trainer's log-probabilities of the probes' answers, asked while the policy has its device;
+        now and then also what its rounding makes of them.
+        """
         assert self._probes is not None, "prepare comes first"
         expected = policy.logprobs(self._probes)
         # A gap that comes near the bound is reason to look again.
@@ -116,7 +122,9 @@ class LogprobCheck:
         return expected
 
     def require_arrived(self, sent: Mapping[str, int], generators: Generators) -> None:
-        """Raise ConsistencyError unless every engine holds what was sent, bit for bit; `sent` are the tensors' digests."""
+        """Raise ConsistencyError unless every engine holds what was sent, bit for bit; `sent` are the tensors'
+        digests.
+        """
         asked = generators.workers.start(GeneratorWorker.arrived)
         engines = generators.workers.gather(asked, generators.config.sync_timeout_s, "the check of its weights")
         for engine, workers in enumerate(engines):
@@ -126,26 +134,32 @@ class LogprobCheck:
                     raise ConsistencyError(
                         f"engine {engine} does not hold the weights that were sent: {'; '.join(wrong[:3])}"
                         + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-                        + ". It must not sample; start the run again, which goes on from its last checkpoint, and report the "
+                        + ". It must not sample; start the run again, which goes on from its last "
+                        "checkpoint, and report the "
                         "model's type if it happens twice"
                     )
 
     def measure_gap(self, expected: torch.Tensor, generators: Generators) -> float:
-        """The largest of the engines' mean |differences| from `expected`, in nats. Raises ConsistencyError above the bound."""
+        """Return the largest of the engines' mean |differences| from `expected`, in nats. Raises ConsistencyError above
+        the bound.
+        """
         asked = generators.workers.start(GeneratorWorker.logprobs, self._sequences)
         engines = generators.workers.gather(asked, generators.config.sync_timeout_s, "scoring the gate's probes")
         gaps = [float((expected - self._of_answers(values)).abs().mean()) for values in engines]
         worst = max(gaps, key=lambda gap: (gap != gap, gap))
         if not worst <= self.bound:  # NaN fails too
             raise ConsistencyError(
-                f"engine {gaps.index(worst)} and the trainer disagree by {worst:.4g} nats a token on {len(expected)} probe tokens "
-                f"(allowed: {self.bound:.4g}{self._reason()}); the generator does not run the weights that were sent. Check that both "
-                "use the same precision and model, and whether the model's head is tied; consistency.max_gap sets the bound"
+                f"engine {gaps.index(worst)} and the trainer disagree by {worst:.4g} nats a token on {len(expected)} "
+                f"probe tokens "
+                f"(allowed: {self.bound:.4g}{self._reason()}); the generator does not run the weights that were "
+                f"sent. Check that both "
+                "use the same precision and model, and whether the model's head is tied; consistency.max_gap sets "
+                "the bound"
             )
         return worst
 
     def _of_answers(self, values: Sequence[Sequence[float]]) -> torch.Tensor:
-        """[N]: of whole sequences what belongs to the answers."""
+        """Return [N]: of whole sequences what belongs to the answers."""
         lengths = [len(sequence) - len(ids) for sequence, ids in zip(self._sequences, self._prompts, strict=True)]
         return torch.tensor([value for row, length in zip(values, lengths, strict=True) for value in row[-length:]])
 

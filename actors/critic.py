@@ -20,5 +20,5 @@ class Critic(TrainedModel[TrainedWorker]):
         super().__init__(workers, config, name="value", head="scalar")
 
     def values(self, batch: Batch) -> torch.Tensor:
-        """[N]: the value of the state in which each token is chosen."""
+        """Return [N]: the value of the state in which each token is chosen."""
         return self.outputs(batch, reads="before")

@@ -57,8 +57,11 @@ class Engine:
         keep_start: bool = False,
         pad_token: int | None = None,
     ) -> None:
-        """Load the model at `model_path` on every rank; `total_steps` optimizer steps end the schedule. `keep_start`: keep
-        copies of what is trained, so that the starting model can be asked as well. `pad_token`: the padding of what is saved."""
+        """Load the model at `model_path` on every rank; `total_steps` optimizer steps end the schedule. `keep_start`:
+        keep
+        copies of what is trained, so that the starting model can be asked as well. `pad_token`: the padding of what is
+        saved.
+        """
         import deepspeed
 
         self.config = config
@@ -74,7 +77,8 @@ class Engine:
         self.forward_path = path_of(model)
         if self.forward_path.alone and config.zero_stage == 3 and config.num_ranks > 1:
             raise ConfigError(
-                f"{model_path} is run with one sequence per pass, and under zero_stage 3 ranks with different numbers of sequences "
+                f"{model_path} is run with one sequence per pass, and under zero_stage 3 ranks with different "
+                f"numbers of sequences "
                 f"would wait for each other (num_ranks {config.num_ranks}); use zero_stage 2, or num_ranks 1"
             )
         self.branches = self.forward_path.branches
@@ -112,13 +116,16 @@ class Engine:
 
     @property
     def model(self) -> PreTrainedModel:
-        """The Hugging Face model (inside its adapter wrapper, if it has one); under ZeRO-3 its parameters are shards."""
+        """The Hugging Face model (inside its adapter wrapper, if it has one); under ZeRO-3 its parameters are
+        shards.
+        """
         return self.packed.model
 
     @torch.no_grad()
     def outputs(self, batch: Batch, *, in_fp32: bool = False, **options: Any) -> torch.Tensor:
-        """[N] fp32 on the CPU: the head's first output at this rank's tokens; `in_fp32`: computed in fp32, whatever the
-        weights' precision. A collective under ZeRO-3."""
+        """Return [N] fp32 on the CPU: the head's first output at this rank's tokens; `in_fp32`: computed in fp32,
+        whatever the weights' precision. A collective under ZeRO-3.
+        """
         values = torch.zeros(batch.num_tokens)
         self.packed.eval()  # no dropout
         for row in self._rows(batch):
@@ -140,7 +147,8 @@ class Engine:
         return self._sum_over_ranks(totals)
 
     def update(self, batch: Batch, loss: LossFn, **options: Any) -> dict[str, float]:
-        """One optimizer step on this rank's shard; metrics are summed over the ranks. `options` go to the forward pass.
+        """Make an optimizer step on this rank's shard; metrics are summed over the ranks. `options` go to the
+        forward pass.
 
         Raises NumericalError, before any weight has changed, when a loss is not finite.
         """
@@ -165,7 +173,8 @@ class Engine:
         summed = self._sum_over_ranks(totals)
         if not math.isfinite(summed["loss"]):
             raise NumericalError(
-                f"the loss is {summed['loss']}; the weights were not updated. Look at policy/grad_norm and the learning rate "
+                f"the loss is {summed['loss']}; the weights were not updated. Look at policy/grad_norm and the "
+                f"learning rate "
                 f"({self.learning_rate:g}) before this step, and at the rewards of this step"
             )
         summed["learning_rate"] = self.learning_rate
@@ -175,12 +184,15 @@ class Engine:
             grad_norm = float(self.engine.get_global_grad_norm())
         if not math.isfinite(grad_norm):
             raise NumericalError(
-                f"the gradient norm is {grad_norm} after a finite loss; lower the learning rate ({self.learning_rate:g})"
+                f"the gradient norm is {grad_norm} after a finite loss; lower the learning rate "
+                f"({self.learning_rate:g})"
             )
         return {**summed, "grad_norm": grad_norm}
 
     def _grad_norm_without_zero(self) -> float | None:
-        """The norm that DeepSpeed keeps to itself when no ZeRO optimizer is at work; None when it will report one."""
+        """Return the norm that DeepSpeed keeps to itself when no ZeRO optimizer is at work; None when it will report
+        one.
+        """
         if self.config.zero_stage > 0 or self.precision == "bf16":
             return None
         gradients = [parameter.grad for parameter in self.packed.parameters() if parameter.grad is not None]
@@ -196,7 +208,7 @@ class Engine:
         return self.model.disable_adapter() if kept is None else kept.in_place()
 
     def _rows(self, batch: Batch) -> list[Row]:
-        """This rank's rows, as many as the rank with the most: a shorter rank adds rows that read nothing."""
+        """Return this rank's rows, as many as the rank with the most: a shorter rank adds rows that read nothing."""
         rows = pack(batch, self.config.row_tokens, branches=self.branches) if batch.num_groups else []
         if self.world_size == 1:
             return rows
@@ -205,7 +217,7 @@ class Engine:
         return rows + [_idle_row(self.branches)] * (int(most) - len(rows))
 
     def _rows_with_columns(self, batch: Batch) -> Iterator[tuple[Row, dict[str, torch.Tensor]]]:
-        """Each row with the batch's columns at its tokens."""
+        """Yield each row with the batch's columns at its tokens."""
         branch_ids = batch.branch_ids
         whole = {**batch.columns, "branch_ids": branch_ids, "group_ids": batch.group_ids[branch_ids]}
         for row in self._rows(batch):
@@ -226,7 +238,7 @@ class Engine:
     # -- weights ------------------------------------------------------------------------------------------
 
     def weight_shapes(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        """(name in the Hugging Face model, dtype, full shape) of what `weights` yields, without gathering."""
+        """Return (name in the Hugging Face model, dtype, full shape) of what `weights` yields, without gathering."""
         return [
             (name, parameter.dtype, tuple(getattr(parameter, "ds_shape", parameter.shape)))
             for name, parameter in published(self.model).items()
@@ -254,7 +266,9 @@ class Engine:
     def save(
         self, directory: str, tokenizer: PreTrainedTokenizerBase | None = None, *, trainer_state: bool = True
     ) -> None:
-        """Write Hugging Face format (adapters merged) and, unless told otherwise, what resuming needs. A collective."""
+        """Write Hugging Face format (adapters merged) and, unless asked otherwise, what resuming needs. A
+        collective.
+        """
         state: dict[str, torch.Tensor] = {}
         names = [name for name, _, _ in self.weight_shapes()]
         for name, tensors in zip(names, self.weights([[name] for name in names]), strict=True):
@@ -272,8 +286,10 @@ class Engine:
         dist.barrier()
 
     def checkpoint_bytes(self) -> int:
-        """About what `save` writes on all ranks: the weights, below ZeRO-3 once more, and of what is trained two fp32
-        moments and, where ZeRO keeps them, masters."""
+        """Estimate the bytes that `save` writes on all ranks: the weights, below ZeRO-3 once more, and of what is
+        trained two
+        fp32 moments and, where ZeRO keeps them, masters.
+        """
         whole = {parameter: getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.packed.parameters()}
         weights = sum(numel * parameter.element_size() for parameter, numel in whole.items())
         trained = sum(numel for parameter, numel in whole.items() if parameter.requires_grad)
@@ -291,15 +307,17 @@ class Engine:
         layout = read_json(layout_file)
         if layout != self._layout():
             raise CheckpointError(
-                f"{directory} was written with {layout}, this run has {self._layout()}; resume with the same policy.num_ranks, "
-                "zero_stage and precision and the same reference.source, or start a new run with model.type=pretrained model.path="
-                + directory
+                f"{directory} was written with {layout}, this run has {self._layout()}; resume with the same "
+                f"policy.num_ranks, "
+                "zero_stage and precision and the same reference.source, or start a new run with "
+                "model.type=pretrained model.path=" + directory
             )
         try:
             path, _ = self.engine.load_checkpoint(str(source), tag="state")
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise CheckpointError(
-                f"{source} is not the state of this trainer ({type(error).__name__}: {error}); remove {directory}, and the checkpoint "
+                f"{source} is not the state of this trainer ({type(error).__name__}: {error}); remove {directory}, "
+                f"and the checkpoint "
                 "before it is taken"
             ) from error
         if path is None:
@@ -307,7 +325,9 @@ class Engine:
         self._keep_to_the_recipe()
 
     def _keep_to_the_recipe(self) -> None:
-        """A loaded state brings the settings it was saved with; the recipe's count, which a fork may have changed."""
+        """Restore the config's settings: a loaded state brings those it was saved with; the config's count, which a
+        fork may have changed.
+        """
         config, schedule = self.config, self.schedule
         schedule.base_lrs = [config.learning_rate for _ in schedule.base_lrs]
         rates = [
@@ -319,7 +339,7 @@ class Engine:
             group.update(lr=rate, betas=config.betas, weight_decay=config.weight_decay)
 
     def _layout(self) -> dict[str, Any]:
-        """What must be the same for ZeRO's shards to fit."""
+        """Return what must be the same for ZeRO's shards to fit."""
         layout = {"num_ranks": self.world_size, "zero_stage": self.config.zero_stage, "precision": self.precision}
         return layout | ({"shared_trunk": True} if hasattr(self.packed, "start") else {})
 
@@ -368,7 +388,7 @@ def _add(totals: dict[str, torch.Tensor], metrics: dict[str, torch.Tensor]) -> N
 
 
 def _idle_row(branches: bool) -> Row:
-    """A forward pass over two tokens that belong to no batch."""
+    """Return a forward pass over two tokens that belong to no batch."""
     prompt, answer = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     one = torch.ones(1, dtype=torch.int64)
     batch = Batch(prompt_ids=prompt, prompt_lengths=one, branch_counts=one, branch_lengths=one, token_ids=answer)
@@ -379,7 +399,7 @@ def _idle_row(branches: bool) -> Row:
 
 
 def _schedule(config: PolicyConfig, total_steps: int) -> Callable[[int], float]:
-    """The learning rate as a share of its peak at an optimizer step."""
+    """Return the learning rate as a share of its peak at an optimizer step."""
 
     def share(step: int) -> float:
         if step < config.warmup_steps:
@@ -394,7 +414,9 @@ def _schedule(config: PolicyConfig, total_steps: int) -> Callable[[int], float]:
 
 
 def _sums_by_hand(config: PolicyConfig, precision: str) -> bool:
-    """Whether rows are added in fp32 by us: below stage 2 DeepSpeed does so in another optimizer alone, with other files."""
+    """Return whether rows are added in fp32 by us: below stage 2 DeepSpeed does so in another optimizer alone, with
+    other files.
+    """
     return precision == "bf16" and config.zero_stage < 2
 
 

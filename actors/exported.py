@@ -1,4 +1,5 @@
-"""Checkpoints as plain Hugging Face models: read from safetensors or gathered from ZeRO's shards, written, and compared.
+"""Checkpoints as plain Hugging Face models: read from safetensors or gathered from ZeRO's shards, written, and
+compared.
 
 `jobs/export.py` decides what is exported; here is how. Everything happens in one process on the CPU, whatever number of
 ranks wrote the checkpoint.
@@ -61,7 +62,8 @@ def stored(path: str, *, trust_remote_code: bool = False) -> Stored:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} has no readable config.json ({str(error).splitlines()[0]}); give a checkpoint's directory, or put the config.json of its "
+            f"{path} has no readable config.json ({str(error).splitlines()[0]}); give a checkpoint's directory, or "
+            f"put the config.json of its "
             "model there"
         ) from None
     layout_file = directory / TRAINER_STATE / "layout.json"
@@ -81,14 +83,14 @@ def stored(path: str, *, trust_remote_code: bool = False) -> Stored:
 
 
 def model_of_weights(source: Stored, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a checkpoint's safetensors, in fp32."""
+    """Return the model of a checkpoint's safetensors, in fp32."""
     return _class(source).from_pretrained(source.path, dtype=torch.float32, trust_remote_code=trust_remote_code)
 
 
 def model_of_shards(source: Stored, lora: LoraConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a checkpoint's ZeRO shards, in fp32; inside a peft model where it was trained with adapters.
+    """Return the model of a checkpoint's ZeRO shards, in fp32; inside a peft model where it was trained with adapters.
 
-    Raises CheckpointError where the shards have adapters and `lora`, which says how they count, is not known.
+    Raises CheckpointError where the shards have adapters and `lora`, which states how they count, is not known.
     """
     state = {
         name: tensor.float() if tensor.is_floating_point() else tensor
@@ -107,7 +109,8 @@ def model_of_shards(source: Stored, lora: LoraConfig | None, *, trust_remote_cod
         return model
     if lora is None:
         raise CheckpointError(
-            f"the shards of {source.path} hold adapters, and no recipe beside them says their scale; export from within the run's "
+            f"the shards of {source.path} hold adapters, and no recipe beside them says their scale; export from "
+            f"within the run's "
             "directory, where config.yaml has it"
         )
     adapted = with_adapter(model, lora, source.head)
@@ -120,7 +123,7 @@ def _class(source: Stored) -> Any:
 
 
 def _base_name(name: str) -> str:
-    """A weight's name in the model before adapters were put around its layers."""
+    """Return a weight's name in the model before adapters were put around its layers."""
     return base_name(name.removeprefix(PEFT_PREFIX))
 
 
@@ -130,13 +133,14 @@ def _load(model: PreTrainedModel, state: Mapping[str, torch.Tensor], path: str, 
     missing, unknown = wanted - state.keys(), set(model.load_state_dict(state, strict=False).unexpected_keys)
     if missing or unknown:
         raise CheckpointError(
-            f"the shards of {path} do not fit its config.json: missing {sorted(missing)[:2] or 'nothing'}, unknown {sorted(unknown)[:2] or 'nothing'}; "
+            f"the shards of {path} do not fit its config.json: missing {sorted(missing)[:2] or 'nothing'}, unknown "
+            f"{sorted(unknown)[:2] or 'nothing'}; "
             "put the config.json of the trained model there"
         )
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its adapters added into the weights, in fp32; itself where it has none."""
+    """Return the model with its adapters added into the weights, in fp32; itself where it has none."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
 
@@ -148,7 +152,9 @@ def write_model(model: PreTrainedModel, directory: Path, *, dtype: str, max_shar
 
 
 def write_adapter(model: Any, directory: Path, *, dtype: str, base: str) -> None:
-    """The adapter of a peft model in peft's format; `base` is where its configuration looks for the base model."""
+    """Write the adapter of a peft model in peft's format; `base` is where its configuration looks for the base
+    model.
+    """
     model.peft_config["default"].base_model_name_or_path = base
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
@@ -158,7 +164,9 @@ def write_adapter(model: Any, directory: Path, *, dtype: str, base: str) -> None
 
 
 def read_back(source: Stored, directory: Path, *, base: str | None = None) -> PreTrainedModel:
-    """What was written, in fp32 so that only its rounding differs; with `base` the adapter on that base model's directory."""
+    """Return what was written, in fp32 so that only its rounding differs; with `base` the adapter on that base model's
+    directory.
+    """
     written = _class(source)
     if base is None:
         return written.from_pretrained(directory, dtype=torch.float32)
@@ -169,7 +177,7 @@ def read_back(source: Stored, directory: Path, *, base: str | None = None) -> Pr
 
 
 def tokenizer_of(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model. Raises CheckpointError where there is none."""
+    """Return the tokenizer beside a model. Raises CheckpointError where there is none."""
     directory, reason = Path(path), "no tokenizer.json"
     # Asked for one that is not there, transformers makes up a tokenizer without tokens.
     if not directory.is_dir() or any(directory.glob("tokenizer*")) or (directory / "vocab.json").is_file():
@@ -186,7 +194,9 @@ def tokenizer_of(path: str, *, trust_remote_code: bool = False) -> PreTrainedTok
 def readings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], head: Head
 ) -> torch.Tensor:
-    """[N]: the log-probability of each token of the texts behind their first, or with a scalar head the texts' scores."""
+    """Return [N]: the log-probability of each token of the texts behind their first, or with a scalar head the texts'
+    scores.
+    """
     model.eval()
     values = []
     for text in texts:

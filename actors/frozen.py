@@ -53,7 +53,9 @@ class FrozenWorker:
             self._model.to(hardware().device)
 
     def outputs(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
-        """[N]: the head's output at this rank's tokens; with `wanted`, bool [N], at those alone, and 0 elsewhere."""
+        """Return [N]: the head's output at this rank's tokens; with `wanted`, bool [N], at those alone, and 0
+        elsewhere.
+        """
         with working("read"):
             if self._offload:
                 self._model.to(hardware().device)
@@ -98,11 +100,13 @@ class FrozenModel:
         self.workers.gather(self._starting, timeout_s, "loading the model")
 
     def logprobs(self, batch: Batch, *, temperature: float = 1.0, wanted: torch.Tensor | None = None) -> torch.Tensor:
-        """[N]: log-probabilities of the batch's tokens; where `wanted`, bool [N], is false, 0 and no logits computed."""
+        """Return [N]: log-probabilities of the batch's tokens; where `wanted`, bool [N], is false, 0 and no logits
+        computed.
+        """
         return self._outputs(batch, wanted=wanted, temperature=temperature)
 
     def scores(self, batch: Batch) -> torch.Tensor:
-        """[B]: the reward model's score of each branch."""
+        """Return [B]: the reward model's score of each branch."""
         return branch_scores(self._outputs(batch, reads="after"), batch.branch_ids)
 
     def _outputs(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
@@ -136,11 +140,11 @@ class PolicyAtStart:
         self._policy = policy
 
     def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> torch.Tensor:
-        """[N]: log-probabilities of the batch's tokens under the starting weights."""
+        """Return [N]: log-probabilities of the batch's tokens under the starting weights."""
         return self._policy.logprobs(batch, temperature=temperature, at_start=True)
 
     def shutdown(self) -> None:
-        """Nothing of its own to end."""
+        """Do nothing: the weights are the policy's."""
 
 
 Reference = FrozenModel | PolicyAtStart

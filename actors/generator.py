@@ -1,6 +1,7 @@
 """A generator: one vLLM engine that continues prompts and takes new weights while it runs.
 
-`GeneratorWorker` wraps an AsyncLLM in a process of its own. Requests travel in batches, which the engine sees whole before
+`GeneratorWorker` wraps an AsyncLLM in a process of its own. Requests travel in batches, which the engine sees whole
+before
 it runs the first. The jobs hold `Generators`, the facade over N of them, in `actors/generators.py`.
 """
 
@@ -47,7 +48,7 @@ class Request:
 
 
 def branch_seed(run_seed: int, step: int, sample_id: str, copy: int = 0) -> int:
-    """The seed of a group's first branch: a hash, so that no two groups of a run share a random stream.
+    """Return the seed of a group's first branch: a hash, so that no two groups of a run share a random stream.
 
     `copy` counts the groups of one sample in one step, where a step takes more prompts than there are samples.
     """
@@ -67,7 +68,7 @@ class _Inbox:
         self._arrived.put_nowait(answer)
 
     async def take(self) -> list[tuple[int, list[Branch]]]:
-        """What has arrived, at least one answer; raises what went wrong."""
+        """Return what has arrived, at least one answer; raises what went wrong."""
         taken: list[tuple[int, list[Branch]]] = []
         while not taken or not self._arrived.empty():
             answer = await self._arrived.get()
@@ -147,8 +148,9 @@ class GeneratorWorker:
         task.add_done_callback(self._tasks.discard)
 
     async def poll(self, batch: int) -> list[tuple[int, list[Branch]]]:
-        """(position, branches in order) of the batch's requests that have finished since the last call, at least one;
-        with log-probabilities and the weight version of every token."""
+        """Return (position, branches in order) of the batch's requests that have finished since the last call, at least
+        one; with log-probabilities and the weight version of every token.
+        """
         answers = await self._inboxes[batch].take()
         if not self._inboxes[batch].expected:
             del self._inboxes[batch]
@@ -215,8 +217,9 @@ class GeneratorWorker:
         ]
 
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Of each sequence the log-probabilities of all tokens but the first, each given those before it, in one
-        prefill at temperature 1."""
+        """Return the log-probabilities of all tokens of each sequence but its first, each given those before it, in one
+        prefill at temperature 1.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -255,11 +258,16 @@ class GeneratorWorker:
         await self._engine.run("receiving weights", self._llm.finish_weight_update())
 
     async def load_weights(self, request: WeightTransferUpdateRequest) -> None:
-        """One update from its start to its end. vLLM takes calls in order, so none waits for the answer to another."""
+        """Make one update from its start to its end. vLLM takes calls in order, so none waits for the answer to
+        another.
+        """
         await asyncio.gather(self.start_weight_update(), self.update_weights(request), self.finish_weight_update())
 
     async def arrived(self) -> list[tuple[dict[str, int], list[str]]]:
-        """Of each worker of the engine: digests of what it received in the last sync, and what of it it does not hold."""
+        """Return, for each worker of the engine, digests of what it received in the last sync, and what of it it does
+        not
+        hold.
+        """
         with working("check weights"):
             return list(await self._llm.collective_rpc("arrived"))
 
@@ -311,7 +319,7 @@ def _sampling(request: Request) -> SamplingParams:
 
 
 async def _last(collector: Any) -> Any:
-    """What a request's collector holds when all its branches have ended; raises what ended the engine."""
+    """Return what a request's collector holds when all its branches have ended; raises what ended the engine."""
     while True:
         output = await collector.get()
         if output.finished:

@@ -33,7 +33,9 @@ class Generators:
         self._batches = itertools.count()
         self._lock = threading.Condition(threading.RLock())
         self._open = True
-        """Whether batches may be submitted; not while new weights are on their way, which an engine must not sample from."""
+        """Whether batches may be submitted; not while new weights are on their way, which an engine must not sample
+        from.
+        """
 
     def submit(self, requests: Sequence[Request], *, alone: bool = True) -> list[Future[list[Branch]]]:
         """Start a batch; each future holds the branches of one request, as soon as it has them.
@@ -72,7 +74,7 @@ class Generators:
         return self.workers.submit(engine, GeneratorWorker.logprobs, sequences)
 
     def pause(self) -> None:
-        """Nothing is sampled until `receive`: what runs is frozen, what is submitted waits."""
+        """Stop sampling until `receive`: what runs is frozen, what is submitted waits."""
         with self._lock:
             self._open = False
         if self.in_flight:

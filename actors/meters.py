@@ -106,7 +106,7 @@ def _refresher() -> threading.Thread:
 
 @contextlib.contextmanager
 def working(phase: str) -> Iterator[None]:
-    """The block is work of this process, for the timeline and for Prometheus."""
+    """Provide the block is work of this process, for the timeline and for Prometheus."""
     record("working", 1, phase=phase)
     begun = RECORDER.begin(phase)
     try:
@@ -130,7 +130,7 @@ class Throughput:
         record("generator_requests_in_flight", self._flight.change(requests))
 
     def finished(self, tokens: int) -> None:
-        """One of them has its answers, of so many tokens together."""
+        """Count a request that has its answers, of so many tokens together."""
         self._tokens += tokens
         record("generator_tokens", tokens)
         record("generator_tokens_per_second", self._tokens / max(time.monotonic() - self._begun, 1e-3))
@@ -138,7 +138,7 @@ class Throughput:
 
 
 def legal(metric: str) -> str:
-    """The name under which Prometheus has a metric of metrics.jsonl, without Ray's `ray_` before it.
+    """Return the name under which Prometheus has a metric of metrics.jsonl, without Ray's `ray_` before it.
 
     Example: `reward/mean` is `troupe_reward_mean`; `eval/gsm-8k/accuracy` is `troupe_eval_gsm_8k_accuracy`.
     """
@@ -166,7 +166,7 @@ class PrometheusTracker:
                 hold(name, self._gauges[name], value, {"run": self._run, "metric": metric})
 
     def on_close(self, state: str) -> None:
-        """The next run of this process may meet another Ray, which knows nothing of these."""
+        """Forget the gauges: the next run of this process may meet another Ray."""
         os.environ.pop(RUN, None)
         _known.clear()
         _held.clear()
@@ -174,7 +174,9 @@ class PrometheusTracker:
 
 @contextlib.contextmanager
 def write_prometheus_targets(directory: Path, run: str, addresses: list[str]) -> Iterator[None]:
-    """While the block runs, prometheus.json tells Prometheus (`file_sd_configs`) where the agents of the cluster are."""
+    """While the block runs, prometheus.json tells Prometheus (`file_sd_configs`) where the agents of the cluster
+    are.
+    """
     file = directory / TARGETS_FILE
     if not addresses:  # without Ray
         yield

@@ -1,7 +1,9 @@
 """How well a frozen model foresees the gold answer, as a part of the reward: groups in, one score per branch out.
 
-The scorer reads a group's prompt once, and behind it, as branches, the gold answer after each of the policy's answers; the
-gold answer without any rides along until it is known. What it reads is `troupe.rewards.scorer_prompt`'s, what the numbers are worth
+The scorer reads a group's prompt once, and behind it, as branches, the gold answer after each of the policy's answers;
+the
+gold answer without any rides along until it is known. What it reads is `troupe.rewards.scorer_prompt`'s, what the
+numbers are worth
 `troupe.algorithms.perplexity`'s.
 """
 
@@ -45,7 +47,9 @@ class PerplexityReward:
     label = LABEL
 
     def __init__(self, frozen: FrozenModel, plan: ScorerPlan) -> None:
-        """Baselines are taken from the plan's file where there is one, and else computed with a sample's first answers."""
+        """Baselines are taken from the plan's file where there is one, and else computed with a sample's first
+        answers.
+        """
         config = plan.config
         self.weight = config.weight
         self._frozen, self._config, self._prompt, self._file = frozen, config, plan.prompt, plan.baselines
@@ -54,9 +58,9 @@ class PerplexityReward:
         self._watch = MarkerWatch(config.marker)
 
     def score(self, group: Group) -> Future[list[Mapping[str, float]]]:
-        """The parts of each branch: `perplexity` (the reward), and under it `improvement` (I, in percent), `gold` and
-        `baseline` (the gold answer's perplexity with and without the answer), `nll` (ln of the former, in nats per
-        token), and `marker_missing` where there is a marker.
+        """Return the parts of each branch: `perplexity` (the reward), and under it `improvement` (I, in percent),
+        `gold` and `baseline` (the gold answer's perplexity with and without the answer), `nll` (ln of the former, in
+        nats per token), and `marker_missing` where there is a marker.
         """
         return self._thread.submit(self._score, group)
 
@@ -85,7 +89,7 @@ class PerplexityReward:
         return self._baselines.get(sample_id)
 
     def _worth(self, nll: torch.Tensor, baseline_nll: float, *, missing: Sequence[bool]) -> list[Mapping[str, float]]:
-        """The parts of each branch; [B] -> B mappings."""
+        """Return the parts of each branch; [B] -> B mappings."""
         baseline = torch.full_like(nll, baseline_nll)
         columns = {
             LABEL: rewards(nll, baseline, self._config),
@@ -105,7 +109,7 @@ class PerplexityReward:
 
 
 def rewards(nll: torch.Tensor, baseline: torch.Tensor, config: PerplexityRewardConfig) -> torch.Tensor:
-    """The recipe's reward of mean NLLs with and without an answer, in nats; [B], [B] -> [B]."""
+    """Return the recipe's reward of mean NLLs with and without an answer, in nats; [B], [B] -> [B]."""
     if config.kind == "relative":
         return ppl.relative(nll, baseline)
     if config.kind == "absolute":
@@ -120,12 +124,12 @@ def rewards(nll: torch.Tensor, baseline: torch.Tensor, config: PerplexityRewardC
 
 
 def packed(frame: Frame, branches: Sequence[Branch]) -> Group:
-    """The prompt once, and all that is scored after it."""
+    """Return the prompt once, and all that is scored after it."""
     return Group(sample=frame.sample, prompt_ids=frame.prompt_ids, branches=branches)
 
 
 def gold_nll(frozen: FrozenModel, groups: Sequence[Group]) -> list[float]:
-    """The gold answer's mean NLL in each of the groups' branches, in nats."""
+    """Return the gold answer's mean NLL in each of the groups' branches, in nats."""
     batch = Batch.from_groups(groups)
     gold = batch["loss_mask"]
     logprobs = frozen.logprobs(batch, wanted=gold)  # [N]
@@ -133,14 +137,15 @@ def gold_nll(frozen: FrozenModel, groups: Sequence[Group]) -> list[float]:
     if not bool(torch.isfinite(nll).all()):
         first = int((~torch.isfinite(nll)).nonzero()[0])
         raise RewardError(
-            f"the perplexity scorer gives the gold answer of {groups[int(batch.group_ids[first])].sample.sample_id} a mean "
+            f"the perplexity scorer gives the gold answer of {groups[int(batch.group_ids[first])].sample.sample_id} "
+            f"a mean "
             f"log-likelihood of {-float(nll[first])}; look at perplexity_reward.path, and at its precision"
         )
     return nll.tolist()
 
 
 def baselines_of(frozen: FrozenModel, prompt: ScorerPrompt, samples: Sequence[Sample]) -> list[Baseline]:
-    """What a baseline file holds of these samples; they are read together, which keeps every rank busy."""
+    """Return what a baseline file holds of these samples; they are read together, which keeps every rank busy."""
     frames = [prompt.frame(sample) for sample in samples]
     nll = gold_nll(frozen, [packed(frame, [prompt.without_answer(frame)]) for frame in frames])
     return [
@@ -150,7 +155,7 @@ def baselines_of(frozen: FrozenModel, prompt: ScorerPrompt, samples: Sequence[Sa
 
 
 class MarkerWatch:
-    """Says once, and again whenever it has become better and worse again, that most answers lack the marker."""
+    """States once, and again whenever it has become better and worse again, that most answers lack the marker."""
 
     def __init__(self, markers: Sequence[str] | None) -> None:
         self._markers = markers
@@ -170,7 +175,8 @@ class MarkerWatch:
             if share > FREQUENT and not self._told:
                 log.warning(
                     "%.0f %% of the last answers have no marker (%s), so the scorer sees nothing of them and they earn "
-                    "perplexity_reward.missing_marker_score; ask for it in the prompt, warm the policy up on answers that have it, "
+                    "perplexity_reward.missing_marker_score; ask for it in the prompt, warm the policy up on answers "
+                    "that have it, "
                     "or raise rollout.max_response_tokens",
                     100 * share,
                     " or ".join(map(repr, self._markers)),
@@ -189,7 +195,8 @@ def scorer_length(path: str, config: PerplexityRewardConfig) -> int:
     limit = getattr(found.get_text_config(), "max_position_embeddings", None)
     if limit is not None and config.max_length is not None and config.max_length > limit:
         raise ConfigError(
-            f"perplexity_reward.max_length ({config.max_length}) is more than {path} has positions for ({limit}); lower it"
+            f"perplexity_reward.max_length ({config.max_length}) is more than {path} has positions for ({limit}); "
+            f"lower it"
         )
     return config.max_length or limit or 2**31
 
@@ -216,7 +223,7 @@ def plan_scorer(
 ) -> ScorerPlan:
     """Check everything that can be wrong before a device is taken; see docs/rewards.md for what is refused.
 
-    `path` is where the model lies, `tokenizer` its own. With `complete` the baseline file, where there is one, must hold
+    `path` is where the model is, `tokenizer` its own. With `complete` the baseline file, where there is one, must hold
     every sample.
     """
     prompt = ScorerPrompt(tokenizer, config, max_length=scorer_length(path, config))

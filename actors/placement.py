@@ -48,8 +48,10 @@ class RankPlacement:
 
 
 GPU_SHARES = {"policy": 0.3, "critic": 0.2, "reference": 0.2, "reward_model": 0.15, "perplexity": 0.15}
-"""What the roles that work in turn take of a shared GPU in Ray's books; a generator takes nothing, since it sleeps while
-they work."""
+"""What the roles that work in turn take of a shared GPU in Ray's books; a generator takes nothing, since it sleeps
+while
+they work.
+"""
 
 
 def placement_table(config: GRPOConfig | SupervisedConfig, *, device: str) -> list[RankPlacement]:
@@ -60,7 +62,8 @@ def placement_table(config: GRPOConfig | SupervisedConfig, *, device: str) -> li
         return policy_placement(config.engine.num_ranks, generator, colocated=colocated, gpu=int(device == "cuda"))
     if colocated and device == "cuda" and config.rollout.max_lag > 0:
         raise ConfigError(
-            f"rollout.max_lag ({config.rollout.max_lag}) lets generation and training overlap, which on shared GPUs they cannot; "
+            f"rollout.max_lag ({config.rollout.max_lag}) lets generation and training overlap, which on shared GPUs "
+            f"they cannot; "
             "set placement.mode: separate, or max_lag: 0"
         )
     others = {}
@@ -109,8 +112,10 @@ def policy_placement(
         engines, width = generator.num_engines, generator.tensor_parallel_size
         if colocated and gpu and engines * width > ranks:
             raise ConfigError(
-                f"placement.mode colocated puts generator.num_engines x tensor_parallel_size ({engines} x {width}) on the policy's GPUs, "
-                f"of which there are {ranks} (policy.num_ranks); lower the engines, raise the ranks, or set placement.mode: separate"
+                f"placement.mode colocated puts generator.num_engines x tensor_parallel_size ({engines} x {width}) "
+                f"on the policy's GPUs, "
+                f"of which there are {ranks} (policy.num_ranks); lower the engines, raise the ranks, or set "
+                f"placement.mode: separate"
             )
         table += [
             RankPlacement(
@@ -142,7 +147,7 @@ class Cluster:
     """Where the troupe plays: a Ray cluster with reserved bundles, or this process."""
 
     def __init__(self, config: PlacementConfig, run: RunConfig | None = None) -> None:
-        """`run`: whose metrics and timelines the workers record."""
+        """Join or start Ray; workers record metrics and timelines for `run`."""
         self._config = config
         self._env = {RUN: run.name} if run is not None else {}
         self._logs = ProcessLogs(run.path) if run is not None else None
@@ -168,7 +173,7 @@ class Cluster:
         return all(node["NodeManagerAddress"] == own_address() for node in ray.nodes() if node["Alive"])
 
     def reserve(self, table: Sequence[RankPlacement], timeout_s: float) -> None:
-        """Reserve the bundles of `table`; a WorkerError says what the cluster lacks."""
+        """Reserve the bundles of `table`; a WorkerError names what the cluster lacks."""
         self._seats = list(table)
         if self.inline:
             return
@@ -185,7 +190,8 @@ class Cluster:
                 f"{amount:g} {kind} (the cluster has {offered.get(kind, 0.0):g})" for kind, amount in short.items()
             )
             raise ConfigError(
-                f"the placement needs {needs}; lower policy.num_ranks or generator.num_engines, set placement.mode: colocated, or add machines"
+                f"the placement needs {needs}; lower policy.num_ranks or generator.num_engines, set placement.mode: "
+                f"colocated, or add machines"
             )
         self._reservation = placement_group(bundles, strategy="PACK")
         try:
@@ -200,7 +206,7 @@ class Cluster:
         self._machines = {bundle: addresses[node] for bundle, node in held.items()}
 
     def require_shared(self, directory: Path) -> None:
-        """Every machine of the reservation must see `directory`, which trainers write and read; else a ConfigError.
+        """Raise ConfigError unless every machine of the reservation sees `directory`, which trainers write and read.
 
         Where all roles sit on the driver's machine this costs nothing.
         """
@@ -217,7 +223,8 @@ class Cluster:
         blind = [machine for machine, sees in zip(away, seen, strict=True) if not sees]
         if blind:
             raise ConfigError(
-                f"the run directory {directory} is not the same on {', '.join(blind)}, where roles of this run sit; set run.directory to a "
+                f"the run directory {directory} is not the same on {', '.join(blind)}, where roles of this run sit; "
+                f"set run.directory to a "
                 "full path on a file system that all machines mount, or keep the run on one machine"
             )
 
@@ -246,11 +253,11 @@ class Cluster:
         return workers
 
     def spans(self, since_ns: int) -> list[Entry]:
-        """What the workers did after `since_ns`; inline they share the driver's record."""
+        """Return what the workers did after `since_ns`; inline they share the driver's record."""
         return [entry for workers in self._workers for entry in workers.spans(since_ns)]
 
     def metrics_addresses(self) -> list[str]:
-        """Where Ray's agents show the metrics of their machines to Prometheus: `host:port`."""
+        """Return where Ray's agents show the metrics of their machines to Prometheus: `host:port`."""
         if self.inline:
             return []
         import ray
@@ -258,7 +265,7 @@ class Cluster:
         return [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table for people and the report."""
+        """Return the table for people and the report."""
         where = "this process" if self.inline else "bundle"
         return [
             {
@@ -296,7 +303,7 @@ class PathProbe:
 
 
 def starts_on_this_cpu(config: PlacementConfig) -> bool:
-    """Whether a stage will start on this machine alone, which has no GPU: no Ray cluster is named."""
+    """Return whether a stage will start on this machine alone, which has no GPU: no Ray cluster is named."""
     named = config.address or os.environ.get("RAY_ADDRESS")
     return hardware().device == "cpu" and (config.backend == "inline" or not named)
 
@@ -326,7 +333,8 @@ def _connect(address: str | None, metrics_port: int) -> bool:
     except Exception as error:  # a slow start is a bare Exception of Ray's
         where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
         raise WorkerError(
-            f"cannot reach {where}: {(str(error) or type(error).__name__).splitlines()[0]}; `ray status` shows clusters, `python jobs/doctor.py` checks ports and "
+            f"cannot reach {where}: {(str(error) or type(error).__name__).splitlines()[0]}; `ray status` shows "
+            f"clusters, `python jobs/doctor.py` checks ports and "
             "the authentication token (RAY_AUTH_MODE=token)"
         ) from None
     return address is None
@@ -375,7 +383,7 @@ def _start_ray(**options: Any) -> None:
 
 
 def _cluster_hardware() -> Hardware:
-    """What the workers run on; the driver itself may sit on a head node without GPUs."""
+    """Return what the workers run on; the driver itself may sit on a head node without GPUs."""
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0))

@@ -73,8 +73,9 @@ class Policy(TrainedModel[PolicyWorker]):
     def logprobs(
         self, batch: Batch, *, temperature: float = 1.0, at_start: bool = False, in_fp32: bool = False
     ) -> torch.Tensor:
-        """[N]: log-probabilities of the batch's tokens; `at_start`: under the weights that the policy started from;
-        `in_fp32`: of the same weights, computed in fp32."""
+        """Return [N]: log-probabilities of the batch's tokens; `at_start`: under the weights that the policy started
+        from; `in_fp32`: of the same weights, computed in fp32.
+        """
         return self.outputs(batch, temperature=temperature, at_start=at_start, in_fp32=in_fp32)
 
     def publish(self, generators: Generators, version: int) -> dict[str, int]:

@@ -35,7 +35,7 @@ def join_process_group() -> None:
 
 
 def meeting_place() -> Any:
-    """The store where the ranks meet, on rank 0's address alone; torch finds it by its port (`multi_tenant`)."""
+    """Return the store where the ranks meet, on rank 0's address alone; torch finds it by its port (`multi_tenant`)."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(  # type: ignore[attr-defined]  # torch exports it by name only
         host,

@@ -37,7 +37,9 @@ class RewardModel:
         self._references: dict[str, float] = {}
 
     def score(self, group: Group) -> Future[list[Mapping[str, float]]]:
-        """The parts of each branch: `reward_model`, and when relative `reward_model/raw` and `reward_model/reference`."""
+        """Return the parts of each branch: `reward_model`, and when relative `reward_model/raw` and
+        `reward_model/reference`.
+        """
         return self._thread.submit(self._score, group)
 
     def _score(self, group: Group) -> list[Mapping[str, float]]:
@@ -57,16 +59,18 @@ class RewardModel:
         for score in scores:
             if not math.isfinite(score):
                 raise RewardError(
-                    f"the reward model's score of {group.sample.sample_id} is {score}; look at reward_model.path, and at its precision"
+                    f"the reward model's score of {group.sample.sample_id} is {score}; look at reward_model.path, "
+                    f"and at its precision"
                 )
         return scores
 
     def reference_branch(self, group: Group) -> Branch:
-        """The sample's reference answer as a branch."""
+        """Return the sample's reference answer as a branch."""
         gold = group.sample.gold
         if not gold:
             raise DataError(
-                f"{group.sample.sample_id} has no reference answer, and reward_model.relative_to_reference compares with one; "
+                f"{group.sample.sample_id} has no reference answer, and reward_model.relative_to_reference compares "
+                f"with one; "
                 "use a data set with gold answers, or set it to false"
             )
         return Branch(token_ids=encode_answer(self._tokenizer, gold), text=gold)
@@ -78,12 +82,16 @@ class RewardModel:
 def require_same_tokenizer(
     policy: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, path: str, field: str
 ) -> None:
-    """Raise ConfigError, naming the `field`, unless `other`, which reads the policy's tokens, gives each the same id; added
-    tokens of its own, such as a pad token, do no harm."""
+    """Raise ConfigError, naming the `field`, unless `other`, which reads the policy's tokens, gives each the same id;
+    added
+    tokens of its own, such as a pad token, do no harm.
+    """
     same = policy.get_vocab().items() <= other.get_vocab().items()
     own = other.get_vocab().keys() - policy.get_vocab().keys()
     if not same or not own <= other.get_added_vocab().keys() or policy.eos_token_id != other.eos_token_id:
         raise ConfigError(
-            f"{field} {path} has another tokenizer ({len(other)} tokens, end of turn {other.eos_token!r}) than the policy "
-            f"({len(policy)}, {policy.eos_token!r}), whose tokens it reads; use a model that was trained from the policy's family"
+            f"{field} {path} has another tokenizer ({len(other)} tokens, end of turn {other.eos_token!r}) than the "
+            f"policy "
+            f"({len(policy)}, {policy.eos_token!r}), whose tokens it reads; use a model that was trained from the "
+            f"policy's family"
         )

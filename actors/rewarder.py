@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from troupe.actors.meters import record
 from troupe.actors.workers import Workers
 from troupe.config.rollout import RewardConfig
+from troupe.futures import all_of, then
 from troupe.records import Group, Score
 from troupe.resolve import take_over
 from troupe.rewards.build import Rewards, build_rewards
@@ -29,7 +30,7 @@ class RewarderWorker:
     def __init__(
         self, *, configs: Sequence[RewardConfig], functions: Mapping[str, Callable[..., Any]] | None = None
     ) -> None:
-        """`functions`: those of a Python program, which this process could not import."""
+        """Build the rewards; `functions` are those of a Python program, which this process could not import."""
         take_over(functions or {})
         self._rewards = build_rewards(configs)
         self._flight = InFlight("score")
@@ -67,7 +68,7 @@ class Rewarder:
         *,
         parts: Sequence[RewardPart] = (),
     ) -> None:
-        """Another rewarder may hold the same `parts`; whoever built them ends them."""
+        """Another rewarder may hold the same `parts`; what built them ends them."""
         self._workers, self._parts = workers, tuple(parts)
         # Built here too when workers score, so that an unknown function fails before anything expensive starts.
         self._rewards = build_rewards(configs) if configs else None
@@ -79,30 +80,27 @@ class Rewarder:
         self._next = 0
 
     def score(self, group: Group) -> Future[Group]:
-        """The group with its scores."""
-        answer: Future[Group] = Future()
-        asked = time.monotonic()
+        """Score the group: the functions and every part at the same time."""
+        asked, branches = time.monotonic(), len(group.branches)
         self._measure(in_flight=self._flight.change(1))
+        judged = all_of([self._functions(group), *(part.score(group) for part in self._parts)])
 
-        def combine(judged: Future[list[Any]]) -> None:
-            in_flight, waited_s = self._flight.change(-1), time.monotonic() - asked
-            error = judged.exception()
-            if error is not None:
-                self._measure(in_flight, waited_s, judged=len(group.branches), failed=len(group.branches))
-                answer.set_exception(error)
-                return
-            scored, *found = judged.result()
+        def combine(results: list[Any]) -> Group:
+            scored, *found = results
             for part, more in zip(self._parts, found, strict=True):
                 scored = _with_part(scored, more, label=part.label, weight=part.weight)
-            missing = sum(score.value is None for score in scored.scores)
-            self._measure(in_flight, waited_s, judged=len(scored.scores), failed=missing)
-            answer.set_result(scored)
+            return scored
 
-        _all([self._functions(group), *(part.score(group) for part in self._parts)]).add_done_callback(combine)
-        return answer
+        def measure(done: Future[Group]) -> None:
+            failed = branches if done.exception() else sum(score.value is None for score in done.result().scores)
+            self._measure(self._flight.change(-1), time.monotonic() - asked, judged=branches, failed=failed)
+
+        scored = then(judged, combine)
+        scored.add_done_callback(measure)
+        return scored
 
     def _measure(self, in_flight: int, waited_s: float | None = None, *, judged: int = 0, failed: int = 0) -> None:
-        """For Prometheus, whoever does the work: the workers, the models or the driver."""
+        """Record for Prometheus, also where workers or models do the work."""
         seat = {"role": "rewarder", "rank": "0"}
         record("rewarder_judgements_in_flight", in_flight, **seat)
         record("rewarder_judgements", judged, **seat)
@@ -111,7 +109,7 @@ class Rewarder:
             record("rewarder_latency_seconds", waited_s, **seat)
 
     def _functions(self, group: Group) -> Future[Group]:
-        """The group scored by the reward functions alone."""
+        """Return the group scored by the reward functions alone."""
         if self._rewards is None:
             nothing: Future[Group] = Future()
             nothing.set_result(group.with_scores([Score(value=0.0)] * len(group.branches)))
@@ -131,30 +129,8 @@ async def _scored(rewards: Rewards, group: Group) -> Group:
     return group.with_scores(await rewards.score(group))
 
 
-def _all(futures: Sequence[Future[Any]]) -> Future[list[Any]]:
-    """Every result in order once the last one is there, or the first failure of the list."""
-    answer: Future[list[Any]] = Future()
-    lock, waiting = threading.Lock(), len(futures)
-
-    def count(_: Future[Any]) -> None:
-        nonlocal waiting
-        with lock:
-            waiting -= 1
-            if waiting:
-                return
-        error = next((error for future in futures if (error := future.exception()) is not None), None)
-        if error is None:
-            answer.set_result([future.result() for future in futures])
-        else:
-            answer.set_exception(error)
-
-    for future in futures:
-        future.add_done_callback(count)
-    return answer
-
-
 def _with_part(group: Group, found: Sequence[Mapping[str, float]], *, label: str, weight: float) -> Group:
-    """The scores with a model's parts, and its weighted score in their sums; missing where either is."""
+    """Return the scores with a model's parts, and its weighted score in their sums; missing where either is."""
     return group.with_scores(
         [
             replace(

@@ -45,7 +45,7 @@ def _put(model: PreTrainedModel, names: Iterable[str], parts: Iterable[torch.nn.
 
 
 def _parts(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
-    """(name, module) of each layer, of the backbone's other modules, and of the head."""
+    """Yield (name, module) of each layer, of the backbone's other modules, and of the head."""
     backbone = getattr(model, model.base_model_prefix)
     for name, module in backbone.named_children():
         path = f"{model.base_model_prefix}.{name}"

@@ -34,7 +34,7 @@ RENDEZVOUS_PORTS = (20_000, 32_000)
 
 
 def file_rank(name: str) -> int:
-    """The rank that reads a file of a checkpoint: of ZeRO's its owner, of the others one or another."""
+    """Return the rank that reads a file of a checkpoint: of ZeRO's its owner, of the others one or another."""
     found = re.search(r"pp_rank_(\d+)_", name)
     return int(found[1]) if found else zlib.crc32(name.encode())
 
@@ -48,7 +48,7 @@ class TrainedWorker:
         self._away = False
 
     def address(self) -> tuple[str, int]:
-        """A host and a free port of this rank's machine, for a rendezvous."""
+        """Return a host and a free port of this rank's machine, for a rendezvous."""
         host = own_address()
         # The ranks meet there only once their libraries are loaded. A port that the system hands out by itself would
         # often be somebody else's by then.
@@ -58,11 +58,12 @@ class TrainedWorker:
                 probe.bind((host, port))
                 return host, port
         raise WorkerError(
-            f"none of {len(ports)} ports tried between {RENDEZVOUS_PORTS[0]} and {RENDEZVOUS_PORTS[1]} of {host} is free"
+            f"none of {len(ports)} ports tried between {RENDEZVOUS_PORTS[0]} and {RENDEZVOUS_PORTS[1]} of {host} is "
+            f"free"
         )
 
     def devices(self) -> tuple[str, list[str]]:
-        """(machine, GPU ids) of this rank, for a generator that shares them."""
+        """Return (machine, GPU ids) of this rank, for a generator that shares them."""
         return own_address(), [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part]
 
     def start(
@@ -110,14 +111,15 @@ class TrainedWorker:
         }
 
     def outputs(self, batch: Batch, *, at_start: bool = False, **options: Any) -> torch.Tensor:
-        """[N]: the head's output at this rank's tokens; `at_start`: under the weights that the model started from. The
-        other options are those of `Engine.outputs`."""
+        """Return [N]: the head's output at this rank's tokens; `at_start`: under the weights that the model started
+        from. The other options are those of `Engine.outputs`.
+        """
         self._back()
         with working("read"), self._engine.at_start() if at_start else contextlib.nullcontext():
             return self._engine.outputs(batch, **options)
 
     def update(self, minibatches: Sequence[Batch], *, objective: Objective) -> list[dict[str, float]]:
-        """One optimizer step per minibatch; the metrics of each."""
+        """Make an optimizer step per minibatch; return the metrics of each."""
         self._back()
         metrics = []
         with working("update"):
@@ -127,13 +129,13 @@ class TrainedWorker:
         return metrics
 
     def evaluate_loss(self, batch: Batch, *, objective: Objective) -> dict[str, float]:
-        """The objective's metrics; nothing is trained."""
+        """Return the objective's metrics; nothing is trained."""
         self._back()
         with working("measure"):
             return self._engine.evaluate_loss(batch, objective, **objective.options)
 
     def set_score_mean(self, mean: float) -> None:
-        """What a scalar head's output is lessened by, from now on and in what is saved."""
+        """Set what a scalar head's output is lessened by, from now on and in what is saved."""
         self._engine.model.config.score_mean = mean
 
     def leave(self) -> None:
@@ -147,7 +149,9 @@ class TrainedWorker:
             self._engine.save(directory, self._tokenizer, trainer_state=trainer_state)
 
     def damage(self, directory: str) -> str | None:
-        """What is wrong with this rank's share of a checkpoint's files; it is what the rank reads when it loads."""
+        """Return what is wrong with this rank's share of a checkpoint's files; it is what the rank reads when it
+        loads.
+        """
         return damage(Path(directory), mine=lambda name: file_rank(name) % self.world_size == self.rank)
 
     def load(self, directory: str) -> None:
@@ -171,7 +175,9 @@ class TrainedModel(Generic[W]):
     """A trained model, whatever number of ranks holds it."""
 
     def __init__(self, workers: Workers[W], config: PolicyConfig, *, name: str, head: str = "vocabulary") -> None:
-        """`name` goes before the metrics that have no path of their own, such as `policy/grad_norm`."""
+        """Set up the model; `name` goes before the metrics that have no path of their own, such as
+        `policy/grad_norm`.
+        """
         self.workers, self.config = workers, config
         self.name, self.head = name, head
         self.facts: dict[str, Any] = {}
@@ -204,11 +210,11 @@ class TrainedModel(Generic[W]):
         self.facts = self.workers.gather(self._starting, self.config.init_timeout_s, "loading the model")[0]
 
     def _places(self) -> list[tuple[str, int]]:
-        """A host and a free port of every rank's machine; the ranks meet at rank 0's."""
+        """Return a host and a free port of every rank's machine; the ranks meet at rank 0's."""
         return self.workers.gather(self.workers.start(TrainedWorker.address), self.config.init_timeout_s, "its start")
 
     def outputs(self, batch: Batch, **options: Any) -> torch.Tensor:
-        """[N]: the head's output at the batch's tokens, computed on all ranks."""
+        """Return [N]: the head's output at the batch's tokens, computed on all ranks."""
         shards = batch.split(self.workers.size)
         slim = [batch.select(shard).without_columns() for shard in shards]
         results = self.workers.scatter(TrainedWorker.outputs, slim, **options)
@@ -218,7 +224,9 @@ class TrainedModel(Generic[W]):
         return values
 
     def update(self, minibatches: Sequence[Batch], objective: Objective) -> dict[str, float]:
-        """Make an optimizer step per batch (with `loss_weights`), each sharded over the ranks by tokens; mean metrics."""
+        """Make an optimizer step per batch (with `loss_weights`), each sharded over the ranks by tokens; mean
+        metrics.
+        """
         sharded = [[batch.select(shard) for shard in batch.split(self.workers.size)] for batch in minibatches]
         by_rank = [list(shards) for shards in zip(*sharded, strict=True)]
         results = self.workers.scatter(TrainedWorker.update, by_rank, objective=objective)[0]
@@ -226,7 +234,7 @@ class TrainedModel(Generic[W]):
         return self._named({name: sum(metrics.get(name, 0.0) for metrics in results) / len(results) for name in names})
 
     def evaluate_loss(self, batch: Batch, objective: Objective) -> dict[str, float]:
-        """What `update` would log of this batch, with the weights as they are."""
+        """Return what `update` would log of this batch, with the weights as they are."""
         shards = [batch.select(shard) for shard in batch.split(self.workers.size)]
         return self._named(self.workers.scatter(TrainedWorker.evaluate_loss, shards, objective=objective)[0])
 
@@ -238,11 +246,13 @@ class TrainedModel(Generic[W]):
         self.workers.call(TrainedWorker.set_score_mean, mean)
 
     def save(self, directory: str, *, trainer_state: bool = True) -> None:
-        """Write Hugging Face format and, unless told otherwise, what resuming needs."""
+        """Write Hugging Face format and, unless asked otherwise, what resuming needs."""
         self.workers.call(TrainedWorker.save, directory, trainer_state=trainer_state)
 
     def damage(self, directory: Path) -> str | None:
-        """What is wrong with a checkpoint's files, every byte of which some rank reads; None where nothing is."""
+        """Return what is wrong with a checkpoint's files, every byte of which some rank reads; None where nothing
+        is.
+        """
         return next((problem for problem in self.workers.call(TrainedWorker.damage, str(directory)) if problem), None)
 
     def load(self, directory: str) -> None:

@@ -21,7 +21,9 @@ TRAINER_STATE = "trainer_state"
 
 
 def read_state(path: str | Path, map_location: Any = "cpu", *, mmap: bool = False) -> dict[str, Any]:
-    """The content of one file; CheckpointError names a file that holds code, that is damaged, or that is another thing."""
+    """Return the content of one file; CheckpointError names a file that holds code, that is damaged, or that is another
+    thing.
+    """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -46,7 +48,8 @@ def read_state(path: str | Path, map_location: Any = "cpu", *, mmap: bool = Fals
 
 
 def gathered_state(directory: str) -> dict[str, torch.Tensor]:
-    """The whole model out of the trainer state in `directory`, under the names of the engine's model, adapters apart.
+    """Return the whole model out of the trainer state in `directory`, under the names of the engine's model, adapters
+    apart.
 
     Trained weights are ZeRO's fp32 masters, where it keeps some. Raises CheckpointError when a rank's file is missing.
     """

@@ -75,7 +75,7 @@ class ZeroSource(WeightSource):
             yield sent, parts
 
     def groups(self) -> list[list[str]]:
-        """The names that are sent, layer by layer."""
+        """Return the names that are sent, layer by layer."""
         return [[part.name for name in names for part in self._sent[name]] for names in self._groups()]
 
     def _groups(self) -> list[list[str]]:
@@ -132,7 +132,7 @@ class Followed(WeightTransferEngine[Any, Any]):
             super().receive_weights(update_info)
 
     def arrived(self) -> tuple[dict[str, int], list[str]]:
-        """(digest of each tensor received, what this worker does not hold as it was sent) of the last sync."""
+        """Return (digest of each tensor received, what this worker does not hold as it was sent) of the last sync."""
         assert self._arrivals is not None, "nothing was sent yet"
         arrivals, self._arrivals = self._arrivals, None
         return arrivals.report(self._announced, whole=self.parallel_config.world_size == 1)
@@ -255,9 +255,12 @@ def _gloo_group(host: str, port: int, rank: int, world_size: int, timeout: timed
 
 
 class _beside:
-    """Run a call in a thread while the body runs. Its error is the one that is raised: when an engine refuses or dies, our
-    own side only sees a peer that went away, and sees it first. After the body failed, the call gets a few seconds: it may
-    wait for us."""
+    """Run a call in a thread while the body runs. Its error is the one that is raised: when an engine refuses or dies,
+    our
+    own side only sees a peer that went away, and sees it first. After the body failed, the call gets a few seconds: it
+    may
+    wait for us.
+    """
 
     def __init__(self, call: Callable[..., Any], *args: Any) -> None:
         self._pool = ThreadPoolExecutor(1)
@@ -285,7 +288,7 @@ class EngineClient:
         self._timeout_s = timeout_s
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Each engine joins at its own rank: vLLM's dict describes the first engine, the others follow it."""
+        """Join each engine at its own rank: vLLM's dict describes the first engine, the others follow it."""
         workers = (init_info.get("world_size", self._generators.size + 1) - 1) // self._generators.size
         rank_key = next((key for key in ("first_rank", "rank_offset") if key in init_info), None)
         futures = []
@@ -305,7 +308,7 @@ class EngineClient:
         self._wait(self._generators.start(GeneratorWorker.update_weights, request), "transfer")
 
     def load_weights(self, update_info: Any) -> None:
-        """The three calls above and below as one: where a sync takes milliseconds, each call counts."""
+        """Make the three calls above and below as one: where a sync takes milliseconds, each call counts."""
         request = WeightTransferUpdateRequest(update_info=update_info)
         self._wait(self._generators.start(GeneratorWorker.load_weights, request), "transfer")
 
@@ -334,7 +337,7 @@ class WeightSender:
         num_receivers: int,
         timeout_s: float,
     ) -> None:
-        """`num_receivers` counts the workers of all engines (engines x tensor-parallel size)."""
+        """Prepare to send; `num_receivers` counts the workers of all engines (engines x tensor-parallel size)."""
         register()
         info = _trainer_init_info(transport, engine.rank, host, port, num_receivers + 1, timeout_s)
         client = EngineClient(generators, timeout_s)
@@ -396,7 +399,7 @@ class WeightSyncExtension:
     weight_transfer_engine: Followed
 
     def arrived(self) -> tuple[dict[str, int], list[str]]:
-        """What this worker received in the last sync, and what of it it does not hold."""
+        """Return what this worker received in the last sync, and what of it it does not hold."""
         return self.weight_transfer_engine.arrived()
 
 

@@ -4,7 +4,8 @@
 debugging. A remote call is written with the method itself, never its name in a string, so readers can follow
 it and checkers can check it. The only `ray.remote` of the project is here.
 
-A failure arrives as one of ours, whichever way a caller waits: what a worker raised for the user as it is, its death as a
+A failure arrives as one of ours, whichever way a caller waits: what a worker raised for the user as it is, its death as
+a
 WorkerError, anything else as a WorkerBug. Ray's own errors stay here.
 """
 
@@ -68,7 +69,7 @@ class Workers(ABC, Generic[W]):
         """End the workers; idempotent."""
 
     def call(self, method: Callable[Concatenate[W, P], R], *args: P.args, **kwargs: P.kwargs) -> list[R]:
-        """The answers of every rank to the same call."""
+        """Return the answers of every rank to the same call."""
         return self.gather(self.start(method, *args, **kwargs))
 
     def start(self, method: Callable[Concatenate[W, P], Any], *args: P.args, **kwargs: P.kwargs) -> list[Future[Any]]:
@@ -76,7 +77,7 @@ class Workers(ABC, Generic[W]):
         return [self.submit(rank, method, *args, **kwargs) for rank in range(self.size)]
 
     def scatter(self, method: Callable[..., R], shards: Sequence[Any], **common: Any) -> list[R]:
-        """The answers of every rank to its own shard; `common` keyword arguments go to all."""
+        """Return the answers of every rank to its own shard; `common` keyword arguments go to all."""
         if len(shards) != self.size:
             raise ValueError(f"{self.role}: {len(shards)} shards for {self.size} ranks")
         return self.gather([self.submit(rank, method, shard, **common) for rank, shard in enumerate(shards)])
@@ -95,11 +96,15 @@ class Workers(ABC, Generic[W]):
         return [future.result() for future in futures]
 
     def first_cause(self, error: BaseException) -> BaseException:
-        """The error that a failed call should raise: that of a peer whose death made it fail, where there was one."""
+        """Return the error that a failed call should raise: that of a peer whose death made it fail, where there was
+        one.
+        """
         return error
 
     def spans(self, since_ns: int) -> list[Entry]:
-        """What the ranks did in processes of their own after `since_ns`; of one that does not answer soon, nothing."""
+        """Return what the ranks did in processes of their own after `since_ns`; of one that does not answer soon,
+        nothing.
+        """
         return []
 
 
@@ -126,8 +131,10 @@ class RayWorkers(Workers[W]):
         max_concurrency: int = 1,
         logs: ProcessLogs | None = None,
     ) -> None:
-        """`arguments` holds each rank's constructor arguments; `logs` keeps what the workers print. Returns at once; the
-        first call waits for the start."""
+        """Start a worker per rank; `arguments` holds each rank's constructor arguments, `logs` keeps what the workers
+        print. Returns at once; the
+        first call waits for the start.
+        """
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -202,7 +209,9 @@ class RayWorkers(Workers[W]):
         self.handles = []
 
     def first_cause(self, error: BaseException) -> BaseException:
-        """A rank whose peer died fails in its collective before anybody knows of the death: then the death is the error."""
+        """Return a rank whose peer died fails in its collective before anybody knows of the death: then the death is
+        the error.
+        """
         if not isinstance(error, WorkerBug | SyncError) or self.size == 1:
             return error
         asked = [handle.__ray_call__.remote(_identity).future() for handle in self.handles]
@@ -215,7 +224,7 @@ class RayWorkers(Workers[W]):
         return error
 
     def _translate(self, error: BaseException, rank: int, method: str) -> BaseException:
-        """A failure of Ray's as one of ours; `method` is what the worker was asked to do."""
+        """Return a failure of Ray's as one of ours; `method` is what the worker was asked to do."""
         from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
         name = f"{self.role} rank {rank}"
@@ -253,7 +262,7 @@ class RayWorkers(Workers[W]):
         return WorkerError(sentence, details=quote_lines(tail, "its last lines:"))
 
     def _last_lines(self, rank: int, pid: int) -> list[str]:
-        """Of a dead worker's stderr, also where its machine is another one."""
+        """Return the last lines of a dead worker's stderr, also from another machine."""
         identity = self.identities.get(rank)
         if identity is None or identity.address == own_address():
             return _tail_of(identity.stderr if identity is not None else None, pid)
@@ -269,7 +278,7 @@ class RayWorkers(Workers[W]):
             return []
 
     def _with_log(self, error: TroupeError, rank: int) -> TroupeError:
-        """`error` with the path of the whole log, where this run keeps one."""
+        """Return `error` with the path of the whole log, where this run keeps one."""
         if self.logs is None or rank not in self.identities or not isinstance(error, WorkerError | WorkerBug):
             return error
         self.logs.copy()
@@ -288,7 +297,7 @@ _EXPLAINING = ThreadPoolExecutor(1, thread_name_prefix="explain")
 
 
 def memory_death(name: str, method: str, text: str) -> WorkerError:
-    """Ray's monitor kills a worker before the kernel would, and lists who holds the memory."""
+    """Ray's monitor kills a worker before the kernel would, and lists what holds the memory."""
     used = re.search(r"was ([\d.]+)GB used / ([\d.]+)GB", text)
     largest = re.search(r"Top \d+ memory users:.*?\n(.*?)\nRefer to", text, re.DOTALL)
     state = f" with {used[1]} of {used[2]} GB in use on its machine" if used else ""
@@ -299,7 +308,7 @@ def memory_death(name: str, method: str, text: str) -> WorkerError:
 
 
 def _bug(name: str, method: str, error: Any) -> WorkerBug:
-    """What a worker raised that is not for the user, with its own traceback instead of Ray's."""
+    """Return what a worker raised that is not for the user, with its own traceback instead of Ray's."""
     cause = getattr(error, "cause", None) or error
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\x1b[36mray::")]
     words = str(cause).strip().splitlines() or [""]
@@ -336,7 +345,9 @@ def _identity(worker: object) -> Identity:
 
 
 def _tail_of(stderr: str | None, pid: int) -> list[str]:
-    """The last lines of a worker on this machine; one that died before it introduced itself is found by its process."""
+    """Return the last lines of a worker on this machine; one that died before it introduced itself is found by its
+    process.
+    """
     if stderr is None:
         sessions = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray"
         stderr = str(next(iter(sessions.glob(f"session_*/logs/worker-*-{pid}.err")), ""))
@@ -383,7 +394,7 @@ class InlineWorkers(Workers[W]):
 
 
 def own_address() -> str:
-    """The address under which the other machines of the cluster reach this process; loopback without Ray."""
+    """Return the address under which the other machines of the cluster reach this process; loopback without Ray."""
     import ray
 
     return ray.util.get_node_ip_address() if ray.is_initialized() else "127.0.0.1"

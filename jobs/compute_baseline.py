@@ -68,7 +68,7 @@ def compute_baseline(config: GRPOConfig) -> None:
 
 
 def required(config: GRPOConfig) -> PerplexityRewardConfig:
-    """The section that says what to compute. Raises ConfigError where it is missing, or names no file."""
+    """Return the section with what to compute. Raises ConfigError where it is missing, or names no file."""
     settings = config.perplexity_reward
     if settings is None:
         raise ConfigError("the recipe has no perplexity_reward, so there is no baseline to compute; add that section")
@@ -83,7 +83,10 @@ def required(config: GRPOConfig) -> PerplexityRewardConfig:
 def casting_of(
     config: GRPOConfig, settings: PerplexityRewardConfig, data: DataSet, cluster: Cluster, stack: contextlib.ExitStack
 ) -> RoleStarter:
-    """Starts the scorer; the run's starting model is made where it is the scorer and does not exist yet."""
+    """Prepare the start of the scorer.
+
+    The run's starting model is made where it is the scorer and does not exist yet.
+    """
     precision = cluster.machine.precision(config.model_precision)
     if settings.path is not None:
         model_path = settings.path
@@ -96,7 +99,7 @@ def casting_of(
 
 
 def placement_table(settings: PerplexityRewardConfig, *, device: str) -> list[RankPlacement]:
-    """The scorer's ranks, each with a device of its own."""
+    """Return the scorer's ranks, each with a device of its own."""
     gpu = int(device == "cuda")
     return [
         RankPlacement(role="perplexity", rank=rank, bundle=rank, bundle_gpus=gpu, num_gpus=gpu)
@@ -119,14 +122,14 @@ def fill(plan: ScorerPlan, file: BaselineFile, scorer: FrozenModel, samples: Seq
 
 
 def chunks(items: Sequence[T], size: int) -> Iterator[list[T]]:
-    """`size` at a time, the last ones fewer."""
+    """Yield `size` items at a time, the last ones fewer."""
     rest = iter(items)
     while part := list(itertools.islice(rest, size)):
         yield part
 
 
 def summary(file: BaselineFile) -> str:
-    """What the file holds, in a sentence."""
+    """Describe what the file holds in a sentence."""
     perplexities = sorted(file.perplexities())
     return (
         f"{len(file)} baselines in {file.path}: perplexity of the gold answer {statistics.median(perplexities):.3g} in the median, "

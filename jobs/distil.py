@@ -49,7 +49,7 @@ class DistilConfig(Section):
     """JSONL file that gets the answers."""
 
     def arithmetic(self) -> str:
-        """The derived numbers in one sentence."""
+        """Return the derived numbers in one sentence."""
         return f"{self.num_train} + {self.num_heldout} = {self.num_train + self.num_heldout} prompts"
 
 
@@ -80,7 +80,7 @@ def distil(config: DistilConfig) -> None:
 
 
 async def ask_all(endpoint: ChatEndpoint, samples: Sequence[Sample]) -> dict[str, str | None]:
-    """Sample id -> answer; None where there was none to be had."""
+    """Return sample id -> answer; None where there was none to be had."""
 
     async def one(sample: Sample) -> str | None:
         prompt = [Message(role="user", content=sample.prompt)] if isinstance(sample.prompt, str) else sample.prompt

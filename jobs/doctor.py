@@ -25,7 +25,7 @@ COLOURS: dict[Status, str] = {"ok": "\x1b[32m", "info": "\x1b[2m", "warn": "\x1b
 
 
 def checks(run_directory: Path) -> dict[str, Callable[[], Finding]]:
-    """Everything that is looked at, in the order of the report."""
+    """Return everything that is looked at, in the order of the report."""
     return {
         "platform": doctor.check_platform,
         "python": doctor.check_python,
@@ -66,7 +66,7 @@ def checks(run_directory: Path) -> dict[str, Callable[[], Finding]]:
 
 
 def examine(name: str, check: Callable[[], Finding]) -> Finding:
-    """A check that breaks is a finding too, and the others still run."""
+    """Return a check that breaks is a finding too, and the others still run."""
     try:
         return check()
     except Exception as error:

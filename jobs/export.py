@@ -96,7 +96,7 @@ def source_kind(config: ExportConfig, source: Stored) -> str:
 
 
 def write(config: ExportConfig, source: Stored, origin: Provenance, kind: str, tokenizer: Any, directory: Path) -> Any:
-    """Write the model; what its source says of the prompts, to be compared with."""
+    """Write the model; what its source reports of the prompts, to be compared with."""
     from troupe.actors.exported import merged, model_of_shards, model_of_weights, readings, write_adapter, write_model
 
     options = {"trust_remote_code": config.trust_remote_code}
@@ -123,7 +123,7 @@ def write(config: ExportConfig, source: Stored, origin: Provenance, kind: str, t
 
 
 def base_name(origin: Provenance) -> str | None:
-    """The hub name of the model that the adapter belongs to; None where that is another run's, or was made here."""
+    """Return the hub name of the model that the adapter belongs to; None where that is another run's, or was made here."""
     start = origin.chain[1] if len(origin.chain) == 2 else ""
     return start if hub_name(start) else None
 

@@ -23,6 +23,7 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
 
 import troupe.processes.starting  # noqa: F401 - before what takes long
 from troupe.config.program import program
+from troupe.config.verbs import Arguments, verb_parser
 from troupe.errors import ClusterError, ConfigError, TroupeError
 from troupe.ops.launching import Cluster, Jobs, env_file
 from troupe.project import ROOT
@@ -62,10 +63,9 @@ def submit(options: argparse.Namespace) -> int:
     if options.down_after_run and (options.address or options.detach):
         raise ConfigError("--down-after-run needs a cluster file and follows the job; leave --address and --detach out")
     names = list(env_file())
-    cluster = None if options.address else Cluster(options.cluster)
-    runs = options.runs or (cluster.runs if cluster else None)
+    runs = options.runs or (None if options.address else Cluster(options.cluster).runs)
     command = with_run_directory(options.command, runs)
-    with reached(cluster, options) as jobs:
+    with connected(options) as jobs:
         job = jobs.submit(command)
     print(f"job {job}: {' '.join(command)}", flush=True)
     if names:
@@ -73,8 +73,9 @@ def submit(options: argparse.Namespace) -> int:
     if options.detach:
         print(hints(job, options))
         return 0
-    status = follow(job, cluster, options)
-    if options.down_after_run and cluster is not None:
+    status = follow(job, options)
+    if options.down_after_run:
+        cluster = Cluster(options.cluster)
         if runs is not None and not options.no_fetch:
             bring_back(cluster, runs)
         cluster.stop(options.timeout)
@@ -82,7 +83,7 @@ def submit(options: argparse.Namespace) -> int:
 
 
 def with_run_directory(command: Sequence[str], runs: str | None) -> list[str]:
-    """The command; a training job that says nothing else writes to `runs`, since a job's own directory is temporary."""
+    """Return the command; a training job writes to `runs` unless it names a directory, since a job's own is temporary."""
     trains = any(Path(part).name.startswith("train_") and part.endswith(".py") for part in command)
     if not trains or any(part.startswith("run.directory=") for part in command):
         return list(command)
@@ -94,33 +95,30 @@ def with_run_directory(command: Sequence[str], runs: str | None) -> list[str]:
 
 
 def logs(options: argparse.Namespace) -> int:
-    """Show what a job has said, and go on until it ends."""
-    cluster = None if options.address else Cluster(options.cluster)
-    with reached(cluster, options) as jobs:
+    """Show the output of a job, and go on until it ends."""
+    with connected(options) as jobs:
         job = options.job or jobs.newest()
         jobs.status(job)
-    return follow(job, cluster, options)
+    return follow(job, options)
 
 
-def follow(job: str, cluster: Cluster | None, options: argparse.Namespace) -> int:
-    """Show the job's output to its end, over broken connections; the exit status that says how it ended."""
-    shown, broken = 0, 0
+def follow(job: str, options: argparse.Namespace) -> int:
+    """Show the job's output to its end, over broken connections; returns the exit status for how it ended."""
+    shown, broken, state = 0, 0, "RUNNING"
     try:
-        while True:
-            with reached(cluster, options) as jobs:
-                try:
-                    shown = jobs.follow(job, lambda piece: print(piece, end="", flush=True), shown=shown)
-                except ConnectionError as error:
-                    broken = broken + 1 if error.args[0] == shown else 1
-                    shown = error.args[0]
-                    if broken > RECONNECTIONS:
-                        raise ClusterError(
-                            f"the connection to the cluster breaks again and again; {hints(job, options)}"
-                        ) from None
-                    continue
-                state, message = jobs.status(job)
-            if state not in ("PENDING", "RUNNING"):
-                break
+        while state in ("PENDING", "RUNNING"):
+            before = shown
+            try:
+                with connected(options) as jobs:
+                    for piece in jobs.output(job, skip=shown):
+                        print(piece, end="", flush=True)
+                        shown += len(piece)
+                    state, message = jobs.status(job)
+            except (OSError, RuntimeError):
+                broken = broken + 1 if shown == before else 1
+                if broken > RECONNECTIONS:
+                    remedy = hints(job, options)
+                    raise ClusterError(f"the connection to the cluster breaks again and again; {remedy}") from None
     except KeyboardInterrupt:
         print(f"\nno longer followed; the job goes on. {hints(job, options)}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -137,8 +135,7 @@ def hints(job: str, options: argparse.Namespace) -> str:
 
 def stop(options: argparse.Namespace) -> int:
     """End a job; the cluster stays."""
-    cluster = None if options.address else Cluster(options.cluster)
-    with reached(cluster, options) as jobs:
+    with connected(options) as jobs:
         job = options.job or jobs.newest()
         print(f"job {job}: {jobs.stop(job, options.timeout)}")
     return 0
@@ -169,59 +166,46 @@ def down(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def reached(cluster: Cluster | None, options: argparse.Namespace) -> Iterator[Jobs]:
-    """The jobs of the cluster, or of the dashboard that --address names."""
-    if cluster is None:
+def connected(options: argparse.Namespace) -> Iterator[Jobs]:
+    """Reach the jobs of the cluster, or of the dashboard that --address names."""
+    if options.address:
         yield Jobs(options.address)
         return
-    with cluster.forwarded(options.connect_timeout) as url:
+    with Cluster(options.cluster).forwarded(options.connect_timeout) as url:
         yield Jobs(url)
 
 
+COMMON: Arguments = {
+    "--cluster": {"type": Path, "default": Path("cluster.yaml"), "help": "the file for `ray up` (cluster.yaml)"},
+    "--timeout": {"type": float, "default": 1800, "metavar": "S", "help": "seconds for starting, stopping (1800)"},
+    "--connect-timeout": {
+        "type": float,
+        "default": 60,
+        "metavar": "S",
+        "help": "seconds until the dashboard answers (60)",
+    },
+}
+ADDRESS = {"--address": {"metavar": "URL", "help": "a dashboard that is reachable already, instead of --cluster"}}
+RUNS = {"--runs": {"metavar": "DIRECTORY", "help": "where runs lie on the cluster (beside the project there)"}}
+JOB = {"job": {"nargs": "?", "help": "the job's id; the newest when left out"}}
+RUN = {"run": {"nargs": "?", "help": "name of the run; all of them when left out"}}
+SUBMIT = {
+    "--detach": {"action": "store_true", "help": "do not follow the job"},
+    "--down-after-run": {"action": "store_true", "help": "at the job's end fetch the runs and give the cluster back"},
+    "--no-fetch": {"action": "store_true", "help": "with --down-after-run: the runs are stored elsewhere already"},
+}
+VERBS = {
+    "up": (up, COMMON),
+    "submit": (submit, {**COMMON, **ADDRESS, **RUNS, **SUBMIT}),
+    "logs": (logs, {**COMMON, **ADDRESS, **JOB}),
+    "stop": (stop, {**COMMON, **ADDRESS, **JOB}),
+    "fetch": (fetch, {**COMMON, **RUNS, **RUN}),
+    "down": (down, COMMON),
+}
+
+
 def parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--cluster", type=Path, default=Path("cluster.yaml"), help="the file for `ray up` (cluster.yaml)"
-    )
-    common.add_argument(
-        "--timeout", type=float, default=1800, metavar="S", help="seconds for starting, stopping (1800)"
-    )
-    common.add_argument(
-        "--connect-timeout", type=float, default=60, metavar="S", help="seconds until the dashboard must answer (60)"
-    )
-    elsewhere = argparse.ArgumentParser(add_help=False)
-    elsewhere.add_argument(
-        "--address", metavar="URL", help="a dashboard that is reachable already, instead of --cluster"
-    )
-    place = argparse.ArgumentParser(add_help=False)
-    place.add_argument("--runs", metavar="DIRECTORY", help="where runs lie on the cluster (beside the project there)")
-    a_job = argparse.ArgumentParser(add_help=False)
-    a_job.add_argument("job", nargs="?", help="the job's id; the newest when left out")
-
-    whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = whole.add_subparsers(required=True, metavar="up|submit|logs|stop|fetch|down")
-
-    def verb(function, *parents):  # type: ignore[no-untyped-def]
-        added = verbs.add_parser(
-            function.__name__, parents=[common, *parents], help=function.__doc__, description=function.__doc__
-        )
-        added.set_defaults(function=function)
-        return added
-
-    verb(up)
-    start = verb(submit, elsewhere, place)
-    start.add_argument("--detach", action="store_true", help="do not follow the job")
-    start.add_argument(
-        "--down-after-run", action="store_true", help="when the job ends, fetch the runs and give the cluster back"
-    )
-    start.add_argument(
-        "--no-fetch", action="store_true", help="with --down-after-run: the runs are stored elsewhere already"
-    )
-    verb(logs, elsewhere, a_job)
-    verb(stop, elsewhere, a_job)
-    verb(fetch, place).add_argument("run", nargs="?", help="name of the run; all of them when left out")
-    verb(down)
-    return whole
+    return verb_parser(str(__doc__), VERBS)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -229,7 +213,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(own)
     options.command = list(arguments[len(own) + 1 :])
     try:
-        return int(options.function(options))
+        return int(options.call(options))
     except TroupeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -65,7 +65,7 @@ def prepare(config: PrepareConfig) -> None:
 
 
 def read(config: PrepareConfig) -> tuple[list[Item], Mapping[str, int]]:
-    """(items, what was left out by reason)."""
+    """Return (items, what was left out by reason)."""
     if config.data is None:
         dropped: Counter[str] = Counter()
         items = items_of_file(Path(str(config.file)), config.key, config.filters, dropped)
@@ -109,7 +109,7 @@ def statistics_of(name: str, part: Sequence[Item], tokenizer: Any) -> dict[str, 
 
 
 def origin_of(config: PrepareConfig, items: Sequence[Item]) -> dict[str, Any]:
-    """What decides the files: the recipe without its place, and the rows that were read."""
+    """Return what decides the files: the recipe without its place, and the rows that were read."""
     return {
         "config": config.model_dump(mode="json", exclude={"output"}),
         "inputs": {str(file): hashed(file) for file in input_files(config)},
@@ -118,7 +118,7 @@ def origin_of(config: PrepareConfig, items: Sequence[Item]) -> dict[str, Any]:
 
 
 def input_files(config: PrepareConfig) -> list[Path]:
-    """The local files that are read; a hub's rows and installed packages are known by `rows_sha256` alone."""
+    """Return the local files that are read; a hub's rows and installed packages are known by `rows_sha256` alone."""
     if config.data is None:
         return [Path(str(config.file))]
     named = [
@@ -156,7 +156,7 @@ def refuse_another_origin(path: Path, origin: Mapping[str, Any]) -> None:
 
 
 def load_with(config: PrepareConfig, parts: Mapping[str, Sequence[Item]]) -> dict[str, Any]:
-    """A data section that reads the files: the largest share trains, the next in the recipe's order is held out."""
+    """Return a data section that reads the files: the largest share trains, the next in the recipe's order is held out."""
     train = max(config.shares, key=lambda name: config.shares[name])
     heldout = next((name for name in config.shares if name != train), train)
     paths = {"path": f"{config.output}/{train}.jsonl", "heldout_path": f"{config.output}/{heldout}.jsonl"}

@@ -8,20 +8,19 @@ skipped. How to write one, and what runs again when: docs/pipelines.md.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a file: imports begin at the project, not in jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from omegaconf import OmegaConf
 
 from troupe.config.fields import flat_values
 from troupe.config.loader import dump_config
@@ -31,7 +30,7 @@ from troupe.config.yaml_text import read_yaml
 from troupe.errors import ConfigError, WorkerError
 from troupe.files import now, read_json, to_json, write_atomically
 from troupe.ops.dry_runs import DryRun, dry_runs
-from troupe.ops.pipeline import Decision, PipelineState, State, as_json, begun_again, decide, handover, without_inputs
+from troupe.ops.pipeline import Decision, PipelineState, State, begun_again, comparable, decide, handover
 from troupe.ops.pipeline_report import build_pipeline_report
 from troupe.processes.progress import duration
 from troupe.processes.stopping import Interrupted
@@ -58,26 +57,23 @@ class CheckedStage:
     path: Path
 
     def command(self, inputs: Mapping[str, Any], decision: Decision) -> list[str]:
-        place = (
-            [override("run.directory", str(self.path.parent)), override("run.name", self.name)]
-            if self.is_run
-            else [override("output", str(self.path))]
-        )
-        # What another recipe began is not continued; `never` moves it aside.
-        anew = ["run.resume=never"] if self.is_run and decision.action == "anew" else []
-        return [*self.begins, *(override(key, value) for key, value in inputs.items()), *place, *anew]
+        settings = {**inputs, "output": str(self.path)}
+        if self.is_run:
+            settings = {**inputs, "run.directory": str(self.path.parent), "run.name": self.name}
+            if decision.action == "anew":  # what another recipe began is not continued; `never` moves it aside
+                settings["run.resume"] = "never"
+        return [sys.executable, *self.begins, *overrides(settings)]
 
 
 def run_pipeline(config: PipelineConfig) -> None:
+    """Check all stages, then run those that are due one after the other."""
     config = with_secrets_named(config)
     checked = check_stages(config)
     with locked(config.path):
         config.path.mkdir(parents=True, exist_ok=True)
         write_atomically(config.path / "pipeline.yaml", dump_config(config))
         state = PipelineState(config)
-        decisions = plan(config, checked, state)
-        for line in plan_lines(config, decisions):
-            print(line, flush=True)
+        decisions = show_decisions(config, checked, state)
         try:
             for number, (name, decision) in enumerate(decisions.items(), start=1):
                 if decision.action != "skip":
@@ -91,22 +87,29 @@ def run_pipeline(config: PipelineConfig) -> None:
 
 
 def show_plan(config: PipelineConfig) -> None:
-    """What `--dry-run` prints: every stage is checked, nothing is started or written."""
+    """Print the decisions and command lines (`--dry-run`): every stage is checked, nothing is started or written."""
     config = with_secrets_named(config)
     checked = check_stages(config)
-    state = PipelineState(config)
-    decisions = plan(config, checked, state)
-    for line in plan_lines(config, decisions):
-        print(line)
-    for name, decision in decisions.items():
-        inputs = placeholders(config, checked[name].config) if decision.action != "skip" else {}
+    for name, decision in show_decisions(config, checked, PipelineState(config)).items():
         if decision.action != "skip":
-            print(f"\n# {name}\n{shlex.join(checked[name].command(inputs, decision))}")
+            stage = checked[name]
+            print(f"\n# {name}\n{shlex.join(stage.command(placeholders(config, stage.config), decision))}")
 
 
 def with_secrets_named(config: PipelineConfig) -> PipelineConfig:
-    """Secrets from the environment as `${oc.env:NAME}` again: they stay out of command lines, and the stages inherit them."""
+    """Write secrets of the environment as `${oc.env:NAME}` again: they stay out of command lines, and stages inherit them."""
     return PipelineConfig.model_validate(public_values(config))
+
+
+def show_decisions(
+    config: PipelineConfig, checked: Mapping[str, CheckedStage], state: PipelineState
+) -> dict[str, Decision]:
+    """Print what happens to each stage, and return it."""
+    decisions = plan(config, checked, state)
+    print(f"pipeline {config.name} in {config.path}")
+    for name, decision in decisions.items():
+        print(f"  {name:<20} {config.stages[name].job:<20} {decision.in_words()}", flush=True)
+    return decisions
 
 
 # -- checking --------------------------------------------------------------------------------------------------
@@ -118,9 +121,9 @@ def check_stages(config: PipelineConfig) -> dict[str, CheckedStage]:
     missing = [problem for name in names for problem in missing_files(config, name)]
     if missing:
         raise ConfigError("\n".join(missing))
-    asked = dry_runs([check_command(config, name) for name in names])
+    answers = dry_runs([check_command(config, name) for name in names])
     problems, checked = [], {}
-    for name, answer in zip(names, asked, strict=True):
+    for name, answer in zip(names, answers, strict=True):
         try:
             checked[name] = checked_stage(config, name, answer)
         except ConfigError as error:
@@ -131,98 +134,81 @@ def check_stages(config: PipelineConfig) -> dict[str, CheckedStage]:
 
 
 def missing_files(config: PipelineConfig, name: str) -> Iterator[str]:
+    """Yield a sentence for each file that a stage names and that is not there."""
     stage = config.stages[name]
-    if not job_file(config, stage.job).is_file():
-        known = ", ".join(sorted(file.stem for file in jobs_directory(config).glob("*.py")))
-        yield f"stages.{name}.job: there is no job {stage.job!r} in {jobs_directory(config)}; known there: {known}"
+    job = job_file(config, stage)
+    if not job.is_file():
+        known = ", ".join(sorted(file.stem for file in job.parent.glob("*.py")))
+        yield f"stages.{name}.job: there is no job {stage.job!r} in {job.parent}; known there: {known}"
     if stage.recipe is not None and not Path(stage.recipe).is_file():
         yield f"stages.{name}.recipe: there is no file {stage.recipe!r}; recipes are named from where the command is given"
 
 
-def jobs_directory(config: PipelineConfig) -> Path:
-    return JOBS if config.jobs is None else Path(config.jobs)
-
-
-def job_file(config: PipelineConfig, job: str) -> Path:
-    return jobs_directory(config) / f"{job}.py"
+def job_file(config: PipelineConfig, stage: StageConfig) -> Path:
+    return Path(config.jobs or JOBS, f"{stage.job}.py")
 
 
 def command_begins(config: PipelineConfig, stage: StageConfig) -> list[str]:
-    settings = [override(key, value) for key, value in stage.set.items()]
-    return [str(job_file(config, stage.job)), *([stage.recipe] if stage.recipe else []), *settings]
+    return [str(job_file(config, stage)), *([stage.recipe] if stage.recipe else []), *overrides(stage.set)]
 
 
 def check_command(config: PipelineConfig, name: str) -> list[str]:
-    """The stage's command with names in place of what earlier stages will hand over."""
+    """Return the stage's command with names in place of what earlier stages will hand over."""
     stage = config.stages[name]
-    inputs = [override(key, value) for key, value in placeholders(config, stage).items()]
-    return [*command_begins(config, stage), *inputs]
+    return [*command_begins(config, stage), *overrides(placeholders(config, stage))]
 
 
-def checked_stage(config: PipelineConfig, name: str, asked: DryRun) -> CheckedStage:
-    """A stage whose job has answered with its resolved recipe; ConfigError with the job's own sentence if it has not."""
+def checked_stage(config: PipelineConfig, name: str, answer: DryRun) -> CheckedStage:
+    """Return a stage whose job printed its resolved recipe; raises ConfigError with the job's own sentence if it did not."""
     stage = config.stages[name]
-    if asked.status:
-        raise ConfigError(f"the stage {name!r} ({stage.job}) cannot run: {sentence_of(asked.said)}")
-    recipe = resolved_recipe(name, stage, asked.printed)
-    return CheckedStage(
-        name=name,
-        config=stage,
-        begins=[sys.executable, *command_begins(config, stage)],
-        recipe=without_inputs(flat_values(recipe), stage.inputs),
-        is_run="run" in recipe,
-        path=config.path / name,
-    )
-
-
-def resolved_recipe(name: str, stage: StageConfig, printed: str) -> dict[str, Any]:
-    try:
-        recipe = OmegaConf.to_container(OmegaConf.create(printed), resolve=False)
-    except Exception:  # yaml's errors have no common base with omegaconf's
-        recipe = None
+    if answer.status:
+        raise ConfigError(f"the stage {name!r} ({stage.job}) cannot run: {sentence_of(answer.said)}")
+    recipe = None
+    with contextlib.suppress(ValueError):  # a job that prints something else than YAML
+        recipe = read_yaml(answer.printed)
     if not isinstance(recipe, dict) or not {"run", "output"} & set(recipe):
         raise ConfigError(
             f"the stage {name!r} cannot run: the job {stage.job!r} has neither a `run` section nor an `output`, "
             "so there is no telling where its results would lie"
         )
-    return {str(key): value for key, value in recipe.items()}
+    return CheckedStage(
+        name=name,
+        config=stage,
+        begins=command_begins(config, stage),
+        recipe=comparable(flat_values(recipe), stage.inputs),
+        is_run="run" in recipe,
+        path=config.path / name,
+    )
 
 
 def sentence_of(stderr: str) -> str:
-    """What a job said on its way out: its error, or the last line of a traceback."""
+    """Return the error of a job, or the last line of its traceback."""
     lines = [line for line in stderr.splitlines() if line.strip()]
-    begins = [index for index, line in enumerate(lines) if line.startswith("error: ")]
-    if begins:
-        return "\n".join(lines[begins[0] :]).removeprefix("error: ")
-    return lines[-1] if lines else "it said nothing"
+    begins = next((index for index, line in enumerate(lines) if line.startswith("error: ")), -1)
+    return "\n".join(lines[begins:]).removeprefix("error: ") or "it printed nothing"
 
 
 def placeholders(config: PipelineConfig, stage: StageConfig) -> dict[str, Any]:
-    """Inputs before they exist: the same names on every call, because recipes are compared from call to call."""
-
-    def path_of(reference: Reference) -> str:
-        return str(config.path / reference.stage / reference.inside)
-
-    return filled(stage, path_of)
+    """Return inputs before they exist: the same names on every call, because recipes are compared from call to call."""
+    return filled(stage, lambda reference: str(config.path / reference.stage / reference.inside))
 
 
 def filled(stage: StageConfig, path_of: Callable[[Reference], str]) -> dict[str, Any]:
-    """The inputs of a stage as settings; one that is written as a list stays a list."""
-    references = stage.references()
-    return {
-        key: [path_of(item) for item in references[key]] if isinstance(value, list) else path_of(references[key][0])
-        for key, value in stage.inputs.items()
-    }
+    """Return the inputs of a stage as settings; one that is written as a list stays a list."""
+    paths = {key: [path_of(reference) for reference in given] for key, given in stage.references().items()}
+    return {key: paths[key] if isinstance(value, list) else paths[key][0] for key, value in stage.inputs.items()}
+
+
+def overrides(settings: Mapping[str, Any]) -> list[str]:
+    return [override(key, value) for key, value in settings.items()]
 
 
 def override(key: str, value: Any) -> str:
-    """`key=value` that a job reads as exactly this value."""
+    """Write `key=value` so that a job reads exactly this value."""
     if isinstance(value, str) and not value.endswith((".yaml", ".yml")):
-        try:
+        with contextlib.suppress(ValueError):  # not YAML by itself, so it needs its quotes
             if read_yaml(value) == value:
                 return f"{key}={value}"
-        except ValueError:  # not YAML by itself, so it needs its quotes
-            pass
     return f"{key}={to_json(value)}"
 
 
@@ -230,17 +216,16 @@ def override(key: str, value: Any) -> str:
 
 
 def plan(config: PipelineConfig, checked: Mapping[str, CheckedStage], state: PipelineState) -> dict[str, Decision]:
-    """What happens to each selected stage; raises CheckpointError when one needs another that will not have run."""
+    """Decide what happens to each selected stage; raises CheckpointError when one needs another that will not have run."""
     decisions: dict[str, Decision] = {}
     for name in config.selected:
-        stage = checked[name]
-        remade = [needed for needed in stage.config.needs if needed in decisions and decisions[needed].action != "skip"]
-        present = resolved_inputs(stage.config, state, besides=remade)
+        stage = checked[name].config
+        remade = [needed for needed in stage.needs if needed in decisions and decisions[needed].action != "skip"]
+        present = resolved_inputs(stage, state, besides=remade)
         decisions[name] = decide(
-            name,
             state[name],
-            job=stage.config.job,
-            recipe=stage.recipe,
+            job=stage.job,
+            recipe=checked[name].recipe,
             inputs=None if remade else present,
             remade=remade,
             forced=name in config.force,
@@ -248,17 +233,13 @@ def plan(config: PipelineConfig, checked: Mapping[str, CheckedStage], state: Pip
     return decisions
 
 
-def resolved_inputs(stage: StageConfig, state: PipelineState, *, besides: list[str]) -> dict[str, list[dict[str, str]]]:
+def resolved_inputs(
+    stage: StageConfig, state: PipelineState, besides: Collection[str] = ()
+) -> dict[str, list[dict[str, str]]]:
     return {
         key: [state.resolve(reference) for reference in references if reference.stage not in besides]
         for key, references in stage.references().items()
     }
-
-
-def plan_lines(config: PipelineConfig, decisions: Mapping[str, Decision]) -> list[str]:
-    return [f"pipeline {config.name} in {config.path}"] + [
-        f"  {name:<20} {config.stages[name].job:<20} {decision.in_words()}" for name, decision in decisions.items()
-    ]
 
 
 # -- running ---------------------------------------------------------------------------------------------------
@@ -267,79 +248,67 @@ def plan_lines(config: PipelineConfig, decisions: Mapping[str, Decision]) -> lis
 def run_stage(stage: CheckedStage, decision: Decision, state: PipelineState) -> None:
     """Run one stage to its end and keep what it left.
 
-    Raises WorkerError with the end of its log when it fails, KeyboardInterrupt when it was stopped.
+    Raises WorkerError with the end of its log when it fails, Interrupted when it was stopped.
     """
-    inputs = resolved_inputs(stage.config, state, besides=[])
+    given = {"job": stage.config.job, "recipe": stage.recipe, "output": str(stage.path)}
+    inputs = resolved_inputs(stage.config, state)
     paths = filled(stage.config, lambda reference: state.resolve(reference)["path"])
-    record = begun_again(
-        state[stage.name],
-        decision,
-        job=stage.config.job,
-        recipe=as_json(stage.recipe),
-        inputs=inputs,
-        output=str(stage.path),
-    )
+    record = begun_again(state[stage.name], decision, **given, inputs=inputs)
     state.put(stage.name, record)
     report(stage.path.parent)
     command = stage.command(paths, decision)
     log_file = stage.path.with_name(f"{stage.name}.log")
     with open(log_file, "a" if decision.action == "resume" else "w", encoding="utf-8") as file:
         file.write(f"# {now()} {shlex.join(command)}\n")
-    begun = time.monotonic()
+    started = time.monotonic()
     ended = run_logged(command, log_file)
-    record = replace(record, seconds=record.seconds + time.monotonic() - begun)
     outcome, error = outcome_of(stage, ended)
-    left = str(handover(stage.path, is_run=stage.is_run)) if outcome == "finished" else None
     state.put(
         stage.name,
         replace(
             record,
             state=outcome,
-            handover=left,
+            seconds=record.seconds + time.monotonic() - started,
+            handover=str(handover(stage.path, is_run=stage.is_run)) if outcome == "finished" else None,
             error=error,
-            tail=list(ended.tail) if error else [],
+            tail=ended.tail if error else [],
         ),
     )
-    report(stage.path.parent)
-    if outcome == "failed":
+    if error:
         raise WorkerError(
             "\n".join([f"{error}; its log is {log_file} and ends:", *(f"  | {line}" for line in ended.tail)])
         )
-    if outcome == "stopped" or ended.interrupted or signal_of(ended.status):
-        pipeline = stage.path.parent / "pipeline.yaml"
+    number = interruption_of(ended)
+    if outcome == "stopped" or number:
+        command_on = f"python jobs/run_pipeline.py {stage.path.parent / 'pipeline.yaml'}"
         raise Interrupted(
-            signal_of(ended.status) or signal.SIGINT,
-            f"in the stage {stage.name}; the pipeline goes on with: python jobs/run_pipeline.py {pipeline}",
+            number or signal.SIGINT, f"in the stage {stage.name}; the pipeline goes on with: {command_on}"
         )
 
 
 def outcome_of(stage: CheckedStage, ended: Ended) -> tuple[State, str | None]:
-    """How a stage ended, and why in a sentence if it failed."""
-    said = (read_json(stage.path / "status.json") or {}).get("state") if stage.is_run else None
-    if ended.status and (ended.interrupted or signal_of(ended.status)):
-        return "finished" if said == "finished" else "stopped", None
-    if ended.status:
-        how = f"ended with status {ended.status}" if ended.status > 0 else f"was killed by {signal_name(-ended.status)}"
-        why = next((f": {line.removeprefix('error: ')}" for line in ended.tail if line.startswith("error: ")), "")
-        return "failed", f"the stage {stage.name!r} ({stage.config.job}) {how}{why}"
-    if not stage.is_run:
-        return "finished", None
-    if said in ("finished", "stopped"):
-        return said, None
-    return "failed", f"the stage {stage.name!r} ({stage.config.job}) ended, but its status.json says {said!r}"
+    """Return how a stage ended, and why in a sentence if it failed."""
+    state: Any = (read_json(stage.path / "status.json") or {}).get("state") if stage.is_run else "finished"
+    if ended.status and interruption_of(ended):
+        return "finished" if stage.is_run and state == "finished" else "stopped", None
+    if not ended.status and state in ("finished", "stopped"):
+        return state, None
+    if not ended.status:
+        how = f"ended, but its status.json says {state!r}"
+    elif ended.status > 0:
+        how = f"ended with status {ended.status}"
+    else:
+        how = f"was killed by signal {-ended.status} ({signal.strsignal(-ended.status)})"
+    why = next((f": {line.removeprefix('error: ')}" for line in ended.tail if line.startswith("error: ")), "")
+    return "failed", f"the stage {stage.name!r} ({stage.config.job}) {how}{why}"
 
 
-def signal_of(status: int) -> int | None:
-    """The signal by which a stage was interrupted, as its exit status or its death says; None where it was not."""
-    number = status - 128 if status > 0 else -status
-    return number if number in (signal.SIGINT, signal.SIGTERM) else None
-
-
-def signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+def interruption_of(ended: Ended) -> int | None:
+    """Return the signal by which a stage was interrupted: by its exit status, its death, or because we passed one on."""
+    number = ended.status - 128 if ended.status > 0 else -ended.status
+    if number in (signal.SIGINT, signal.SIGTERM):
+        return number
+    return signal.SIGINT if ended.interrupted else None
 
 
 def report(path: Path) -> None:
@@ -350,7 +319,7 @@ def report(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    # A pipeline's dry run asks every stage and prints their command lines, not its own recipe.
+    # A pipeline's dry run checks every stage and prints their command lines, not its own recipe.
     dry_run = "--dry-run" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--dry-run"]
     run_program(show_plan if dry_run else run_pipeline, PipelineConfig, "jobs/run_pipeline.py")

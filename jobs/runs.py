@@ -2,7 +2,7 @@
 
     python jobs/runs.py list [runs | runs/x | s3://bucket/prefix ...]
     python jobs/runs.py pull s3://bucket/prefix/x [--step best|latest|all|40 ...]      # into runs/x
-    python jobs/runs.py push runs/x [s3://bucket/prefix] [--step ...]                  # by default where run.storage says
+    python jobs/runs.py push runs/x [s3://bucket/prefix] [--step ...]                  # by default to run.storage.url
     python jobs/runs.py delete runs/x | s3://bucket/prefix/x [--step 40 | --keep 2] [--yes]
     python jobs/runs.py fork runs/x | s3://bucket/prefix/x NAME [--step best|latest|40] [section.field=value ...]
 
@@ -12,9 +12,10 @@ Credentials come from the environment or `.env`, as boto3 finds them; so does AW
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
 
 from troupe.config.program import program
 from troupe.config.run import StorageConfig, check_address
+from troupe.config.verbs import Arguments, verb_parser
 from troupe.disk import human_bytes
 from troupe.errors import ConfigError, StorageError
 from troupe.runs.backup import pull
@@ -47,18 +49,19 @@ def main(arguments: list[str]) -> None:
 
 
 def list_runs(given: argparse.Namespace) -> None:
-    """A line for each run at the places."""
+    """Show runs, their steps and sizes."""
+    found = [
+        run
+        for place in given.places
+        for run in (stored_runs(_bucket(place, given)) if _is_address(place) else local_runs(Path(place)))
+    ]
+    if not found:
+        places = ", ".join(given.places)
+        raise ConfigError(f"there are no runs in {places}; give a directory of runs, or s3://bucket/prefix")
     rows = [("run", "state", "step", "checkpoints", "size", "updated")]
-    for place in given.places:
-        found = stored_runs(_bucket(place, given)) if _is_address(place) else local_runs(Path(place))
-        rows += [
-            (one.place, one.state, one.progress, one.shown_checkpoints or "-", human_bytes(one.size), one.updated)
-            for one in found
-        ]
-    if len(rows) == 1:
-        raise ConfigError(
-            f"there are no runs in {', '.join(given.places)}; give a directory of runs, or s3://bucket/prefix"
-        )
+    for run in found:
+        steps = run.shown_checkpoints or "-"
+        rows.append((run.place, run.state, run.progress, steps, human_bytes(run.size), run.updated))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -68,7 +71,7 @@ def pull_run(given: argparse.Namespace) -> None:
     """Fetch a run, or steps of it into the directory that is here."""
     run = StoredRun(_bucket(given.source, given))
     manifests = run.manifests()
-    steps = _steps(run, given.step or ["latest", "best"], sorted(manifests))
+    steps = _steps(lambda one: run.choose(one, sorted(manifests)), given.step, manifests)
     path = Path(given.into) / run.bucket.prefix.rpartition("/")[2]
     with locked(path):
         if not path.exists():
@@ -83,7 +86,7 @@ def pull_run(given: argparse.Namespace) -> None:
 
 
 def push_run(given: argparse.Namespace) -> None:
-    """Store a run's files and checkpoints where its recipe says, or at the given address."""
+    """Store a run's files and checkpoints at its recipe's address, or at the given one."""
     path = Path(given.run)
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path} is no run directory (there is no config.yaml); give one, such as runs/quickstart")
@@ -97,7 +100,9 @@ def push_run(given: argparse.Namespace) -> None:
         if (begun := run.begun()) is not None and begun != begun_here(path) and run.manifests():
             raise StorageError(f"{run.bucket.address} holds another run than {path}; remove it, or push elsewhere")
         store = CheckpointStore(path / CHECKPOINTS)
-        steps = _local_steps(store, given.step or ["latest", "best"])
+        # The files are compared with the manifest when they are sent, so they need no check before.
+        choose = functools.partial(store.choose, check=lambda path: None)
+        steps = _steps(choose, given.step, store.steps()) if store.steps() or given.step else set()
         run.push({step: store.path(step) for step in steps}, run_files(path))
     print(f"{run.bucket.address} has step {', '.join(map(str, sorted(steps))) or 'none'} of {path}")
 
@@ -128,8 +133,10 @@ def delete(given: argparse.Namespace) -> None:
 
 
 def _doomed(given: argparse.Namespace, listed: Listed) -> set[int] | None:
-    """The steps to delete; None: the whole run."""
+    """Return the steps to delete; None: the whole run."""
     if given.keep is not None:
+        if given.step:
+            raise ConfigError("--step and --keep choose differently; give one of them")
         return set(listed.checkpoints) - listed.kept(given.keep)
     if not given.step:
         return None
@@ -184,20 +191,9 @@ def _bucket(url: str, given: argparse.Namespace, saved: StorageConfig | None = N
     return Bucket(url, endpoint_url=given.endpoint_url or saved.endpoint_url, region=given.region or saved.region)
 
 
-def _steps(run: StoredRun, wanted: Sequence[Wanted | All], steps: list[int]) -> set[int]:
-    return {step for one in wanted for step in (steps if one == "all" else [run.choose(one, steps)])}
-
-
-def _local_steps(store: CheckpointStore, wanted: Sequence[Wanted | All]) -> set[int]:
-    steps = store.steps()
-    best = store.best()
-    named = {"latest": steps[-1:], "best": steps[-1:] if best is None else [best], "all": steps}
-    found = {step for one in wanted for step in ([one] if isinstance(one, int) else named[one])}
-    if not found <= set(steps):
-        raise ConfigError(
-            f"{store.directory} has no complete checkpoint of step {min(found - set(steps))}; it has {', '.join(map(str, steps)) or 'none'}"
-        )
-    return found
+def _steps(choose: Callable[[Wanted], int], wanted: Sequence[Wanted | All] | None, steps: Iterable[int]) -> set[int]:
+    """Return the wanted ones of `steps`; `choose` raises for one that is not there."""
+    return {step for one in wanted or ("latest", "best") for step in (steps if one == "all" else [choose(one)])}
 
 
 def _step(text: str) -> int | str:
@@ -208,44 +204,43 @@ def _step(text: str) -> int | str:
     return int(text)
 
 
+STORE: Arguments = {
+    "--endpoint-url": {"help": "another store than Amazon's (AWS_ENDPOINT_URL)"},
+    "--region": {"help": "region of the bucket (AWS_REGION)"},
+}
+INTO: Arguments = {"--into": {"default": "runs", "help": "directory that holds the runs"}}
+STEPS: Arguments = {
+    "--step": {"nargs": "+", "type": _step, "help": "steps, best, latest or all; default: latest and best"}
+}
+LIST: Arguments = {"places": {"nargs": "*", "default": ["runs"], "help": "directories or s3://bucket/prefix"}}
+PULL: Arguments = {"source": {"help": "s3://bucket/prefix/run"}}
+PUSH: Arguments = {
+    "run": {"help": "run directory"},
+    "url": {"nargs": "?", "help": "s3://bucket/prefix that holds the runs; default: its run.storage.url"},
+}
+DELETE: Arguments = {
+    "run": {"help": "run directory or s3://bucket/prefix/run"},
+    "--step": {"nargs": "+", "type": int, "help": "only these checkpoints"},
+    "--keep": {"type": int, "help": "only the checkpoints that are neither the newest KEEP nor the best"},
+    "--yes": {"action": "store_true", "help": "do not ask"},
+}
+FORK: Arguments = {
+    "source": {"help": "run directory or s3://bucket/prefix/run"},
+    "name": {"help": "name of the new run"},
+    "overrides": {"nargs": "*", "help": "section.field=value that the new run has otherwise"},
+    "--step": {"type": _step, "default": "best", "help": "a step, best or latest"},
+}
+VERBS = {
+    "list": (list_runs, {**STORE, **LIST}),
+    "pull": (pull_run, {**STORE, **PULL, **STEPS, **INTO}),
+    "push": (push_run, {**STORE, **PUSH, **STEPS}),
+    "delete": (delete, {**STORE, **DELETE}),
+    "fork": (fork_run, {**STORE, **FORK, **INTO}),
+}
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python jobs/runs.py", description="Runs here and in an S3-compatible store.")
-    commands = top.add_subparsers(required=True, metavar="list|pull|push|delete|fork")
-
-    def command(name: str, call: object, said: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=said, description=said)
-        made.set_defaults(call=call)
-        made.add_argument("--endpoint-url", help="another store than Amazon's (AWS_ENDPOINT_URL)")
-        made.add_argument("--region", help="region of the bucket (AWS_REGION)")
-        return made
-
-    listing = command("list", list_runs, "show runs, their steps and sizes")
-    listing.add_argument("places", nargs="*", default=["runs"], help="directories or s3://bucket/prefix")
-
-    pulling = command("pull", pull_run, "fetch a run, or steps of it")
-    pulling.add_argument("source", help="s3://bucket/prefix/run")
-    pulling.add_argument("--step", nargs="+", type=_step, help="steps, best, latest or all; default: latest and best")
-    pulling.add_argument("--into", default="runs", help="directory that holds the runs")
-
-    pushing = command("push", push_run, "store a run, or steps of it")
-    pushing.add_argument("run", help="run directory")
-    pushing.add_argument("url", nargs="?", help="s3://bucket/prefix that holds the runs; default: its run.storage.url")
-    pushing.add_argument("--step", nargs="+", type=_step, help="steps, best, latest or all; default: latest and best")
-
-    deleting = command("delete", delete, "remove a run, or steps of it")
-    deleting.add_argument("run", help="run directory or s3://bucket/prefix/run")
-    what = deleting.add_mutually_exclusive_group()
-    what.add_argument("--step", nargs="+", type=int, help="only these checkpoints")
-    what.add_argument("--keep", type=int, help="only the checkpoints that are neither the newest KEEP nor the best")
-    deleting.add_argument("--yes", action="store_true", help="do not ask")
-
-    forking = command("fork", fork_run, "begin a new run at a step of another one")
-    forking.add_argument("source", help="run directory or s3://bucket/prefix/run")
-    forking.add_argument("name", help="name of the new run")
-    forking.add_argument("overrides", nargs="*", help="section.field=value that the new run has otherwise")
-    forking.add_argument("--step", type=_step, default="best", help="a step, best or latest")
-    forking.add_argument("--into", default="runs", help="directory that holds the runs")
-    return top
+    return verb_parser(str(__doc__), VERBS)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class ScoreConfig(Section):
 
 
 def read(config: ScoreConfig) -> tuple[Rewards, list[tuple[str, Row]], list[list[int]], list[Group]]:
-    """(rewards, rows with their places, row numbers of each group, groups): all that is read before anything is judged."""
+    """Return (rewards, rows with their places, row numbers of each group, groups), before anything is judged."""
     rewards = build_rewards(config.rewards)
     located = [(f"{config.file} line {number}", row) for number, row in read_rows(Path(config.file))]
     members = group_members([row for _, row in located], config.id_field)
@@ -70,7 +70,7 @@ def read(config: ScoreConfig) -> tuple[Rewards, list[tuple[str, Row]], list[list
 
 
 def rehearse(config: ScoreConfig) -> list[str]:
-    """What a dry run shows."""
+    """Return what a dry run shows."""
     rewards, located, _, groups = read(config)
     return [f"{len(located)} answers in {len(groups)} groups, judged by {', '.join(rewards.labels)}"]
 
@@ -93,7 +93,7 @@ def score(config: ScoreConfig) -> None:
 
 
 def group_members(rows: Sequence[Row], id_field: str | None) -> list[list[int]]:
-    """Row numbers of each group: rows of one id together, in the order of their first appearance."""
+    """Return the row numbers of each group: rows of one id together, in the order of their first appearance."""
     members: dict[object, list[int]] = {}
     for index, row in enumerate(rows):
         key = index if id_field is None else row.get(id_field, index)
@@ -120,7 +120,7 @@ def build_branch(row: Row, where: str, config: ScoreConfig) -> Branch:
 
 
 def summary(scores: Sequence[Score], labels: Sequence[str]) -> Table:
-    """A row per reward, unweighted, and one for the weighted sum."""
+    """Return a row per reward, unweighted, and one for the weighted sum."""
     table = Table("reward", *("count", "mean", "std", "min", "max", "missing"))
     for label in labels:
         table.add_row(
@@ -135,7 +135,7 @@ def summary(scores: Sequence[Score], labels: Sequence[str]) -> Table:
 
 
 def statistics_of(values: Sequence[float], *, num_answers: int) -> list[str]:
-    """count, mean, sample standard deviation, min, max, missing."""
+    """Return count, mean, sample standard deviation, min, max, missing."""
     missing = str(num_answers - len(values))
     if not values:
         return ["0", "-", "-", "-", "-", missing]

@@ -76,12 +76,12 @@ def serve(config: ServeConfig) -> None:
 
 
 def rehearse(config: ServeConfig) -> list[str]:
-    """What a dry run shows."""
+    """Return what a dry run shows."""
     return [f"{model.name}: {model.path}" for model in served_models(config)]
 
 
 def with_examples(model: Served) -> Served:
-    """With prompts of its run's held-out set, for the playground."""
+    """Add prompts of its run's held-out set, for the playground."""
     examples = run_examples(run_of(Path(model.path)))
     return replace(model, metadata={**model.metadata, "examples": examples})
 
@@ -102,7 +102,7 @@ def require_free_port(host: str, port: int) -> None:
 
 
 def api_key(config: ServeConfig) -> tuple[str | None, bool]:
-    """(bearer token or None, whether it was made here)."""
+    """Return (bearer token or None, whether it was made here)."""
     if not config.auth:
         return None, False
     given = os.environ.get(KEY, "")
@@ -117,7 +117,7 @@ def api_key(config: ServeConfig) -> tuple[str | None, bool]:
 
 
 def announce(config: ServeConfig, cards: list[dict[str, Any]], *, seconds: float, key: str | None) -> None:
-    """What is served, where, and how to call it."""
+    """Print what is served, where, and how to call it."""
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     url = f"http://{host}:{config.port}"
     print(f"\nready after {seconds:.0f} s at {url}/v1")

@@ -46,7 +46,7 @@ MOSTLY_CUT = 0.9
 
 
 def train(config: GRPOConfig) -> training.TrainingResult:
-    """Train a policy with GRPO, RLOO or PPO, as `config.algorithm` says; what the run left."""
+    """Train a policy with GRPO, RLOO or PPO, as `config.algorithm` states; what the run left."""
     config, prepared = prepare_models(config)
     with training.open_context(config, prepared, init_timeout_s=config.policy.init_timeout_s) as context:
         for attempt in training.attempts(context):
@@ -136,7 +136,9 @@ def finish(config: GRPOConfig, run: Run, roles: training.Roles, step: int, *, la
 
 
 def compute_logprobs(config: GRPOConfig, run: Run, roles: training.Roles, groups: Sequence[Group]) -> algorithms.Batch:
-    """The groups as a batch with the log-probabilities that learning compares: those before it, and the reference's."""
+    """Return the groups as a batch with the log-probabilities that learning compares: those before it, and the
+    reference's.
+    """
     temperature = config.rollout.temperature
     roles.generators.sleep()
     with run.timed("logprobs"):

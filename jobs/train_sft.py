@@ -5,6 +5,7 @@ python jobs/train_sft.py [recipe.yaml ...] [section.field=value ...]
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +15,13 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import troupe.processes.starting  # noqa: F401 - before what takes long
-from troupe.algorithms.advantage_stage import with_loss_weights
-from troupe.algorithms.objective import SupervisedObjective
-from troupe.algorithms.packing import Batch
+from troupe import algorithms, training
 from troupe.config.program import run_program
 from troupe.config.supervised import SFTConfig
 from troupe.errors import DataError
 from troupe.records import Group, Sample
 from troupe.training.examples import demonstration
-from troupe.training.supervised import SupervisedContext, SupervisedTask, prepare_task, train_supervised
+from troupe.training.task import SupervisedTask, prepare_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +35,10 @@ class SFTTask(SupervisedTask):
 
     def __init__(self, config: SFTConfig) -> None:
         self._config = config
-        self.objective = SupervisedObjective()
+
+    @functools.cached_property
+    def objective(self) -> algorithms.SupervisedObjective:
+        return algorithms.SupervisedObjective()
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Group | None:
         if not sample.fields.get("demonstration"):
@@ -48,20 +50,23 @@ class SFTTask(SupervisedTask):
         )
         return group if group.num_tokens <= self._config.max_length else None
 
-    def prepare(self, batch: Batch, groups: Sequence[Group], training: SupervisedContext) -> Batch:
-        return with_loss_weights(batch, "token_mean", prompt_weight=self._config.prompt_weight)
+    def prepare(
+        self, batch: algorithms.Batch, groups: Sequence[Group], supervised: training.SupervisedContext
+    ) -> algorithms.Batch:
+        return algorithms.with_loss_weights(batch, "token_mean", prompt_weight=self._config.prompt_weight)
 
-    def evaluate(self, training: SupervisedContext) -> dict[str, float]:
-        heldout = with_loss_weights(training.heldout, "token_mean")
-        return {"nll": training.model.evaluate_loss(heldout, self.objective)["sft/nll"]}
+    def evaluate(self, supervised: training.SupervisedContext) -> dict[str, float]:
+        heldout = algorithms.with_loss_weights(supervised.heldout, "token_mean")
+        return {"nll": supervised.model.evaluate_loss(heldout, self.objective)["sft/nll"]}
 
 
-def train_sft(config: SFTConfig) -> None:
-    train_supervised(config, SFTTask(config))
+def train_sft(config: SFTConfig) -> training.TrainingResult:
+    """Train; return what the run left."""
+    return training.train_supervised(config, SFTTask(config))
 
 
 def rehearse(config: SFTConfig) -> list[str]:
-    """What a dry run shows."""
+    """Describe what a dry run found."""
     return prepare_task(config, SFTTask(config)).lines()
 
 

@@ -53,7 +53,10 @@ class BaselineFile:
     """The baselines of one identity, in a file that grows."""
 
     def __init__(self, path: Path, identity: Identity) -> None:
-        """Read what the file has; a file that does not exist has nothing. Raises CheckpointError for one of another identity."""
+        """Read what the file has; a file that does not exist has nothing.
+
+        Raises CheckpointError for one of another identity.
+        """
         self.path, self.identity = path, identity
         self._known: dict[str, Baseline] = {}
         self._begun = path.is_file()
@@ -69,7 +72,7 @@ class BaselineFile:
         return sample_id in self._known
 
     def nll(self, sample_id: str, digest: str) -> float:
-        """The sample's mean NLL in nats. Raises CheckpointError where prompt or gold answer were others then."""
+        """Return the sample's mean NLL in nats. Raises CheckpointError where prompt or gold answer were others then."""
         baseline = self._known[sample_id]
         if baseline.digest != digest:
             raise CheckpointError(
@@ -79,7 +82,7 @@ class BaselineFile:
         return baseline.nll
 
     def perplexities(self) -> list[float]:
-        """exp(nll) of every baseline."""
+        """Return exp(nll) of every baseline."""
         return [math.exp(min(baseline.nll, MAX_NATS)) for baseline in self._known.values()]
 
     def require(self, sample_ids: Sequence[str]) -> None:
@@ -122,7 +125,7 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _read_jsonl(path: Path) -> tuple[Mapping[str, Any] | None, list[dict[str, Any]]]:
-    """(identity, rows); a line that a killed writer left unfinished is computed again."""
+    """Return (identity, rows); a line that a killed writer left unfinished is computed again."""
     lines = iter_lines(path)
     header = next(lines, {})
     return header.get(HEADER), [line for line in lines if set(COLUMNS) <= set(line)]
@@ -144,7 +147,7 @@ def _read_parquet(path: Path) -> tuple[Mapping[str, Any] | None, list[dict[str, 
 
 
 def _write_parquet(path: Path, identity: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
-    """The whole file anew: its format has no appending. pyarrow is a part of `datasets`."""
+    """Write the whole file anew: its format has no appending. pyarrow is a part of `datasets`."""
     import pyarrow
     from pyarrow import parquet
 

@@ -21,7 +21,10 @@ __all__ = ["Rewards", "build_rewards"]
 
 
 def build_rewards(configs: Sequence[RewardConfig]) -> Rewards:
-    """The weighted sum of the configured rewards; ConfigError for names, imports and arguments that are wrong."""
+    """Return the weighted sum of the configured rewards.
+
+    ConfigError for names, imports and arguments that are wrong.
+    """
     if not configs:
         raise ConfigError("rewards: name at least one function, such as {fn: math_answer}")
     label, count = Counter(config.label for config in configs).most_common(1)[0]
@@ -71,12 +74,12 @@ class Rewards:
         return counted | {f"{label}/missing": count for label, count in self.missing.items()}
 
     async def score(self, group: Group) -> list[Score]:
-        """One score per branch; rewards that wait (async, or with a time limit) wait at the same time."""
+        """Return one score per branch; rewards that wait (async, or with a time limit) wait at the same time."""
         columns = await asyncio.gather(*(judge(reward, group.sample, group.branches) for reward in self._rewards))
         return [self._sum(scores) for scores in zip(*columns, strict=True)]
 
     async def score_all(self, groups: Sequence[Group], max_concurrency: int) -> list[list[Score]]:
-        """The scores of every group, at most `max_concurrency` groups at a time."""
+        """Return the scores of every group, at most `max_concurrency` groups at a time."""
         slots = asyncio.Semaphore(max_concurrency)
 
         async def one(group: Group) -> list[Score]:

@@ -1,6 +1,6 @@
 """One reward called on the branches of a group: awaited or run aside, timed, tried again, its result checked.
 
-A call that runs out of time is a missing judgement, and the log says so. An exception, or a number that is none, is
+A call that runs out of time is a missing judgement and in the log. An exception, or a number that is none, is
 a bug of the reward: it stops the run and names the sample and the answer it happened on.
 """
 
@@ -31,7 +31,7 @@ MISSING = Score(value=None)
 
 
 async def judge(reward: Reward, sample: Sample, branches: Sequence[Branch]) -> list[Score]:
-    """One score per branch; where the reward did not answer in time, its value is None."""
+    """Return one score per branch; where the reward did not answer in time, its value is None."""
     if reward.per_group:
         results, calls = await _result(reward, sample, branches)
         if results is MISSING:
@@ -50,7 +50,10 @@ async def judge(reward: Reward, sample: Sample, branches: Sequence[Branch]) -> l
 
 
 async def _result(reward: Reward, sample: Sample, judged: Branch | Sequence[Branch]) -> tuple[Any, list[JudgeCall]]:
-    """What the function returned, or MISSING once every attempt ran out of time; and the requests that it made."""
+    """Return what the function returned, or MISSING once every attempt ran out of time.
+
+    And the requests that it made.
+    """
     with collected_calls() as calls:
         return await _attempts(reward, sample, judged), calls
 
@@ -78,7 +81,10 @@ async def _attempts(reward: Reward, sample: Sample, judged: Branch | Sequence[Br
 
 
 async def _call(reward: Reward, sample: Sample, judged: Branch | Sequence[Branch]) -> Any:
-    """Plain functions run right here, which is cheapest; one with a time limit runs aside, or the limit could not fire."""
+    """Call a plain function right here, which is cheapest.
+
+    One with a time limit runs aside, or the limit could not fire.
+    """
     if reward.is_async or reward.config.timeout_s is None:
         result = reward.call(sample, judged)
     else:
@@ -130,6 +136,6 @@ def _error(reward: Reward, sample: Sample, judged: Branch | Sequence[Branch], wh
 
 
 def _place(error: Exception) -> str:
-    """Where it was raised, for example `rewards.py line 12`; the sentence is all that a user sees."""
+    """Return where it was raised, for example `rewards.py line 12`; the sentence is all that a user sees."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{Path(frame.filename).name} line {frame.lineno}"

@@ -1,7 +1,8 @@
 """Questions to an OpenAI-compatible chat endpoint: limited in number, retried, waited for, remembered on disk.
 
-The judges in `troupe.rewards.remote` and `troupe.rewards.judge_qa` say what to ask and how to read the reply; everything that can go
-wrong in between is here. An endpoint lives on one background thread, so connections, limits and counters outlast the caller's event loop.
+The judges in `troupe.rewards.remote` and `troupe.rewards.judge_qa` decide what is in a question and read the reply. The
+openai client sends a request; waiting is ours, because its retries are counted and a judge's patience is a time that all
+questions share. An endpoint lives on one background thread, so connections and limits outlast the caller's event loop.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import math
 import os
 import random
 import re
+import ssl
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -36,9 +38,7 @@ from troupe.rewards.outage import Outage
 from troupe.secrets import public_text
 
 if TYPE_CHECKING:
-    import ssl
-
-    import httpx
+    import openai
 
 __all__ = ["ChatEndpoint", "EndpointConfig", "Judgement", "parse_retry_after", "spent"]
 
@@ -62,7 +62,7 @@ class Judgement(Generic[T]):
 
     value: T | None
     cached: bool = False
-    """Whether it was on disk, or being asked already, and cost nothing."""
+    """Whether it was on disk, or another caller's question already, and cost nothing."""
     retries: int = 0
     tokens: int = 0
     """As the endpoint counts them, prompt and reply."""
@@ -71,41 +71,23 @@ class Judgement(Generic[T]):
 
 
 def spent(judgements: Sequence[Judgement[Any]], *, priced: bool = False) -> dict[str, float]:
-    """The parts of a score that say what its judgements took: the share that was cached, and sums of the rest."""
-    parts = {
-        "cached": sum(judgement.cached for judgement in judgements) / max(1, len(judgements)),
-        "retries": float(sum(judgement.retries for judgement in judgements)),
-        "tokens": float(sum(judgement.tokens for judgement in judgements)),
-    }
-    return {**parts, "cost": sum(judgement.cost for judgement in judgements)} if priced else parts
+    """Return the parts of a score that its judgements took: the share that was cached, and sums of the rest."""
+    summed = ("retries", "tokens", "cost") if priced else ("retries", "tokens")
+    sums = {name: float(sum(getattr(judgement, name) for judgement in judgements)) for name in summed}
+    return {"cached": sum(judgement.cached for judgement in judgements) / max(1, len(judgements)), **sums}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Reply:
-    """The endpoint's answer; text None: there is none to be had."""
+class _Attempt:
+    """One request: its call with the reply, or why it may succeed later; neither: no reply will come."""
 
-    text: str | None
-    finish_reason: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    retries: int = 0
-    cost: float = 0.0
-
-    @property
-    def tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Failure:
-    """A request that may succeed later."""
-
-    reason: str
+    call: JudgeCall
+    failure: str | None = None
     retry_after_s: float = 0.0
 
 
 class ChatEndpoint:
-    """Asks, and has the replies read.
+    """A chat endpoint with its limits, its cache and its counters.
 
     ValueError for a config that cannot work; `counters` holds requests, retries, cached, unreadable, missing, tokens, and
     cost where there are prices.
@@ -124,10 +106,10 @@ class ChatEndpoint:
         self._asking: dict[str, asyncio.Task[Judgement[Any]]] = {}
 
     async def ask(self, messages: Sequence[Message], read: Callable[[str], T | None]) -> Judgement[T]:
-        """The judgement, read from the reply with `read`, which returns None for what it cannot read.
+        """Return the judgement, read from the reply with `read`, which returns None for what it cannot read.
 
         RewardError when the endpoint refuses for good or the budget is used up. May be called from any event loop. A
-        question has one way of being read: whoever asks it a second time meanwhile gets what the first one read.
+        question has one way of being read: a second caller meanwhile gets what the first one read.
         """
         return await asyncio.wrap_future(on_judges_thread(self._ask(messages, read)))
 
@@ -139,48 +121,47 @@ class ChatEndpoint:
         key = hashlib.sha256(question.encode()).hexdigest()
         joined = key in self._asking
         if not joined:
-            task = self._asking[key] = asyncio.create_task(self._judge(key, body, read))
-            task.add_done_callback(lambda done: self._asked(key, done))
-        # Shielded: an answer that nobody waits for any more is paid for all the same, and goes into the cache.
+            self._asking[key] = asyncio.create_task(self._judge(key, body, read))
+            self._asking[key].add_done_callback(functools.partial(self._forget, key))
+        # An answer that no caller waits for any more is paid for all the same, and goes into the cache.
         judgement = await asyncio.shield(self._asking[key])
-        if joined and judgement.value is not None:
-            self.counters["cached"] += 1
-            return Judgement(value=judgement.value, cached=True)
-        return judgement
+        return self._cached(judgement.value) if joined and judgement.value is not None else judgement
 
-    def _asked(self, key: str, done: asyncio.Task[Judgement[Any]]) -> None:
+    def _forget(self, key: str, done: asyncio.Task[Judgement[Any]]) -> None:
         del self._asking[key]
         if not done.cancelled():
-            done.exception()  # the askers have it; here it only counts as seen
+            done.exception()  # the callers have it; here it only counts as seen
+
+    def _cached(self, value: T) -> Judgement[T]:
+        self.counters["cached"] += 1
+        return Judgement(value=value, cached=True)
 
     async def _judge(self, key: str, body: Mapping[str, Any], read: Callable[[str], T | None]) -> Judgement[T]:
         known = None if self._cache is None else await asyncio.to_thread(self._cache.get, key)
         value = None if known is None else read(known)
         if value is not None:
-            self.counters["cached"] += 1
-            return Judgement(value=value, cached=True)
-        taken: Judgement[T] = Judgement(value=None)
+            return self._cached(value)
+        retries, calls = 0, []
         for _ in range(READ_ATTEMPTS):
-            reply = await self._reply(body)
-            taken = Judgement(
-                value=None if reply.text is None else read(reply.text),
-                retries=taken.retries + reply.retries,
-                tokens=taken.tokens + reply.tokens,
-                cost=taken.cost + reply.cost,
-            )
-            if reply.text is None:
+            call, more = await self._reply(body)
+            retries += more
+            if call is None or call.text is None:
                 break
-            if taken.value is not None:
+            calls.append(call)
+            value = read(call.text)
+            if value is not None:
                 if self._cache is not None:
-                    await asyncio.to_thread(self._cache.put, key, reply.text, model=self._config.model)
-                return taken
+                    await asyncio.to_thread(self._cache.put, key, call.text, model=self._config.model)
+                break
             self.counters["unreadable"] += 1
-            log.warning("the judge at %s said what cannot be read: %r", self._url, reply.text[-200:])
-        self.counters["missing"] += 1
-        return taken
+            log.warning("the judge at %s said what cannot be read: %r", self._url, call.text[-200:])
+        if value is None:
+            self.counters["missing"] += 1
+        tokens, cost = sum(map(_tokens, calls)), sum(map(self._cost, calls))
+        return Judgement(value=value, retries=retries, tokens=tokens, cost=cost)
 
-    async def _reply(self, body: Mapping[str, Any]) -> _Reply:
-        """Asks until there is an answer or the patience is over."""
+    async def _reply(self, body: Mapping[str, Any]) -> tuple[JudgeCall | None, int]:
+        """Ask until there is an answer or the patience is over, and return the answer and how often that was repeated."""
         asked = time.monotonic()
         first_failure = math.inf
         for retries in itertools.count():
@@ -188,155 +169,148 @@ class ChatEndpoint:
             async with self._probe if self._outage.is_given_up() else self._slots:
                 if self._outage.is_given_up() and self._outage.last_failure > asked:
                     break
-                outcome = await self._attempt(body)
-            if isinstance(outcome, _Reply):
+                attempt = await self._attempt(body)
+            if attempt.failure is None:
                 self._outage.end()
-                return replace(outcome, retries=retries)
-            self._outage.note(outcome.reason)
+                return attempt.call, retries
+            self._outage.note(attempt.failure)
             first_failure = min(first_failure, self._outage.last_failure)
-            pause = max(outcome.retry_after_s, self._backoff(retries))
+            # Exponential with jitter, so that many processes do not come back at the same moment.
+            backoff = min(MAX_PAUSE_S, self._config.backoff_s * 2.0 ** min(retries, 32)) * random.uniform(0.5, 1)
+            pause = max(attempt.retry_after_s, backoff)
             if not self._outage.may_wait(pause, since=first_failure):
                 break
             self.counters["retries"] += 1
             await asyncio.sleep(pause)
-        return _Reply(text=None, retries=retries)
+        return None, retries
 
-    def _backoff(self, retries: int) -> float:
-        """Exponential with jitter, so that many processes do not come back at the same moment."""
-        return min(MAX_PAUSE_S, self._config.backoff_s * 2.0 ** min(retries, 32)) * random.uniform(0.5, 1)
-
-    async def _attempt(self, body: Mapping[str, Any]) -> _Reply | _Failure:
-        import httpx  # a third of a second of import that other rewards do not need
-
+    async def _attempt(self, body: Mapping[str, Any]) -> _Attempt:
+        """Send one request; RewardError where the endpoint refuses for good or the budget is used up."""
         self._require_budget()
         self.counters["requests"] += 1
-        client = self._client  # making it reads certificates, which is not the judge's time
+        call, response = await self._request(body)
+        note_call(call)
+        if response is None:
+            return _Attempt(call=call, failure=str(call.status))
+        if response.is_success:
+            self.counters["tokens"] += _tokens(call)
+            if self.is_priced:
+                self.counters["cost"] += self._cost(call)
+            return _Attempt(call=call)
+        excerpt = " ".join(public_text(response.text).split())[:200] or "no explanation"
+        said = f"{response.status_code} {response.reason_phrase}: {excerpt}"
+        if response.status_code in TRANSIENT or response.status_code >= 500:
+            retry_after_s = parse_retry_after(response.headers.get("retry-after"))
+            return _Attempt(call=call, failure=said, retry_after_s=retry_after_s)
+        if response.status_code in (400, 413, 422) and TOO_LONG.search(response.text):
+            log.warning("an answer is too long for the judge at %s (%s); its judgement is missing", self._url, said)
+            return _Attempt(call=call)
+        raise RewardError(f"the judge at {self._url} answered {said}; {self._remedy(response.status_code)}")
+
+    async def _request(self, body: Mapping[str, Any]) -> tuple[JudgeCall, Any]:
+        """Return the call, for the log of calls, and its response; None where the request got none."""
+        import httpx2
+        import openai  # seconds of import that other rewards do not need
+
+        turns = [Message(role=turn["role"], content=public_text(turn["content"])) for turn in body["messages"]]
+        client, response, trouble = self._client, None, ""  # making a client reads certificates: not the judge's time
         requested_at, started = time.time(), time.monotonic()
+        headers = {"Authorization": openai.Omit()} if self._config.api_key_env is None else {}
+        options = {"headers": {"Content-Type": "application/json", **headers}}
         try:
             async with asyncio.timeout(self._config.timeout_s):
                 # ASCII with escapes, which also carries the half characters that a model may leave in a text.
-                response = await client.post(self._url, content=json.dumps(body), headers=self._headers())
+                content = json.dumps(body).encode()
+                path, form = "/chat/completions", httpx2.Response
+                response = await client.post(path, content=content, cast_to=form, options=options)
         except TimeoutError:
-            reason = f"no answer within {self._config.timeout_s:g} s"
-            self._note(body, reason, requested_at, started)
-            return _Failure(reason=reason)
-        except httpx.RequestError as error:
-            reason = f"{type(error).__name__}: {error}"
-            self._note(body, reason, requested_at, started)
-            return _Failure(reason=reason)
-        if response.is_success:
-            reply = _content(response)
-            cost = self._config.budget.cost(reply.prompt_tokens, reply.completion_tokens)
-            # Masked at once: it goes into the cache, into data and into logs, also of other processes.
-            reply = replace(reply, cost=cost, text=None if reply.text is None else public_text(reply.text))
-            self._note(body, response.status_code, requested_at, started, reply)
-            self.counters["tokens"] += reply.tokens
-            if self.is_priced:
-                self.counters["cost"] += reply.cost
-            return reply
-        self._note(body, response.status_code, requested_at, started)
-        said = f"{response.status_code} {response.reason_phrase}: {_excerpt(public_text(response.text))}"
-        if response.status_code in TRANSIENT or response.status_code >= 500:
-            return _Failure(reason=said, retry_after_s=parse_retry_after(response.headers.get("retry-after")))
-        if response.status_code in (400, 413, 422) and TOO_LONG.search(response.text):
-            log.warning("an answer is too long for the judge at %s (%s); its judgement is missing", self._url, said)
-            return _Reply(text=None)
-        raise RewardError(f"the judge at {self._url} answered {said}; {self._remedy(response.status_code)}")
+            trouble = f"no answer within {self._config.timeout_s:g} s"
+        except openai.APIStatusError as error:
+            response = error.response
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            trouble = public_text(f"{type(cause).__name__}: {cause}")
+        call = JudgeCall(
+            host=urlsplit(self._url).netloc,
+            model=self._config.model,
+            messages=turns,
+            status=trouble if response is None else response.status_code,
+            requested_at=requested_at,
+            latency_s=time.monotonic() - started,
+        )
+        return (_with_reply(call, response) if response is not None and response.is_success else call), response
+
+    @functools.cached_property
+    def _client(self) -> openai.AsyncOpenAI:
+        import httpx2
+        import openai
+
+        limits = httpx2.Limits(max_connections=self._config.max_concurrency + 1)  # one more for the probe
+        return openai.AsyncOpenAI(
+            api_key=self._key,
+            base_url=self._config.base_url,
+            max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(limits=limits, timeout=None, verify=_certificates()),
+        )
+
+    async def _key(self) -> str:
+        """Read the key for each request; it is kept nowhere."""
+        return os.environ.get(self._config.api_key_env or "", "").strip() or "none"
+
+    def _cost(self, call: JudgeCall) -> float:
+        return self._config.budget.cost(call.prompt_tokens, call.completion_tokens)
 
     def _require_budget(self) -> None:
-        """RewardError where the budget is used up. Requests in flight may still exceed it by what they cost."""
-        budget = self._config.budget
-        for name, limit in (
-            ("requests", budget.max_requests),
-            ("tokens", budget.max_tokens),
-            ("cost", budget.max_cost),
-        ):
+        """Raise RewardError where the budget is used up. Requests in flight may still exceed it by what they cost."""
+        for name in ("requests", "tokens", "cost"):
+            limit = getattr(self._config.budget, f"max_{name}")
             if limit is not None and self.counters[name] >= limit:
                 raise RewardError(
                     f"the judge at {self._url} has used up its budget: {name} {self.counters[name]:g} of budget.max_{name} "
                     f"{limit:g}; raise it and resume: what was answered is in the cache"
                 )
 
-    def _note(
-        self,
-        body: Mapping[str, Any],
-        status: int | str,
-        requested_at: float,
-        started: float,
-        reply: _Reply | None = None,
-    ) -> None:
-        known = _Reply(text=None) if reply is None else reply
-        note_call(
-            JudgeCall(
-                host=urlsplit(self._url).netloc,
-                model=self._config.model,
-                messages=[
-                    Message(role=turn["role"], content=public_text(turn["content"])) for turn in body["messages"]
-                ],
-                status=status if isinstance(status, int) else public_text(status),
-                requested_at=requested_at,
-                latency_s=time.monotonic() - started,
-                text=known.text,
-                finish_reason=known.finish_reason,
-                prompt_tokens=known.prompt_tokens,
-                completion_tokens=known.completion_tokens,
-            )
-        )
-
-    @functools.cached_property
-    def _client(self) -> httpx.AsyncClient:
-        import httpx
-
-        limits = httpx.Limits(max_connections=self._config.max_concurrency + 1)  # one more for the probe
-        return httpx.AsyncClient(timeout=None, limits=limits, verify=_certificates())
-
-    def _headers(self) -> dict[str, str]:
-        key = {"Authorization": f"Bearer {self._key()}"} if self._config.api_key_env is not None else {}
-        return {"Content-Type": "application/json", **key}
-
-    def _key(self) -> str:
-        """Read for each request and kept nowhere."""
-        return os.environ.get(self._config.api_key_env or "", "").strip()
-
     def _remedy(self, status: int) -> str:
         variable = self._config.api_key_env
-        key = f"the key in the environment variable {variable}" if variable else "no key was sent (api_key_env is null)"
-        if status in (401, 403):
-            return f"check {key}, and whether it may use {self._config.model}" if variable else f"{key}"
-        return f"check base_url, model ({self._config.model}) and options; {key if variable is None else f'{key} was sent'}"
+        if variable is None:
+            key = sent = "no key was sent (api_key_env is null)"
+        else:
+            key = f"the key in the environment variable {variable}"
+            key, sent = f"check {key}, and whether it may use {self._config.model}", f"{key} was sent"
+        return key if status in (401, 403) else f"check base_url, model ({self._config.model}) and options; {sent}"
 
 
 @functools.cache
 def _certificates() -> ssl.SSLContext:
-    import httpx
-
-    return httpx.create_ssl_context()  # reading them takes a good part of a second on a busy machine; once is enough
+    return ssl.create_default_context()  # reading them takes a good part of a second on a busy machine; once is enough
 
 
-def _content(response: httpx.Response) -> _Reply:
-    """The reply and its tokens; the empty text where the answer has another form."""
+def _tokens(call: JudgeCall) -> int:
+    return call.prompt_tokens + call.completion_tokens
+
+
+def _with_reply(call: JudgeCall, response: Any) -> JudgeCall:
+    """Return the call with the reply and its tokens; with the empty text where the answer has another form."""
     try:
         answer = response.json()
         choice = answer["choices"][0]
         text, usage = choice["message"]["content"], answer.get("usage") or {}
         total, completion = usage.get("total_tokens"), usage.get("completion_tokens")
     except (ValueError, LookupError, TypeError, AttributeError):
-        return _Reply(text="")
+        return replace(call, text="")
     completion = completion if isinstance(completion, int) else 0
-    return _Reply(
-        text=text if isinstance(text, str) else "",
+    return replace(
+        call,
+        # Masked at once: it goes into the cache, into data and into logs, also of other processes.
+        text=public_text(text) if isinstance(text, str) else "",
         finish_reason=str(reason) if (reason := choice.get("finish_reason")) else None,
         prompt_tokens=max(0, total - completion) if isinstance(total, int) else 0,
         completion_tokens=completion,
     )
 
 
-def _excerpt(text: str) -> str:
-    return " ".join(text.split())[:200] or "no explanation"
-
-
 def parse_retry_after(header: str | None) -> float:
-    """Seconds, from a number of seconds or a date; 0 for anything else."""
+    """Return seconds, from a number of seconds or a date; 0 for anything else."""
     try:
         seconds = float(header or 0)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a recipe says of a chat endpoint, and what can be wrong with it: address, key, limits, budget.
+"""The settings of a chat endpoint, and what can be wrong with them: address, key, limits, budget.
 
 Everything here is checked before anything starts. Sentences about addresses and keys repeat neither, because either
 may hold a secret. How an endpoint is asked is `troupe.rewards.chat_endpoint`'s.
@@ -48,7 +48,7 @@ class BudgetConfig(Section):
         return self.prompt_price > 0 or self.completion_price > 0
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """What so many tokens cost.
+        """Return what so many tokens cost.
 
         >>> BudgetConfig(prompt_price=0.5, completion_price=2).cost(2_000_000, 500_000)
         2.0
@@ -82,7 +82,7 @@ class EndpointConfig(Section):
 
 
 def check_endpoint(config: EndpointConfig) -> None:
-    """What can be wrong with an address or a key; the sentences repeat neither, because they may hold a secret."""
+    """Raise ValueError for a wrong address or key; the sentences repeat neither, because they may hold a secret."""
     url = urlsplit(config.base_url)
     if url.scheme not in ("http", "https") or not url.hostname or url.port == 0 or url.query or url.fragment:
         raise ValueError("argument base_url: it must be http(s)://host/path up to /chat/completions, without a query")

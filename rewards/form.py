@@ -18,7 +18,7 @@ Unit = Literal["tokens", "words", "chars"]
 def regex_format(
     sample: Sample, branch: Branch, *, pattern: re.Pattern[str], match: Literal["full", "search"] = "full"
 ) -> float:
-    """1 if the whole answer matches `pattern` (match: full), or some part of it does (match: search), else 0.
+    """Return 1 if the whole answer matches `pattern` (match: full), or some part of it does (match: search), else 0.
 
     Flags stand in the pattern: `(?s)` lets a dot match line ends.
 
@@ -64,7 +64,7 @@ class Length:
 
 
 def size_of(branch: Branch, unit: Unit) -> int:
-    """The answer's length; ValueError for tokens of an answer that is known as text only."""
+    """Return the answer's length; ValueError for tokens of an answer that is known as text only."""
     if unit == "tokens":
         if branch.text and not branch.token_ids:
             raise ValueError("the answer is known as text only, without its tokens; set unit: words or chars")

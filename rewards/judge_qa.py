@@ -1,8 +1,8 @@
 """How many questions about a document its summary answers: a judge answers from the summary alone and is compared with
 the gold answers.
 
-The sample carries the document and its questions; `troupe/data/repliqa.py` and `troupe/data/documents.py` make such samples. Who
-judges is `troupe.rewards.qa_judges`'s: a model behind an endpoint, or rules.
+The sample carries the document and its questions; `troupe/data/repliqa.py` and `troupe/data/documents.py` make such samples. The
+judges are in `troupe.rewards.qa_judges`: a model behind an endpoint, or rules.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class JudgeQA:
         return Score(value=correct / len(task.questions) if self._as_fraction else float(correct), parts=parts)
 
     def _task(self, sample: Sample) -> Task:
-        """The document and the questions that count; ValueError where the sample has none."""
+        """Return the document and the questions that count; ValueError where the sample has none."""
         document, rows = sample.fields.get("document"), sample.fields.get("questions")
         if not isinstance(document, str) or not document.strip() or not isinstance(rows, Sequence) or not rows:
             raise ValueError(
@@ -142,16 +142,16 @@ class JudgeQA:
         return too_long or (self._unwanted is not None and self._unwanted.search(branch.text) is not None)
 
     async def _side(self, text: str, task: Task) -> Side:
-        """The verdicts on a text. One without words answers nothing, and nobody has to be asked that."""
+        """Return the verdicts on a text; one without words answers nothing, which needs no question to the judge."""
         if not text.strip():
             return Side(verdicts=[Verdict(value=int(not question.answerable)) for question in task.questions])
         asked = (self._judge.is_answered(text, question, task.document) for question in task.questions)
         return Side(verdicts=await asyncio.gather(*asked))
 
     async def _full(self, sample_id: str, task: Task) -> tuple[Side, list[Judgement[Any]]]:
-        """The verdicts on the whole document, and what they took, which is told to the first who asks.
+        """Return the verdicts on the whole document and, to the first caller, what they took.
 
-        Whoever asks meanwhile waits for the same verdicts. Only missing ones, and failures, are asked for again.
+        Callers meanwhile wait for the same verdicts. Only missing ones, and failures, are asked for again.
         """
         with self._claiming:
             future = self._full_sides.get(sample_id)
@@ -165,7 +165,9 @@ class JudgeQA:
 
 
 def extracted(document: str, answer: str) -> str:
-    """The lines of the document whose numbers the answer names, in the document's order; other numbers name none.
+    """Return the lines of the document with the numbers that the answer names, in the document's order.
+
+    Other numbers name none.
 
     >>> extracted("one\\ntwo\\nthree", "3, 1 and 7")
     'one\\nthree'
@@ -194,7 +196,7 @@ def _size_parts(text: str, *, gated: bool, unanswerable: float) -> dict[str, flo
 
 
 def _percents(correct: int | None, full: int | None, count: int) -> dict[str, float]:
-    """Shares of the questions, 0 to 1 as in the original's charts; what is missing has no share."""
+    """Return shares of the questions, 0 to 1 as in the original's charts; what is missing has no share."""
     shares = {"percent": correct, "percent_full": full}
     parts = {name: value / count for name, value in shares.items() if value is not None}
     if len(parts) == len(shares):
@@ -203,7 +205,7 @@ def _percents(correct: int | None, full: int | None, count: int) -> dict[str, fl
 
 
 def letters_of(scripts: Sequence[str]) -> Any:
-    """A pattern that finds a letter of any of these Unicode scripts; None for no scripts.
+    """Return a pattern that finds a letter of any of these Unicode scripts; None for no scripts.
 
     Python's own `re` and `unicodedata` do not know scripts, the `regex` library does.
 

@@ -1,4 +1,4 @@
-"""Which requests a judgement took: endpoints note them, whoever collects has them, for the log of calls.
+"""The requests that a judgement took: endpoints note them, a block collects them, for the log of calls.
 
 A context variable and not an argument, because rewards of users stand in between. It follows the tasks of asyncio, also
 onto the judges' thread; a question that two ask at once is noted for the first.
@@ -17,7 +17,7 @@ _made: ContextVar[list[JudgeCall] | None] = ContextVar("made_calls", default=Non
 
 @contextlib.contextmanager
 def collected_calls() -> Iterator[list[JudgeCall]]:
-    """The list that fills with the calls that the block makes."""
+    """Return the list that fills with the calls that the block makes."""
     calls: list[JudgeCall] = []
     token = _made.set(calls)
     try:
@@ -27,7 +27,7 @@ def collected_calls() -> Iterator[list[JudgeCall]]:
 
 
 def note_call(call: JudgeCall) -> None:
-    """Add a call to the list of whoever collects, if anybody does."""
+    """Add a call to the list of the block that collects, if there is one."""
     calls = _made.get()
     if calls is not None:
         calls.append(call)

@@ -72,7 +72,7 @@ def _ask(gold: str, answer: str) -> bool:
 
 
 def _started() -> subprocess.Popen[str]:
-    """The process with its libraries loaded, which takes seconds that no answer should pay for."""
+    """Start the process with its libraries loaded, which takes seconds that no answer should pay for."""
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND],
         cwd=ROOT,

@@ -1,7 +1,4 @@
-"""How long a judge that does not answer is waited for: one memory of its trouble, shared by all who ask it.
-
-Kept by `troupe.rewards.chat_endpoint`, on its thread.
-"""
+"""How long a judge that does not answer is waited for: one memory of its trouble, shared by all questions to it."""
 
 from __future__ import annotations
 
@@ -16,42 +13,45 @@ WARNING_INTERVAL_S = 60.0
 
 
 class Outage:
-    """Since when an endpoint has not answered anybody, and whether it is still waited for."""
+    """The time since which an endpoint has answered no question, and whether it is still waited for."""
 
     def __init__(self, *, url: str, patience_s: float) -> None:
-        self._url, self._patience_s = url, patience_s
+        self._judge, self._patience_s = f"the judge at {url}", patience_s
         self._since: float | None = None
         self._warned = -math.inf
-        self._said_lost = False
+        self._is_lost = False
         self.last_failure = -math.inf
 
     def is_given_up(self) -> bool:
         return self._since is not None and time.monotonic() - self._since > self._patience_s
 
     def may_wait(self, pause_s: float, *, since: float) -> bool:
-        """Whether a question that has failed since `since` may wait for `pause_s` more; no outage outlasts the patience."""
+        """Return whether a question that has failed since `since` may wait for `pause_s` more.
+
+        No outage outlasts the patience.
+        """
         first = since if self._since is None else min(since, self._since)
         may = time.monotonic() + pause_s <= first + self._patience_s
-        if not may and not self._said_lost:
+        if not may and not self._is_lost:
             log.warning(
-                "the judge at %s is waited for no longer than %g s: what it does not answer is missing",
-                self._url,
+                "%s is waited for no longer than %g s: what it does not answer is missing",
+                self._judge,
                 self._patience_s,
             )
-            self._said_lost = True
+            self._is_lost = True
         return may
 
     def note(self, reason: str) -> None:
+        """Note a failure; the second one and then one a minute is in the log, for one alone is everyday life."""
         self.last_failure = time.monotonic()
         if self._since is None:
             self._since = self.last_failure
-        elif self.last_failure - self._warned > WARNING_INTERVAL_S:  # one failure alone is everyday life
-            log.warning(
-                "the judge at %s does not answer (%s); it is waited for up to %g s", self._url, reason, self._patience_s
-            )
+        elif self.last_failure - self._warned > WARNING_INTERVAL_S:
+            patience = self._patience_s
+            log.warning("%s does not answer (%s); it is waited for up to %g s", self._judge, reason, patience)
             self._warned = self.last_failure
 
     def end(self) -> None:
-        if self._said_lost:
-            log.warning("the judge at %s answers again", self._url)
-        self._since, self._said_lost = None, False
+        if self._is_lost:
+            log.warning("%s answers again", self._judge)
+        self._since, self._is_lost = None, False

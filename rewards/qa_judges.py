@@ -63,7 +63,7 @@ class Verdict:
 
 
 class QAJudge(Protocol):
-    """Who says whether a question is answered."""
+    """A judge of whether a question is answered."""
 
     @property
     def counters(self) -> Mapping[str, float]: ...
@@ -72,7 +72,7 @@ class QAJudge(Protocol):
     def is_priced(self) -> bool: ...
 
     async def is_answered(self, text: str, question: Question, document: str) -> Verdict:
-        """The verdict on `text`, which is the whole document or stands for it."""
+        """Return the verdict on `text`, which is the whole document or stands for it."""
         ...
 
 
@@ -80,7 +80,7 @@ class EndpointJudge:
     """A chat model, which answers from the text alone and then compares."""
 
     def __init__(self, *, show_document: bool, **endpoint: Any) -> None:
-        """`show_document`: whether it sees the document while it compares."""
+        """Connect to the judge; `show_document`: whether it sees the document while it compares."""
         self._endpoint = ChatEndpoint(EndpointConfig(**{"options": {"temperature": 0, "max_tokens": 600}, **endpoint}))
         self._show_document = show_document
         self.counters, self.is_priced = self._endpoint.counters, self._endpoint.is_priced
@@ -99,7 +99,7 @@ class EndpointJudge:
 
 
 def fenced(name: str, text: str) -> str:
-    """The text between two marks that carry its own hash, so that nothing inside it can look like its end.
+    """Return the text between two marks that carry its own hash, so that nothing inside it can look like its end.
 
     >>> print(fenced("answer", "Ada Brook"))
     <<answer 7bcdec85>>
@@ -115,7 +115,7 @@ def read_answer(reply: str) -> str | None:
 
 
 def read_verdict(reply: str) -> int | None:
-    """0 or 1; None for every other reply.
+    """Return 0 or 1; None for every other reply.
 
     >>> [read_verdict(reply) for reply in ("1", "**0**", "Verdict: 1.", "5", "10", "0.5", "-1", "1 because", "")]
     [1, 0, 1, None, None, None, None, None, None]
@@ -128,81 +128,23 @@ def read_verdict(reply: str) -> int | None:
 
 WORD = re.compile(r"\w+")
 UNIT_END = re.compile(r"(?<=[.!?;])\s+|\n+")
-EMPTY_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "be",
-        "been",
-        "but",
-        "by",
-        "can",
-        "could",
-        "did",
-        "do",
-        "does",
-        "for",
-        "from",
-        "had",
-        "has",
-        "have",
-        "how",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "its",
-        "may",
-        "of",
-        "on",
-        "or",
-        "should",
-        "so",
-        "such",
-        "than",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "those",
-        "to",
-        "was",
-        "were",
-        "what",
-        "when",
-        "where",
-        "which",
-        "while",
-        "who",
-        "whom",
-        "whose",
-        "why",
-        "will",
-        "with",
-        "would",
-    ]
-)
+COMMON = """
+a an and are as at be been but by can could did do does for from had has have how if in into is it its may of
+on or should so such than that the their them then there these they this those to was were what when where
+which while who whom whose why will with would
+"""
+EMPTY_WORDS = frozenset(COMMON.split())
 """Words that every text has; neither question nor gold answer is recognised by them."""
 
 
 class RulesJudge:
-    """Finds the sentence that a question is about, and compares its words with the gold answer's.
+    """A judge by words: it finds the sentence that a question is about, and compares it with the gold answer.
 
     Without a model, deterministic, in microseconds. A word of the question counts the more, the fewer sentences of the
     document have it; a sentence is about the question if it has at least half of that weight, else the text does not say.
     It answers if it has `min_overlap` of the gold answer's words. Its limits: another word for the same thing is another
     word, order and negation are not seen, and a sentence that lists many words answers many questions. So it wants data
-    whose answers stand in the document word by word, such as `documents`, and a limit on length.
+    with answers that stand in the document word by word, such as `documents`, and a limit on length.
     """
 
     is_priced = False
@@ -220,7 +162,7 @@ class RulesJudge:
 
 
 def find_answer(question: str, text: str, document: str) -> str | None:
-    """The sentence or line of `text` that is most about the question, of several the one that has its word first.
+    """Return the sentence or line of `text` that is most about the question, of several the one that has its word first.
 
     None where none is.
 
@@ -241,18 +183,20 @@ def find_answer(question: str, text: str, document: str) -> str | None:
 
 
 def first_place(text: str, words: Set[str]) -> int:
-    """The number of words that stand before the first of `words`."""
+    """Return the number of words that stand before the first of `words`."""
     stems = [_stem(word) for word in WORD.findall(text.lower())]
     return next((place for place, word in enumerate(stems) if word in words), len(stems))
 
 
 def units(text: str) -> list[str]:
-    """Sentences, and lines."""
+    """Return sentences, and lines."""
     return [unit for unit in UNIT_END.split(text) if unit.strip()]
 
 
 def content_words(text: str) -> set[str]:
-    """Words in lower case without a plural's s and without empty ones; all words where nothing else would be left.
+    """Return words in lower case without a plural's s and without empty ones.
+
+    All words where nothing else would be left.
 
     >>> sorted(content_words("The names of columns")), sorted(content_words("It is."))
     (['column', 'name'], ['is', 'it'])

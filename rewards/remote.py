@@ -88,7 +88,7 @@ class RemoteComparison:
 
     The reference is the gold text, or the sample's field `reference_field`. With `both_orders` the judge is asked with
     the answer in first and in second place, and the value is the mean of both: a judge that always prefers the first
-    place says 0.5. An empty answer loses and a copy of the reference ties, both unasked.
+    place gives 0.5. An empty answer loses and a copy of the reference ties, both unasked.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class RemoteComparison:
 
 
 def read_number(reply: str, pattern: re.Pattern[str] = NUMBER_REPLY) -> float | None:
-    """The last number that `pattern` finds, None where there is none or it is not finite.
+    """Return the last number that `pattern` finds, None where there is none or it is not finite.
 
     >>> read_number("reward:-25"), read_number("I think\\n**reward: 1.5e-3**\\n"), read_number("reward: high")
     (-25.0, 0.0015, None)
@@ -151,7 +151,7 @@ def read_number(reply: str, pattern: re.Pattern[str] = NUMBER_REPLY) -> float | 
 
 
 def read_verdict(reply: str, pattern: re.Pattern[str] = VERDICT_REPLY) -> float | None:
-    """What the last verdict says of answer A: 1 better, 0.5 as good, 0 worse; None where there is no verdict.
+    """Return the last verdict on answer A: 1 better, 0.5 as good, 0 worse; None where there is no verdict.
 
     >>> read_verdict("verdict: A"), read_verdict("A is wrong, so [[B]]"), read_verdict("Tie."), read_verdict("Both fail.")
     (1.0, 0.0, 0.5, None)
@@ -160,7 +160,7 @@ def read_verdict(reply: str, pattern: re.Pattern[str] = VERDICT_REPLY) -> float 
 
 
 def _last(pattern: re.Pattern[str], reply: str) -> str | None:
-    """A judge that thinks aloud says its final word last."""
+    """Return the last match: a judge that thinks aloud ends with its verdict."""
     matches = list(pattern.finditer(reply.strip()))
     return next((group for group in matches[-1].groups() if group is not None), None) if matches else None
 
@@ -173,7 +173,10 @@ def _messages(sample: Sample) -> list[Message]:
 
 
 def _score(forward: Sequence[Judgement[float]], backward: Sequence[Judgement[float]] = (), *, priced: bool) -> Score:
-    """The mean over the judgements, those of the other order turned round; one that is missing makes it missing."""
+    """Return the mean over the judgements, those of the other order turned round.
+
+    One that is missing makes it missing.
+    """
     values = [judgement.value for judgement in forward]
     values += [None if judgement.value is None else 1 - judgement.value for judgement in backward]
     known = [value for value in values if value is not None]

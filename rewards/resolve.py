@@ -19,18 +19,16 @@ from troupe.records import Sample
 from troupe.resolve import checked_arguments, class_arguments, find, instance, signature_of, type_hints
 from troupe.rewards.answers import MathAnswer
 from troupe.rewards.form import Length, regex_format
-from troupe.rewards.judge_qa import JudgeQA
 from troupe.rewards.overlap import rouge
-from troupe.rewards.remote import RemoteComparison, RemoteReward
 
-BUILT_IN: dict[str, Callable[..., Any]] = {
+BUILT_IN: dict[str, Callable[..., Any] | str] = {
     "math_answer": MathAnswer,
     "regex_format": regex_format,
     "length": Length,
     "rouge": rouge,
-    "remote_reward": RemoteReward,
-    "remote_comparison": RemoteComparison,
-    "judge_qa": JudgeQA,
+    "remote_reward": "troupe.rewards.remote:RemoteReward",
+    "remote_comparison": "troupe.rewards.remote:RemoteComparison",
+    "judge_qa": "troupe.rewards.judge_qa:JudgeQA",
 }
 SECTION = "rewards"
 JUDGED = 2
@@ -55,7 +53,7 @@ class Reward:
 
 
 def resolve(config: RewardConfig) -> Reward:
-    """Example: `resolve(RewardConfig(fn="length", args={"limit": 40}))`."""
+    """Find the reward of a config. Example: `resolve(RewardConfig(fn="length", args={"limit": 40}))`."""
     found = find(config.fn, BUILT_IN, section=SECTION, noun="reward", form="package.module:function")
     if not callable(found):
         raise ConfigError(f"rewards: {config.fn} is a {type(found).__name__}, not a function or a class")
@@ -91,7 +89,7 @@ def _judges_groups(name: str, signature: inspect.Signature) -> bool:
 
 
 def _instance(config: RewardConfig, cls: type) -> Callable[..., Any]:
-    """The reward that the class makes of the configured arguments."""
+    """Return the reward that the class makes of the configured arguments."""
     made = instance(config.fn, cls, class_arguments(config.fn, cls, config.args, section=SECTION), section=SECTION)
     if not callable(made):
         raise ConfigError(f"rewards: {config.fn} is a class without __call__; write __call__(self, sample, branch)")

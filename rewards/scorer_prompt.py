@@ -1,8 +1,8 @@
 """What the scorer of a perplexity reward reads: a prompt that all branches share, then context and gold answer of each.
 
 Pieces are tokenised apart and joined as tokens: [prompt][context][close][gold]. So the gold answer has the same tokens
-whatever stands before it, and perplexities with and without an answer are over the same tokens; a mask by lengths says
-which they are. The price is that a token which would span two pieces is not used, in both of them alike.
+whatever stands before it, and perplexities with and without an answer are over the same tokens; a mask by lengths
+marks them. The price is that a token which would span two pieces is not used, in both of them alike.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ScorerPrompt:
     """Frames samples, and puts answers into the frames."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PerplexityRewardConfig, *, max_length: int) -> None:
-        """`tokenizer` is the scorer's own, so it need not be of the policy's family; `max_length` is in tokens."""
+        """Take the scorer's own `tokenizer`, which need not be of the policy's family; `max_length` is in tokens."""
         self._tokenizer, self._config, self._max_length = tokenizer, config, max_length
         self._has_cut = False
 
@@ -72,7 +72,10 @@ class ScorerPrompt:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def frame(self, sample: Sample) -> Frame:
-        """Raises DataError for a sample without a gold answer, and for one that is too long without any answer."""
+        """Frame a sample.
+
+        Raises DataError for one without a gold answer, and one that is too long without any answer.
+        """
         gold_ids = self._gold(sample)
         prompt_ids, close_ids = self._surroundings(sample)
         before, after = _template(sample, self._config)
@@ -89,11 +92,11 @@ class ScorerPrompt:
         )
 
     def without_answer(self, frame: Frame) -> Branch:
-        """The gold answer with nothing to go by but the prompt."""
+        """Return the gold answer with nothing to go by but the prompt."""
         return self._branch(frame, self._plain(self._config.baseline_context))
 
     def with_answer(self, frame: Frame, answer: str) -> Branch:
-        """The gold answer after an answer; one that is too long loses its end."""
+        """Return the gold answer after an answer; one that is too long loses its end."""
         ids, after = self._plain(frame.before + answer), self._plain(frame.after)
         room = self._max_length - len(frame.prompt_ids) - len(after) - len(frame.close_ids) - len(frame.gold_ids)
         if len(ids) > room and not self._has_cut:
@@ -106,7 +109,7 @@ class ScorerPrompt:
         return self._branch(frame, [*ids[:room], *after])
 
     def handed_over(self, text: str) -> str | None:
-        """The part of an answer that the scorer sees; None without a marker, or with nothing behind it.
+        """Return the part of an answer that the scorer sees; None without a marker, or with nothing behind it.
 
         With the marker `In summary:`, of "He is cornered. In summary: he leaves." it is "he leaves."
         """
@@ -132,7 +135,7 @@ class ScorerPrompt:
         return [*ids, self._tokenizer.eos_token_id] if self._config.end_of_turn else ids
 
     def _surroundings(self, sample: Sample) -> tuple[list[int], list[int]]:
-        """Token ids of the prompt, and of what the chat template puts behind the answer."""
+        """Return token ids of the prompt, and of what the chat template puts behind the answer."""
         prompt = _conversation(sample, self._config)
         if isinstance(prompt, str):
             ids = list(self._tokenizer(prompt + self._config.prompt_end)["input_ids"])
@@ -162,15 +165,15 @@ class ScorerPrompt:
         return head, tail
 
     def _plain(self, text: str) -> list[int]:
-        """Token ids of text that is only text: what looks like a special token cannot end a turn."""
+        """Return token ids of text that is only text: what looks like a special token cannot end a turn."""
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
 def prompt_with(
     sample: Sample, answer: str | None, config: ReadingConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Sample:
-    """The sample for a model that writes what a scorer would foresee: behind the prompt stands another model's answer,
-    or the part of it that is handed over; without one the prompt alone."""
+    """Return the sample for a model that writes what a scorer would foresee: the prompt, then another model's answer or the
+    part of it that is handed over; without one the prompt alone."""
     context = None if answer is None else handed_over(answer, config)
     before, after = _template(sample, config)
     end = config.prompt_end + (config.baseline_context if context is None else before + context + after)
@@ -188,7 +191,7 @@ def prompt_with(
 
 
 def handed_over(text: str, config: ReadingConfig) -> str | None:
-    """The part of an answer that is read; None without a marker, or with nothing behind it."""
+    """Return the part of an answer that is read; None without a marker, or with nothing behind it."""
     if config.marker is None:
         return text.strip()
     ends = [place + len(marker) for marker in config.marker if (place := text.rfind(marker)) >= 0]
@@ -196,7 +199,7 @@ def handed_over(text: str, config: ReadingConfig) -> str | None:
 
 
 def _template(sample: Sample, config: ReadingConfig) -> tuple[str, str]:
-    """What stands before the answer, and behind it."""
+    """Return what stands before the answer, and behind it."""
     template = config.context_template or sample.fields.get("context_template") or CONTEXT
     before, place, after = str(template).partition(CONTEXT)
     if not place:

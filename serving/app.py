@@ -42,7 +42,8 @@ INGRESS_REQUESTS = 4096
 class Presence:
     """Which deployments of the application have a replica that runs.
 
-    A Serve handle keeps a request until there is one, for minutes where an engine starts again; who sent it should hear of
+    A Serve handle keeps a request until there is one, for minutes where an engine starts again; its sender should hear
+    of
     that at once. Serve's controller is asked only while a request waits, about all deployments together.
     """
 
@@ -60,7 +61,7 @@ class Presence:
             raise NoReplica
 
     async def first(self, deployment: str, awaited: Awaitable[Any]) -> Any:
-        """What is awaited of a deployment; NoReplica as soon as no replica of it runs."""
+        """Return what is awaited of a deployment; NoReplica as soon as no replica of it runs."""
         task = asyncio.ensure_future(awaited)
         try:
             while not (await asyncio.wait([task], timeout=LOOK_S))[0]:
@@ -78,7 +79,7 @@ class Presence:
 
 
 def absent(status: ServeStatus, application: str) -> set[str]:
-    """The application's deployments without a replica that takes requests."""
+    """Return the application's deployments without a replica that takes requests."""
     found = status.applications.get(application)
     return {
         name
@@ -112,14 +113,14 @@ class Replicas:
                     response.cancel()
 
     async def card(self) -> dict[str, Any]:
-        """What `ModelServer.card` gives."""
+        """Return what `ModelServer.card` gives."""
         try:
             return dict(await self._call(self._handle.card))
         except RayTaskError:
             raise ModelUnavailable(503, f"{self._name} does not answer") from None
 
     async def score(self, conversations: Sequence[Conversation]) -> Sequence[float | None]:
-        """What a scorer's `score` gives."""
+        """Return what a scorer's `score` gives."""
         return cast(Sequence[float | None], await self._call(self._handle.score, conversations))
 
     async def _call(self, method: DeploymentHandle, *arguments: Any) -> Any:
@@ -160,7 +161,7 @@ class Ingress:
 
 
 def build_application(config: ServeConfig, models: Sequence[Served], key_hash: str | None) -> serve.Application:
-    """What `serve.run` runs."""
+    """Return what `serve.run` runs."""
     door = IngressSettings(
         key_hash=key_hash,
         max_bytes=int(config.max_request_mib * 2**20),
@@ -182,18 +183,18 @@ def build_application(config: ServeConfig, models: Sequence[Served], key_hash: s
 
 
 def _scorer_options(scorer: ScorerConfig) -> dict[str, Any]:
-    """Of a scorer's deployment: a GPU where there are some, for a model."""
+    """Return the resources of a scorer's deployment: a GPU where there are some, for a model."""
     reads = scorer.type == "reward_model" and _has_gpus()
     return {"ray_actor_options": {"num_cpus": 1, "num_gpus": int(reads)}, "max_constructor_retry_count": 1}
 
 
 def _has_gpus() -> bool:
-    """Of the cluster: this process may sit on a machine without one."""
+    """Return whether the cluster has GPUs: this process may sit on a machine without one."""
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
 def _options(config: ServeConfig) -> dict[str, Any]:
-    """Of a model's deployment."""
+    """Return the resources of a model's deployment."""
     gpus = config.engine.tensor_parallel_size if _has_gpus() else 0
     most = config.max_replicas or config.min_replicas
     scaling: dict[str, Any] = {"num_replicas": config.min_replicas}

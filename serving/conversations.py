@@ -17,7 +17,9 @@ class TooLongError(DataError):
 
 
 class Body(BaseModel):
-    """A part of a request: closed like a recipe's section, but its texts are models' and users', which hold any character."""
+    """A part of a request: closed like a recipe's section, but its texts are models' and users', which hold any
+    character.
+    """
 
     model_config = Section.model_config
 
@@ -61,7 +63,7 @@ class Conversation(Body):
     """What else the data set knows of the task."""
 
     def group(self, prompt_ids: Sequence[int] = (), token_ids: Sequence[int] = ()) -> Group:
-        """The conversation as rewards are handed it."""
+        """Return the conversation as rewards are handed it."""
         prompt = self.prompt if isinstance(self.prompt, str) else [_message(turn) for turn in self.prompt]
         sample = Sample(sample_id="request", prompt=prompt, gold=self.gold, fields=self.fields)
         return Group(sample=sample, prompt_ids=prompt_ids, branches=[Branch(token_ids=token_ids, text=self.response)])
@@ -101,14 +103,16 @@ class ScoreRequest(Body):
         return self
 
     def conversations(self) -> list[Conversation]:
-        """All answers that are to be scored, in order; of a pair the chosen one first."""
+        """Return all answers that are to be scored, in order; of a pair the chosen one first."""
         if self.pairs is not None:
             return [conversation for pair in self.pairs for conversation in pair.conversations()]
         return [item if isinstance(item, Conversation) else conversation_of(item) for item in self.input or ()]
 
 
 def conversation_of(messages: Sequence[Turn]) -> Conversation:
-    """Messages of which the last is the answer. Raises DataError where it is not the assistant's, or answers nothing."""
+    """Messages of which the last is the answer. Raises DataError where it is not the assistant's, or answers
+    nothing.
+    """
     if len(messages) < 2 or messages[-1].role != "assistant":
         raise DataError("messages to be scored end with the assistant's answer behind at least one other turn")
     return Conversation(prompt=list(messages[:-1]), response=messages[-1].content)

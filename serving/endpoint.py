@@ -28,11 +28,12 @@ class Endpoint:
     """Ray Serve with our application. Ray itself is up already, and is somebody else's to end."""
 
     def __init__(self, config: ServeConfig, models: Sequence[Served], key_hash: str | None) -> None:
-        """Start it, and wait until every model answers; WorkerError says what failed or took too long."""
+        """Start it, and wait until every model answers; WorkerError names what failed or took too long."""
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         if serve.status().proxies:
             raise ConfigError(
-                "Ray Serve runs on this cluster already, with its own address and port; end it (serve shutdown), or unset "
+                "Ray Serve runs on this cluster already, with its own address and port; end it (serve shutdown), or "
+                "unset "
                 "RAY_ADDRESS to have a Ray of our own"
             )
         self.port = config.port
@@ -83,19 +84,25 @@ class Endpoint:
         """Sleep until the next look; WorkerError where there is none, because the deadline has passed."""
         if time.monotonic() > self._deadline:
             raise WorkerError(
-                f"{what} did not start within engine.init_timeout_s ({self._timeout_s:.0f} s); raise it where the machine is "
+                f"{what} did not start within engine.init_timeout_s ({self._timeout_s:.0f} s); raise it where the "
+                f"machine is "
                 "busy or the model large, and let `python jobs/doctor.py` check memory, versions and devices"
             )
         time.sleep(POLL_S)
 
     def started(self) -> list[dict[str, Any]]:
-        """What each model says of itself once it has started; WorkerError where one does not within the start's deadline."""
+        """Return what each model reports of itself once it has started; WorkerError where one does not within the
+        start's
+        deadline.
+        """
         while len(cards := self.cards()) < len(self._models):
             self._require_time("a model of the endpoint")
         return cards
 
     def cards(self) -> list[dict[str, Any]]:
-        """What each model says of itself that can now; of one with several replicas, what one of them says."""
+        """Return what each model reports of itself that can now; of one with several replicas, what one of them
+        states.
+        """
         here = [deployment for name, deployment in self._models.items() if name not in self._away]
         asked = [serve.get_deployment_handle(deployment, NAME).card.remote() for deployment in here]
         deadline = time.monotonic() + CARD_TIMEOUT_S
@@ -108,7 +115,9 @@ class Endpoint:
         return cards
 
     def news(self) -> Iterator[str]:
-        """What has happened since the last call: to models whose replica is away, and to followed runs, each once."""
+        """Yield what has happened since the last call: to models whose replica is away, and to followed runs, each
+        once.
+        """
         yield from self._presence()
         for card in self.cards():
             facts = [
@@ -122,7 +131,7 @@ class Endpoint:
                     yield f"{card['following']}: step {step} {what}"
 
     def _presence(self) -> Iterator[str]:
-        """Which models have lost their last replica, and which have one again."""
+        """Yield which models have lost their last replica, and which have one again."""
         gone = absent(serve.status(), NAME)
         away = {name for name, deployment in self._models.items() if deployment in gone}
         yield from (f"{name}: no replica runs; Serve starts another" for name in sorted(away - self._away))
@@ -137,7 +146,7 @@ class Endpoint:
 
 
 def _reason(messages: Sequence[str]) -> str:
-    """The last line of a replica's traceback that names an error."""
+    """Return the last line of a replica's traceback that names an error."""
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     named = [line for line in lines if "Error" in line.split(":")[0] and ": " in line]
     return (named or lines or ["Ray Serve gave no reason"])[-1]

@@ -22,7 +22,7 @@ class Follower:
     written anew."""
 
     def __init__(self, served: Served, wanted: Wanted) -> None:
-        """`served`: what the endpoint found when it started; the run may not keep that any more."""
+        """Follow a run; `served` is what the endpoint found when it started: the run may not keep that any more."""
         self.path = Path(served.path)
         """What is served."""
         self.step: int | None = None
@@ -38,7 +38,7 @@ class Follower:
             self._tensors = tensor_shapes(self.path)
 
     def first(self) -> Served:
-        """What a replica that starts now is to serve; CheckpointError where no checkpoint is whole."""
+        """Return what a replica that starts now is to serve; CheckpointError where no checkpoint is whole."""
         path = self.newer()
         step = None if path is None else step_of(path.name)
         if path is None or step is None:
@@ -48,7 +48,8 @@ class Follower:
         return replace(self._served, path=str(path), step=step)
 
     def newer(self) -> Path | None:
-        """A whole checkpoint to serve instead of the present one; None while there is none. Reads every byte of it.
+        """Return a whole checkpoint to serve instead of the present one; None while there is none. Reads every byte of
+        it.
 
         Where the one that is wanted is damaged, the next takes its place that is preferred to the present one.
         """
@@ -68,11 +69,11 @@ class Follower:
         return None
 
     def refuse(self, step: int, reason: str) -> None:
-        """The present checkpoint stays, and this one is not looked at again."""
+        """Keep the present checkpoint, and do not look at this one again."""
         self.refused[step], self._written[step] = reason, self._manifest_time(step)
 
     def serves(self, path: Path, step: int) -> None:
-        """`path` is what is served now."""
+        """Note that `path` is served now."""
         self.path, self.step = path, step
         self.refused.pop(step, None)
 

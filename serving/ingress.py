@@ -1,7 +1,8 @@
 """The door of the endpoint: bearer token, size of requests, which model, errors in OpenAI's shape.
 
 What is asked of a model is passed on as bytes, and what the model's replica answers is passed back as it comes; this
-file knows neither vLLM nor what is in a request besides the model's name. Why it is not Ray's own ingress: decision 0009.
+file knows neither vLLM nor what is in a request besides the model's name. Why it is not Ray's own ingress: decision
+0009.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ class Model(Protocol):
     """A served model, wherever it runs."""
 
     def answer(self, path: str, content_type: str, body: bytes) -> AsyncIterator[list[Message]]:
-        """What `ModelServer.answer` gives."""
+        """Return what `ModelServer.answer` gives."""
 
     async def card(self) -> dict[str, Any]:
-        """What `ModelServer.card` gives."""
+        """Return what `ModelServer.card` gives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +60,12 @@ class IngressSettings:
 
 
 def hash_key(key: str) -> str:
-    """What of a token is handed on to the endpoint's processes."""
+    """Return what of a token is handed on to the endpoint's processes."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def build_app(models: Mapping[str, Model], door: IngressSettings, *, scorers: Mapping[str, Scorer] = {}) -> FastAPI:
-    """The HTTP application in front of `models` and `scorers`, by the names that requests call them."""
+    """Return the HTTP application in front of `models` and `scorers`, by the names that requests call them."""
     app = FastAPI(title="Troupe", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(BearerToken, key_hash=door.key_hash)
     if scorers:
@@ -174,7 +175,7 @@ async def _card(name: str, model: Model) -> dict[str, Any]:
 
 
 async def _cancel_on_disconnect(request: Request, response: Coroutine[Any, Any, Response]) -> Response:
-    """The response; cancelled when the client hangs up before there is one. A stream listens for that itself."""
+    """Return the response; cancelled when the client hangs up before there is one. A stream listens for that itself."""
     answering, hung_up = asyncio.create_task(response), asyncio.create_task(_hung_up(request))
     try:
         await asyncio.wait([answering, hung_up], return_when=asyncio.FIRST_COMPLETED)
@@ -193,7 +194,7 @@ async def _hung_up(request: Request) -> None:
 
 
 async def _relayed(answers: AsyncIterator[list[Message]]) -> Response:
-    """The response that a model's replica sends: at once where it is whole already, else part by part."""
+    """Return the response that a model's replica sends: at once where it is whole already, else part by part."""
     try:
         first: list[Message] = await anext(answers, [])
         if not first or first[0]["type"] != "http.response.start":

@@ -14,11 +14,11 @@ class NoReplica(Exception):
 
 
 def joined(messages: Sequence[Message]) -> bytes:
-    """The body in these messages."""
+    """Return the body in these messages."""
     return b"".join(message.get("body", b"") for message in messages if message["type"] == "http.response.body")
 
 
 def complete(messages: Sequence[Message]) -> bool:
-    """Whether the response ends with these messages."""
+    """Return whether the response ends with these messages."""
     last = messages[-1] if messages else {"type": ""}
     return last["type"] == "http.response.body" and not last.get("more_body", False)

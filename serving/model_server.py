@@ -40,7 +40,7 @@ HANG_UP_S = 2.0
 
 
 class ReloadExtension:
-    """Named to vLLM as its worker extension, so that an engine can be told to load another checkpoint."""
+    """Named to vLLM as its worker extension, so that an engine can be made to load another checkpoint."""
 
     def load_checkpoint(self, path: str) -> None:
         self.reload_weights(weights_path=path)  # type: ignore[attr-defined]
@@ -125,8 +125,9 @@ class ModelServer:
     async def answer(self, path: str, content_type: str, body: bytes) -> AsyncIterator[list[Message]]:
         """POST `body` to vLLM's application at `path`; what it has sent since the last item, until it is done.
 
-        Whoever stops reading has hung up: the application hears of it, and vLLM ends the generation. NoReplica where the
-        engine is dead, instead of what vLLM says then.
+        A client that stops reading has hung up: the application hears of it, and vLLM ends the generation. NoReplica
+        where the
+        engine is dead, instead of what vLLM states then.
         """
         await self._open.wait()
         self._require_engine()
@@ -139,7 +140,8 @@ class ModelServer:
                 while (messages := await _arrived(sent)) and not complete(messages):
                     self._require_engine()
                     yield messages
-                    # What comes meanwhile travels together: a message costs three processes a millisecond of their time.
+                    # What comes meanwhile travels together: a message costs three processes a millisecond of their
+                    # time.
                     await asyncio.wait([task], timeout=self._running / self._config.stream_parts_per_s)
                 self._require_engine()
                 await task
@@ -168,7 +170,7 @@ class ModelServer:
                 self._idle.set()
 
     async def card(self) -> dict[str, Any]:
-        """What /v1/models says of this model."""
+        """Return what /v1/models reports of this model."""
         served, follower = self._served, self._follower
         following = {} if follower is None else {"following": served.run, "refused": follower.refused}
         return {
@@ -251,9 +253,10 @@ class ModelServer:
 
 
 def warm_up(*, chats: bool) -> list[tuple[str, dict[str, Any]]]:
-    """(path, body) of requests that ask once for whatever a request may ask for.
+    """Return (path, body) of requests that ask once for whatever a request may ask for.
 
-    The first request of a kind initialises or compiles, logprobs for half a minute on a CPU, and the engine answers nobody
+    The first request of a kind initialises or compiles, logprobs for half a minute on a CPU, and the engine answers
+    nobody
     meanwhile; so that is done before the replica takes requests.
     """
     shaped = {"top_k": 9, "top_p": 0.9, "min_p": 0.01, "presence_penalty": 0.1, "frequency_penalty": 0.1}
@@ -270,13 +273,13 @@ def warm_up(*, chats: bool) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _largest_rank(served: Served) -> int:
-    """The least of vLLM's LoRA ranks that every adapter fits."""
+    """Return the least of vLLM's LoRA ranks that every adapter fits."""
     ranks = [int(read_json(Path(path) / "adapter_config.json")["r"]) for path in served.adapters.values()]
     return next(rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= max(ranks, default=8))
 
 
 async def _arrived(sent: asyncio.Queue[Message | None]) -> list[Message]:
-    """All that was sent since the last call, at least one message; nothing when the application has ended."""
+    """Return all that was sent since the last call, at least one message; nothing when the application has ended."""
     messages = [await sent.get()]
     while not sent.empty():
         messages.append(sent.get_nowait())

@@ -9,7 +9,7 @@ RETRY_AFTER_S = 30
 
 
 def openai_error(status: int, message: str, *, code: str | None = None, param: str | None = None) -> JSONResponse:
-    """The response; `type` follows from the status."""
+    """Return the response; `type` follows from the status."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     error = {"message": message, "type": kind, "param": param, "code": code}
     headers = {"retry-after": str(RETRY_AFTER_S)} if code == "unavailable" else None

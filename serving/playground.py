@@ -26,7 +26,7 @@ MAX_PROMPT = 4000
 
 
 def playground_router() -> APIRouter:
-    """The page's routes."""
+    """Return the page's routes."""
     router = APIRouter()
     for path in PATHS:
         router.add_api_route(path, _answer, methods=["GET"], include_in_schema=False)
@@ -48,7 +48,7 @@ async def _answer() -> HTMLResponse:
 
 @functools.cache
 def playground_page() -> tuple[str, str]:
-    """(the page, its content security policy: no script but its own, no address but this server's)."""
+    """Return (the page, its content security policy: no script but its own, no address but this server's)."""
     style, script = STYLE + _part("css"), "\n" + _part("js")
     page = _part("html").replace("<style>", f"<style>{style}", 1).replace("<script>", f"<script>{script}", 1)
     rules = ["default-src 'none'", f"style-src {_hash(style)}", f"script-src {_hash(script)}", "connect-src 'self'"]
@@ -60,7 +60,7 @@ def _part(kind: str) -> str:
 
 
 def _hash(inside: str) -> str:
-    """How a content security policy names a style or a script that stands in the page."""
+    """Return how a content security policy names a style or a script that stands in the page."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"
 
 
@@ -70,7 +70,8 @@ TURN = re.compile(r"(?:\A|\n\n)(system|user|assistant): ")
 def run_examples(run: Path, count: int = 6) -> list[dict[str, Any]]:
     """Example prompts out of a run's held-out answers, for `metadata.examples` of its card in `/v1/models`.
 
-    Example: `{"prompt": "Eva has 2 cards and buys 10 more. How many cards now?", "gold": "12", "chat": True}`. Empty where
+    Example: `{"prompt": "Eva has 2 cards and buys 10 more. How many cards now?", "gold": "12", "chat": True}`. Empty
+    where
     the run has none; conversations of several turns are left out.
     """
     examples: dict[str, dict[str, Any]] = {}
@@ -84,7 +85,7 @@ def run_examples(run: Path, count: int = 6) -> list[dict[str, Any]]:
 
 
 def _example(prompt: str) -> dict[str, Any] | None:
-    """The prompt as a run writes it, `user: ...` for a chat, taken apart; None where there are several turns."""
+    """Return the prompt as a run writes it, `user: ...` for a chat, taken apart; None where there are several turns."""
     if TURN.match(prompt) is None:
         return {"prompt": prompt, "chat": False}
     _, *parts = TURN.split(prompt)

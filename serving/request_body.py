@@ -12,7 +12,7 @@ from troupe.serving.openai_error import openai_error
 
 
 async def read_body(request: Request, most: int) -> bytes | Response:
-    """The body, or the refusal of one with more than `most` bytes."""
+    """Return the body, or the refusal of one with more than `most` bytes."""
     refusal = openai_error(
         400, f"the request is larger than {most} bytes (max_request_mib); shorten it", code="context_length_exceeded"
     )
@@ -33,7 +33,9 @@ async def read_body(request: Request, most: int) -> bytes | Response:
 
 
 def parsed(body: bytes) -> Any:
-    """The JSON of a body; ValueError or RecursionError where it is none, or has a character that no text can have."""
+    """Return the JSON of a body; ValueError or RecursionError where it is none, or has a character that no text can
+    have.
+    """
     value = json.loads(body)
     try:
         json.dumps(value, ensure_ascii=False).encode()

@@ -22,7 +22,7 @@ CHOICES = ("anyOf", "oneOf", "allOf")
 
 
 def request_mistake(asked: Mapping[str, Any]) -> Response | None:
-    """The refusal of a request for a generated answer; None where there is nothing to refuse."""
+    """Return the refusal of a request for a generated answer; None where there is nothing to refuse."""
     return _message_mistake(asked.get("messages")) or _schema_mistake(asked)
 
 
@@ -52,13 +52,16 @@ def _schema_mistake(asked: Mapping[str, Any]) -> Response | None:
             schema = schema.get(key) if isinstance(schema, Mapping) else None
         where = endless_reference(schema)
         if where is not None:
-            message = f"the JSON schema's {where} refers to itself and nothing else, so no text fits it; put an object or a list between"
+            message = (
+                f"the JSON schema's {where} refers to itself and nothing else, so no text fits it; put an "
+                f"object or a list between"
+            )
             return openai_error(400, message, param=param)
     return None
 
 
 def endless_reference(schema: Any) -> str | None:
-    """The part of a JSON schema that comes back to itself by references and choices alone; None where none does.
+    """Return the part of a JSON schema that comes back to itself by references and choices alone; None where none does.
 
     >>> endless_reference({"$defs": {"a": {"$ref": "#/$defs/a"}}})
     '#/$defs/a'
@@ -79,7 +82,7 @@ def endless_reference(schema: Any) -> str | None:
 
 
 def _parts(place: str, part: Any) -> Iterator[tuple[str, list[str]]]:
-    """(place of each object in a schema, the places that stand for it)."""
+    """Yield (place of each object in a schema, the places that stand for it)."""
     if isinstance(part, Mapping):
         targets = [unquote(part["$ref"])] if isinstance(part.get("$ref"), str) else []
         for key in CHOICES:

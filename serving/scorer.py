@@ -1,6 +1,7 @@
 """Who scores behind the endpoint, in a Ray Serve replica: a reward model, or reward functions.
 
-A reward model is read by the code that read it in training (`troupe.algorithms.reading`, `troupe.chat`), so an answer has the
+A reward model is read by the code that read it in training (`troupe.algorithms.reading`, `troupe.chat`), so an answer
+has the
 score that it has there. Requests that come at the same time are read together. HTTP is `troupe.serving.scoring`'s.
 """
 
@@ -51,12 +52,14 @@ class ModelScorer:
         self._max_length = min(config.max_length or math.inf, self._model.max_length or math.inf)
 
     async def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """One score per conversation. Raises TooLongError, and DataError for chats that the tokenizer has no template for."""
+        """Return one score per conversation. Raises TooLongError, and DataError for chats that the tokenizer has no
+        template for.
+        """
         (scores,) = await self._read_together([await asyncio.to_thread(self._encode, conversations)])
         return scores
 
     async def _read_together(self, requests: list[list[Group]]) -> list[list[float | None]]:
-        """The scores of several requests, each request's own."""
+        """Return the scores of several requests, each request's own."""
         read = iter(await asyncio.to_thread(self._read, [group for groups in requests for group in groups]))
         return [[next(read) for _ in groups] for groups in requests]
 
@@ -71,7 +74,8 @@ class ModelScorer:
         token_ids = encode_answer(self._tokenizer, conversation.response)
         if (length := len(prompt_ids) + len(token_ids)) > self._max_length:
             raise TooLongError(
-                f"conversation {place} has {length} tokens ({len(token_ids)} of the answer), and the maximum context length of "
+                f"conversation {place} has {length} tokens ({len(token_ids)} of the answer), and the maximum context "
+                f"length of "
                 f"{self._name} is {self._max_length}; shorten it"
             )
         return conversation.group(prompt_ids, token_ids)
@@ -112,7 +116,7 @@ class FunctionScorer:
         self._tokenizer = None if config.tokenizer is None else _tokenizer(locate(config.tokenizer))
 
     async def score(self, conversations: Sequence[Conversation]) -> list[float | None]:
-        """One score per conversation. Raises RewardError where a function fails."""
+        """Return one score per conversation. Raises RewardError where a function fails."""
         scored = await asyncio.gather(*(self._rewards.score(self._group(one)) for one in conversations))
         return [score.value for (score,) in scored]
 
@@ -122,7 +126,7 @@ class FunctionScorer:
 
 
 def one_group_per_prompt(groups: Sequence[Group]) -> tuple[list[Group], list[int]]:
-    """(groups of all branches with the same prompt, where each given group's branch is among theirs).
+    """Return (groups of all branches with the same prompt, where each given group's branch is among theirs).
 
     A judge is asked about the answers to a prompt one by one; read together, the prompt is computed once.
     """
@@ -138,7 +142,7 @@ def one_group_per_prompt(groups: Sequence[Group]) -> tuple[list[Group], list[int
 
 
 def scorer_app(config: ScorerConfig, deployment: Mapping[str, Any] | None = None) -> serve.Application:
-    """A Ray Serve application whose handle has `score`; `deployment` are Ray Serve's options for it."""
+    """Return a Ray Serve application whose handle has `score`; `deployment` are Ray Serve's options for it."""
     options = {"name": f"scorer_{config.name}", **(deployment or {})}
     if isinstance(config, ServedRewardsConfig):
         return serve.deployment(**options)(FunctionScorer).bind(config)

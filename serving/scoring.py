@@ -32,7 +32,9 @@ MESSAGES = TypeAdapter(list[Turn])
 
 
 def scoring_router(scorers: Mapping[str, Scorer], *, max_bytes: int = 2**23) -> APIRouter:
-    """The route `/v1/score` for these scorers, by the names that requests call them; `max_bytes` of a body at most."""
+    """Return the route `/v1/score` for these scorers, by the names that requests call them; `max_bytes` of a body at
+    most.
+    """
     router = APIRouter()
 
     @router.post("/v1/score")
@@ -63,7 +65,7 @@ def scoring_router(scorers: Mapping[str, Scorer], *, max_bytes: int = 2**23) -> 
 
 
 async def chat_reply(name: str, scorer: Scorer, body: Mapping[str, Any]) -> Response:
-    """A judge's answer to the body of `POST /v1/chat/completions`: `reward:<number>` of the chat's last turn.
+    """Return a judge's answer to the body of `POST /v1/chat/completions`: `reward:<number>` of the chat's last turn.
 
     What else a body sets, such as temperature or max_tokens, changes nothing.
     """
@@ -85,12 +87,12 @@ async def chat_reply(name: str, scorer: Scorer, body: Mapping[str, Any]) -> Resp
 
 
 def scorer_card(name: str) -> dict[str, Any]:
-    """What `/v1/models` says of a scorer."""
+    """Return what `/v1/models` reports of a scorer."""
     return {"id": name, "object": "model", "created": 0, "owned_by": "troupe", "metadata": {"task": "score"}}
 
 
 async def _scores(scorer: Scorer, conversations: Sequence[Conversation]) -> Sequence[float | None] | Response:
-    """The scores, or the answer that says why there are none."""
+    """Return the scores, or the answer that explains why there are none."""
     try:
         return await scorer(conversations)
     except ModelUnavailable as unavailable:
@@ -107,7 +109,7 @@ async def _scores(scorer: Scorer, conversations: Sequence[Conversation]) -> Sequ
 
 
 def _refusal(error: Exception) -> Response:
-    """400 with the first mistake, where a body is no JSON or not what it should be."""
+    """Return 400 with the first mistake, where a body is no JSON or not what it should be."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in TAGS)
@@ -123,7 +125,9 @@ def _data(scores: Sequence[float | None]) -> list[dict[str, Any]]:
 
 
 def _pair_data(scores: Sequence[float | None]) -> list[dict[str, Any]]:
-    """Scores of pairs, chosen first: margin = chosen - rejected, probability = sigmoid(margin), Bradley-Terry's P(chosen > rejected)."""
+    """Scores of pairs, chosen first: margin = chosen - rejected, probability = sigmoid(margin), Bradley-Terry's
+    P(chosen > rejected).
+    """
     pairs = []
     for index, (chosen, rejected) in enumerate(zip(scores[::2], scores[1::2], strict=True)):
         margin = None if chosen is None or rejected is None else chosen - rejected
@@ -137,7 +141,7 @@ def _sigmoid(margin: float | None) -> float | None:
 
 
 def _events(frame: Mapping[str, Any], text: str) -> Iterator[str]:
-    """The reply as a stream: one piece, its end, and the mark behind it."""
+    """Yield the reply as a stream: one piece, its end, and the mark behind it."""
     for delta, reason in (({"role": "assistant", "content": text}, None), ({}, "stop")):
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
         yield f"data: {json.dumps({**frame, 'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"

@@ -59,7 +59,9 @@ class Served:
 
 
 def served_models(config: ServeConfig) -> list[Served]:
-    """Every model of the recipe, found and checked; CheckpointError or ConfigError says which cannot be served and why."""
+    """Return every model of the recipe, found and checked; CheckpointError or ConfigError names which cannot be served
+    and why.
+    """
     found = [
         _found(config, model, follow=config.follow if position == 0 else None)
         for position, model in enumerate(config.served)
@@ -80,8 +82,10 @@ def on_this_machine(served: Served) -> Served:
 
 
 def require_whole(path: Path, *, tensors: Mapping[str, Sequence[int]] | None = None) -> None:
-    """CheckpointError unless the model's files in `path` are those that its manifest names, byte by byte; and, where given,
-    unless its tensors have these names and shapes."""
+    """CheckpointError unless the model's files in `path` are those that its manifest names, byte by byte; and, where
+    given,
+    unless its tensors have these names and shapes.
+    """
     path = path.resolve()  # `latest` and `best` are links
     step = step_of(path.name)
     if step is not None and (path / MANIFEST).exists():
@@ -122,7 +126,8 @@ def _found(config: ServeConfig, model: ServedModelConfig, *, follow: str | None)
     checkpoint = model.step if model.step is not None else (config.following.checkpoint if follow else "best")
     if follow is not None and not (Path(follow) / "checkpoints").is_dir():
         raise ConfigError(
-            f"follow needs a run directory, and {follow} is none; give one that has a directory checkpoints, or leave follow out"
+            f"follow needs a run directory, and {follow} is none; give one that has a directory checkpoints, or "
+            f"leave follow out"
         )
     path = locate(model.source, checkpoint)
     settings = _settings(path)
@@ -132,7 +137,8 @@ def _found(config: ServeConfig, model: ServedModelConfig, *, follow: str | None)
     for name, adapter in model.adapters.items():
         if not (Path(adapter) / "adapter_config.json").is_file():
             raise CheckpointError(
-                f"adapter {name!r}: there is no adapter_config.json in {adapter}; give a peft directory, as jobs/export.py writes "
+                f"adapter {name!r}: there is no adapter_config.json in {adapter}; give a peft directory, as "
+                f"jobs/export.py writes "
                 "with adapter=apart"
             )
     step = step_of(Path(path).resolve().name)
@@ -149,12 +155,12 @@ def _found(config: ServeConfig, model: ServedModelConfig, *, follow: str | None)
 
 
 def _absolute(path: str) -> str:
-    """A directory as replicas find it, whose processes may have been started elsewhere; a hub name as it is."""
+    """Return a directory as replicas find it, whose processes may have been started elsewhere; a hub name as it is."""
     return str(Path(path).absolute()) if Path(path).is_dir() else path
 
 
 def _settings(path: str) -> dict[str, Any]:
-    """The model's config.json; CheckpointError where the directory is no whole model."""
+    """Return the model's config.json; CheckpointError where the directory is no whole model."""
     apart = f"serve its base model with it: models='[{{path: <base model>, adapters: {{{Path(path).name}: {path}}}}}]'"
     if Path(path).is_dir():
         require_whole(Path(path))
@@ -172,13 +178,15 @@ def _max_length(config: ServeConfig, path: str, settings: Mapping[str, Any]) -> 
 
 
 def _on_this_cpu(config: ServeConfig) -> bool:
-    """Whether the engines will run on this machine, without a GPU; what a cluster's machines have is not known yet."""
+    """Return whether the engines will run on this machine, without a GPU; what a cluster's machines have is not known
+    yet.
+    """
     elsewhere = config.placement.address or os.environ.get("RAY_ADDRESS")
     return hardware().device == "cpu" and elsewhere is None
 
 
 def _require_memory(config: ServeConfig, models: Sequence[Served]) -> None:
-    """On a CPU, where weights and caches lie in the machine's memory. Of a GPU's memory vLLM speaks itself."""
+    """Check memory on a CPU, which holds weights and caches; vLLM checks a GPU's itself."""
     if not _on_this_cpu(config):
         return
     width = 2 if hardware().precision(config.precision) == "bf16" else 4
@@ -188,8 +196,10 @@ def _require_memory(config: ServeConfig, models: Sequence[Served]) -> None:
     if needed > available:
         each = ", ".join(f"{name} {gib:.1f} GiB" for name, gib in weights.items())
         raise ConfigError(
-            f"weights ({each}) and KV caches ({caches:.1f} GiB), {config.min_replicas} time(s), need {needed:.1f} GiB, and "
-            f"{available:.1f} GiB are available; serve fewer or smaller models, precision=bf16, or a smaller engine.cpu_cache_gib"
+            f"weights ({each}) and KV caches ({caches:.1f} GiB), {config.min_replicas} time(s), need {needed:.1f} "
+            f"GiB, and "
+            f"{available:.1f} GiB are available; serve fewer or smaller models, precision=bf16, or a smaller "
+            f"engine.cpu_cache_gib"
         )
 
 

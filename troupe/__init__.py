@@ -2,9 +2,10 @@
 
     import troupe
 
-    config = troupe.load_config("grpo", "configs/gsm8k.yaml", "steps=100")
+    config = troupe.load_config("grpo", "configs/quickstart.yaml", "steps=100")
     result = troupe.train(config, rewards=[lambda sample, branch: float(sample.gold in branch.text)])
     print(result.heldout, result.checkpoint)
+    print(troupe.evaluate(troupe.load_config("evaluate", f"model={result.checkpoint}")).metrics)
 
 The installer imports `troupe.extension` before anything is installed, so only the standard library is imported here.
 """
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING
 from troupe.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from troupe.api import evaluate as evaluate
     from troupe.api import load_config as load_config
     from troupe.api import train as train
 
-__getattr__ = lazy_exports(__name__, {"load_config": "api", "train": "api"})
+__getattr__ = lazy_exports(__name__, {"evaluate": "api", "load_config": "api", "train": "api"})

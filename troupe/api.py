@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from troupe import evaluation
+from troupe.config.evaluation import BenchmarkConfig, EvaluateConfig
 from troupe.config.grpo import GRPOConfig, PPOConfig, RLOOConfig
 from troupe.config.loader import Section
 from troupe.config.loader import load_config as load
@@ -15,6 +17,7 @@ from troupe.errors import ConfigError
 from troupe.resolve import hand_over
 
 if TYPE_CHECKING:
+    from troupe.evaluation import EvaluationResult
     from troupe.training import TrainingResult
 
 METHODS: dict[str, tuple[type[Section], str]] = {
@@ -26,22 +29,38 @@ METHODS: dict[str, tuple[type[Section], str]] = {
     "reward_model": (RewardModelTrainingConfig, "train_reward_model:train_reward_model"),
 }
 """Method -> its config, and the job that trains it."""
+CONFIGS: dict[str, type[Section]] = {
+    **{method: config for method, (config, _) in METHODS.items()},
+    "evaluate": EvaluateConfig,
+    "benchmark": BenchmarkConfig,
+}
+"""What `load_config` makes."""
 
 
-def load_config(method: str, *arguments: str) -> Any:
-    """Build the config of a training method from YAML files and `a.b=value` overrides, later ones win.
+def load_config(kind: str, *arguments: str) -> Any:
+    """Build a config from YAML files and `a.b=value` overrides, later ones win.
 
-    Example: `load_config("grpo", "configs/gsm8k.yaml", "steps=100")`. Raises ConfigError with a sentence per mistake.
+    Example: `load_config("grpo", "configs/quickstart.yaml", "steps=100")`, `load_config("evaluate",
+    "model=runs/mine")`.
+    Raises ConfigError with a sentence per mistake.
     """
-    if method not in METHODS:
-        raise ConfigError(f"there is no method {method!r}; known are {', '.join(METHODS)}")
-    return load(METHODS[method][0], arguments)
+    if kind not in CONFIGS:
+        raise ConfigError(f"there is no config {kind!r}; known are {', '.join(CONFIGS)}")
+    return load(CONFIGS[kind], arguments)
+
+
+def evaluate(config: Any) -> EvaluationResult:
+    """Answer held-out prompts and measure the answers, as `config` of `load_config("evaluate", ...)` describes."""
+    if not isinstance(config, EvaluateConfig | BenchmarkConfig):
+        raise ConfigError(f'{type(config).__name__} is no evaluation\'s config; load_config("evaluate", ...) makes one')
+    return evaluation.evaluate(config)
 
 
 def train(config: Any, *, rewards: Sequence[Callable[..., Any] | RewardConfig] | None = None) -> TrainingResult:
     """Train what `config` describes, in this process and those it starts; return what the run left.
 
-    `rewards` take the place of the config's: functions of (sample, branch) that return a number, classes that are called
+    `rewards` take the place of the config's: functions of (sample, branch) that return a number, classes that are
+    called
     like one, or `RewardConfig`. A resumed run is given the same functions again. Raises TroupeError with the sentence
     that the command line prints.
     """

@@ -51,7 +51,7 @@ def encode_answer(tokenizer: AnyTokenizer, text: str) -> list[int]:
 
 
 def answer_spans(tokenizer: AnyTokenizer, sample: Sample, prompt_ids: Sequence[int]) -> list[range]:
-    """Where the prompt's own assistant turns lie in `prompt_ids`, each from its first token to its end of turn.
+    """Find the prompt's own assistant turns in `prompt_ids`, each from its first token to its end of turn.
 
     A turn that opens the conversation is not among them: it answers nothing, and no template shows what precedes it.
     Raises DataError when the chat template shows an earlier turn differently once others follow (one that drops
@@ -67,7 +67,8 @@ def answer_spans(tokenizer: AnyTokenizer, sample: Sample, prompt_ids: Sequence[i
         after = _template(tokenizer, sample.prompt[: index + 1], generation=False)
         if list(prompt_ids[: len(after)]) != after or after[: len(before)] != before:
             raise DataError(
-                f"{sample.sample_id}: the chat template shows turn {index + 1} differently once others follow, so it cannot be "
+                f"{sample.sample_id}: the chat template shows turn {index + 1} differently once others follow, so it "
+                f"cannot be "
                 "trained in place; set turns: last to train on the last turn alone"
             )
         ends = [place for place in range(len(before), len(after)) if after[place] == tokenizer.eos_token_id]
@@ -84,31 +85,34 @@ class TurnEncoder:
         self._tokenizer = tokenizer
         if tokenizer.chat_template is None:
             raise DataError(
-                "an environment answers in turns, but the tokenizer has no chat template; use an instruction-tuned model"
+                "an environment answers in turns, but the tokenizer has no chat template; use an instruction-tuned "
+                "model"
             )
         for answer in PROBES:
             self._after(answer, "Next.")
         self._encoded = functools.lru_cache(maxsize=4096)(self._encode)  # games meet the same boards again and again
 
     def after_answer(self, last_token: int, observation: str) -> list[int]:
-        """What follows an answer that ended with `last_token`, up to where the model's next answer begins.
+        """Return what follows an answer that ended with `last_token`, up to where the model's next answer begins.
 
         It begins with the end of turn where the answer was cut off and has none of its own. Example, in ChatML:
-        `<|im_end|>` is sampled, `\\n<|im_start|>user\\n...<|im_end|>\\n<|im_start|>assistant\\n` is returned.
+        `<|im_end|>` is sampled, `\n<|im_start|>user\n...<|im_end|>\n<|im_start|>assistant\n` is returned.
         """
         ids = self._encoded(observation)
         return list(ids[1:] if ids[0] == last_token else ids)
 
     def opening(self, sample: Sample, observation: str | None) -> tuple[list[int], list[int]]:
-        """(the prompt that the branches of a group share, what one of them begins with), where some of them begin with
-        an observation: then the assistant's header is not the prompt's any more."""
+        """Return (the prompt that the branches of a group share, what one of them begins with), where some of them
+        begin with an observation: then the assistant's header is not the prompt's any more.
+        """
         assert not isinstance(sample.prompt, str)
         turns = [] if observation is None else [_user(observation)]
         prompt = _template(self._tokenizer, sample.prompt, generation=False)
         whole = _template(self._tokenizer, [*sample.prompt, *turns], generation=True)
         if whole[: len(prompt)] != prompt or not prompt:
             raise DataError(
-                f"{sample.sample_id}: the chat template shows the prompt differently once the environment's first turn follows; "
+                f"{sample.sample_id}: the chat template shows the prompt differently once the environment's first "
+                f"turn follows; "
                 "let reset return None and say it in the prompt"
             )
         return prompt, whole[len(prompt) :]
@@ -117,7 +121,7 @@ class TurnEncoder:
         return tuple(self._tokenizer(self._after("Yes.", observation), add_special_tokens=False)["input_ids"])
 
     def _after(self, answer: str, observation: str) -> str:
-        """The template's text behind an answer, its end of turn included."""
+        """Return the template's text behind an answer, its end of turn included."""
         asked = [_user("Begin.")]
         before = _rendered(self._tokenizer, asked)
         whole = _rendered(self._tokenizer, [*asked, {"role": "assistant", "content": answer}, _user(observation)])
@@ -125,8 +129,10 @@ class TurnEncoder:
         said = whole.removeprefix(before).lstrip()
         if not whole.startswith(before) or not said.startswith(answer):
             raise DataError(
-                "the tokenizer's chat template shows an assistant's turn differently once others follow (it drops reasoning, say), "
-                "so that the turns of a game cannot grow one sequence; use a model whose template keeps earlier turns as they were"
+                "the tokenizer's chat template shows an assistant's turn differently once others follow (it drops "
+                "reasoning, say), "
+                "so that the turns of a game cannot grow one sequence; use a model whose template keeps earlier "
+                "turns as they were"
             )
         return said.removeprefix(answer)
 
@@ -152,21 +158,21 @@ def _template(tokenizer: AnyTokenizer, messages: Sequence[Message], *, generatio
 
 
 def prompt_messages(sample: Sample) -> list[Message]:
-    """The prompt as a chat endpoint takes it: its turns, or the text as the user's."""
+    """Return the prompt as a chat endpoint takes it: its turns, or the text as the user's."""
     if isinstance(sample.prompt, str):
         return [Message(role="user", content=sample.prompt)]
     return [Message(role=turn["role"], content=turn["content"]) for turn in sample.prompt]
 
 
 def prompt_text(sample: Sample) -> str:
-    """The prompt for people: the text, or the turns one after the other."""
+    """Return the prompt for people: the text, or the turns one after the other."""
     if isinstance(sample.prompt, str):
         return sample.prompt
     return "\n".join(_turn(message) for message in sample.prompt)
 
 
 def demonstration_text(sample: Sample) -> str:
-    """The demonstration as text; of one in several turns all of them, each behind its role."""
+    """Return the demonstration as text; of one in several turns all of them, each behind its role."""
     demonstration: str | Sequence[Mapping[str, str]] = sample.fields["demonstration"]
     if isinstance(demonstration, str):
         return demonstration

@@ -34,7 +34,7 @@ def disk_errors(what: str, path: Path, *, needs: int = 0) -> Iterator[None]:
 
 
 def disk_problem(error: BaseException) -> str | None:
-    """What is wrong with the disk, where that is what `error`, or one behind it, says."""
+    """Return what is wrong with the disk, where that is what `error`, or one behind it, states."""
     behind: BaseException | None = error
     while behind is not None:
         if isinstance(behind, OSError) and behind.errno in DISK_ERRORS:
@@ -47,14 +47,17 @@ def disk_problem(error: BaseException) -> str | None:
 
 
 def room(path: Path, needs: int = 0) -> str:
-    """`it needs 1.2 GiB, and 310.0 MiB are free there; ...`"""
+    """Return `it needs 1.2 GiB, and 310.0 MiB are free there; ...`"""
     there = next(each for each in (path, *path.absolute().parents) if each.exists())
     needed = f"it needs about {human_bytes(needs)}, and " if needs else ""
-    return f"{needed}{human_bytes(shutil.disk_usage(there).free)} are free there; make room, or choose a directory on another disk"
+    return (
+        f"{needed}{human_bytes(shutil.disk_usage(there).free)} are free there; make room, or choose a "
+        f"directory on another disk"
+    )
 
 
 def human_bytes(size: float) -> str:
-    """1536 -> 1.5 KiB"""
+    """Return 1536 -> 1.5 KiB"""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     power = min(int(math.log(max(size, 1), 1024)), len(units) - 1)
     return f"{size:.0f} B" if power == 0 else f"{size / 1024**power:.1f} {units[power]}"

@@ -1,4 +1,5 @@
-"""The file `.env`: what a job needs of the environment (tokens, keys, addresses), beside the code and never in a recipe.
+"""The file `.env`: what a job needs of the environment (tokens, keys, addresses), beside the code and never in a
+recipe.
 
 The syntax is python-dotenv's, which parses it: `NAME=value`, `export`, comments, quotes, escapes within double quotes.
 Values are taken as they stand, nothing is expanded. What python-dotenv would skip in silence is an error here.
@@ -32,7 +33,7 @@ def load_env_file(path: Path = ENV_FILE) -> list[str]:
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """The variables of a `.env` file; of a name that stands twice the later value counts.
+    """Return the variables of a `.env` file; of a name that stands twice the later value counts.
 
     Raises ConfigError with the line, the rule and the remedy, and never a value.
     """
@@ -65,7 +66,7 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def _fault(written: str) -> str:
-    """What a line that python-dotenv gives up on lacks."""
+    """Return what is wrong with a line that python-dotenv cannot parse."""
     value = written.partition("=")[2].lstrip()
     if value[:1] in ("'", '"'):
         return f"a quote is missing or something follows the closing one; {QUOTES}"

@@ -1,4 +1,5 @@
-"""The one C++ extension that DeepSpeed compiles on a CPU: where it lies, whether it is built, whether its lock is stale.
+"""The one C++ extension that DeepSpeed compiles on a CPU: where it lies, whether it is built, whether its lock is
+stale.
 
 torch guards the build with a file named `lock` and deletes it afterwards; a process killed during the build leaves
 it, and every later start waits for it for ever. The installer builds the extension once and the doctor looks at it;
@@ -20,7 +21,9 @@ State = Literal["built", "absent", "building", "stale"]
 
 
 def extension_directory(environment: str | Path = sys.prefix) -> Path:
-    """Where the extension of a Python environment lies: inside it, unless TORCH_EXTENSIONS_DIR names another place.
+    """Return the directory of the extension of a Python environment: inside it, unless TORCH_EXTENSIONS_DIR names
+    another
+    place.
 
     torch's own default is one directory for all environments of a user, which would rebuild it in turns.
     """
@@ -28,7 +31,7 @@ def extension_directory(environment: str | Path = sys.prefix) -> Path:
 
 
 def use_environment_cache() -> None:
-    """Make torch look where `extension_directory` says, in this process and in those it starts."""
+    """Make torch look where `extension_directory` states, in this process and in those it starts."""
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extension_directory().parent)
 
 
@@ -51,7 +54,7 @@ def remove_stale_lock(directory: Path | None = None) -> Path | None:
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a process of this machine has the file open, as torch does for as long as it builds."""
+    """Return whether a process of this machine has the file open, as torch does for as long as it builds."""
     target = str(lock.resolve())
     for descriptors in Path("/proc").glob("[0-9]*/fd"):
         try:

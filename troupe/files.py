@@ -20,12 +20,13 @@ from troupe.secrets import page_text
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601 with milliseconds, as every file of a run directory writes it."""
+    """Return the time in UTC, ISO 8601 with milliseconds, as every file of a run directory writes it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def write_atomically(path: Path, text: str, *, is_data: bool = False) -> None:
-    """Replace `path` by `text` without its secrets and terminal escapes; survives a crash of the process and of the machine.
+    """Replace `path` by `text` without its secrets and terminal escapes; survives a crash of the process and of the
+    machine.
 
     `is_data`: what is trained on is written as it is.
     """
@@ -35,7 +36,7 @@ def write_atomically(path: Path, text: str, *, is_data: bool = False) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[TextIO]:
-    """A file that takes the place of `path` at the end of the block, or nothing when the block raises."""
+    """Open a file that replaces `path` at the end of the block, and nothing when the block raises."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
@@ -63,7 +64,9 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None when there is no such file or it is not JSON: half of it, or another kind of file."""
+    """Return the content of a JSON file, or None when there is no such file or it is not JSON: half of it, or another
+    kind of file.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError):
@@ -71,7 +74,7 @@ def read_json(path: Path) -> Any:
 
 
 def iter_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSON Lines file in order; a line that a killed writer left unfinished is passed over."""
+    """Yield the records of a JSON Lines file in order; a line that a killed writer left unfinished is passed over."""
     if not path.is_file():
         return
     with open(path, "rb") as file:
@@ -89,7 +92,7 @@ def _records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def last_lines(path: Path, count: int) -> list[dict[str, Any]]:
-    """The last `count` records of a JSON Lines file, of which no more than the end is read."""
+    """Return the last `count` records of a JSON Lines file, of which no more than the end is read."""
     if not path.is_file():
         return []
     with open(path, "rb") as file:
@@ -104,7 +107,7 @@ def last_lines(path: Path, count: int) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All records of a JSON Lines file; those of a file that is not there are none."""
+    """Return all records of a JSON Lines file; none where there is no file."""
     return list(iter_lines(path))
 
 
@@ -116,7 +119,9 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
 
 
 class JsonLines:
-    """An append-only JSON Lines file; each record reaches the file whole and without secrets, from whatever thread it comes."""
+    """An append-only JSON Lines file; each record reaches the file whole and without secrets, from whatever thread it
+    comes.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -131,7 +136,7 @@ class JsonLines:
 
 
 def _unfinished(file: Any) -> bool:
-    """Whether the file's last line lacks its end, because its writer was killed."""
+    """Return whether the file's last line lacks its end, because its writer was killed."""
     if file.seek(0, os.SEEK_END) == 0:
         return False
     file.seek(-1, os.SEEK_END)

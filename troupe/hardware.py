@@ -42,13 +42,13 @@ class Hardware:
         return "nccl" if self.device == "cuda" else "gloo"
 
     def precision(self, wanted: str) -> Literal["bf16", "fp32"]:
-        """`auto` resolved: bf16 where it is fast."""
+        """Return `auto` resolved: bf16 where it is fast."""
         if wanted == "auto":
             return "bf16" if self.fast_bf16 else "fp32"
         return "bf16" if wanted == "bf16" else "fp32"
 
     def weight_transport(self, *, colocated: bool) -> Literal["gloo", "nccl", "ipc"]:
-        """How weights reach the generators: CUDA IPC on shared GPUs, NCCL between GPUs, gloo on CPUs."""
+        """Return how weights reach the generators: CUDA IPC on shared GPUs, NCCL between GPUs, gloo on CPUs."""
         if self.device == "cpu":
             return "gloo"
         return "ipc" if colocated else "nccl"
@@ -56,7 +56,7 @@ class Hardware:
 
 @functools.cache
 def hardware() -> Hardware:
-    """This machine, measured once per process; does not import torch (a driver needs no 2 s for it)."""
+    """Return this machine, measured once per process; does not import torch (a driver needs no 2 s for it)."""
     num_gpus = _num_gpus()
     return Hardware(
         device="cuda" if num_gpus else "cpu",
@@ -67,17 +67,17 @@ def hardware() -> Hardware:
 
 
 def cpu_features() -> set[str]:
-    """The instruction-set flags that the kernel reports; empty where it reports none."""
+    """Return the instruction-set flags that the kernel reports; empty where it reports none."""
     return set(_cpu_info("flags", "Features").split())
 
 
 def processor_name() -> str:
-    """The processor's model as the kernel reports it; the machine's kind where it reports none."""
+    """Return the processor's model as the kernel reports it; the machine's kind where it reports none."""
     return _cpu_info("model name") or platform.machine()
 
 
 def _cpu_info(*fields: str) -> str:
-    """The first of /proc/cpuinfo's lines that begins with one of `fields`, without its name."""
+    """Return the first of /proc/cpuinfo's lines that begins with one of `fields`, without its name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -183,7 +183,7 @@ def use_amx() -> bool:
 
 
 def available_memory_gib(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> float:
-    """What the kernel can still hand out, or what the container is allowed if that is less."""
+    """Return what the kernel can still hand out, or what the container is allowed if that is less."""
     values = dict(re.findall(r"^(\w+):\s+(\d+) kB", meminfo.read_text(), flags=re.MULTILINE))
     free = int(values["MemAvailable"]) * 1024
     try:

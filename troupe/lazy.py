@@ -1,4 +1,6 @@
-"""Names of a package that are imported when they are first used (PEP 562): torch and Ray load where something computes."""
+"""Names of a package that are imported when they are first used (PEP 562): torch and Ray load where something
+computes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 
 
 def lazy_exports(package: str, owners: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return the `__getattr__` of `package`, whose name `x` lies in its module `owners["x"]`."""
+    """Return the `__getattr__` of `package`, whose name `x` is in its module `owners["x"]`."""
 
     def load(name: str) -> Any:
         if name not in owners:

@@ -13,12 +13,14 @@ OLD_PACKAGES = ("core", "algorithms", "data", "environments", "actors", "rewards
 
 
 def is_moved(module: str | None) -> bool:
-    """Whether a missing module is one that could be imported before."""
+    """Return whether a missing module is one that could be imported before."""
     return module is not None and module.partition(".")[0] in OLD_PACKAGES
 
 
 def new_name(module: str) -> str | None:
-    """Return where a module lies now: `core.records` -> `troupe.records`; None for others, and for those with new names."""
+    """Return the new name of a module: `core.records` -> `troupe.records`; None for others, and for those with new
+    names.
+    """
     if not is_moved(module):
         return None
     stem, here = module.rpartition(".")[2], Path(__file__).parent
@@ -41,7 +43,9 @@ def describe_move(address: str, old: str) -> str:
 
 
 def second_copies() -> list[str]:
-    """Forget and return our modules that were imported by an old name, such as `rewards.answers`: their classes are others."""
+    """Forget and return our modules that were imported by an old name, such as `rewards.answers`: their classes are
+    others.
+    """
     folders = {ROOT / package for package in OLD_PACKAGES}
     found = [
         name

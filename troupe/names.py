@@ -6,16 +6,18 @@ from pathlib import Path
 
 
 def step_name(step: int) -> str:
-    """The directory of a step's checkpoint: step-000010."""
+    """Return the directory of a step's checkpoint: step-000010."""
     return f"step-{step:06d}"
 
 
 def step_of(name: str) -> int | None:
-    """The step whose checkpoint a directory of that name is, None where it is none."""
+    """Return the step whose checkpoint a directory of that name is, None where it is none."""
     number = name.removeprefix("step-")
     return int(number) if name.startswith("step-") and number.isdigit() else None
 
 
 def is_hub_name(model: str) -> bool:
-    """Whether `model` is a repository of the hub rather than a path: nothing is there, and it has a hub name's form."""
+    """Return whether `model` is a repository of the hub rather than a path: nothing is there, and it has a hub name's
+    form.
+    """
     return not Path(model).exists() and model.count("/") == 1 and not model.startswith((".", "/", "runs/"))

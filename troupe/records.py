@@ -103,7 +103,7 @@ class JudgeCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What a reward says of one branch: the weighted sum, and the unweighted parts for the logs.
+    """What a reward reports of one branch: the weighted sum, and the unweighted parts for the logs.
 
     `value` is None when the judgement is missing (a judge that did not answer); missing is counted, never 0.
     """

@@ -34,7 +34,7 @@ def hand_over(function: Callable[..., Any]) -> str:
 
 
 def handed_over() -> Mapping[str, Callable[..., Any]]:
-    """What was handed over, for a process that cannot import it."""
+    """Return what was handed over, for a process that cannot import it."""
     return dict(_HANDED_OVER)
 
 
@@ -43,8 +43,8 @@ def take_over(functions: Mapping[str, Callable[..., Any]]) -> None:
     _HANDED_OVER.update(functions)
 
 
-def find(name: str, built_in: Mapping[str, Callable[..., Any]], *, section: str, noun: str, form: str) -> Any:
-    """What `name` names: one of `built_in`, or what lies at `package.module:name`.
+def find(name: str, built_in: Mapping[str, Callable[..., Any] | str], *, section: str, noun: str, form: str) -> Any:
+    """Return what `name` names: one of `built_in`, which may be addresses too, or what is at `package.module:name`.
 
     Example: `find("length", BUILT_IN, section="rewards", noun="reward", form="package.module:function")`.
     """
@@ -58,7 +58,8 @@ def find(name: str, built_in: Mapping[str, Callable[..., Any]], *, section: str,
         raise ConfigError(
             f"{section}: unknown {noun} {name!r}; {hint}built in are {', '.join(built_in)}, your own is written {form}"
         )
-    return built_in[name]
+    found = built_in[name]
+    return _import(found, section) if isinstance(found, str) else found
 
 
 def _import(address: str, section: str) -> Any:
@@ -96,13 +97,13 @@ def signature_of(name: str, function: Callable[..., Any], *, section: str) -> in
 
 
 def class_arguments(name: str, cls: type, args: Mapping[str, Any], *, section: str) -> dict[str, Any]:
-    """The arguments of the class's constructor, each as its annotation says."""
+    """Return the arguments of the class's constructor, each as its annotation states."""
     annotations = type_hints(cls.__init__)  # type: ignore[misc]
     return checked_arguments(name, args, signature_of(name, cls, section=section), annotations, section=section)
 
 
 def instance(name: str, cls: type, arguments: Mapping[str, Any], *, section: str) -> Any:
-    """What the class makes of its arguments; what its constructor refuses is a mistake in them."""
+    """Return what the class makes of its arguments; what its constructor refuses is a mistake in them."""
     try:
         return cls(**arguments)
     except TroupeError:
@@ -116,7 +117,7 @@ def instance(name: str, cls: type, arguments: Mapping[str, Any], *, section: str
 
 
 def _sentence(detail: ErrorDetails) -> str:
-    """One mistake in a section that a constructor builds; the value of an unknown argument might be a secret."""
+    """Return one mistake in a section that a constructor builds; the value of an unknown argument might be a secret."""
     name = ".".join(map(str, detail["loc"]))
     if detail["type"] == "extra_forbidden":
         return f"unknown argument {name!r}"
@@ -134,7 +135,8 @@ def checked_arguments(
     section: str,
     skip: int = 0,
 ) -> dict[str, Any]:
-    """The configured arguments, each as its annotation says: a pattern is compiled, a choice is one of the choices.
+    """Return the configured arguments, each as its annotation states: a pattern is compiled, a choice is one of the
+    choices.
 
     The first `skip` parameters are not for the recipe to set: a reward's are what it judges.
     """
@@ -154,7 +156,7 @@ def checked_arguments(
 
 
 def type_hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function, or of an object's `__call__`."""
+    """Return the annotations of a function, or of an object's `__call__`."""
     try:
         return typing.get_type_hints(
             function if inspect.isroutine(function) else type(function).__call__, include_extras=True

@@ -1,8 +1,11 @@
 """What must not be told, and the one place that takes it out of text: files of a run, logs, console, trackers, errors.
 
-A secret is the value of an environment variable whose name says so (HF_TOKEN, OPENAI_API_KEY, ...) or that a recipe names
-as one (`api_key_env`), a login that a library keeps (`hide_login`), what stands before the @ of an address, and what follows `Bearer`. `troupe.files` masks the texts
-that it writes and `troupe.config.program` the console; whoever sends text another way calls `public_text` or `public_record`.
+A secret is the value of an environment variable whose name says so (HF_TOKEN, OPENAI_API_KEY, ...) or that a recipe
+names
+as one (`api_key_env`), a login that a library keeps (`hide_login`), what stands before the @ of an address, and what
+follows `Bearer`. `troupe.files` masks the texts
+that it writes and `troupe.config.program` the console; whoever sends text another way calls `public_text` or
+`public_record`.
 """
 
 from __future__ import annotations
@@ -44,17 +47,21 @@ _logins: dict[str, str] = {}
 
 
 def name_secret(variable: str) -> None:
-    """Treat the value of this environment variable as a secret, whatever its name says."""
+    """Treat the value of this environment variable as a secret, whatever its name states."""
     _named.add(variable)
 
 
 def hide_login(variable: str, value: str) -> None:
-    """Treat `value`, which a library keeps in a file of its own, as the secret that this environment variable would hold."""
+    """Treat `value`, which a library keeps in a file of its own, as the secret that this environment variable would
+    hold.
+    """
     _logins[variable] = value
 
 
 def known_secrets() -> dict[str, str]:
-    """Name -> value of the secrets in the environment and of logins, longest first, since one may be a part of another."""
+    """Name -> value of the secrets in the environment and of logins, longest first, since one may be a part of
+    another.
+    """
     secrets = {
         name: value.strip()
         for name, value in (_logins | dict(os.environ)).items()
@@ -65,8 +72,9 @@ def known_secrets() -> dict[str, str]:
 
 
 def public_text(text: str) -> str:
-    """`text` with `$NAME` in place of the secrets that are in the environment, also where JSON, HTML or an address has
-    escaped them, and `***` in place of passwords in addresses and tokens in headers."""
+    """Return `text` with `$NAME` in place of the secrets that are in the environment, also where JSON, HTML or an
+    address has escaped them, and `***` in place of passwords in addresses and tokens in headers.
+    """
     for name, secret in known_secrets().items():
         for form in _forms(secret):
             text = text.replace(form, f"${name}")
@@ -93,7 +101,8 @@ def public_record(value: Any) -> Any:
 
 
 def public_values(config: BaseModel, *, escaped: bool = False) -> Any:
-    """The resolved recipe; a secret that came from the environment is named so that it is found again: `${oc.env:NAME}`.
+    """Return the resolved recipe; a secret that came from the environment is named so that it is found again:
+    `${oc.env:NAME}`.
 
     `escaped` is for what will be read as a recipe: a text's own `${` is written so that it does not become a reference.
     """
@@ -151,7 +160,7 @@ class MaskedStream:
 
 
 def mask_console() -> None:
-    """From now on what this process prints is masked, tracebacks included."""
+    """Mask what this process prints from now on, tracebacks included."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, MaskedStream):
@@ -162,7 +171,7 @@ def mask_console() -> None:
 
 
 def _forms(secret: str) -> set[str]:
-    """A secret as it stands, in JSON, in HTML, and in an address."""
+    """Return a secret as it stands, in JSON, in HTML, and in an address."""
     escaped = json.dumps(secret, ensure_ascii=False)[1:-1]
     return {secret, escaped, html.escape(secret), html.escape(escaped), quote(secret, safe="")}
 

@@ -29,12 +29,12 @@ class Estimate:
     high: float
 
     def excludes(self, value: float) -> bool:
-        """Whether `value` lies outside of the interval."""
+        """Return whether `value` is outside of the interval."""
         return not self.low <= value <= self.high
 
 
 def estimate_mean(values: Sequence[float], *, seed: int = 0) -> Estimate:
-    """The mean of `values`."""
+    """Return the mean of `values`."""
     return _estimate([values], lambda means: means[0], seed=seed)
 
 
@@ -62,7 +62,7 @@ def bootstrap_interval(
 
 
 def _estimate(columns: Sequence[Sequence[float]], statistic: Callable[[Array], Array], *, seed: int) -> Estimate:
-    """A statistic of the columns' means: of the samples as they are, and of every resampling."""
+    """Return a statistic of the columns' means: of the samples as they are, and of every resampling."""
     resampled = _resampled_means(columns, resamples=RESAMPLES, seed=seed)
     observed = statistic(numpy.asarray(columns, dtype=float).mean(axis=1))
     low, high = interval(statistic(resampled))
@@ -70,7 +70,7 @@ def _estimate(columns: Sequence[Sequence[float]], statistic: Callable[[Array], A
 
 
 def _resampled_means(columns: Sequence[Sequence[float]], *, resamples: int, seed: int) -> Array:
-    """[columns, resamples]: means of rows drawn with replacement, the same rows for every column."""
+    """Return [columns, resamples]: means of rows drawn with replacement, the same rows for every column."""
     table = numpy.asarray(columns, dtype=float)
     count = table.shape[1]
     if not count:
@@ -82,7 +82,7 @@ def _resampled_means(columns: Sequence[Sequence[float]], *, resamples: int, seed
 
 
 def interval(values: Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The percentiles of the resampled `values` that enclose the middle `confidence` of them: (low, high)."""
+    """Return the percentiles of the resampled `values` that enclose the middle `confidence` of them: (low, high)."""
     tail = (1 - confidence) / 2
     ordered = numpy.sort(values)
     last = len(ordered) - 1

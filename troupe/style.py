@@ -5,5 +5,3 @@ from __future__ import annotations
 from pathlib import Path
 
 STYLE = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
-LIGHT = STYLE.partition("@media")[0]
-"""The colours by day, which drawings in files of their own have too."""

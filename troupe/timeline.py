@@ -94,7 +94,7 @@ class Recorder:
         self._entries.append(Counter(track=track or TRACK.get(), name=name, at_ns=time.time_ns(), count=count))
 
     def since(self, since_ns: int) -> list[Entry]:
-        """What ended after `since_ns`, and what still goes on, up to now."""
+        """Return what ended after `since_ns`, and what still goes on, up to now."""
         moment = time.time_ns()
         done = [entry for entry in list(self._entries) if _end(entry) > since_ns]
         return done + [replace(span, ended_ns=moment) for span in list(self._open.values())]
@@ -108,7 +108,7 @@ class InFlight:
     """Things under way at the same time, such as requests: one span from the first to the last, and their number."""
 
     def __init__(self, name: str, *, track: str | None = None) -> None:
-        """`track`: where it is drawn, if not with the work that calls `change`."""
+        """Count something; `track` is where it is drawn, if not with the work that calls `change`."""
         self._name, self._track, self._span = name, track, 0
         self.count = 0
         self._lock = threading.Lock()
@@ -135,7 +135,7 @@ class StepTimelines:
         self.begin_step()
 
     def begin_step(self) -> None:
-        """What came before does not belong to the next step."""
+        """Begin a step: what came before does not belong to it."""
         self._begun_ns = time.time_ns()
 
     def end_step(self, step: int) -> None:
@@ -187,7 +187,7 @@ def write_step(path: Path, step: int, whole: Span, found: Iterable[Entry]) -> No
 
 
 def lanes(spans: Sequence[Span]) -> Iterator[tuple[int, Span]]:
-    """(lane, span): within a lane, spans follow or contain one another, as the viewers want it."""
+    """Yield (lane, span): within a lane, spans follow or contain one another, as the viewers want it."""
     ends: list[list[int]] = []
     for span in sorted(spans, key=lambda span: (span.begun_ns, -span.ended_ns)):
         for open_ends in ends:
@@ -202,7 +202,7 @@ def lanes(spans: Sequence[Span]) -> Iterator[tuple[int, Span]]:
 
 
 def _within(whole: Span, found: Iterable[Entry]) -> list[Entry]:
-    """The parts of the entries that lie in the step."""
+    """Return the parts of the entries that lie in the step."""
     kept: list[Entry] = []
     for entry in found:
         if isinstance(entry, Counter):
@@ -216,7 +216,7 @@ def _within(whole: Span, found: Iterable[Entry]) -> list[Entry]:
 
 
 def _order(track: str) -> tuple[int, str]:
-    """The policy first, then who serves it."""
+    """Return the policy first, then what serves it."""
     roles = ("policy", "critic", "generator", "rewarder")
     role = track.split(" ")[0]
     return (roles.index(role) if role in roles else len(roles), track)

@@ -29,7 +29,7 @@ class LightTokenizer:
     """The part of transformers' interface that `troupe.chat` calls."""
 
     def __init__(self, tokenizer: Any, *, chat_template: str | None, special: Mapping[str, str]) -> None:
-        """`special`: names of special tokens (`eos_token`) and their texts."""
+        """Wrap a tokenizer; `special` has the names of special tokens (`eos_token`) and their texts."""
         self._tokenizer, self._special = tokenizer, dict(special)
         self.chat_template = chat_template
         self.eos_token = special.get("eos_token")

@@ -5,44 +5,37 @@ python docs/results/page.py runs/docstrings_small eval/docstrings/rougeL docs/re
 
 from __future__ import annotations
 
+import io
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from troupe.files import read_lines
-from troupe.report.charts import HEIGHT, WIDTH, Series, line_chart
 
-STYLE = (
-    "text{font:10.5px sans-serif;fill:#667}.title{font-size:12.5px;fill:#223}.grid line{stroke:#e4e6ee}"
-    ".curve{fill:none;stroke-width:1.8;stroke-linejoin:round}.curve circle{fill:currentColor;stroke:none}"
-    ".curve .raw{opacity:.3;stroke-width:1.1}.cursor,.dot{display:none}"
-)
-HEADING = 22
 SAMPLES = 6
 
 
 def curves(lines: Sequence[Mapping[str, Any]], charts: Sequence[tuple[str, str, str]]) -> str:
-    """Charts side by side, one per (metric, title, colour): an SVG that needs no page around it."""
-    drawn = []
-    for place, (name, title, color) in enumerate(charts):
+    """Draw charts side by side, one per (metric, title, colour), as an SVG that needs no page around it."""
+    figure = Figure(figsize=(8, 2.4), layout="constrained")
+    for axes, (name, title, color) in zip(figure.subplots(1, len(charts)), charts, strict=True):
         points = [(line["step"], line[name]) for line in lines if name in line]
-        figure = line_chart([Series(label=title, points=points, color=color)], title=title, name=name)
-        drawing = re.search(r"<svg[^>]*>(.*)</svg>", figure, re.DOTALL)
-        assert drawing is not None, f"the run has no {name}"
-        drawn.append(
-            f'<g transform="translate({place * WIDTH} {HEADING})">{drawing[1]}'
-            f'<text class="title" x="{WIDTH / 2}" y="-6" text-anchor="middle">{title}</text></g>'
-        )
-    size = f"{len(charts) * WIDTH} {HEIGHT + HEADING}"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}"><style>{STYLE}</style>'
-        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(drawn)}</svg>\n'
-    )
+        assert points, f"the run has no {name}"
+        axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3)
+        axes.set_title(title, fontsize=10)
+        axes.grid(axis="y", color="#e4e6ee")
+        axes.spines[["top", "right"]].set_visible(False)
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "troupe"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
 
 
 def samples(answers: Sequence[Mapping[str, Any]], metric: str, count: int = SAMPLES) -> str:

@@ -8,8 +8,7 @@ from pydantic import ValidationError
 from tests.data.packages import words
 from troupe.config.data import DocstringPairsConfig, DocstringsConfig
 from troupe.data import DataSet
-from troupe.data.docstring_pairs import load_docstring_pairs
-from troupe.data.docstrings import load_docstrings
+from troupe.data.docstrings import load_docstring_pairs, load_docstrings
 from troupe.records import Sample
 
 

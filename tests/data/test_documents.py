@@ -10,8 +10,7 @@ from pydantic import ValidationError
 from troupe.chat import prompt_text
 from troupe.config.data import DocumentsConfig
 from troupe.data.dataset import DataSet
-from troupe.data.docstring_params import Fact, split_facts
-from troupe.data.documents import load_documents
+from troupe.data.documents import Fact, load_documents, split_facts
 from troupe.records import Branch, Sample
 from troupe.rewards.judge_qa import JudgeQA
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import TypeAdapter
@@ -13,10 +13,12 @@ from pydantic import TypeAdapter
 from tests.data.packages import FIXTURES, write_packages, write_paragraphs
 from tests.data.test_documents import write_documents
 from troupe.config.data import DataConfig
-from troupe.data import LOADERS, load_data
+from troupe.data import load_data
 from troupe.records import Sample
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+TYPES = [config.model_fields["type"].default for config in get_args(get_args(DataConfig)[0])]
+"""The types of all data sets."""
 SCRIPT = """
 import json, sys
 from pydantic import TypeAdapter
@@ -72,10 +74,10 @@ def samples_of(config: dict[str, Any]) -> list[Sample]:
 
 
 def test_every_data_set_is_shown_here(configs: dict[str, dict[str, Any]]) -> None:
-    assert set(configs) == set(LOADERS)
+    assert set(configs) == set(TYPES)
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", TYPES)
 def test_ids_are_unique_and_begin_with_where_a_sample_is_from(name: str, configs: dict[str, dict[str, Any]]) -> None:
     ids = [sample.sample_id for sample in samples_of(configs[name])]
     assert len(set(ids)) == len(ids) > 1

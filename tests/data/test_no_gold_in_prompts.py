@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from tests.data.packages import FIXTURES
-from tests.data.test_load_data import configs, samples_of
+from tests.data.test_load_data import TYPES, configs, samples_of
 from troupe.chat import demonstration_text, prompt_text
-from troupe.data import LOADERS
 from troupe.data.near_duplicates import plain
 from troupe.records import Sample
 
@@ -30,7 +29,7 @@ WITHOUT_GOLD = ("documents", "repliqa")
 """A document is there to be summarised: what its questions ask for stands in it, and there is no gold summary."""
 
 
-@pytest.mark.parametrize("name", [name for name in LOADERS if name not in WITHOUT_GOLD])
+@pytest.mark.parametrize("name", [name for name in TYPES if name not in WITHOUT_GOLD])
 def test_no_prompt_contains_what_is_to_be_answered(name: str, configs: dict[str, Row]) -> None:
     for sample in samples_of(configs[name]):
         # "Tom has 8 pens and gives 4 away" names the number 4 that remains: there, the worked answer must not be told.

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from troupe.data.dataset import DataSet
-from troupe.data.preference_pairs import settled
+from troupe.data.preference_pairs import sort_answers
 from troupe.errors import DataError
 from troupe.records import Sample
 
@@ -16,7 +16,7 @@ def preference(**fields: Any) -> Sample:
 
 
 def settle(*samples: Sample) -> DataSet:
-    return settled(DataSet(name="set", train=samples, heldout=[HELDOUT], dropped={"long_prompts": 2}))
+    return sort_answers(DataSet(name="set", train=samples, heldout=[HELDOUT], dropped={"long_prompts": 2}))
 
 
 def test_answers_come_best_first_and_ties_keep_their_order() -> None:
@@ -69,4 +69,4 @@ def test_a_malformed_preference_is_refused_by_its_id(fields: dict[str, Any], sen
 
 def test_held_out_preferences_are_checked_too() -> None:
     with pytest.raises(DataError, match="s1: a preference needs"):
-        settled(DataSet(name="set", train=[HELDOUT], heldout=[preference(answers=[])]))
+        sort_answers(DataSet(name="set", train=[HELDOUT], heldout=[preference(answers=[])]))

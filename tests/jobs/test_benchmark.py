@@ -24,7 +24,7 @@ from troupe.config.grpo import GRPOConfig
 from troupe.config.loader import load_config
 from troupe.config.program import run_program
 from troupe.errors import ConfigError, DataError
-from troupe.evaluation.candidates import prepare
+from troupe.evaluation.plan import prepare
 from troupe.files import read_json, read_lines
 from troupe.jobs.benchmark import benchmark
 from troupe.records import Branch, Sample
@@ -314,7 +314,7 @@ def test_a_reward_model_scores_every_answer_that_is_there(scene: RunContext, tmp
 
 def test_steps_are_named_by_number_or_place_and_each_is_there_once(scene: RunContext) -> None:
     def names(**given: Any) -> list[str]:
-        return [one.name for one in prepare(scene.recipe(endpoints={}, **given)).contestants]
+        return [one.name for one in prepare(scene.recipe(endpoints={}, **given)).candidates]
 
     assert names() == ["run@0", "run@10", "run@20"]
     assert names(steps=["last", "first", 20]) == ["run@0", "run@20"]

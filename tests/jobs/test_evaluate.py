@@ -25,9 +25,10 @@ from troupe.config.program import run_program
 from troupe.data import load_data
 from troupe.data.reference_answers import read_answers
 from troupe.errors import CheckpointError, DataError, RewardError
-from troupe.evaluation.evaluation_tables import AnswerRow, as_csv, as_markdown, measure, result_tables
+from troupe.evaluation.evaluation_tables import as_csv, as_markdown, result_tables
 from troupe.evaluation.generation import evaluation_seats, with_tokens
 from troupe.evaluation.plan import prepare
+from troupe.evaluation.scores import AnswerRow, estimate_metrics
 from troupe.evaluation.stored_answers import AnswerStore
 from troupe.files import read_lines
 from troupe.jobs.evaluate import evaluate
@@ -138,15 +139,15 @@ def test_a_model_with_contexts_reads_them_and_the_others_read_the_same_prompt_wi
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     reading = {"form": "text", "prompt_end": "\n", "marker": ["So:"], "context_template": "[{context}] "}
     named = {"alone": str(models / "model"), "told": str(models / "model")}
-    exam = prepare(
+    plan = prepare(
         EvaluateConfig(models=named, contexts={"told": str(file)}, reading=reading, data=data, max_prompt_tokens=88)
     )
     questions = [sample.prompt[0]["content"] for sample in held_out]  # type: ignore[index]
-    assert [sample.prompt for sample in exam.asked["alone"]] == [f"{question}\n" for question in questions]
-    assert [sample.prompt for sample in exam.asked["told"]] == [
+    assert [sample.prompt for sample in plan.prompts["alone"]] == [f"{question}\n" for question in questions]
+    assert [sample.prompt for sample in plan.prompts["told"]] == [
         f"{question}\n{context}" for question, context in zip(questions, ("", "[1] ", "[2] "), strict=True)
     ]
-    assert list(exam.samples) == list(held_out)
+    assert list(plan.samples) == list(held_out)
     assert "1 of 3 contexts of told lack the marker" in caplog.text
 
 
@@ -234,7 +235,7 @@ def row(number: int, prediction: float, reference: float | None) -> AnswerRow:
 
 
 def test_the_difference_to_the_references_is_over_the_same_examples() -> None:
-    measured = measure([row(0, 1.0, None), row(1, 3.0, 1.0), row(2, 2.0, 2.0)], seed=0)
+    measured = estimate_metrics([row(0, 1.0, None), row(1, 3.0, 1.0), row(2, 2.0, 2.0)], seed=0)
     assert measured["reward"].mean == 2.0
     assert measured["reward_reference"].mean == 1.5
     assert measured["reward_difference"].mean == 1.0  # (3 - 1 + 2 - 2) / 2; the first has no reference
@@ -249,7 +250,7 @@ def test_a_csv_reads_back_as_it_was_written_with_a_column_for_each_metric() -> N
 
 
 def test_the_markdown_tables_have_a_model_per_row() -> None:
-    models = {"sft": measure([row(0, 1.0, 2.0)], seed=0), "ppo": measure([row(0, 3.0, 2.0)], seed=0)}
+    models = {"sft": estimate_metrics([row(0, 1.0, 2.0)], seed=0), "ppo": estimate_metrics([row(0, 3.0, 2.0)], seed=0)}
     page = as_markdown(result_tables(models, {}), lead="# Evaluation")
     assert "| model | reward | reward of the references | difference |" in page
     assert "| ppo | 3.000 (3.000 .. 3.000) | 2.000 (2.000 .. 2.000) | 1.000 (1.000 .. 1.000) |" in page
@@ -345,7 +346,7 @@ def without_engines(examined: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     def started(*_: object, **__: object) -> None:
         raise AssertionError("the answers are there")
 
-    monkeypatch.setattr("troupe.jobs.evaluate.generate", started)
+    monkeypatch.setattr("troupe.evaluation.collection.generate", started)
     monkeypatch.setattr("troupe.actors.placement._connect", started)
 
     def again(settings: EvaluateConfig) -> dict[str, Any]:

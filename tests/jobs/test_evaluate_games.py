@@ -8,9 +8,9 @@ import pytest
 
 from troupe.config.evaluation import EvaluateConfig
 from troupe.config.rollout import EnvironmentConfig, RewardConfig
-from troupe.evaluation.evaluation_tables import measure
-from troupe.evaluation.plan import Examination
-from troupe.jobs.evaluate import Marks, answer_rows, compare_all, function_scores
+from troupe.evaluation.comparison import compare_all
+from troupe.evaluation.plan import Candidate, EvaluationPlan
+from troupe.evaluation.scores import Scores, answer_rows, estimate_metrics, function_scores
 from troupe.records import Branch, Sample, Score
 from troupe.rewards.build import build_rewards
 
@@ -32,27 +32,23 @@ def config(**settings: Any) -> EvaluateConfig:
 @pytest.mark.parametrize("metrics", [[], [RewardConfig(fn="length", args={"limit": 100})]])
 def test_wins_are_measured_and_compared_with_and_without_reward_functions(metrics: list[RewardConfig]) -> None:
     recipe = config(against="before", judge="environment/win", metrics=metrics)
-    exam = Examination(
+    plan = EvaluationPlan(
         samples=SAMPLES,
-        asked={},
         too_long=0,
-        paths={"before": "a", "after": "b"},
-        tokenizers={},
-        given={},
+        candidates=[Candidate(name=name, kind="model", path=name) for name in ("before", "after")],
         rewards=build_rewards(metrics) if metrics else None,
-        reward_model=None,
     )
     wins = {"before": [0, 0, 1, 0], "after": [1, 0, 1, 1]}
     answers = {
-        name: {sample.sample_id: game(bool(won)) for sample, won in zip(SAMPLES, of_name, strict=True)}
+        (name, 0): {sample.sample_id: game(bool(won)) for sample, won in zip(SAMPLES, of_name, strict=True)}
         for name, of_name in wins.items()
     }
-    marks = Marks(rewards={}, functions=function_scores(recipe, exam, answers))
-    measured = measure(answer_rows(exam, "after", answers["after"], marks), seed=0)
+    scores = Scores(rewards={}, functions=function_scores(recipe, plan, answers))
+    measured = estimate_metrics(answer_rows(plan, "after", answers, scores), seed=0)
     assert measured["environment/win"].mean == 0.75
     assert measured["response_tokens"].mean == 2
     assert ("length" in measured) == bool(metrics)
-    (comparison,) = compare_all(recipe, exam, answers, marks).values()
+    (comparison,) = compare_all(recipe, plan, answers, scores).values()
     assert comparison.as_dict()["win_share"]["mean"] == 0.5
     assert comparison.as_dict()["tie_share"]["mean"] == 0.5
 

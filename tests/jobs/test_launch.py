@@ -143,11 +143,11 @@ def test_a_broken_connection_is_opened_anew_and_no_line_comes_twice(
     monkeypatch.setattr(launch, "Jobs", lambda url: jobs)
     options = argparse.Namespace(address="http://127.0.0.1:9")
     if heals:
-        assert launch.follow("job1", None, options) == 0
+        assert launch.follow("job1", options) == 0
         assert capsys.readouterr().out == "line 0\nline 1\nline 2\njob job1: SUCCEEDED\n"
     else:
         with pytest.raises(launch.ClusterError, match="breaks again and again; To follow it"):
-            launch.follow("job1", None, options)
+            launch.follow("job1", options)
         assert capsys.readouterr().out == "line 0\n"
 
 

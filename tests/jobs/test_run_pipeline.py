@@ -37,7 +37,7 @@ from troupe.config.loader import Section
 from troupe.errors import DataError
 from troupe.config.program import run_program
 from troupe.config.run import CheckpointConfig, RunConfig
-from troupe.runs.run import Run
+from troupe.report.observers import open_run
 
 class TrainConfig(Section):
     """A training whose weights are a text: those it began with, and one letter per step."""

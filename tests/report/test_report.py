@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-import json
+import itertools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.fake_run import fake_run
+from tests.report.pages import charts_of, curve, data_of, labels
 from troupe.errors import DataError
 from troupe.files import JsonLines, read_lines
 from troupe.jobs.report import main
-from troupe.report.charts import Series, line_chart, short, thin, ticks
+from troupe.report.charts import short
 from troupe.report.report import build_comparison, build_report
+from troupe.statistics import estimate_difference
 
 
 @pytest.fixture(scope="module")
@@ -28,40 +30,90 @@ def page(run_directory: Path) -> str:
     return (run_directory / "report.html").read_text()
 
 
-def curve(page: str, title: str) -> list[list[float]]:
-    """[step, value] of the first curve of the chart with that title."""
-    figure = next(part for part in page.split('<figure class="chart')[1:] if f">{title}</h3>" in part)
-    data = json.loads(html.unescape(re.search(r"data-chart='(.*?)'", figure).group(1)))
-    return [point[:2] for point in data["series"][0]]
-
-
 def test_the_curves_are_the_numbers_of_metrics_jsonl(run_directory: Path, page: str) -> None:
-    lines = [line for line in read_lines(run_directory / "metrics.jsonl") if "reward/mean" in line]
-    assert len(lines) == 30
-    # Values are written with five digits.
-    assert curve(page, "Reward") == [[line["step"], pytest.approx(line["reward/mean"], rel=1e-4)] for line in lines]
+    lines = read_lines(run_directory / "metrics.jsonl")
+    assert len(lines) == 31
+    for name in {name for line in lines for name in line} - {"step", "at", "wall_s"}:
+        assert curve(page, name) == [[line["step"], line[name]] for line in lines if name in line]
 
 
-def test_a_nan_of_the_run_is_a_gap_in_its_curve() -> None:
-    points = [(1, 0.5), (2, None), (3, 0.7)]
-    drawn = line_chart([Series(label="a", points=points)], title="t", name="t")
-    assert re.search(r'<path d="([^"]*)"', drawn).group(1).count("M") == 2
+def test_the_x_axes_are_steps_tokens_and_seconds(run_directory: Path, page: str) -> None:
+    lines = read_lines(run_directory / "metrics.jsonl")
+    axes = data_of(page)["runs"][0]["x"]
+    assert axes["step"] == list(range(31))
+    assert axes["time"] == [line["wall_s"] for line in lines]
+    assert axes["tokens"][-1] == sum(line.get("rollout/tokens", 0) for line in lines)
+
+
+def test_a_nan_of_the_run_is_a_gap_in_its_curve(tmp_path: Path) -> None:
+    page = (fake_run(tmp_path, steps=34) / "report.html").read_text()
+    assert [33, None] in curve(page, "policy/grad_norm")
+
+
+def test_a_constant_metric_and_one_that_repeats_another_are_a_line_and_no_chart(page: str) -> None:
+    drawn = {metric for chart in charts_of(page).values() for metric in chart["metrics"]}
+    assert "reward/mean" in drawn
+    assert not {"rollout/lag", "reward/math_answer"} & drawn
+    assert "<code>rollout/lag</code> 0" in page
+    assert "<code>reward/math_answer</code> equals reward/mean" in page
+
+
+def test_every_group_of_rollouts_and_every_answer_is_in_the_page(run_directory: Path, page: str) -> None:
+    groups = data_of(page)["groups"]
+    sampled = [group for group in groups if group["set"] == ""]
+    lines = read_lines(run_directory / "rollouts.jsonl")
+    assert len(lines) == 60
+    assert [
+        {"set": "", **{key: line[key] for key in ("step", "sample_id", "prompt", "gold", "branches")}} for line in lines
+    ] == sampled
+    held_out = read_lines(run_directory / "answers.jsonl")
+    assert [
+        (group["step"], group["branches"][0]["text"], group["branches"][0]["score"]) for group in groups if group["set"]
+    ] == [(row["step"], row["text"], row["metrics"]["accuracy"]) for row in held_out]
+
+
+def test_a_page_has_at_most_20_mb_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    directory = fake_run(tmp_path, steps=2)
+    group = {"sample_id": "a", "prompt": "<&>'" * 100, "gold": None,
+             "branches": [{"text": "<\u2028é" * 2000, "score": 1.0, "parts": {}}] * 4}  # fmt: skip
+    JsonLines(directory / "rollouts.jsonl").append(*({"step": step, **group} for step in range(3, 900)))
+    page = build_report(directory)
+    assert 5_000_000 < page.stat().st_size < 20_000_000
+    groups = [group for group in data_of(page.read_text())["groups"] if group["set"] == ""]
+    steps = [group["step"] for group in groups]
+    assert steps[-1] == 899
+    assert max(after - before for before, after in itertools.pairwise(steps)) < 40
+    assert 'data-in-files="949"' in page.read_text()  # 4 + 897 groups and 48 answers
+
+
+def test_a_long_run_keeps_its_lines_at_equal_distances_and_the_last_one(tmp_path: Path) -> None:
+    directory = fake_run(tmp_path, steps=2)
+    names = [f"m/{number}" for number in range(40)]
+    JsonLines(directory / "metrics.jsonl").append(
+        *({"step": step, "wall_s": 1.0, **dict.fromkeys(names, step / 7)} for step in range(3, 9_000))
+    )
+    page = build_report(directory)
+    assert page.stat().st_size < 20_000_000
+    points = curve(page.read_text(), "m/3")
+    assert points[-1] == [8_999, 8_999 / 7]
+    assert {after[0] - before[0] for before, after in itertools.pairwise(points)} == {2}
 
 
 @pytest.mark.parametrize(
     "title",
     [
         "Accuracy, held out", "KL to the reference", "Entropy", "Clipped tokens", "Gradient norm", "Response length",
-        "Truncated answers", "Lag", "Trainer and generator", "Weight sync", "Seconds of a step", "Tokens per second",
+        "Truncated answers", "Trainer and generator", "Weight sync", "Seconds of a step", "Tokens per second",
     ],
 )  # fmt: skip
 def test_every_quantity_a_person_looks_for_has_a_chart(page: str, title: str) -> None:
-    assert f">{title}</h3>" in page
+    assert title in charts_of(page)
 
 
 def test_the_bound_of_the_consistency_gate_is_drawn(page: str) -> None:
-    assert "bound 0.001" in page
-    assert "rounding alone" in page  # what the bound follows from, beside the gap
+    chart = charts_of(page)["Trainer and generator"]
+    assert chart["bound"] == 1e-3
+    assert labels(chart) == ["", "rounding alone"]  # what the bound follows from, beside the gap
 
 
 def test_before_and_after_are_the_same_samples_at_the_first_and_last_evaluation(run_directory: Path, page: str) -> None:
@@ -89,10 +141,23 @@ def test_what_a_model_says_cannot_become_part_of_the_page(tmp_path: Path) -> Non
     JsonLines(directory / "metrics.jsonl").append({"step": 3, f"reward/{attack}": 1.0, f"time/{attack}_s": 1.0})
     page = build_report(directory).read_text()
     tags = Tags(page)
-    assert tags.count("script") == 1  # the page's own
+    assert tags.count("script") == 3  # the data, uPlot, the page's own
     assert "img" not in tags.names
     assert not any(name.startswith("on") for name in tags.attributes)
-    assert html.escape(attack) in page
+    assert html.escape(attack).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in page
+    assert data_of(page)["groups"][-1]["branches"][0]["text"] == attack
+
+
+def test_text_that_would_end_a_script_is_escaped_in_its_json(tmp_path: Path) -> None:
+    directory = fake_run(tmp_path, steps=2)
+    text = "</script><!--<script>\u2028\u2029&'\x1b[31m"
+    JsonLines(directory / "rollouts.jsonl").append({"step": 2, "prompt": "p", "branches": [{"text": text}]})
+    with open(directory / "rollouts.jsonl", "a") as file:
+        file.write('{"step": 2, "prompt": "\\ud800 alone", "branches": []}\n')
+    page = build_report(directory).read_text(encoding="utf-8")
+    data = page.partition('id="data">')[2].partition("</script>")[0]
+    assert not set(data) & set("<>&'\u2028\u2029")
+    assert [group["prompt"] for group in data_of(page)["groups"]][-2:] == ["p", "? alone"]
 
 
 class Tags(HTMLParser):
@@ -113,7 +178,8 @@ class Tags(HTMLParser):
 
 
 def test_the_page_refers_to_nothing_outside(page: str) -> None:
-    assert re.findall(r'(?:src|href)="?(?!data:,)[^#"]|https?://|url\(|@import', page) == []
+    page = re.sub(r"/\*!.*?\*/", "", page)  # the licence of uPlot names its address
+    assert re.findall(r'(?:src|href)="(?!data:,)[^#"]|(?<!xmlns=")https?://|url\(|@import', page) == []
 
 
 def test_a_report_can_be_built_of_a_run_that_was_killed_or_lacks_its_files(tmp_path: Path) -> None:
@@ -134,24 +200,41 @@ def test_a_directory_that_is_no_run_is_named(tmp_path: Path) -> None:
 def test_several_runs_are_laid_over_each_other(run_directory: Path, tmp_path: Path) -> None:
     other = fake_run(tmp_path, name="second", steps=10, seed=3)
     page = main([str(run_directory), str(other), "--output", str(tmp_path / "compare.html")]).read_text()
-    assert page.count("<figure") > 10
+    assert labels(charts_of(page)["Reward"]) == ["first", "second"]
+    assert curve(page, "reward/mean", run=1)[0][0] == 1
     assert "<td>seed</td><td>0</td><td>3</td>" in page
+    assert page.index("Settings that differ</h2>") < page.index("Learning</h2>")
     assert build_comparison([run_directory, other], tmp_path / "again.html").read_text() == page
 
 
-def test_a_long_curve_is_thinned_to_means_of_neighbours() -> None:
-    points = [(float(step), float(step % 2)) for step in range(1000)]
-    thinned = thin(points, most=250)
-    assert len(thinned) == 250
-    assert {value for _, value in thinned} == {0.5}
+def test_a_comparison_has_the_paired_interval_over_the_same_samples(run_directory: Path, tmp_path: Path) -> None:
+    other = fake_run(tmp_path, name="other", steps=10, seed=3)
+    last = [
+        {
+            row["sample_id"]: row["metrics"]["accuracy"]
+            for row in read_lines(run / "answers.jsonl")
+            if row["step"] == step
+        }
+        for run, step in ((run_directory, 30), (other, 10))
+    ]
+    expected = estimate_difference([last[1][key] for key in last[0]], list(last[0].values()))
+    page = build_comparison([run_directory, other], tmp_path / "compare.html").read_text()
+    assert f"{expected.mean:+.3f} ({expected.low:+.3f} to {expected.high:+.3f}; 95 %, 24 samples)".replace(
+        "+", "&#43;"
+    ) in page.replace("+", "&#43;")
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "marks"),
-    [(0, 1, [0, 0.25, 0.5, 0.75, 1]), (0, 0.071, [0, 0.02, 0.04, 0.06]), (1850, 2130, [1900, 2000, 2100])],
-)
-def test_axis_marks_are_round_and_few(low: float, high: float, marks: list[float]) -> None:
-    assert ticks(low, high) == pytest.approx(marks)
+def test_a_held_out_tile_has_the_interval_of_its_change_and_one_evaluation_no_arrow(tmp_path: Path, page: str) -> None:
+    tile = page.partition("<p>Accuracy, held out</p>")[2].partition("</div>")[0]
+    assert "→" in tile
+    assert "95 %, 24 samples" in tile
+    directory = fake_run(tmp_path, steps=2)
+    (directory / "metrics.jsonl").write_text(
+        '{"step": 0, "eval/heldout/accuracy": 0}\n{"step": 1, "reward/mean": 0.5}\n'
+    )
+    tile = build_report(directory).read_text().partition("<p>Accuracy, held out</p>")[2].partition("</div>")[0]
+    assert "→" not in tile
+    assert "step 0 alone" in tile
 
 
 @pytest.mark.parametrize(

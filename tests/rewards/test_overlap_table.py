@@ -6,8 +6,7 @@ import pytest
 
 from tests.rewards.conftest import branch
 from troupe.records import Sample
-from troupe.rewards.overlap import rouge
-from troupe.rewards.overlap_table import VARIANTS, rouge_table
+from troupe.rewards.overlap import VARIANTS, rouge, rouge_table
 
 GOLD = Sample(sample_id="s", prompt="?", gold="the cat sat on the mat")
 ANSWER = branch("the cat sat")

@@ -85,10 +85,8 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def settled(run: Run) -> None:
     """Wait until nothing is on its way, so that every step's backup is taken."""
-    backup = run._backup
-    assert backup is not None
-    with backup._change:
-        assert backup._change.wait_for(lambda: not backup._busy and not backup._waiting, 60)
+    assert run._backup is not None
+    assert run._backup.wait(60)
 
 
 # -- what is in the store --------------------------------------------------------------------------------------

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from troupe.algorithms.packing import (
         Batch as Batch,
     )
+    from troupe.algorithms.packing import branch_scores as branch_scores
+    from troupe.algorithms.preference_losses import bradley_terry_loss as bradley_terry_loss
+    from troupe.algorithms.preference_losses import ranked_pairs as ranked_pairs
 
 __getattr__ = lazy_exports(
     __name__,
@@ -62,6 +65,9 @@ __getattr__ = lazy_exports(
         "SupervisedObjective": "objective",
         "ValueObjective": "objective",
         "split_minibatches": "advantage_stage",
+        "branch_scores": "packing",
+        "bradley_terry_loss": "preference_losses",
+        "ranked_pairs": "preference_losses",
         "with_advantages": "advantage_stage",
         "with_gae": "advantage_stage",
         "with_importance": "advantage_stage",

@@ -23,7 +23,8 @@ from troupe.records import Group
 def with_advantages(
     batch: Batch, groups: Sequence[Group], settings: AlgorithmConfig, *, max_response_tokens: int
 ) -> tuple[Batch, dict[str, float]]:
-    """The batch with `advantages`, and a `loss_mask` without what the settings leave out, and metrics about both.
+    """Return the batch with `advantages`, and a `loss_mask` without what the settings leave out, and metrics about
+    both.
 
     Needs every score (branches without one are dropped before), and `ref_logprobs` when the KL is in the reward.
     """
@@ -41,7 +42,7 @@ def with_advantages(
 def with_gae(
     batch: Batch, groups: Sequence[Group], settings: AlgorithmConfig, config: GAEConfig, *, max_response_tokens: int
 ) -> tuple[Batch, dict[str, float]]:
-    """The batch with `advantages` and `returns` from token rewards and `old_values`, and metrics about them.
+    """Return the batch with `advantages` and `returns` from token rewards and `old_values`, and metrics about them.
 
     Needs every score, `old_values`, and `ref_logprobs` when the KL is in the reward.
     """
@@ -93,7 +94,7 @@ def _sampled_kl(batch: Batch) -> float:
 
 
 def with_importance(batch: Batch, settings: AlgorithmConfig) -> tuple[Batch, dict[str, float]]:
-    """The batch with `importance_weights` for the sampler's mismatch, when the settings ask for them."""
+    """Return the batch with `importance_weights` for the sampler's mismatch, when the settings ask for them."""
     if settings.importance.type == "none":
         return batch, {}
     weights, metrics = losses.importance_weights(
@@ -114,7 +115,7 @@ def with_loss_weights(
     max_response_tokens: int | None = None,
     prompt_weight: float = 0.0,
 ) -> Batch:
-    """The batch of one optimizer step with what each token counts in its loss and in its metrics.
+    """Return the batch of one optimizer step with what each token counts in its loss and in its metrics.
 
     With `prompt_weight` (of token_mean alone) the tokens outside the loss mask count that much of one inside it.
     """
@@ -130,7 +131,8 @@ def with_loss_weights(
 
 
 def with_preference_pairs(batch: Batch, groups: Sequence[Group]) -> Batch:
-    """The batch of one optimizer step over ranked branches: a branch's score is how good it is, higher is better.
+    """Return the batch of one optimizer step over ranked branches: a branch's score is how good it is, higher is
+    better.
 
     Every group counts 1 / groups. `margins` come along where a sample's fields have a `margin`.
     """
@@ -161,7 +163,9 @@ def _value(score: float | None) -> Any:
 
 
 def split_minibatches(batch: Batch, settings: AlgorithmConfig, *, max_response_tokens: int, seed: int) -> list[Batch]:
-    """Split a batch into those, with loss weights, of `epochs` passes of `minibatches` optimizer steps, drawn by seed."""
+    """Split a batch into those, with loss weights, of `epochs` passes of `minibatches` optimizer steps, drawn by
+    seed.
+    """
     return [
         with_loss_weights(batch.select(part), settings.aggregation, max_response_tokens=max_response_tokens)
         for epoch in range(settings.epochs)

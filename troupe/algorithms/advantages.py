@@ -53,7 +53,8 @@ def reinforce(scores: Tensor) -> Tensor:
 
 
 def has_signal(scores: Tensor, group_ids: Tensor) -> Tensor:
-    """Whether the scores of a group differ, [B] -> bool [G]; DAPO (2503.14476) replaces the groups where they do not.
+    """Return whether the scores of a group differ, [B] -> bool [G]; DAPO (2503.14476) replaces the groups where they do
+    not.
 
     A spread within rounding error is none: at most 1e-8, or 8 units in the last place for coarser types than float64,
     relative to the group's largest |score| or to 1. (The floor of 1 is for scores that are sums with cancellation:
@@ -70,7 +71,7 @@ def has_signal(scores: Tensor, group_ids: Tensor) -> Tensor:
 
 
 def to_tokens(branch_values: Tensor, branch_ids: Tensor) -> Tensor:
-    """Every token gets its branch's value; [B], [N] -> [N]."""
+    """Give every token its branch's value; [B], [N] -> [N]."""
     return branch_values[branch_ids]
 
 
@@ -80,7 +81,7 @@ def sum_by(values: Tensor, ids: Tensor, num_sums: int) -> Tensor:
 
 
 def count_of(ids: Tensor) -> int:
-    """How many branches (or groups) ids 0 .. n-1 name; 0 for no ids."""
+    """Return how many branches (or groups) ids 0 .. n-1 name; 0 for no ids."""
     return int(ids.max()) + 1 if ids.numel() else 0
 
 

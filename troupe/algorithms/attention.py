@@ -30,7 +30,7 @@ TILE_WASTE = 1.25
 
 
 def supports_branches(config: PreTrainedConfig) -> bool:
-    """Whether every layer of a model with this config is full attention that can be packed with branches."""
+    """Return whether every layer of a model with this config is full attention that can be packed with branches."""
     layer_types = getattr(config, "layer_types", None) or []
     if any(kind != "full_attention" for kind in layer_types):
         return False
@@ -41,8 +41,10 @@ def supports_branches(config: PreTrainedConfig) -> bool:
 
 
 def rope_reach(config: PreTrainedConfig) -> int | None:
-    """Tokens up to which a rotary embedding that depends on the length of a row (dynamic NTK, long-rope) does not; None for
-    any other embedding."""
+    """Tokens up to which a rotary embedding that depends on the length of a row (dynamic NTK, long-rope) does not; None
+    for
+    any other embedding.
+    """
     inner = config.get_text_config()
     rope = getattr(inner, "rope_parameters", None) or {}
     parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]
@@ -90,14 +92,16 @@ class BlockLayout:
 
 
 def layout_of(row: Row, device: torch.device) -> TileLayout | BlockLayout | None:
-    """What the packed attention needs to know of `row`; None for rows of one sequence each."""
+    """Return what the packed attention needs to know of `row`; None for rows of one sequence each."""
     if not row.spans:
         return None
     return _block_layout(row, device) if device.type == "cuda" else tile_layout(row).to(device)
 
 
 def visible(row: Row) -> torch.Tensor:
-    """[S, S] bool: which key (column) a query (row) sees; the definition that the fast layouts are tested against."""
+    """Return [S, S] bool: which key (column) a query (row) sees; the definition that the fast layouts are tested
+    against.
+    """
     group, branch = _owners(row)
     slots = torch.arange(len(group))
     causal = slots[:, None] >= slots[None, :]
@@ -221,7 +225,7 @@ def _tile(spans: Sequence[Span]) -> Tile:
 
 
 def _owners(row: Row) -> tuple[torch.Tensor, torch.Tensor]:
-    """([S] group of each slot, [S] branch of each slot; 0 is the prompt)."""
+    """Return ([S] group of each slot, [S] branch of each slot; 0 is the prompt)."""
     group = torch.repeat_interleave(torch.arange(len(row.spans)), torch.tensor([span.size for span in row.spans]))
     pieces = [
         (number, length)
@@ -244,7 +248,7 @@ def _block_layout(row: Row, device: torch.device) -> BlockLayout:
 
 
 def mask_rule(row: Row, device: torch.device) -> Callable[..., torch.Tensor]:
-    """`visible` as a FlexAttention mask function."""
+    """Return `visible` as a FlexAttention mask function."""
     group, branch = (owner.to(device) for owner in _owners(row))
 
     def sees(_batch: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

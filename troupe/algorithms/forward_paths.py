@@ -1,8 +1,11 @@
 """How a model is run so that a token's log-probability is the model's own: tried out once per architecture, and kept.
 
-Packed branches and padded rows are fast, and right for most architectures. Others compute something else there without an
-error: a rotary embedding that depends on the row's length, a convolution that runs into padding, an attention kernel that
-forgets a bias, logits that are scaled in a way of their own. So two random layers of a model's config (more where its layers
+Packed branches and padded rows are fast, and right for most architectures. Others compute something else there without
+an
+error: a rotary embedding that depends on the row's length, a convolution that runs into padding, an attention kernel
+that
+forgets a bias, logits that are scaled in a way of their own. So two random layers of a model's config (more where its
+layers
 alternate) are run in each way, fastest first, until one agrees with the model's own `forward` with eager attention, one
 sequence at a time. `load_model` asks `forward_path`; the answer is remembered in `.cache/forward_paths`.
 """
@@ -60,8 +63,8 @@ MOST_PARAMETERS = 1_500_000_000
 def forward_path(
     config: PreTrainedConfig, *, name: str = "the model", packed: bool = True, trust_remote_code: bool = False
 ) -> ForwardPath:
-    """The fastest way to run models with this config that gives their own log-probabilities; `packed`: whether packed
-    branches may be it.
+    """Return the fastest way to run models with this config that gives their own log-probabilities; `packed`: whether
+    packed branches may be it.
 
     Raises CheckpointError where none does.
     """
@@ -86,14 +89,15 @@ def forward_path(
 
 
 def forward_path_at(path: str, *, trust_remote_code: bool = False) -> tuple[ForwardPath, int | None]:
-    """(`forward_path` of the model at a directory or hub name; tokens up to which it bears padding even where each of its
-    sequences gets a pass of its own, None where there is no such length)."""
+    """Return (`forward_path` of the model at a directory or hub name; tokens up to which it bears padding even where
+    each of its sequences gets a pass of its own, None where there is no such length).
+    """
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     return forward_path(config, name=path, trust_remote_code=trust_remote_code), rope_reach(config)
 
 
 def _key(config: PreTrainedConfig, packed: bool) -> str:
-    """A hash of all that the answer depends on: the config, the libraries, our own code."""
+    """Return a hash of all that the answer depends on: the config, the libraries, our own code."""
     here = Path(__file__).parent
     code = [
         (here / f"{module}.py").read_text()
@@ -105,7 +109,7 @@ def _key(config: PreTrainedConfig, packed: bool) -> str:
 
 
 def _tried(config: PreTrainedConfig, *, packed: bool, trust_remote_code: bool) -> dict[str, Any]:
-    """The first way that agrees with the model itself, as keyword arguments; or why the model is `refused`."""
+    """Return the first way that agrees with the model itself, as keyword arguments; or why the model is `refused`."""
     groups = _groups()
     with _quiet():
         try:
@@ -134,7 +138,7 @@ def _candidates(config: PreTrainedConfig, *, packed: bool) -> Iterator[ForwardPa
 
 @torch.no_grad()
 def own_logprobs(model: PreTrainedModel, groups: Sequence[Group]) -> torch.Tensor:
-    """[N]: the definition: each prompt with one branch through the model's own `forward`."""
+    """Return [N]: the definition: each prompt with one branch through the model's own `forward`."""
     values = []
     for prompt, branch in ((group.prompt_ids, branch) for group in groups for branch in group.branches):
         forget_lengths(model)
@@ -146,7 +150,7 @@ def own_logprobs(model: PreTrainedModel, groups: Sequence[Group]) -> torch.Tenso
 
 @torch.no_grad()
 def logprobs(model: PreTrainedModel, groups: Sequence[Group]) -> torch.Tensor:
-    """[N]: what the model's `forward_path` gives, several sequences in a row."""
+    """Return [N]: what the model's `forward_path` gives, several sequences in a row."""
     batch, packed = Batch.from_groups(groups), PackedModel(model)
     values = torch.zeros(batch.num_tokens)
     for row in pack(batch, 4096, branches=model.forward_path.branches):
@@ -155,7 +159,7 @@ def logprobs(model: PreTrainedModel, groups: Sequence[Group]) -> torch.Tensor:
 
 
 def _is_causal(model: PreTrainedModel, group: Group) -> bool:
-    """Whether the beginning of a sequence gets the same logits without its end."""
+    """Return whether the beginning of a sequence gets the same logits without its end."""
     ids = torch.tensor([[*group.prompt_ids, *group.branches[0].token_ids]])
     half = ids.shape[1] // 3  # below REACH: no embedding that depends on the length takes part
     with torch.no_grad():
@@ -180,7 +184,7 @@ def _groups() -> list[Group]:
 
 
 def _small_model(config: PreTrainedConfig, *, trust_remote_code: bool) -> tuple[PreTrainedConfig, PreTrainedModel]:
-    """(a config of few layers, its model with eager attention and random weights large enough to matter)."""
+    """Return (a config of few layers, its model with eager attention and random weights large enough to matter)."""
     problem: Exception | None = None
     for width in ("few heads", "narrow", "wide"):
         try:
@@ -211,7 +215,7 @@ def _build(config: PreTrainedConfig, attention: str | None, trust_remote_code: b
 def _with_weights_of(
     model: PreTrainedModel, config: PreTrainedConfig, path: ForwardPath, trust_remote_code: bool
 ) -> PreTrainedModel:
-    """The same model, run in another way."""
+    """Return the same model, run in another way."""
     other = _build(config, path.attention, trust_remote_code)
     other.load_state_dict(model.state_dict())
     other.forward_path = path
@@ -230,7 +234,7 @@ def _randomise(model: PreTrainedModel) -> None:
 
 
 def small_config(config: PreTrainedConfig, width: Width = "few heads") -> PreTrainedConfig:
-    """The same architecture with few layers, tokens and positions."""
+    """Return the same architecture with few layers, tokens and positions."""
     small = copy.deepcopy(config)
     for part in _parts(small):
         _shrink(part, narrow=width != "wide")
@@ -255,7 +259,7 @@ def _take_heads(config: Any) -> None:
 
 
 def _parts(config: Any) -> list[Any]:
-    """The config and those inside it: text, vision, attention."""
+    """Return the config and those inside it: text, vision, attention."""
     inner = [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
     return [config, *(part for section in inner for part in _parts(section))]
 
@@ -337,8 +341,10 @@ def _shorten(config: Any, rope: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' advice on models that exist for a second, on one thread, which is fastest for them, and with
-    the caller's random numbers untouched."""
+    """Without transformers' advice on models that exist for a second, on one thread, which is fastest for them, and
+    with
+    the caller's random numbers untouched.
+    """
     level, threads = transformers.logging.get_verbosity(), torch.get_num_threads()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)

@@ -29,7 +29,7 @@ def token_rewards(scores: Tensor, token_kl: Tensor, loss_mask: Tensor, branch_id
 def gae(
     rewards: Tensor, values: Tensor, loss_mask: Tensor, branch_ids: Tensor, *, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """(advantages, returns) of every trained token, 0 elsewhere; [N], [N], bool [N], [N] -> [N], [N].
+    """Return (advantages, returns) of every trained token, 0 elsewhere; [N], [N], bool [N], [N] -> [N], [N].
 
         delta_n = r_n + gamma V_next - V_n,  A_n = delta_n + gamma lam A_next,  return_n = A_n + V_n
 
@@ -60,7 +60,7 @@ def gae(
 
 
 def whiten(advantages: Tensor, mask: Tensor) -> Tensor:
-    """(A - mean A) / sqrt(var A + 1e-8) over the tokens of the mask, 0 elsewhere; [N], bool [N] -> [N].
+    """Return (A - mean A) / sqrt(var A + 1e-8) over the tokens of the mask, 0 elsewhere; [N], bool [N] -> [N].
 
     The variance is the population's, over the batch of the whole step. Common practice, in no paper's formula.
     """
@@ -80,7 +80,8 @@ def value_loss(
     clip: float | None,
     metric_weights: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """1/2 sum_n w_n max((V - Ret)^2, (clip(V, V_old - c, V_old + c) - Ret)^2); every tensor [n] -> 0-d loss and metrics.
+    """Return 1/2 sum_n w_n max((V - Ret)^2, (clip(V, V_old - c, V_old + c) - Ret)^2); every tensor [n] -> 0-d loss and
+    metrics.
 
     The squared error of PPO, 1707.06347, Eq. 9; the clip is that of its authors' code, not of the paper, and `clip`
     None leaves it out. A token counts as clipped where the clipped error is the larger: it has no gradient.
@@ -101,7 +102,7 @@ def value_loss(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - var(returns - values) / var(returns) over the tokens of the mask; [N], [N], bool [N] -> 0-d float32.
+    """Return 1 - var(returns - values) / var(returns) over the tokens of the mask; [N], [N], bool [N] -> 0-d float32.
 
     1: the critic knows the returns; 0: it does no better than a constant, and the value where all returns are equal;
     below 0: worse than a constant. Not additive: compute it on the whole step.
@@ -120,7 +121,7 @@ def _by_branch(loss_mask: Tensor, branch_ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _last_trained(loss_mask: Tensor, branch_ids: Tensor, num_branches: int) -> Tensor:
-    """[B]: index on N of each branch's last trained token, -1 where it has none."""
+    """Return [B]: index on N of each branch's last trained token, -1 where it has none."""
     positions = torch.arange(len(loss_mask), device=loss_mask.device)
     nowhere = positions.new_full((num_branches,), -1)
     return nowhere.scatter_reduce(0, branch_ids[loss_mask], positions[loss_mask], "amax")

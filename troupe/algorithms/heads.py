@@ -1,6 +1,7 @@
 """A vocabulary head whose weights are gathered once for a row, however many chunks the row's logits are computed in.
 
-ZeRO-3 gathers the weights of a layer whenever it is called, on all ranks together: a rank that called it more often than
+ZeRO-3 gathers the weights of a layer whenever it is called, on all ranks together: a rank that called it more often
+than
 another would wait for ever. So the whole loop over chunks runs inside one call of each layer of the head.
 """
 
@@ -26,18 +27,21 @@ class _OneCall(torch.nn.Linear):
 
 
 def prepare_head(head: Any) -> None:
-    """Make the layers of a head, and of an adapter on it, ready for `in_one_call`; they stay what they are otherwise."""
+    """Make the layers of a head, and of an adapter on it, ready for `in_one_call`; they stay what they are
+    otherwise.
+    """
     for layer in (_base(head), *getattr(head, "lora_B", {}).values()):
         if not isinstance(layer, torch.nn.Linear):
             raise CheckpointError(
-                f"the model's output head is a {type(layer).__name__}, not a linear layer; use a model of another family"
+                f"the model's output head is a {type(layer).__name__}, not a linear layer; use a model of another "
+                f"family"
             )
         if not isinstance(layer, _OneCall):
             layer.__class__ = type(type(layer).__name__, (_OneCall, type(layer)), {})
 
 
 def in_one_call(head: Any, hidden: torch.Tensor, loop: Loop) -> Any:
-    """What `loop` makes of the head and the hidden states [n, H], while the head's weights are gathered."""
+    """Return what `loop` makes of the head and the hidden states [n, H], while the head's weights are gathered."""
     base = _base(head)
     if base is head or head.disable_adapters:
         return base(hidden, within=loop)

@@ -1,4 +1,6 @@
-"""What a model computes for a packed row: hidden states, the same for every head that is put on them, or its own logits."""
+"""What a model computes for a packed row: hidden states, the same for every head that is put on them, or its own
+logits.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class ForwardPath:
     attention: str | None = None
     """transformers' name of the attention; None: the architecture's default."""
     own_logits: bool = False
-    """Whether logits come from the model's own `forward`, for all positions, instead of its head at those that are read."""
+    """Whether logits come from the model's own `forward`, for all positions, instead of its head at those that are
+    read.
+    """
 
     def __str__(self) -> str:
         layout = "packed branches" if self.branches else "one sequence per pass" if self.alone else "padded rows"
@@ -34,19 +38,19 @@ PLAIN = ForwardPath(branches=False)
 
 
 def path_of(model: PreTrainedModel) -> ForwardPath:
-    """How `model` is run: as `load_model` found out; of a model that came another way, as it is."""
+    """Return how `model` is run: as `load_model` found out; of a model that came another way, as it is."""
     way: ForwardPath = getattr(model, "forward_path", PLAIN)
     return way
 
 
 def hidden_states(model: PreTrainedModel, row: Row, positions: torch.Tensor) -> torch.Tensor:
-    """The backbone's last hidden states at these positions of the flattened row; [n] -> [n, H]."""
+    """Return the backbone's last hidden states at these positions of the flattened row; [n] -> [n, H]."""
     backbone = getattr(model, model.base_model_prefix)
     return _computed(model, backbone, "last_hidden_state", row, positions)
 
 
 def own_logits(model: PreTrainedModel, row: Row, positions: torch.Tensor) -> torch.Tensor:
-    """The model's own logits there, whatever it does behind its hidden states; [n] -> [n, V]."""
+    """Return the model's own logits there, whatever it does behind its hidden states; [n] -> [n, V]."""
     return _computed(model, model, "logits", row, positions)
 
 
@@ -72,7 +76,9 @@ def _computed(
 
 
 def _needs_passes_of_its_own(model: PreTrainedModel, row: Row) -> bool:
-    """Whether the row's sequences do not bear padding; a rotary embedding that depends on the length bears it below its reach."""
+    """Return whether the row's sequences do not bear padding; a rotary embedding that depends on the length bears it
+    below its reach.
+    """
     if not path_of(model).alone:
         return False
     forget_lengths(model)
@@ -83,7 +89,7 @@ def _needs_passes_of_its_own(model: PreTrainedModel, row: Row) -> bool:
 def _one_by_one(
     model: PreTrainedModel, module: torch.nn.Module, name: str, row: Row, device: torch.device
 ) -> torch.Tensor:
-    """[R, S, H] of sequences that each get a pass of their own."""
+    """Return [R, S, H] of sequences that each get a pass of their own."""
     assert row.attention_mask is not None
     values = []
     for ids, length in zip(row.input_ids, row.attention_mask.sum(1).tolist(), strict=True):
@@ -102,6 +108,6 @@ def forget_lengths(model: torch.nn.Module) -> None:
 
 
 def inner_model(model: torch.nn.Module) -> PreTrainedModel:
-    """The model itself, from inside a peft wrapper if there is one (its layers stay adapted)."""
+    """Return the model itself, from inside a peft wrapper if there is one (its layers stay adapted)."""
     base = getattr(model, "get_base_model", None)
     return base() if base is not None else model

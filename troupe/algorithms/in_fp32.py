@@ -32,8 +32,10 @@ WIDENED = frozenset(
         torch.Tensor.__matmul__,
     }
 )
-"""Operations that want one dtype of all they read. Element-wise ones promote to fp32 by themselves; copies and views, with
-which ZeRO gathers, must be left alone."""
+"""Operations that want one dtype of all they read. Element-wise ones promote to fp32 by themselves; copies and views,
+with
+which ZeRO gathers, must be left alone.
+"""
 
 
 class InFloat32(TorchFunctionMode):

@@ -39,13 +39,15 @@ def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """k3 = r - 1 - log r; [N]. Unbiased, never negative; log r is clamped at MAX_LOG_RATIO. GRPO's Eq. 4, 2402.03300."""
+    """k3 = r - 1 - log r; [N]. Unbiased, never negative; log r is clamped at MAX_LOG_RATIO. GRPO's Eq. 4,
+    2402.03300.
+    """
     log_r = (ref_logprobs - logprobs).clamp(max=MAX_LOG_RATIO)
     return torch.expm1(log_r) - log_r  # expm1: close to the reference, exp(log_r) - 1 is all rounding error
 
 
 def trlx_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """1/r - 1 + log r; [N]. What trlx reports as KL, for comparison with its curves only.
+    """Return 1/r - 1 + log r; [N]. What trlx reports as KL, for comparison with its curves only.
 
     With tokens from pi its mean is E[pi / pi_ref] - 1 - KL(pi || pi_ref), which is not a KL divergence.
     """
@@ -65,7 +67,7 @@ def adapted_coef(
     horizon: int = 10_000,
     num_sequences: int | None = None,
 ) -> float:
-    """The next step's KL coefficient: larger where the KL was above its target, smaller where it was below.
+    """Return the next step's KL coefficient: larger where the KL was above its target, smaller where it was below.
 
         e = clip(KL / target - 1, -0.2, 0.2)
         ziegler: coef (1 + rate e). 1909.08593, section 2.2, where rate is 0.1: at most 2 % a step.

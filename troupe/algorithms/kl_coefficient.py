@@ -17,7 +17,7 @@ class KLCoefficient:
         self.value = config.coef
 
     def within(self, settings: AlgorithmConfig) -> AlgorithmConfig:
-        """The settings with the coefficient as it is now."""
+        """Return the settings with the coefficient as it is now."""
         return settings.model_copy(update={"kl": settings.kl.model_copy(update={"coef": self.value})})
 
     def follow(self, batch: Batch) -> dict[str, float]:

@@ -1,4 +1,6 @@
-"""Models out of checkpoints, with the attention and the head that packed rows need: for training, and for serving alike."""
+"""Models out of checkpoints, with the attention and the head that packed rows need: for training, and for serving
+alike.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ class ScalarHead(torch.nn.Linear):
 class SummedEmbedding(torch.nn.Embedding):
     """An embedding whose gradient adds the places of a token in fp32.
 
-    On a CPU torch adds them one by one in the weights' own precision: in bf16 the gradient of a token that stands in a row
+    On a CPU torch adds them one by one in the weights' own precision: in bf16 the gradient of a token that stands in a
+    row
     hundreds of times is off by several per cent.
     """
 
@@ -67,9 +70,9 @@ def load_model(
     trust_remote_code: bool = False,
     dropout: float = 0.0,
 ) -> PreTrainedModel:
-    """A model that is run, as its `forward_path` says, the fastest way that gives its own log-probabilities.
+    """Return a model that is run, as its `forward_path` states, the fastest way that gives its own log-probabilities.
 
-    Whatever its config says, a training pass has `dropout` in all places where the architecture has one, and no other
+    Whatever its config states, a training pass has `dropout` in all places where the architecture has one, and no other
     noise: two passes over the same tokens are compared nearly everywhere. `as_published` gives its config back.
 
     A scalar head that the checkpoint lacks starts at zero, so that training starts from a value of 0 for everything;
@@ -94,7 +97,7 @@ def load_model(
 
 @contextlib.contextmanager
 def as_published(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model's config says what its checkpoint said of dropout and other noise."""
+    """Inside, the model's config names what its checkpoint said of dropout and other noise."""
     config = model.config.get_text_config()
     mine = {name: getattr(config, name) for name in model.replaced_settings}
     config.update(model.replaced_settings)
@@ -122,12 +125,14 @@ def _load(
     model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True, **options)
     if not isinstance(getattr(model, "score", None), torch.nn.Linear):
         raise CheckpointError(
-            f"{path} is a {type(model).__name__}, whose head is not one linear layer called score; use a model of another family"
+            f"{path} is a {type(model).__name__}, whose head is not one linear layer called score; use a model of "
+            f"another family"
         )
     if "score.weight" in info["missing_keys"]:
         if trained_head:
             raise CheckpointError(
-                f"{path} has no trained scalar head, so it cannot score answers; train one with jobs/train_reward_model.py"
+                f"{path} has no trained scalar head, so it cannot score answers; train one with "
+                f"jobs/train_reward_model.py"
             )
         torch.nn.init.zeros_(model.score.weight)
     model.score = ScalarHead(model.score)

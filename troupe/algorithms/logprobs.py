@@ -30,7 +30,7 @@ class PackedModel(torch.nn.Module):
     def forward(
         self, row: Row, *, temperature: float = 1.0, entropy_grad: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(log pi(token | what it sees) [n], entropy of the distribution it was drawn from [n]), both fp32.
+        """Return (log pi(token | what it sees) [n], entropy of the distribution it was drawn from [n]), both fp32.
 
         The entropy carries a gradient only with `entropy_grad`, which doubles the memory of a chunk.
         """
@@ -65,7 +65,9 @@ class PackedModel(torch.nn.Module):
 
 
 def _read_logits(logits: torch.Tensor, tokens: torch.Tensor, entropy_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log-probability [n] of the tokens, entropy [n]) from logits [n, V]: H = logsumexp(z) - sum softmax(z) z."""
+    """Return (log-probability [n] of the tokens, entropy [n]) from logits [n, V]: H = logsumexp(z) - sum softmax(z)
+    z.
+    """
     normaliser = torch.logsumexp(logits, dim=-1)
     logprobs = logits.gather(-1, tokens[:, None])[:, 0] - normaliser
     with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):

@@ -36,7 +36,7 @@ def loss_weights(
     max_response_tokens: int | None = None,
     num_branches: int | None = None,
 ) -> Tensor:
-    """What each token counts in a loss over the whole step; bool [N], [N] -> float32 [N], 0 outside the mask.
+    """Return what each token counts in a loss over the whole step; bool [N], [N] -> float32 [N], 0 outside the mask.
 
     token_mean:    1 / (trained tokens of the step). DAPO, 2503.14476.
     sequence_mean: 1 / (trained tokens of the branch x branches that have at least one). GRPO, 2402.03300.
@@ -73,7 +73,7 @@ def policy_loss(
     branch_ids: Tensor | None = None,
     metric_weights: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """The clipped surrogate; every tensor [N] -> 0-d loss and metrics.
+    """Return the clipped surrogate; every tensor [N] -> 0-d loss and metrics.
 
         loss = -sum_n w_n c_n min(rho_n A_n, clip(rho_n, 1 - clip_low, 1 + clip_high) A_n)
 
@@ -139,7 +139,7 @@ def kl_loss(
 def entropy_loss(
     entropy: Tensor, loss_weights: Tensor, *, metric_weights: Tensor | None = None
 ) -> tuple[Tensor, Metrics]:
-    """-sum_n w_n H(n): minimising it raises the entropy; [N] -> 0-d. PPO, 1707.06347, Eq. 9, the term S."""
+    """Return -sum_n w_n H(n): minimising it raises the entropy; [N] -> 0-d. PPO, 1707.06347, Eq. 9, the term S."""
     return -weighted_sum(entropy, loss_weights), weighted_metrics(
         {"policy/entropy": entropy}, loss_weights, metric_weights
     )
@@ -186,7 +186,7 @@ def importance_weights(
 
 
 def _sequence_sums(log_ratio: Tensor, branch_ids: Tensor | None) -> Tensor:
-    """Each token gets the sum over its branch; [N] -> [N]."""
+    """Give each token the sum over its branch; [N] -> [N]."""
     if branch_ids is None:
         raise ValueError("ratio sequence needs branch_ids: which branch each token belongs to")
     return sum_by(log_ratio, branch_ids, count_of(branch_ids))[branch_ids]  # [N] -> [B] -> [N]

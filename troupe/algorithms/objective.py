@@ -31,7 +31,7 @@ class Objective(Protocol):
         """What the model's forward is asked for."""
 
     def __call__(self, *outputs_and_columns: Any) -> Loss:
-        """The model's outputs [n] one by one, then the columns [n] -> (loss, metrics)."""
+        """Return the model's outputs [n] one by one, then the columns [n] -> (loss, metrics)."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,9 @@ class PreferenceObjective:
 
 @dataclass(frozen=True)
 class RankingObjective:
-    """Bradley-Terry on groups of ranked branches, each scored at its last token; needs the columns of `columns.with_ranks`."""
+    """Bradley-Terry on groups of ranked branches, each scored at its last token; needs the columns of
+    `columns.with_ranks`.
+    """
 
     options: Mapping[str, Any] = field(default_factory=lambda: {"reads": "after"})
 

@@ -35,11 +35,13 @@ class Batch:
     token_ids: torch.Tensor
     """[N] int64."""
     columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """[N] each: loss_mask, rollout_logprobs, old_logprobs, ref_logprobs, advantages, loss_weights, ... as stages add them."""
+    """[N] each: loss_mask, rollout_logprobs, old_logprobs, ref_logprobs, advantages, loss_weights, ... as stages add
+    them.
+    """
 
     @staticmethod
     def from_groups(groups: Sequence[Group]) -> Batch:
-        """The batch of `groups`; columns: loss_mask, and rollout_logprobs when every branch has them."""
+        """Return the batch of `groups`; columns: loss_mask, and rollout_logprobs when every branch has them."""
         branches = [branch for group in groups for branch in group.branches]
         for group in groups:
             if not group.prompt_ids or not all(len(branch.token_ids) for branch in group.branches):
@@ -92,18 +94,18 @@ class Batch:
         return self.columns[name]
 
     def with_columns(self, **columns: torch.Tensor) -> Batch:
-        """A batch with further (or replaced) columns; each must be [N]."""
+        """Return a batch with further (or replaced) columns; each must be [N]."""
         for name, column in columns.items():
             if column.shape != (self.num_tokens,):
                 raise ValueError(f"column {name!r} has shape {tuple(column.shape)}, expected ({self.num_tokens},)")
         return dataclasses.replace(self, columns={**self.columns, **columns})
 
     def without_columns(self) -> Batch:
-        """What a forward pass reads, and nothing else."""
+        """Return what a forward pass reads, and nothing else."""
         return dataclasses.replace(self, columns={})
 
     def select(self, groups: Sequence[int]) -> Batch:
-        """The batch of the groups with these indices, in this order."""
+        """Return the batch of the groups with these indices, in this order."""
         chosen = torch.as_tensor(groups, dtype=torch.int64)
         branches = _ranges(_starts(self.branch_counts)[chosen], self.branch_counts[chosen])
         tokens = self.tokens_of(chosen)
@@ -136,7 +138,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """Where a packed group lies in its row: prompt [start, start + prompt_length), then its branches."""
+    """Where a packed group is in its row: prompt [start, start + prompt_length), then its branches."""
 
     start: int
     prompt_length: int
@@ -151,7 +153,7 @@ class Span:
 class Row:
     """One forward pass of the model: input, and where its log-probabilities are read.
 
-    With branches, R = 1 and `spans` says which tokens see each other. Without (models whose attention cannot
+    With branches, R = 1 and `spans` names which tokens see each other. Without (models whose attention cannot
     take branches) each of the R right-padded rows holds one sequence, prompt and one branch, and `spans` is empty.
     """
 
@@ -172,7 +174,7 @@ class Row:
     """[n] int64 into the batch's axis N: where these tokens stand in the batch."""
 
     def reading(self, wanted: torch.Tensor) -> Row:
-        """The same forward pass, read only at the tokens where `wanted`, bool [N], is true."""
+        """Return the same forward pass, read only at the tokens where `wanted`, bool [N], is true."""
         keep = wanted[self.token_index]  # [N] -> [n]
         names = ("read_positions", "token_positions", "target_ids", "token_index")
         return dataclasses.replace(self, **{name: getattr(self, name)[keep] for name in names})
@@ -194,14 +196,16 @@ def pack(batch: Batch, row_tokens: int, *, branches: bool = True) -> list[Row]:
 
 
 def last_tokens(branch_ids: torch.Tensor) -> torch.Tensor:
-    """Where each branch ends; [n] of whole, contiguous branches -> [b] indices, in order."""
+    """Return where each branch ends; [n] of whole, contiguous branches -> [b] indices, in order."""
     ends = torch.ones_like(branch_ids, dtype=torch.bool)
     ends[:-1] = branch_ids[1:] != branch_ids[:-1]
     return ends.nonzero().flatten()
 
 
 def branch_scores(values: torch.Tensor, branch_ids: torch.Tensor) -> torch.Tensor:
-    """A scalar head's output behind each token of whole branches, [n], -> [b]: a branch's score is the one at its last token."""
+    """Return a scalar head's output behind each token of whole branches, [n], -> [b]: a branch's score is the one at
+    its last token.
+    """
     return values[last_tokens(branch_ids)]
 
 
@@ -219,7 +223,7 @@ def _fill(order: Sequence[int], *, sizes: Sequence[int], budget: int) -> Iterato
 
 
 def _branch_row(batch: Batch, groups: Sequence[int]) -> Row:
-    """One row [1, S] of the packed `groups`."""
+    """Return one row [1, S] of the packed `groups`."""
     part = batch.select(groups)
     counts = part.branch_counts.tolist()
     lengths = part.branch_lengths.tolist()
@@ -298,11 +302,11 @@ def _mask(branch: Branch) -> Sequence[bool]:
 
 
 def _starts(lengths: torch.Tensor) -> torch.Tensor:
-    """[k]: where each of k consecutive pieces of these lengths starts."""
+    """Return [k]: where each of k consecutive pieces of these lengths starts."""
     return torch.cumsum(lengths, 0) - lengths
 
 
 def _ranges(starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """[sum of lengths]: start, start + 1, ... of each piece, one after the other."""
+    """Return [sum of lengths]: start, start + 1, ... of each piece, one after the other."""
     offsets = torch.arange(int(lengths.sum())) - torch.repeat_interleave(_starts(lengths), lengths)
     return torch.repeat_interleave(starts, lengths) + offsets

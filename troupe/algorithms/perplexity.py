@@ -1,7 +1,9 @@
 """Perplexity of a gold answer, and the rewards made of it: pure functions of log-probabilities.
 
-Everything is computed from the mean negative log-likelihood in nats per token, in float64 and in logarithms, so that one
-unlikely token overflows nothing and a small improvement keeps its digits. What the tokens are is `troupe.rewards.scorer_prompt`'s.
+Everything is computed from the mean negative log-likelihood in nats per token, in float64 and in logarithms, so that
+one
+unlikely token overflows nothing and a small improvement keeps its digits. What the tokens are is
+`troupe.rewards.scorer_prompt`'s.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ from torch import Tensor
 MAX_NATS = 80.0
 """Bound of what is exponentiated: exp(80) = 5.5e34 is still a number in float32, which scores become."""
 TOLERANCE = 1e-10
-"""Added to an improvement before it is compared with a threshold, so that one which equals it in decimals reaches it."""
+"""Added to an improvement before it is compared with a threshold, so that one which equals it in decimals reaches it.
+"""
 
 
 def mean_nll(logprobs: Tensor, branch_ids: Tensor, mask: Tensor, num_branches: int) -> Tensor:
-    """-1/|y| sum over the completion's tokens of log p(y_t | c, y_<t); [N], [N], bool [N] -> float64 [B], in nats.
+    """Return -1/|y| sum over the completion's tokens of log p(y_t | c, y_<t); [N], [N], bool [N] -> float64 [B], in
+    nats.
 
     `mask` is true at the completion's tokens; what stands elsewhere may be anything, NaN too. Raises ValueError for a
     branch without a completion: it has no perplexity.
@@ -36,7 +40,9 @@ def perplexity(nll: Tensor) -> Tensor:
 
 
 def _gain(nll: Tensor, baseline: Tensor) -> Tensor:
-    """1 - PPL / PPL_base; [B], [B] -> [B]. expm1 keeps the digits of ratios near 1, which is where plans move them."""
+    """Return 1 - PPL / PPL_base; [B], [B] -> [B]. expm1 keeps the digits of ratios near 1, which is where plans move
+    them.
+    """
     return -torch.expm1((nll - baseline).clamp(max=MAX_NATS))
 
 
@@ -49,7 +55,7 @@ def relative(nll: Tensor, baseline: Tensor) -> Tensor:
 
 
 def absolute(nll: Tensor) -> Tensor:
-    """1 / PPL, the geometric mean of the tokens' probabilities, 0 to 1; [B] -> [B]."""
+    """Return 1 / PPL, the geometric mean of the tokens' probabilities, 0 to 1; [B] -> [B]."""
     return torch.exp(-nll)
 
 
@@ -62,7 +68,9 @@ def hybrid(nll: Tensor, baseline: Tensor, alpha: float) -> Tensor:
 
 
 def improvement(nll: Tensor, baseline: Tensor) -> Tensor:
-    """I = 100 (PPL_base - PPL) / PPL_base, in percent; [B], [B] -> [B]. At most 100; negative where the answer hurts."""
+    """I = 100 (PPL_base - PPL) / PPL_base, in percent; [B], [B] -> [B]. At most 100; negative where the answer
+    hurts.
+    """
     return 100 * _gain(nll, baseline)
 
 
@@ -72,7 +80,7 @@ def relu(percent: Tensor) -> Tensor:
 
 
 def binary(percent: Tensor) -> Tensor:
-    """1 where I >= 0, else 0."""
+    """Return 1 where I >= 0, else 0."""
     return (percent >= 0).double()
 
 

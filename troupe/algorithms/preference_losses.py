@@ -37,7 +37,7 @@ class Pairs:
 
 
 def ranked_pairs(group_ids: Tensor, ranks: Tensor) -> Pairs:
-    """Every two branches of a group whose ranks differ, winner first; [B], [B] -> P pairs.
+    """Return every two branches of a group whose ranks differ, winner first; [B], [B] -> P pairs.
 
     A smaller rank is better; equal ranks make no pair. All pairs of a prompt are one element of the batch and share its
     weight equally: InstructGPT, 2203.02155, Eq. 1, with the number of pairs there are where that is not K (K - 1) / 2.
@@ -74,7 +74,7 @@ def branch_sums(
 def bradley_terry_loss(
     scores: Tensor, pairs: Pairs, weights: Tensor, margins: Tensor | None = None
 ) -> tuple[Tensor, Metrics]:
-    """-sum_p w_p log sigmoid(s_winner - s_loser - m_p); [B], P pairs, [P], [P] -> 0-d loss and metrics.
+    """Return -sum_p w_p log sigmoid(s_winner - s_loser - m_p); [B], P pairs, [P], [P] -> 0-d loss and metrics.
 
     InstructGPT, 2203.02155, Eq. 1; the margin m_p, how much better the winner should score: Llama 2, 2307.09288, Eq. 2.
     accuracy counts equal scores as one half. nll is -log sigmoid(s_winner - s_loser), the loss without margins.
@@ -133,7 +133,7 @@ def dpo_loss(
 
 
 def _share_right(difference: Tensor) -> Tensor:
-    """1 where the winner is ahead, 1/2 where both are equal, 0 elsewhere; [P] -> [P]."""
+    """Return 1 where the winner is ahead, 1/2 where both are equal, 0 elsewhere; [P] -> [P]."""
     return (difference.detach().sign() + 1) / 2
 
 

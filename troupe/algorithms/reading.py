@@ -48,7 +48,9 @@ class InferenceModel:
 
     @torch.no_grad()
     def outputs(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
-        """[N] fp32 on the CPU: the head's output at the batch's tokens; with `wanted`, bool [N], at those alone, and 0 elsewhere."""
+        """Return [N] fp32 on the CPU: the head's output at the batch's tokens; with `wanted`, bool [N], at those alone,
+        and 0 elsewhere.
+        """
         values = torch.zeros(batch.num_tokens)
         for whole in pack(batch, self._row_tokens, branches=self._branches):
             row = whole if wanted is None else whole.reading(wanted)
@@ -56,5 +58,5 @@ class InferenceModel:
         return values
 
     def scores(self, batch: Batch) -> torch.Tensor:
-        """[B]: the reward model's score of each branch."""
+        """Return [B]: the reward model's score of each branch."""
         return branch_scores(self.outputs(batch, reads="after"), batch.branch_ids)

@@ -24,9 +24,9 @@ def overlong_penalty(lengths: Tensor, max_tokens: int, cache_tokens: int) -> Ten
 
 
 def mask_truncated(loss_mask: Tensor, branch_ids: Tensor, truncated: Tensor) -> Tensor:
-    """The loss mask without the tokens of truncated branches; bool [N], [N], bool [B] -> bool [N].
+    """Return the loss mask without the tokens of truncated branches; bool [N], [N], bool [B] -> bool [N].
 
-    DAPO's overlong filtering: an answer that was cut off says little about what it would have become.
+    DAPO's overlong filtering: an answer that was cut off states little about what it would have become.
     """
     return loss_mask & ~truncated[branch_ids]
 
@@ -43,7 +43,9 @@ def kl_in_reward(scores: Tensor, token_kl: Tensor, loss_mask: Tensor, branch_ids
 
 
 def missing_eos_penalty(scores: Tensor, truncated: Tensor, penalty: float) -> Tensor:
-    """The score minus `penalty` where the answer was cut off before its end-of-turn token; [B], bool [B] -> [B]."""
+    """Return the score minus `penalty` where the answer was cut off before its end-of-turn token; [B], bool [B] ->
+    [B].
+    """
     return torch.where(truncated, scores - penalty, scores)
 
 

@@ -18,7 +18,9 @@ class AdaptiveKLConfig(Section):
     target: float = Field(gt=0)
     """KL to hold, in nats per answer."""
     form: Literal["ziegler", "trlx"] = "ziegler"
-    """ziegler: 1909.08593, section 2.2; trlx: that library's rule, driven by its estimate of the KL, for comparison with its curves."""
+    """ziegler: 1909.08593, section 2.2; trlx: that library's rule, driven by its estimate of the KL, for comparison
+    with its curves.
+    """
     rate: float = Field(default=0.1, gt=0)
     """ziegler: the coefficient changes by at most a fifth of this share in a step."""
     horizon: int = Field(default=10_000, ge=1)
@@ -33,9 +35,11 @@ class KLConfig(Section):
     adaptive: AdaptiveKLConfig | None = None
     """Controller of the coefficient; unset: it stays as it is."""
     estimator: Literal["auto", "k1", "k2", "k3"] = "auto"
-    """k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r with r = pi_ref / pi; auto: k3 in the loss, k1 in the reward."""
+    """k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r with r = pi_ref / pi; auto: k3 in the loss, k1 in the reward.
+    """
     placement: Literal["loss", "reward"] = "loss"
-    """In the loss (k1 is refused there: its gradient is zero in expectation), or subtracted from each token's reward."""
+    """In the loss (k1 is refused there: its gradient is zero in expectation), or subtracted from each token's reward.
+    """
 
     @property
     def kind(self) -> Literal["k1", "k2", "k3"]:
@@ -55,7 +59,9 @@ class ImportanceConfig(Section):
     """Correction for the gap between the sampler's and the trainer's probabilities of the same tokens."""
 
     type: Literal["none", "truncate", "mask"] = "none"
-    """none; truncate: weight min(ratio, high) (TIS); mask: drop tokens whose ratio leaves [low, high] (IcePop). Both need `old_logprobs: recompute`."""
+    """none; truncate: weight min(ratio, high) (TIS); mask: drop tokens whose ratio leaves [low, high] (IcePop). Both
+    need `old_logprobs: recompute`.
+    """
     low: float = Field(default=0.5, ge=0)
     """Lower bound of the ratio (mask)."""
     high: float = Field(default=2.0, gt=0)
@@ -68,7 +74,9 @@ class OverlongConfig(Section):
     mask_truncated: bool = False
     """Whether truncated answers are left out of the loss (DAPO's overlong filtering)."""
     penalty_tokens: int = Field(default=0, ge=0)
-    """L_cache of DAPO's soft overlong punishment in tokens: the reward falls linearly to -1 over the last so many tokens before the limit; 0 turns it off."""
+    """L_cache of DAPO's soft overlong punishment in tokens: the reward falls linearly to -1 over the last so many
+    tokens before the limit; 0 turns it off.
+    """
     missing_eos_penalty: float = Field(default=0.0, ge=0)
     """Subtracted from the score of an answer that was cut off before its end-of-turn token."""
 
@@ -77,7 +85,9 @@ class AlgorithmConfig(Section):
     """From scores to a loss: GRPO by default; Dr. GRPO, RLOO, REINFORCE and DAPO are settings of it."""
 
     advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce", "gae"] = "grpo"
-    """grpo: (r - mean) / std of the group; dr_grpo: r - mean; rloo: r - mean of the others; reinforce: r - mean of the batch; gae: PPO's, with a critic (jobs/train_ppo.py)."""
+    """grpo: (r - mean) / std of the group; dr_grpo: r - mean; rloo: r - mean of the others; reinforce: r - mean of the
+    batch; gae: PPO's, with a critic (jobs/train_ppo.py).
+    """
     score_clip: float | None = Field(default=None, gt=0)
     """Scores are clipped to [-score_clip, score_clip] before anything else; unset: they are not."""
     std: Literal["sample", "population"] = "sample"
@@ -91,9 +101,13 @@ class AlgorithmConfig(Section):
     dual_clip: float | None = Field(default=None, gt=1)
     """Bound c of dual clip (1912.09729): with a negative advantage the objective is at least c times it."""
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
-    """token_mean: over all tokens of the optimizer step; sequence_mean: mean of each answer, then over answers; constant: sum over tokens / (answers x max_response_tokens), as Dr. GRPO."""
+    """token_mean: over all tokens of the optimizer step; sequence_mean: mean of each answer, then over answers;
+    constant: sum over tokens / (answers x max_response_tokens), as Dr. GRPO.
+    """
     ratio: Literal["token", "sequence"] = "token"
-    """Unit of the importance ratio: each token, or the whole answer's summed log-probability (RLOO's one action; needs aggregation: sequence_mean)."""
+    """Unit of the importance ratio: each token, or the whole answer's summed log-probability (RLOO's one action; needs
+    aggregation: sequence_mean).
+    """
     entropy_coef: float = Field(default=0.0, ge=0)
     """Coefficient of an entropy bonus."""
     kl: KLConfig = KLConfig()
@@ -103,7 +117,9 @@ class AlgorithmConfig(Section):
     overlong: OverlongConfig = OverlongConfig()
     """Truncated and very long answers."""
     old_logprobs: Literal["rollout", "recompute"] = "rollout"
-    """Denominator of the ratio: the sampler's log-probabilities, or the trainer's own before its first update of the step (one more forward pass)."""
+    """Denominator of the ratio: the sampler's log-probabilities, or the trainer's own before its first update of the
+    step (one more forward pass).
+    """
     minibatches: int = Field(default=4, ge=1)
     """Optimizer steps per rollout and epoch."""
     epochs: int = Field(default=1, ge=1)
@@ -117,7 +133,8 @@ class AlgorithmConfig(Section):
             )
         if self.ratio == "sequence" and self.aggregation != "sequence_mean":
             raise ValueError(
-                f"ratio: sequence treats an answer as one action and needs aggregation: sequence_mean (got {self.aggregation}), "
+                f"ratio: sequence treats an answer as one action and needs aggregation: sequence_mean (got "
+                f"{self.aggregation}), "
                 "or long answers would count more"
             )
         if self.importance.low >= self.importance.high:
@@ -128,28 +145,41 @@ class AlgorithmConfig(Section):
 
 
 CONTEXT = "{context}"
-"""What stands for the policy's answer in a context template; replaced and never formatted, since answers hold braces."""
+"""What stands for the policy's answer in a context template; replaced and never formatted, since answers hold braces.
+"""
 PERPLEXITY_PARTS = ("perplexity/improvement", "perplexity/gold", "perplexity/nll", "perplexity/baseline")
-"""What is measured beside the reward, `perplexity`: I in percent, the gold answer's perplexity with and without an answer, and ln of the former."""
+"""What is measured beside the reward, `perplexity`: I in percent, the gold answer's perplexity with and without an
+answer, and ln of the former.
+"""
 
 
 class ReadingConfig(Section):
     """How a frozen model reads a sample's prompt and what another model wrote about it."""
 
     form: Literal["chat", "text"] = "chat"
-    """How the frozen model reads a conversation: through its chat template, or the last user turn alone as plain text. A sample's field `scorer_prompt`, where there is one, takes the place of its prompt."""
+    """How the frozen model reads a conversation: through its chat template, or the last user turn alone as plain text.
+    A sample's field `scorer_prompt`, where there is one, takes the place of its prompt.
+    """
     keep_system: bool = False
-    """Whether the prompt's system turns are shown to it too; mostly they tell the policy how to answer. Those of a `scorer_prompt` always are."""
+    """Whether the prompt's system turns are shown to it too; mostly they tell the policy how to answer. Those of a
+    `scorer_prompt` always are.
+    """
     prompt_end: str = ""
     """Text put behind the prompt, with and without an answer: a line break after plain text, say."""
     place: Literal["assistant", "user"] = "assistant"
-    """Where the answer stands: it opens the turn that the gold answer ends, or it ends the user's turn and the gold answer is the assistant's."""
+    """Where the answer stands: it opens the turn that the gold answer ends, or it ends the user's turn and the gold
+    answer is the assistant's.
+    """
     context_template: str | None = None
-    """What is put between prompt and gold answer, `{context}` being the answer; null: the sample's own `context_template`, else the answer alone."""
+    """What is put between prompt and gold answer, `{context}` being the answer; null: the sample's own
+    `context_template`, else the answer alone.
+    """
     baseline_context: str = ""
     """What stands there without an answer; empty: the gold answer follows the prompt."""
     marker: list[str] | None = None
-    """Texts after which the part of the answer begins that is handed over; the last one found counts. null: all of the answer."""
+    """Texts after which the part of the answer begins that is handed over; the last one found counts. null: all of the
+    answer.
+    """
 
     @field_validator("context_template")
     @classmethod
@@ -175,12 +205,16 @@ class ReadingConfig(Section):
 
 
 class PerplexityRewardConfig(ReadingConfig):
-    """How much the policy's answer helps a frozen model to foresee the gold answer; a part of the reward, as `perplexity`."""
+    """How much the policy's answer helps a frozen model to foresee the gold answer; a part of the reward, as
+    `perplexity`.
+    """
 
     path: str | None = None
     """The frozen model: a run directory, a directory or a hub name; null: the model that the run starts from."""
     kind: Literal["relative", "absolute", "hybrid", "improvement"] = "relative"
-    """relative: max(0, 1 - PPL / PPL_base); absolute: 1 / PPL; hybrid: alpha x absolute + (1 - alpha) x relative; improvement: I = 100 (PPL_base - PPL) / PPL_base, transformed."""
+    """relative: max(0, 1 - PPL / PPL_base); absolute: 1 / PPL; hybrid: alpha x absolute + (1 - alpha) x relative;
+    improvement: I = 100 (PPL_base - PPL) / PPL_base, transformed.
+    """
     alpha: float = Field(default=0.5, ge=0, le=1)
     """hybrid: weight of the absolute part."""
     transform: Literal["raw", "relu", "binary", "piecewise"] = "relu"
@@ -196,9 +230,13 @@ class PerplexityRewardConfig(ReadingConfig):
     missing_marker_score: float = 0.0
     """Reward of an answer that has no marker, or nothing behind it."""
     baseline_file: str | None = None
-    """JSONL or Parquet file of jobs/compute_baseline.py; null: the perplexity without an answer is computed with a sample's first answers, and kept."""
+    """JSONL or Parquet file of jobs/compute_baseline.py; null: the perplexity without an answer is computed with a
+    sample's first answers, and kept.
+    """
     max_length: int | None = Field(default=None, ge=2)
-    """Most tokens that the frozen model reads at once; null: what its config.json says. An answer that does not fit is cut at its end."""
+    """Most tokens that the frozen model reads at once; null: what its config.json says. An answer that does not fit is
+    cut at its end.
+    """
     num_ranks: int = Field(default=1, ge=1)
     """Processes."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -217,7 +255,8 @@ class PerplexityRewardConfig(ReadingConfig):
     def _settings_fit(self) -> PerplexityRewardConfig:
         if len(self.values) != len(self.thresholds) + 1:
             raise ValueError(
-                f"{len(self.thresholds)} thresholds cut {len(self.thresholds) + 1} pieces, but there are {len(self.values)} values"
+                f"{len(self.thresholds)} thresholds cut {len(self.thresholds) + 1} pieces, but there are "
+                f"{len(self.values)} values"
             )
         if self.thresholds != sorted(set(self.thresholds)):
             raise ValueError(f"thresholds must rise from each to the next (got {self.thresholds})")

@@ -1,7 +1,9 @@
 """The `data` section of every config: one class per data set, chosen by its `type`.
 
-The loader of the same name lies in `troupe/data/`; each gives a training side and a held-out side. A sample of a task whose
-reward is a perplexity has two prompts: the policy's, which asks for reasoning, and in `fields["scorer_prompt"]` the frozen
+The loader of the same name lies in `troupe/data/`; each gives a training side and a held-out side. A sample of a task
+whose
+reward is a perplexity has two prompts: the policy's, which asks for reasoning, and in `fields["scorer_prompt"]` the
+frozen
 model's, which asks for the gold text itself. `fields["context_template"]` says how the policy's plan joins the latter.
 """
 
@@ -16,11 +18,14 @@ from troupe.config.loader import Section
 
 
 class PublishedConfig(Section):
-    """A data set of the Hugging Face hub, or local JSONL files with the same fields; docs/data.md says how they lie."""
+    """A data set of the Hugging Face hub, or local JSONL files with the same fields; docs/data.md states how they
+    lie.
+    """
 
     type: str
     path: str
-    """Hub name, or a directory with one JSONL file per split, or one JSONL file (then some of its rows are held out)."""
+    """Hub name, or a directory with one JSONL file per split, or one JSONL file (then some of its rows are held out).
+    """
     num_train: int | None = Field(default=None, ge=1)
     """First n training rows that pass the filters; all of them when unset. Pairs found equal are missing from the n."""
     num_heldout: int | None = Field(default=None, ge=1)
@@ -58,15 +63,21 @@ StorySection = Literal[
 
 
 class NextChapterConfig(PublishedConfig):
-    """Stories and the chapter that follows (Gurung and Lapata 2025, 2503.22828): one row for each chapter to foresee."""
+    """Stories and the chapter that follows (Gurung and Lapata 2025, 2503.22828): one row for each chapter to
+    foresee.
+    """
 
     type: Literal["next_chapter"] = "next_chapter"
     path: str
-    """Hub name, or a directory with train.jsonl and the held-out split's file, or one JSONL file (then split at its end)."""
+    """Hub name, or a directory with train.jsonl and the held-out split's file, or one JSONL file (then split at its
+    end).
+    """
     heldout_split: Literal["val", "validation", "test"] = "val"
     """Split that is held out; on the hub, files called val.jsonl are the split validation."""
     task: Literal["plan", "chapter"] = "plan"
-    """plan: the policy reasons and ends with a plan; chapter: it writes the chapter, which is then also the demonstration."""
+    """plan: the policy reasons and ends with a plan; chapter: it writes the chapter, which is then also the
+    demonstration.
+    """
     sections: list[StorySection] = [
         "last_n_chapters",
         "prior_plot_summary",
@@ -106,7 +117,8 @@ class NextChapterConfig(PublishedConfig):
     def _lengths_fit(self) -> NextChapterConfig:
         if self.min_chapter_words > self.max_chapter_words:
             raise ValueError(
-                f"min_chapter_words ({self.min_chapter_words}) must be at most max_chapter_words ({self.max_chapter_words})"
+                f"min_chapter_words ({self.min_chapter_words}) must be at most max_chapter_words "
+                f"({self.max_chapter_words})"
             )
         return self
 
@@ -124,8 +136,10 @@ class MessagesConfig(Section):
     id_field: str | None = None
     """Field with a stable id; unset: the file's name and line number."""
     instruction: str | None = None
-    """Put behind the last user turn of the policy's prompt, and of it alone, such as a request for reasoning that ends in
-    `In summary:`. With it the gold answer is no demonstration any more."""
+    """Put behind the last user turn of the policy's prompt, and of it alone, such as a request for reasoning that ends
+    in
+    `In summary:`. With it the gold answer is no demonstration any more.
+    """
     context_template: str = "\n\nNotes for your answer:\n{context}"
     """How a plan is put behind the last user turn of the frozen model's prompt."""
     seed: int = 0
@@ -140,11 +154,15 @@ class MessagesConfig(Section):
 
 
 class ShortStoriesConfig(Section):
-    """Stories of three sentences, made from a seed, whose next chapter follows from a calculation over their sections."""
+    """Stories of three sentences, made from a seed, whose next chapter follows from a calculation over their
+    sections.
+    """
 
     type: Literal["short_stories"] = "short_stories"
     task: Literal["plan", "chapter"] = "plan"
-    """plan: the policy says what the next chapter will tell; chapter: it writes the chapter, which is then also the demonstration."""
+    """plan: the policy says what the next chapter will tell; chapter: it writes the chapter, which is then also the
+    demonstration.
+    """
     num_train: int = Field(default=20_000, ge=1)
     """Training stories."""
     num_heldout: int = Field(default=256, ge=1)
@@ -154,7 +172,9 @@ class ShortStoriesConfig(Section):
     guessed_fraction: float = Field(default=0.75, ge=0, le=1)
     """Task plan: share of the demonstrations whose plan is a guess; the others work it out first."""
     plan_share: float = Field(default=0.5, ge=0, le=1)
-    """Task chapter: share of the training prompts that end with a plan, so that a frozen model learns what plans are for."""
+    """Task chapter: share of the training prompts that end with a plan, so that a frozen model learns what plans are
+    for.
+    """
     wrong_plan_fraction: float = Field(default=0.15, ge=0, le=1)
     """Task chapter: share of these plans that are guesses, so that it learns how far to trust one."""
     seed: int = 0
@@ -166,7 +186,9 @@ class DocstringSectionsConfig(HarvestConfig):
 
     type: Literal["docstring_sections"] = "docstring_sections"
     task: Literal["plan", "section"] = "plan"
-    """plan: the policy names what comes next; section: it writes the next paragraph, which is then also the demonstration."""
+    """plan: the policy names what comes next; section: it writes the next paragraph, which is then also the
+    demonstration.
+    """
     min_gold_chars: int = Field(default=60, ge=10)
     """Shortest next paragraph in characters."""
     max_gold_chars: int = Field(default=200, ge=20)
@@ -175,7 +197,9 @@ class DocstringSectionsConfig(HarvestConfig):
     """What stands before the plan in demonstrations, and what the policy is asked for."""
     plan_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the training texts with a plan made of words of the gold paragraph. Task plan: only these have a
-    demonstration. Task section: only these show that plan in their prompt, so that a frozen model learns what plans are for."""
+    demonstration. Task section: only these show that plan in their prompt, so that a frozen model learns what plans are
+    for.
+    """
     plan_words: int = Field(default=5, ge=1)
     """Most words in such a plan."""
 
@@ -265,7 +289,9 @@ class TldrComparisonsConfig(PublishedConfig):
     heldout_split: Literal["valid1", "valid2", "test"] = "valid1"
     """Split that is held out: valid1 or valid2 while choosing, test for a table."""
     max_prompt_chars: int = Field(default=2000, ge=100)
-    """Longest prompt in characters; the same cut as that of `tldr`, so that a policy's posts and a reward model's agree."""
+    """Longest prompt in characters; the same cut as that of `tldr`, so that a policy's posts and a reward model's
+    agree.
+    """
     min_answer_words: int = Field(default=5, ge=1)
     """Pairs with fewer words than this in either summary are left out; `TL;DR:` does not count."""
 
@@ -288,7 +314,8 @@ class DocstringPairsConfig(HarvestConfig):
     pairs_per_text: int = Field(default=1, ge=1)
     """Damaged summaries per text, each ranked below the human one; several of them tie with each other."""
     half: Literal["all", "first", "second"] = "all"
-    """Training texts to use: all, or one of two disjoint halves by `seed`, so that two reward models can share no text."""
+    """Training texts to use: all, or one of two disjoint halves by `seed`, so that two reward models can share no text.
+    """
     damage_seed: int = 0
     """Seed of the damage; `seed` alone decides what is held out, as for `docstrings`."""
 
@@ -305,9 +332,12 @@ class DocumentsConfig(HarvestConfig):
 
     type: Literal["documents"] = "documents"
     form: Literal["text", "lines"] = "text"
-    """What a summary is: text of its own; or the numbers of the lines that it consists of, which a model too small to copy can learn to choose (give judge_qa `extract: true`)."""
+    """What a summary is: text of its own; or the numbers of the lines that it consists of, which a model too small to
+    copy can learn to choose (give judge_qa `extract: true`).
+    """
     limit_chars: int = Field(default=160, ge=40)
-    """Length of a summary, in characters, that the prompt asks for and demonstrations keep; give the reward the same."""
+    """Length of a summary, in characters, that the prompt asks for and demonstrations keep; give the reward the same.
+    """
     min_questions: int = Field(default=3, ge=1)
     """Documents with fewer questions are left out."""
     max_questions: int = Field(default=5, ge=1)
@@ -341,15 +371,21 @@ class RepliqaConfig(Section):
     max_document_chars: int | None = Field(default=20_000, ge=200)
     """Longest document in characters; null: no limit."""
     long_documents: Literal["cut", "drop"] = "drop"
-    """What happens to longer ones: dropped and counted, or cut at a line's end, after which questions about the rest have no answer."""
+    """What happens to longer ones: dropped and counted, or cut at a line's end, after which questions about the rest
+    have no answer.
+    """
     limit: int | None = Field(default=3000, ge=1)
-    """Length of a summary that the prompt asks for; null: none is told, as in the original, whose reward had a limit all the same."""
+    """Length of a summary that the prompt asks for; null: none is told, as in the original, whose reward had a limit
+    all the same.
+    """
     limit_unit: Literal["characters", "words"] = "characters"
     """Unit of that length."""
     unanswerable: str = r"(?i)not (found|contained|mentioned|provided|available|given|stated) in the (document|text)"
     """Regular expression of the gold answers that say that the document holds no answer."""
     demonstrations: str | None = None
-    """JSONL file with summaries by another model (`sample_id`, and `prediction`, `answer` or `text`), which SFT imitates; documents without one are left out, on both sides. jobs/distil.py writes it."""
+    """JSONL file with summaries by another model (`sample_id`, and `prediction`, `answer` or `text`), which SFT
+    imitates; documents without one are left out, on both sides. jobs/distil.py writes it.
+    """
 
     @field_validator("unanswerable")
     @classmethod
@@ -370,7 +406,9 @@ class TicTacToeConfig(Section):
     num_heldout: int = Field(default=48, ge=1)
     """Held-out games."""
     board: Literal["grid", "line", "names"] = "grid"
-    """How boards are written: a grid, after a prompt that explains the rules; or, without a word, for models that are taught by demonstrations, a line of cells, or of cells in which a free one stands as its name."""
+    """How boards are written: a grid, after a prompt that explains the rules; or, without a word, for models that are
+    taught by demonstrations, a line of cells, or of cells in which a free one stands as its name.
+    """
     tag: str | None = Field(default="move", pattern=r"^\w+$")
     """Tag that a move is written in, `<move>B2</move>`; null: the answer is the cell alone."""
     seed: int = 0
@@ -394,14 +432,18 @@ class JsonlConfig(Section):
     id_field: str | None = None
     """Field with a stable id; unset: the file's name and line number."""
     demonstration_field: str | None = None
-    """Field with the text that supervised training imitates; unset: a field called `demonstration` (null: none), else the gold answer."""
+    """Field with the text that supervised training imitates; unset: a field called `demonstration` (null: none), else
+    the gold answer.
+    """
     chosen_field: str | None = None
     """Field with the better of two answers: a text, or messages whose last is the assistant's."""
     rejected_field: str | None = None
     """Field with the worse of two answers, of the same form."""
     answers_field: str | None = None
-    """Field with a list of two or more answers, in place of chosen and rejected; best first, unless ranks say otherwise.
-    Unset: a field called `answers` is taken for that."""
+    """Field with a list of two or more answers, in place of chosen and rejected; best first, unless ranks say
+    otherwise.
+    Unset: a field called `answers` is taken for that.
+    """
     ranks_field: str | None = None
     """Field with a list of whole numbers, one per answer: smaller is better, equal is a tie."""
     margin_field: str | None = None

@@ -1,4 +1,6 @@
-"""Evaluation and benchmark: which models answer which held-out prompts, what is measured, and who judges between them."""
+"""Evaluation and benchmark: which models answer which held-out prompts, what is measured, and what judges between
+them.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,14 @@ from troupe.config.rollout import LABEL as ENVIRONMENT
 from troupe.config.rollout import EnvironmentConfig, RewardConfig, SamplingConfig
 from troupe.config.run import WandbConfig, check_address
 
-ROUGE = RewardConfig(fn="troupe.rewards.overlap_table:rouge_table", name="rouge")
+ROUGE = RewardConfig(fn="troupe.rewards.overlap:rouge_table", name="rouge")
 """What `rouge: true` adds to the metrics."""
 COMPARE_WITH_GOLD = (ROUGE.fn, "rouge", "math_answer")
 """Functions that mean nothing without a reference answer."""
 
 
 class AnsweringConfig(SamplingConfig):
-    """Held-out prompts, who answers them on which devices, and what is measured of the answers."""
+    """Held-out prompts, the devices that answer them, and what is measured of the answers."""
 
     data: DataConfig = WordProblemsConfig()
     """The data set; its held-out side is answered."""
@@ -38,11 +40,16 @@ class AnsweringConfig(SamplingConfig):
     metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]
     """Reward functions whose means are reported. With `against`, a sample's field `against` holds the other answer."""
     rouge: bool = False
-    """Report ROUGE-1, -2 and -L as F1, recall and precision, and the mean of the three F1 (unstemmed, as `evaluate` computes them)."""
+    """Report ROUGE-1, -2 and -L as F1, recall and precision, and the mean of the three F1 (unstemmed, as `evaluate`
+    computes them).
+    """
     reward_model: RewardModelConfig | None = None
     """A reward model that scores the answers once all of them are there; `path` may be a run directory."""
     environment: EnvironmentConfig | None = None
-    """Who answers the models in games of several turns: one game per held-out sample; its reward and parts are reported as `environment` and `environment/<part>`."""
+    """Who answers the models in games of several turns: one game per held-out sample.
+
+    Its reward and parts are reported as `environment` and `environment/<part>`.
+    """
     precision: Precision = "auto"
     """Precision of the engines."""
     generator: GeneratorConfig = GeneratorConfig()
@@ -67,13 +74,37 @@ class AnsweringConfig(SamplingConfig):
         """Tokens of the longest prompt and answer, and the fields that say so."""
         return self.max_prompt_tokens + self.max_response_tokens, "max_prompt_tokens + max_response_tokens"
 
+    @property
+    def all_metrics(self) -> list[RewardConfig]:
+        """Every function that is measured."""
+        return [*self.metrics, *([ROUGE] if self.rouge else [])]
+
+    @property
+    def needs_gold(self) -> str | None:
+        """The setting that cannot do without a reference answer for every sample, None when none."""
+        found = (f"the metric {metric.label}" for metric in self.all_metrics if metric.fn in COMPARE_WITH_GOLD)
+        return next(found, None)
+
+    @property
+    def opponent(self) -> str | None:
+        """The name of what the models are compared with, None when nothing."""
+        return None
+
+    @property
+    def scores_references(self) -> bool:
+        """Whether reward functions score the references too."""
+        return False
+
     def check_scoring(self) -> None:
-        """Raise ValueError for a reward model that is set as in training, and for more ranks than one process has, and for games that cannot fit."""
+        """Raise ValueError for a reward model that is set as in training, and for more ranks than one process has, and
+        for games that cannot fit.
+        """
         if self.environment is not None:
             self.environment.check_limit(self.max_response_tokens, "max_response_tokens")
         if self.reward_model is not None and (self.reward_model.relative_to_reference or self.reward_model.weight != 1):
             raise ValueError(
-                "reward_model.weight and relative_to_reference belong to training; an evaluation reports scores as they are, "
+                "reward_model.weight and relative_to_reference belong to training; an evaluation reports scores as "
+                "they are, "
                 "and the difference to the references beside them, so leave both out"
             )
         ranks = 1 if self.reward_model is None else self.reward_model.num_ranks
@@ -87,8 +118,8 @@ def require_file_name(name: str, *taken: str) -> None:
     """Raise ValueError unless `name` can name a model: it becomes a file's."""
     if not name or "/" in name or name.startswith(".") or name in taken:
         raise ValueError(
-            f"{name!r} cannot name a model: a name becomes a file's, so it is not empty, has no '/', does not start with '.', "
-            + (f"and {taken[0]!r} means the data's own answers" if taken else "and stands once")
+            f"{name!r} cannot name a model: a name becomes a file's, so it is not empty, has no '/', does not start "
+            f"with '.', " + (f"and {taken[0]!r} means the data's own answers" if taken else "and stands once")
         )
 
 
@@ -110,21 +141,38 @@ class EvaluateConfig(AnsweringConfig):
     page = "docs/evaluation.md"
 
     model: str | None = None
-    """A run directory (its best checkpoint), a directory in Hugging Face format, or a hub name; or name several in `models`."""
+    """A run directory (its best checkpoint), a directory in Hugging Face format, or a hub name.
+
+    Or name several in `models`.
+    """
     models: dict[str, str] = {}
-    """The models by the name that tables give them: `{sft: runs/sft, ppo: runs/ppo}`. A list of paths is named after the runs."""
+    """The models by the name that tables give them: `{sft: runs/sft, ppo: runs/ppo}`.
+
+    A list of paths is named after the runs.
+    """
     contexts: dict[str, str] = {}
-    """Model -> JSONL file of another model's answers, such as this job writes: the model continues what a perplexity scorer would read, the sample's prompt and that answer. Models that are not named here get that prompt alone; with no file at all every model gets the data's own."""
+    """Model -> JSONL file of another model's answers, such as this job writes: the model continues what a perplexity
+    scorer would read, the sample's prompt and that answer. Models that are not named here get that prompt alone; with
+    no file at all every model gets the data's own.
+    """
     reading: ReadingConfig = ReadingConfig()
     """How prompt and context are put together, as in `perplexity_reward`."""
     references: bool = True
     """Whether the reward model scores the data's own answers too, and the difference to them is reported."""
     against: str | None = None
-    """What each model is compared with: the name of a model, `reference` (the data's own answers), or a JSONL file of answers by `sample_id`."""
+    """What each model is compared with: the name of a model, `reference` (the data's own answers), or a JSONL file of
+    answers by `sample_id`.
+    """
     judge: str | None = None
-    """Who compares: `reward_model`, the name of a metric, a part of the environment's, or a reward function; the reward model when unset, else the first metric, else the environment, else `rouge`."""
+    """Who compares: `reward_model`, the name of a metric, a part of the environment's, or a reward function.
+
+    The reward model when unset, else the first metric, else the environment, else `rouge`.
+    """
     tie_margin: float | None = Field(default=None, ge=0)
-    """Judgements closer than this are a tie, in both directions; 0.1 for the reward model and 0 for functions when unset."""
+    """Judgements closer than this are a tie, in both directions.
+
+    0.1 for the reward model and 0 for functions when unset.
+    """
 
     @field_validator("models", mode="before")
     @classmethod
@@ -152,7 +200,8 @@ class EvaluateConfig(AnsweringConfig):
             raise ValueError("give either model (one) or models (several by name)")
         if REFERENCE in self.named_models:
             raise ValueError(
-                f"{REFERENCE!r} means the data's own answers; give the model another name: models={{other: {self.model}}}"
+                f"{REFERENCE!r} means the data's own answers; give the model another name: models={{other: "
+                f"{self.model}}}"
             )
         if not self.all_metrics and self.reward_model is None and self.environment is None:
             raise ValueError(
@@ -169,7 +218,8 @@ class EvaluateConfig(AnsweringConfig):
         self._check_contexts()
         if self._judged_by_games and self.against is not None and self.opponent not in self.named_models:
             raise ValueError(
-                f"judge {self.judge_name!r} compares games, and {self.against!r} played none; set against to the name of a model"
+                f"judge {self.judge_name!r} compares games, and {self.against!r} played none; set against to the "
+                f"name of a model"
             )
         self.check_scoring()
         return self
@@ -186,11 +236,13 @@ class EvaluateConfig(AnsweringConfig):
             return
         if not self.against.endswith((".jsonl", ".json")):
             raise ValueError(
-                f"against {self.against!r} is not among the models ({', '.join(named)}); it may also be {REFERENCE!r}, or a JSONL file"
+                f"against {self.against!r} is not among the models ({', '.join(named)}); it may also be "
+                f"{REFERENCE!r}, or a JSONL file"
             )
         if self.opponent in (*named, REFERENCE):
             raise ValueError(
-                f"against {self.against!r} would be called {self.opponent!r} in the tables, as something else is; rename the file or the model"
+                f"against {self.against!r} would be called {self.opponent!r} in the tables, as something else is; "
+                f"rename the file or the model"
             )
 
     def _check_contexts(self) -> None:
@@ -240,9 +292,13 @@ class EvaluateConfig(AnsweringConfig):
         return ENVIRONMENT if self.environment is not None else ROUGE.label
 
     @property
+    def scores_references(self) -> bool:
+        return self.opponent == REFERENCE and self.judge_name != REWARD_MODEL
+
+    @property
     def all_metrics(self) -> list[RewardConfig]:
         """Every function that is measured, the judge among them."""
-        metrics = [*self.metrics, *([ROUGE] if self.rouge else [])]
+        metrics = super().all_metrics
         known = {REWARD_MODEL, *(metric.label for metric in metrics)}
         if self.against is not None and self.judge_name not in known and not self._judged_by_games:
             metrics.append(RewardConfig(fn=self.judge_name, name=self.judge_name))
@@ -260,15 +316,13 @@ class EvaluateConfig(AnsweringConfig):
         """The setting that cannot do without a reference answer for every sample, None when none."""
         if self.reward_model is not None and self.references:
             return "references"
-        for metric in self.all_metrics:
-            if metric.fn in COMPARE_WITH_GOLD:
-                return f"the metric {metric.label}"
-        return "against: reference" if self.opponent == REFERENCE else None
+        return super().needs_gold or ("against: reference" if self.opponent == REFERENCE else None)
 
     def arithmetic(self) -> str:
-        """What will be done, in a sentence."""
+        """Describe what will be done in a sentence."""
         steps = [
-            f"{len(self.named_models)} model{'s' if len(self.named_models) > 1 else ''} answer held-out prompts of {self.data.type}"
+            f"{len(self.named_models)} model{'s' if len(self.named_models) > 1 else ''} answer held-out prompts of "
+            f"{self.data.type}"
         ]
         if self.reward_model is not None:
             steps.append(f"{self.reward_model.path} scores the answers")
@@ -278,7 +332,7 @@ class EvaluateConfig(AnsweringConfig):
 
 
 def run_name(path: str) -> str:
-    """What a model is called after: its run, or the last part of its path.
+    """Return what a model is called after: its run, or the last part of its path.
 
     >>> run_name("runs/sft"), run_name("runs/sft/checkpoints/step-000010"), run_name("Qwen/Qwen2.5-0.5B")
     ('sft', 'sft', 'Qwen2.5-0.5B')
@@ -320,15 +374,23 @@ class PreferencesConfig(Section):
     """Every pair of models compared on the same prompts, and Bradley-Terry strengths from it."""
 
     judge: RewardConfig
-    """`remote_comparison` with its args, or a function that reads the other answer in the sample's field `against`: 1 better, 0.5 as good, 0 worse."""
+    """`remote_comparison` with its args, or a function that reads the other answer in the sample's field `against`: 1
+    better, 0.5 as good, 0 worse.
+    """
     dimensions: dict[str, str] = {"overall": CRITERIA["overall"]}
-    """Name -> what is compared; those of plot, character, creativity, development, language and overall may be listed by name alone."""
+    """Name -> what is compared.
+
+    Those of plot, character, creativity, development, language and overall may be listed by name alone.
+    """
     between: list[str] = []
     """Models that take part; empty: everybody, the trained model at its last step (a name is `<run>@<step>`)."""
     num_samples: int | None = Field(default=None, ge=1)
     """First n samples that are compared; all when unset."""
     ties: Literal["half", "drop"] = "half"
-    """Whether a tie is half a win for each in the strengths, or left out. A judge that contradicts itself when the order is turned says tie."""
+    """Whether a tie is half a win for each in the strengths, or left out.
+
+    A judge that contradicts itself when the order is turned says tie.
+    """
     genre_field: str | None = None
     """Field of the sample by which win rates are told apart; unset: none."""
 
@@ -340,7 +402,8 @@ class PreferencesConfig(Section):
         unknown = next((name for name in dimensions if name not in CRITERIA), None)
         if unknown is not None:
             raise ValueError(
-                f"what {unknown!r} means is not known; write {{{unknown}: what is compared}}, or one of {', '.join(CRITERIA)}"
+                f"what {unknown!r} means is not known; write {{{unknown}: what is compared}}, or one of "
+                f"{', '.join(CRITERIA)}"
             )
         return {name: CRITERIA[name] for name in dimensions}
 
@@ -355,7 +418,7 @@ class PreferencesConfig(Section):
             raise ValueError("preferences compare models with each other and there is one; name a second")
 
     def judges(self) -> list[RewardConfig]:
-        """The judge once for each dimension, by whose name it is called."""
+        """Return the judge once for each dimension, with its name."""
         found = []
         for name, criterion in self.dimensions.items():
             template = TEMPLATE.format(criterion=criterion.replace("{", "{{").replace("}", "}}"))
@@ -381,7 +444,10 @@ class EndpointModelConfig(Section):
     api_key_env: str | None = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; null for an endpoint without one."""
     options: dict[str, Any] = {}
-    """Further fields of the request, over temperature and max_tokens; null leaves one of these out, for models that refuse it."""
+    """Further fields of the request, over temperature and max_tokens.
+
+    Null leaves one of these out, for models that refuse it.
+    """
     prompt_price: float = Field(default=0.0, ge=0)
     """Price of a million prompt tokens."""
     completion_price: float = Field(default=0.0, ge=0)
@@ -401,7 +467,8 @@ class EndpointModelConfig(Section):
     def _cost_needs_prices(self) -> EndpointModelConfig:
         if self.max_cost is not None and not (self.prompt_price or self.completion_price):
             raise ValueError(
-                f"max_cost ({self.max_cost:g}) needs prompt_price and completion_price, or nothing would ever cost anything"
+                f"max_cost ({self.max_cost:g}) needs prompt_price and completion_price, or nothing would ever cost "
+                f"anything"
             )
         return self
 
@@ -422,9 +489,13 @@ class BenchmarkConfig(AnsweringConfig):
     steps: list[int | Literal["first", "last", "best", "all"]] = ["all"]
     """Steps of the run: numbers, or first, last, best, all of those that have a checkpoint or stored answers."""
     stored_answers: bool = True
-    """Take answers of a step from the run's answers.jsonl, where prompts and sampling agree and all samples are there (the run's evaluation.keep_answers says how many it keeps)."""
+    """Take answers of a step from the run's answers.jsonl, where prompts and sampling agree and all samples are there
+    (the run's evaluation.keep_answers says how many it keeps).
+    """
     kept_samples_only: bool = False
-    """Ask only the samples whose answers the run has kept, so that every step it evaluated takes part without its weights."""
+    """Ask only the samples whose answers the run has kept, so that every step it evaluated takes part without its
+    weights.
+    """
     base: str | None = None
     """The model before training: a directory or hub name, or `start`, what the run's recipe starts from."""
     models: dict[str, str] = {}
@@ -436,7 +507,10 @@ class BenchmarkConfig(AnsweringConfig):
     max_missing: float = Field(default=0.1, ge=0, le=1)
     """Share of a model's answers that may be missing; beyond it the model is not measured, and its row says so."""
     charts: list[str] | None = None
-    """Metrics that are drawn, by label or `<label>/<part>`; unset: every metric by its label, rouge, and `reward` of the reward model."""
+    """Metrics that are drawn, by label or `<label>/<part>`.
+
+    Unset: every metric by its label, rouge, and `reward` of the reward model.
+    """
     preferences: PreferencesConfig | None = None
     """Pairwise comparison by a judge; unset: none."""
     diversity: bool = True
@@ -468,14 +542,16 @@ class BenchmarkConfig(AnsweringConfig):
             require_file_name(name)
         if self.environment is not None:
             raise ValueError(
-                "environment: a benchmark compares answers and plays no games, which models behind endpoints and stored "
+                "environment: a benchmark compares answers and plays no games, which models behind endpoints and "
+                "stored "
                 "answers could not; leave it out, and play with jobs/evaluate.py"
             )
         if self.base == START and self.trained is None:
             raise ValueError("base start means what the run's recipe starts from, and trained names none; name a model")
         if self.kept_samples_only and (self.trained is None or not self.stored_answers):
             raise ValueError(
-                "kept_samples_only means those of a run's answers.jsonl; name a run as trained, with stored_answers: true"
+                "kept_samples_only means those of a run's answers.jsonl; name a run as trained, with stored_answers: "
+                "true"
             )
         if not self.steps and self.trained is not None:
             raise ValueError(f"steps names none; give numbers, or {', '.join(NAMED_STEPS)}")
@@ -483,7 +559,8 @@ class BenchmarkConfig(AnsweringConfig):
             raise ValueError("nothing would be measured; name metrics, or set rouge: true, or reward_model.path")
         if self.repeats > 1 and self.temperature == 0:
             raise ValueError(
-                f"repeats ({self.repeats}) at temperature 0 would pay for the same answer again; raise temperature, or set repeats: 1"
+                f"repeats ({self.repeats}) at temperature 0 would pay for the same answer again; raise temperature, "
+                f"or set repeats: 1"
             )
         # What a reward reports beside its value is `<label>/<part>`, which only an answer shows.
         unknown = [metric for metric in self.charts or [] if metric.partition("/")[0] not in self.drawable]
@@ -502,12 +579,8 @@ class BenchmarkConfig(AnsweringConfig):
 
     @property
     def others(self) -> list[str]:
-        """The names of everybody but the trained model, in the order of tables."""
+        """The names of all candidates but the trained model, in the order of tables."""
         return [*(["base"] if self.base is not None else []), *self.models, *self.endpoints]
-
-    @property
-    def all_metrics(self) -> list[RewardConfig]:
-        return [*self.metrics, *([ROUGE] if self.rouge else [])]
 
     @property
     def drawable(self) -> list[str]:
@@ -518,14 +591,8 @@ class BenchmarkConfig(AnsweringConfig):
     def drawn(self) -> list[str]:
         return self.drawable if self.charts is None else self.charts
 
-    @property
-    def needs_gold(self) -> str | None:
-        """The setting that cannot do without a reference answer for every sample, None when none."""
-        found = (f"the metric {metric.label}" for metric in self.all_metrics if metric.fn in COMPARE_WITH_GOLD)
-        return next(found, None)
-
     def arithmetic(self) -> str:
-        """What will be done, in a sentence."""
+        """Describe what will be done in a sentence."""
         who = [f"{self.trained_name} at steps {', '.join(map(str, self.steps))}"] if self.trained is not None else []
         who += self.others
         words = f"{len(who)} models answer held-out prompts of {self.data.type}, {self.repeats} each: {'; '.join(who)}"

@@ -32,7 +32,7 @@ MANY = {
 
 
 def sections_of(annotation: Any) -> list[Cls]:
-    """The sections inside an annotation such as `list[A]`, `A | None` or a discriminated union."""
+    """Return the sections inside an annotation such as `list[A]`, `A | None` or a discriminated union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) in (Union, types.UnionType, Annotated, list, tuple, dict):
@@ -41,13 +41,15 @@ def sections_of(annotation: Any) -> list[Cls]:
 
 
 def tag_of(cls: Cls) -> str | None:
-    """The value of `type` that chooses this section among others; a `type` of several values is a field like any other."""
+    """Return the value of `type` that chooses this section among others; a `type` of several values is a field like any
+    other.
+    """
     values = get_args(cls.model_fields["type"].annotation) if "type" in cls.model_fields else ()
     return values[0] if len(values) == 1 else None
 
 
 def dotted_fields(cls: Cls, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """(dotted name, field) of every field, those of nested sections after the field that holds them."""
+    """Yield (dotted name, field) of every field, those of nested sections after the field that holds them."""
     for name, info in cls.model_fields.items():
         yield f"{prefix}{name}", info
         for section in sections_of(info.annotation):
@@ -55,7 +57,9 @@ def dotted_fields(cls: Cls, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]
 
 
 def type_at(annotation: Any, part: Any) -> Any:
-    """The type of what `part` (a field, an index, a name, a section's `type`) names inside a type; None where nothing is called so."""
+    """Return the type of what `part` (a field, an index, a name, a section's `type`) names inside a type; None where
+    nothing is called so.
+    """
     if get_origin(annotation) in (Annotated, Union, types.UnionType):
         tagged = [section for section in sections_of(annotation) if tag_of(section) == part]
         if tagged:
@@ -70,7 +74,7 @@ def type_at(annotation: Any, part: Any) -> Any:
 
 
 def kind_of(annotation: Any) -> str:
-    """What a value of this type is, in words.
+    """Return what a value of this type is, in words.
 
     >>> kind_of(list[int] | None), kind_of(Literal["a", "b"])
     ('a list of whole numbers or null', 'one of a, b')

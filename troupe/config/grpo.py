@@ -84,7 +84,8 @@ class GRPOConfig(Section):
         rollout, algorithm = self.rollout, self.algorithm
         if not self.rewards and not self.model_parts:
             raise ValueError(
-                "rewards must name at least one function, such as {fn: math_answer}, or set reward_model, perplexity_reward or environment"
+                "rewards must name at least one function, such as {fn: math_answer}, or set reward_model, "
+                "perplexity_reward or environment"
             )
         self.evaluation.check(self.model_parts)
         if self.environment is not None:
@@ -93,7 +94,8 @@ class GRPOConfig(Section):
                 self.environment.check_limit(self.evaluation.max_response_tokens, "evaluation.max_response_tokens")
         if algorithm.advantage in ("grpo", "dr_grpo", "rloo") and rollout.group_size < 2:
             raise ValueError(
-                f"algorithm.advantage {algorithm.advantage!r} compares answers of one prompt and needs rollout.group_size >= 2 "
+                f"algorithm.advantage {algorithm.advantage!r} compares answers of one prompt and needs "
+                f"rollout.group_size >= 2 "
                 f"(got {rollout.group_size}); set group_size, or advantage: reinforce"
             )
         if algorithm.advantage == "gae" and not self.has_critic:
@@ -107,8 +109,10 @@ class GRPOConfig(Section):
             )
         if self.policy.num_ranks * algorithm.minibatches > rollout.prompts_per_step:
             raise ValueError(
-                f"policy.num_ranks x algorithm.minibatches ({self.policy.num_ranks} x {algorithm.minibatches}) must be at most "
-                f"rollout.prompts_per_step ({rollout.prompts_per_step}), so that every rank has a group in every minibatch"
+                f"policy.num_ranks x algorithm.minibatches ({self.policy.num_ranks} x {algorithm.minibatches}) must "
+                f"be at most "
+                f"rollout.prompts_per_step ({rollout.prompts_per_step}), so that every rank has a group in every "
+                f"minibatch"
             )
         if algorithm.overlong.penalty_tokens >= rollout.max_response_tokens:
             raise ValueError(
@@ -119,7 +123,8 @@ class GRPOConfig(Section):
             raise ValueError("reference.source adapter_off needs policy.lora; set it, or reference.source: own_weights")
         if self.reference.source == "shared_trunk" and (not self.policy.frozen_layers or self.policy.lora is not None):
             raise ValueError(
-                "reference.source shared_trunk needs policy.frozen_layers above 0 and no policy.lora; set the former, or "
+                "reference.source shared_trunk needs policy.frozen_layers above 0 and no policy.lora; set the "
+                "former, or "
                 + ("reference.source: own_weights" if self.policy.lora is None else "reference.source: adapter_off")
             )
         if isinstance(self.model, ScratchModelConfig):
@@ -146,7 +151,9 @@ class GRPOConfig(Section):
 
     @property
     def model_parts(self) -> list[str]:
-        """What is measured of every answer besides the functions, in training and held out, by the names that metrics have."""
+        """What is measured of every answer besides the functions, in training and held out, by the names that metrics
+        have.
+        """
         measured = ["reward_model"] if self.reward_model is not None else []
         measured += ["perplexity", *PERPLEXITY_PARTS] if self.perplexity_reward is not None else []
         return measured + ([ENVIRONMENT] if self.environment is not None else [])
@@ -164,11 +171,13 @@ class GRPOConfig(Section):
         )
 
     def arithmetic(self) -> str:
-        """The derived numbers in one sentence, printed at the start."""
+        """Return the derived numbers in one sentence, printed at the start."""
         rollout, algorithm = self.rollout, self.algorithm
         return (
-            f"{rollout.prompts_per_step} prompts x {rollout.group_size} branches = {rollout.branches_per_step} sequences a step, "
-            f"{algorithm.minibatches * algorithm.epochs} optimizer steps of about {rollout.prompts_per_step // algorithm.minibatches} groups "
+            f"{rollout.prompts_per_step} prompts x {rollout.group_size} branches = {rollout.branches_per_step} "
+            f"sequences a step, "
+            f"{algorithm.minibatches * algorithm.epochs} optimizer steps of about "
+            f"{rollout.prompts_per_step // algorithm.minibatches} groups "
             f"over {self.policy.num_ranks} rank{'s' if self.policy.num_ranks > 1 else ''}, {self.steps} steps"
         )
 
@@ -243,7 +252,8 @@ class PPOConfig(GRPOConfig):
         kl = self.algorithm.kl
         if self.algorithm.advantage != "gae":
             raise ValueError(
-                f"algorithm.advantage {self.algorithm.advantage!r} needs no critic; use jobs/train_grpo.py, or leave it at gae"
+                f"algorithm.advantage {self.algorithm.advantage!r} needs no critic; use jobs/train_grpo.py, or leave "
+                f"it at gae"
             )
         if kl.coef > 0 and kl.placement == "reward" and kl.kind != "k1":
             raise ValueError(f"algorithm.kl.estimator {kl.kind!r} in PPO's token rewards is biased; use k1 (auto)")

@@ -25,7 +25,7 @@ MANY_TYPES = 3
 
 
 def wanted_help(arguments: Sequence[str]) -> str | None:
-    """What the command line wants help about: "" for the overview, None where it asks for none.
+    """Return what the command line wants help about: "" for the overview, None where it asks for none.
 
     >>> wanted_help(["--help", "rollout"]), wanted_help(["recipe.yaml", "--help"]), wanted_help(["steps=3"])
     ('rollout', '', None)
@@ -40,7 +40,9 @@ def wanted_help(arguments: Sequence[str]) -> str | None:
 
 
 def help_text(cls: type[Section], program: str, topic: str = "") -> str:
-    """The overview; with a topic one section or field by its dotted name, or `all`. ConfigError for one that is not there."""
+    """Return the overview; with a topic one section or field by its dotted name, or `all`. ConfigError for one that is
+    not there.
+    """
     width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
     if topic == "":
         lines = list(_overview(cls, program, width))
@@ -95,7 +97,9 @@ def _topic(cls: Cls, program: str, topic: str, width: int) -> Iterator[str]:
 
 
 def _section(cls: Cls, prefix: str, default: Any, width: int) -> Iterator[str]:
-    """The fields of a section, with the defaults that this job has (`default`, a section of this class) or else the class."""
+    """Yield the fields of a section, with the defaults that this job has (`default`, a section of this class) or else
+    the class.
+    """
     if tag_of(cls) is not None:
         yield from textwrap.wrap(f"-- type: {tag_of(cls)} -- {_words(cls.__doc__)}", width, subsequent_indent="   ")
     for name, info in cls.model_fields.items():
@@ -105,7 +109,7 @@ def _section(cls: Cls, prefix: str, default: Any, width: int) -> Iterator[str]:
 
 
 def _field(name: str, info: FieldInfo, default: Any, width: int, *, many_types: int | None = None) -> Iterator[str]:
-    """A field with kind, default and sentence, and below it those of the section that it holds."""
+    """Yield a field with kind, default and sentence, and below it those of the section that it holds."""
     sections = sections_of(info.annotation)
     head = (
         name if sections else f"{name} = {_shown(default)}  ({', '.join([kind_of(info.annotation), *_bounds(info)])})"
@@ -123,13 +127,15 @@ def _field(name: str, info: FieldInfo, default: Any, width: int, *, many_types: 
 
 
 def _between(info: FieldInfo) -> str:
-    """What stands between a field and those of the sections in it: of a list's members, or of sections by name."""
+    """Return what stands between a field and those of the sections in it: of a list's members, or of sections by
+    name.
+    """
     kind = kind_of(info.annotation)
     return "[]." if kind.startswith("a list") else ".<name>." if kind.startswith("a section of names") else "."
 
 
 def _bounds(info: FieldInfo) -> Iterator[str]:
-    """The field's own bounds, such as `at least 1`."""
+    """Yield the field's own bounds, such as `at least 1`."""
     for words, name in (
         ("at least", "ge"),
         ("above", "gt"),
@@ -141,7 +147,7 @@ def _bounds(info: FieldInfo) -> Iterator[str]:
 
 
 def _default_at(cls: Cls, path: str, default: Any = None) -> Any:
-    """The default of a field by its dotted name, where `default` is this job's of the section that holds it."""
+    """Return the default of a field by its dotted name, where `default` is this job's of the section that holds it."""
     name, _, inner = path.partition(".")
     info = cls.model_fields[name]
     value = getattr(default, name) if isinstance(default, cls) else _default(info)

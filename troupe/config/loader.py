@@ -69,7 +69,7 @@ def load_config(config_cls: type[C], arguments: Sequence[str]) -> C:
 
 
 def read_layers(arguments: Sequence[str]) -> dict[str, Any]:
-    """The values of YAML files and overrides, each laid onto those before it; references are not resolved."""
+    """Return the values of YAML files and overrides, each laid onto those before it; references are not resolved."""
     values: dict[str, Any] = {}
     for argument in arguments:
         is_override = "=" in argument and not argument.endswith((".yaml", ".yml"))
@@ -78,7 +78,7 @@ def read_layers(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def laid_onto(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """`top` over `base`: sections field by field; whatever else meets, `top`'s is taken, and checked later."""
+    """Return `top` over `base`: sections field by field; whatever else meets, `top`'s is taken, and checked later."""
     both = {name: laid_onto(base[name], value) for name, value in top.items() if _are_sections(base.get(name), value)}
     return {**base, **top, **both}
 
@@ -88,8 +88,9 @@ def _are_sections(*values: Any) -> bool:
 
 
 def _onto_defaults(config_cls: type[Section], values: Any) -> Any:
-    """`data.num_train=100` alone means the default data set, and `algorithm.epochs=2` the recipe's other settings: a
-    section that is given in part is laid onto what the recipe's default sets, unless it has another `type`."""
+    """Return `data.num_train=100` alone means the default data set, and `algorithm.epochs=2` the recipe's other
+    settings: a section that is given in part is laid onto what the recipe's default sets, unless it has another `type`.
+    """
     if not isinstance(values, dict):
         return values
     merged = dict(values)
@@ -104,7 +105,7 @@ def _onto_defaults(config_cls: type[Section], values: Any) -> Any:
 
 
 def _with_type(types: Sequence[type[BaseModel]], default: Any, given: Any) -> Any:
-    """`given` with the `type` that its fields mean, where it names none: the default's, if that has them all."""
+    """Return `given` with the `type` that its fields mean, where it names none: the default's, if that has them all."""
     if not isinstance(given, dict) or "type" in given:
         return given
     fitting = [one for one in types if given.keys() <= one.model_fields.keys()]
@@ -118,7 +119,7 @@ def _with_type(types: Sequence[type[BaseModel]], default: Any, given: Any) -> An
 
 
 def _onto_section(default: Section, given: dict[str, Any]) -> dict[str, Any]:
-    """`given` over what `default` sets, section by section; a section of another `type` stays as it is."""
+    """Return `given` over what `default` sets, section by section; a section of another `type` stays as it is."""
     tag = tag_of(type(default))
     if tag is not None and given.get("type", tag) != tag:
         return given
@@ -133,12 +134,14 @@ def _onto_section(default: Section, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def dump_config(config: Section) -> str:
-    """The resolved config as YAML; it is itself a valid recipe. Secrets of the environment are named, not told."""
+    """Return the resolved config as YAML; it is itself a valid recipe. Secrets of the environment are named, not
+    shown.
+    """
     return OmegaConf.to_yaml(OmegaConf.create(public_values(config, escaped=True)))
 
 
 def _override(argument: str) -> dict[str, Any]:
-    """`a.b=value` as {a: {b: value}}."""
+    """Return `a.b=value` as {a: {b: value}}."""
     if any("\ud800" <= letter <= "\udfff" for letter in argument):
         raise ConfigError(f"{argument!r} is not text in UTF-8")
     key, _, text = argument.partition("=")
@@ -178,7 +181,7 @@ DRY_RUN, RECIPE_ONLY = "--dry-run", "--recipe-only"
 
 
 def parse_command_line(config_cls: type[C], program: str) -> tuple[C, set[str]]:
-    """(config, flags) from `sys.argv`; prints help and exits on `--help`.
+    """Return (config, flags) from `sys.argv`; prints help and exits on `--help`.
 
     `--dry-run` tries what the job would read, and starts nothing; with `--recipe-only` it reads the recipe alone, for
     pipelines, whose later stages read what is not there yet.

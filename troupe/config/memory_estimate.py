@@ -1,6 +1,8 @@
-"""How much memory a recipe takes of each GPU, about, from the shape of its model: what `--dry-run` prints beside the arithmetic.
+"""How much memory a recipe takes of each GPU, about, from the shape of its model: what `--dry-run` prints beside the
+arithmetic.
 
-The formulae are those of the papers that their functions name. Left out: biases and norms (well under a thousandth), CUDA
+The formulae are those of the papers that their functions name. Left out: biases and norms (well under a thousandth),
+CUDA
 contexts and fragmentation (2 to 4 GB), and whatever a role without a known shape takes. GB are 10^9 bytes.
 """
 
@@ -75,7 +77,9 @@ PUBLISHED = {
 
 
 def shape_of(model: str) -> Shape | None:
-    """The shape of a model's directory or of a published one; None where it is not known here, or of another kind."""
+    """Return the shape of a model's directory or of a published one; None where it is not known here, or of another
+    kind.
+    """
     if model in PUBLISHED:
         return PUBLISHED[model]
     found = read_json(Path(model) / "config.json") if Path(model).is_dir() else None
@@ -99,15 +103,19 @@ def _from_config(found: Mapping[str, Any]) -> Shape:
     )
 
 
-# -- what a trained model takes of a GPU, in bytes -----------------------------------------------------------------------
+# -- what a trained model takes of a GPU, in bytes
+# -----------------------------------------------------------------------
 
 
 def state_bytes(shape: Shape, config: PolicyConfig) -> float:
     """Weights, gradients, masters and AdamW's moments of one rank.
 
-    Rajbhandari et al. 2020 (ZeRO), figure 1: 2 + 2 + 12 bytes a parameter; stage 1 divides the 12 among the ranks, stage 2
-    the gradients too, stage 3 all. Gradients are added in fp32, so with bf16 they take 4 bytes, of which ZeRO from stage 2
-    on leaves each rank its share, and below it 2 more for those of the row. In fp32 it is 4 + 4 + 8. With LoRA (Hu et al. 2021) the base has weights alone, and
+    Rajbhandari et al. 2020 (ZeRO), figure 1: 2 + 2 + 12 bytes a parameter; stage 1 divides the 12 among the ranks,
+    stage 2
+    the gradients too, stage 3 all. Gradients are added in fp32, so with bf16 they take 4 bytes, of which ZeRO from
+    stage 2
+    on leaves each rank its share, and below it 2 more for those of the row. In fp32 it is 4 + 4 + 8. With LoRA (Hu et
+    al. 2021) the base has weights alone, and
     a matrix [in, out] trains rank x (in + out) parameters.
     """
     ranks, cluster = config.num_ranks, config.zero_stage
@@ -126,10 +134,11 @@ def state_bytes(shape: Shape, config: PolicyConfig) -> float:
 
 
 def working_bytes(shape: Shape, config: PolicyConfig) -> float:
-    """What a forward and backward pass over a row of s tokens adds.
+    """Return what a forward and backward pass over a row of s tokens adds.
 
     Korthikanti et al. 2022, equation 1: 34 x s x width bytes a layer in bf16 (the scores of attention are never stored
-    here); with checkpointing 2 x s x width a layer and one layer in full. The logits of a chunk and their gradient in fp32.
+    here); with checkpointing 2 x s x width a layer and one layer in full. The logits of a chunk and their gradient in
+    fp32.
     Under ZeRO-3 the largest module is gathered.
     """
     values = 2 if config.precision == "fp32" else 1
@@ -141,11 +150,12 @@ def working_bytes(shape: Shape, config: PolicyConfig) -> float:
     return activations + logits + gathered
 
 
-# -- in words ------------------------------------------------------------------------------------------------------------
+# -- in words
+# ------------------------------------------------------------------------------------------------------------
 
 
 def memory_lines(config: Section) -> list[str]:
-    """A line for each role that is known; none for models that are made here, which are small."""
+    """Return a line for each role that is known; none for models that are made here, which are small."""
     path = getattr(getattr(config, "model", None), "path", None)
     trained = {name: getattr(config, name) for name in ("policy", "critic", "engine") if hasattr(config, name)}
     if path is None or not trained:
@@ -157,7 +167,8 @@ def memory_lines(config: Section) -> list[str]:
     for name, role in trained.items():
         state, working = state_bytes(shape, role) / 1e9, working_bytes(shape, role) / 1e9
         lines.append(
-            f"  {name} on {role.num_ranks}: {state:.1f} GB of weights, gradients and optimizer, {working:.1f} GB while it learns"
+            f"  {name} on {role.num_ranks}: {state:.1f} GB of weights, gradients and optimizer, {working:.1f} GB "
+            f"while it learns"
         )
     return [*lines, *(_engine_lines(shape, config) if isinstance(config, GRPOConfig) else [])]
 
@@ -170,7 +181,8 @@ def _engine_lines(shape: Shape, config: GRPOConfig) -> list[str]:
     cache = answers * longest * shape.cache_bytes() / width / 1e9
     lines = [
         f"  generator on {generator.num_engines * width}: {generator.memory_fraction * GPU_GB:.1f} of {GPU_GB} GB; "
-        f"{2 * shape.parameters / width / 1e9:.1f} GB of weights, {cache:.1f} GB of KV cache when {answers} answers are "
+        f"{2 * shape.parameters / width / 1e9:.1f} GB of weights, {cache:.1f} GB of KV cache when {answers} answers "
+        f"are "
         f"{longest:,} tokens long"
     ]
     if config.kl_needs_reference and config.reference.source == "own_weights":

@@ -1,4 +1,6 @@
-"""What is wrong with a recipe, a sentence each: the field, what it is, what was given, and the nearest name that exists."""
+"""What is wrong with a recipe, a sentence each: the field, what it is, what was given, and the nearest name that
+exists.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ WRONG_KIND = ("_type", "_parsing", "_from_float", "literal_error", "finite_numbe
 
 
 def sentences(cls: Cls, error: ValidationError) -> str:
-    """A line for each mistake; of several about one field, as unions give them, those that are not about its kind."""
+    """Return a line for each mistake; of several about one field, as unions give them, those that are not about its
+    kind.
+    """
     told: dict[str, dict[str, None]] = {}
     kinds: dict[str, str] = {}
     for detail in error.errors():
@@ -66,7 +70,9 @@ def sentences(cls: Cls, error: ValidationError) -> str:
 
 
 def _place(cls: Cls, loc: Sequence[str | int]) -> tuple[str, Any]:
-    """The dotted name of a mistake's place, without pydantic's labels of unions, and the type that belongs there."""
+    """Return the dotted name of a mistake's place, without pydantic's labels of unions, and the type that belongs
+    there.
+    """
     names: list[str] = []
     annotation: Any = cls
     for index, part in enumerate(loc):
@@ -99,7 +105,7 @@ def _sentence(cls: Cls, where: str, annotation: Any, detail: ErrorDetails) -> st
 
 
 def _wrong_kind(where: str, annotation: Any, given: Any) -> str:
-    """What a field is, what it was given, and how it is written."""
+    """Return what a field is, what it was given, and how it is written."""
     sections, kind = sections_of(annotation), kind_of(annotation)
     sentence = f"{where or 'the recipe'}: {kind} is needed, but {_shown(given)} was given"
     if kind.startswith("a section") and sections:
@@ -112,7 +118,7 @@ def _wrong_kind(where: str, annotation: Any, given: Any) -> str:
 
 
 def _shown(given: Any) -> str:
-    """A value with its kind, such as `the list [1, 2]`."""
+    """Return a value with its kind, such as `the list [1, 2]`."""
     if given is None or isinstance(given, bool):
         return json.dumps(given)
     names = {str: "the text", int: "the number", float: "the number", list: "the list", dict: "the section"}
@@ -125,13 +131,18 @@ def _shown(given: Any) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ "did you mean 'x'?" of the known name that is meant, the last part of a dotted one counting; "" where none is near."""
+    """Return  "did you mean 'x'?" of the known name that is meant, the last part of a dotted one counting; "" where
+    none is near.
+    """
     near = _near(name, list(known))
     return f"did you mean {near!r}?" if near else ""
 
 
 def _meant(cls: Cls, where: str, annotation: Any, given: Any) -> str:
-    """For an unknown key: the field that is meant, of this section, else of another one, else all that are known here."""
+    """Suggest, for an unknown key, the field that is meant, of this section, else of another one, else all that are
+    known
+    here.
+    """
     section, _, key = where.rpartition(".")
     here = list(dict.fromkeys(name for one in sections_of(annotation) for name in one.model_fields))
     fitting = difflib.get_close_matches(key, here, n=1, cutoff=0.8)
@@ -150,7 +161,7 @@ def _meant(cls: Cls, where: str, annotation: Any, given: Any) -> str:
 
 
 def _other_types(cls: Cls, section: str, annotation: Any, key: str) -> list[str]:
-    """The other types of a section that have this key."""
+    """Return the other types of a section that have this key."""
     found: Any = cls
     for part in section.split(".") if section else ():
         found = type_at(found, int(part) if part.isdigit() else part)
@@ -160,7 +171,9 @@ def _other_types(cls: Cls, section: str, annotation: Any, key: str) -> list[str]
 
 
 def _near(name: str, known: Sequence[str]) -> str | None:
-    """The known name that `name` means: a synonym, the same last part, initials, or what is written nearly so."""
+    """Return the known name that `name` means: a synonym, the same last part, initials, or what is written nearly
+    so.
+    """
     leaf = name.rpartition(".")[2]
     ours = SYNONYMS.get(leaf, leaf)
     same = [one for one in known if f".{one}".endswith(f".{ours}")]
@@ -178,5 +191,5 @@ def _initials(name: str) -> str:
 
 
 def _shared(one: str, other: str) -> int:
-    """How many sections two dotted names have in common."""
+    """Return how many sections two dotted names have in common."""
     return len(set(one.split(".")[:-1]) & set(other.split(".")[:-1]))

@@ -99,7 +99,9 @@ class PolicyConfig(Section):
     row_tokens: int = Field(default=2560, ge=16)
     """Token budget of a packed row, the unit of one forward and backward pass; a larger group gets a row of its own."""
     logits_chunk: int = Field(default=2**26, ge=1)
-    """Most logits (tokens x vocabulary) held at once; beyond it the head runs in chunks and recomputes in the backward pass."""
+    """Most logits (tokens x vocabulary) held at once; beyond it the head runs in chunks and recomputes in the backward
+    pass.
+    """
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     frozen_layers: float = Field(default=0.0, ge=0, lt=1)
@@ -121,7 +123,9 @@ class SFTEngineConfig(PolicyConfig):
     """The engine of SFT, where no two passes over the same tokens are compared."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout in all places where the architecture has one, whatever the model's config says; above 0 without packed attention."""
+    """Dropout in all places where the architecture has one, whatever the model's config says; above 0 without packed
+    attention.
+    """
 
     @property
     def dropouts(self) -> dict[str, float]:
@@ -134,7 +138,8 @@ C = TypeVar("C", bound=PolicyConfig)
 def _without_dropout(config: C) -> C:
     for name, rate in config.dropouts.items():
         raise ValueError(
-            f"{name} ({rate:g}) must be 0: outputs of two passes are compared here, and dropout would count as a change of the "
+            f"{name} ({rate:g}) must be 0: outputs of two passes are compared here, and dropout would count as a "
+            f"change of the "
             "weights; only SFT may have it"
         )
     return config
@@ -165,7 +170,9 @@ class ReferenceConfig(Section):
     """The frozen model of the KL term; used only when kl.coef > 0."""
 
     source: Literal["own_weights", "adapter_off", "shared_trunk"] = "own_weights"
-    """own_weights: a second copy of the starting model; adapter_off: the policy without its LoRA adapter; shared_trunk: the policy's frozen layers (policy.frozen_layers) under copies of the others as they started."""
+    """own_weights: a second copy of the starting model; adapter_off: the policy without its LoRA adapter; shared_trunk:
+    the policy's frozen layers (policy.frozen_layers) under copies of the others as they started.
+    """
     num_ranks: int = Field(default=1, ge=1)
     """Processes of a reference with its own weights."""
 
@@ -200,7 +207,9 @@ class PlacementConfig(Section):
     """Which role gets which devices; the resulting table is printed at the start and kept in the report."""
 
     mode: Literal["colocated", "separate"] = "colocated"
-    """colocated: policy and generators share devices in time (vLLM sleeps while the policy trains; CUDA IPC); separate: each role has its own (NCCL). On a CPU the transport is gloo in both."""
+    """colocated: policy and generators share devices in time (vLLM sleeps while the policy trains; CUDA IPC); separate:
+    each role has its own (NCCL). On a CPU the transport is gloo in both.
+    """
     address: str | None = None
     """Ray address; unset: a running cluster if RAY_ADDRESS names one, else one of our own on loopback."""
     backend: Literal["ray", "inline"] = "ray"
@@ -208,9 +217,13 @@ class PlacementConfig(Section):
 
 
 class ConsistencyConfig(Section):
-    """The gate: after each sync the generator must hold the weights that were sent, and log-probabilities of probe tokens must agree."""
+    """The gate: after each sync the generator must hold the weights that were sent, and log-probabilities of probe
+    tokens must agree.
+    """
 
     num_probes: int = Field(default=4, ge=1)
     """Probes: answers that the starting policy sampled."""
     max_gap: float | None = Field(default=None, gt=0)
-    """Largest allowed mean |difference| in nats; unset: 1e-3 in fp32; in bf16 4 times the measured difference of the trainer's own bf16 from fp32, between 1e-3 and 0.5."""
+    """Largest allowed mean |difference| in nats; unset: 1e-3 in fp32; in bf16 4 times the measured difference of the
+    trainer's own bf16 from fp32, between 1e-3 and 0.5.
+    """

@@ -1,7 +1,9 @@
-"""How a job is started: `run_program(train, GRPOConfig, "jobs/train_grpo.py")` at the end of its file, or `with program():`
+"""How a job is started: `run_program(train, GRPOConfig, "jobs/train_grpo.py")` at the end of its file, or `with
+program():`
 around one that has a command line of its own.
 
-It takes what `.env` adds to the environment, reads the command line, calls the job with its config and says what the user
+It takes what `.env` adds to the environment, reads the command line, calls the job with its config and says what the
+user
 did wrong in one sentence.
 Exit status: 0 done, 2 a TroupeError, 130 Ctrl-C, 143 SIGTERM, also where the job has saved and could go on; any other
 exception is our bug and keeps its traceback.
@@ -58,7 +60,7 @@ def run_program(
 
 @contextlib.contextmanager
 def program() -> Iterator[None]:
-    """Around all that a program does: `.env` read, the console masked, the user's mistakes told in one sentence."""
+    """Around all that a program does: `.env` read, the console masked, the user's mistakes reported in one sentence."""
     mask_console()
     LOADING.close()
     try:
@@ -85,7 +87,9 @@ def program() -> Iterator[None]:
 
 
 def user_error(error: BaseException) -> BaseException:
-    """The error behind a worker's: ray hands its text over with a remote traceback, and the original as `cause`."""
+    """Return the error behind a worker's: ray hands its text over with a remote traceback, and the original as
+    `cause`.
+    """
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, TroupeError) else error
 

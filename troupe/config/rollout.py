@@ -15,7 +15,9 @@ class RewardConfig(Section):
     """One reward function of the weighted sum."""
 
     fn: str
-    """A reward of this project (math_answer, regex_format, length, rouge, remote_reward, remote_comparison, judge_qa), or `package.module:function` or `package.module:Class`; see docs/rewards.md."""
+    """A reward of this project (math_answer, regex_format, length, rouge, remote_reward, remote_comparison, judge_qa),
+    or `package.module:function` or `package.module:Class`; see docs/rewards.md.
+    """
     name: str | None = None
     """Name in the logs; the function's by default."""
     weight: float = 1.0
@@ -53,13 +55,19 @@ class RolloutConfig(Section):
     long_prompts: Literal["drop", "refuse"] = "drop"
     """What happens to longer prompts: dropped and counted, or the run is refused."""
     max_response_tokens: int = Field(default=40, ge=1)
-    """Longest answer in tokens, its end-of-turn token included; with an environment the longest game, both sides' tokens counted."""
+    """Longest answer in tokens, its end-of-turn token included; with an environment the longest game, both sides'
+    tokens counted.
+    """
     temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature; the trainer divides its logits by it too. top_p, top_k and min_p stay off: they would make the sampled distribution another one than the policy's."""
+    """Sampling temperature; the trainer divides its logits by it too. top_p, top_k and min_p stay off: they would make
+    the sampled distribution another one than the policy's.
+    """
     stop: list[str] = []
     """Strings that end an answer, beside the end-of-turn token."""
     max_lag: int = Field(default=0, ge=0)
-    """Hard bound, in steps, on the age of the weights that sampled a token: 0 is strictly on-policy; k lets generation run ahead while the policy trains."""
+    """Hard bound, in steps, on the age of the weights that sampled a token: 0 is strictly on-policy; k lets generation
+    run ahead while the policy trains.
+    """
     dynamic_sampling: DynamicSamplingConfig = DynamicSamplingConfig()
     """Replacement of groups without signal."""
     timeout_s: float = Field(default=1800, gt=0)
@@ -80,7 +88,9 @@ class RewarderConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How held-out answers are sampled. Rollouts have the temperature alone; here no ratio needs the sampler's distribution."""
+    """How held-out answers are sampled. Rollouts have the temperature alone; here no ratio needs the sampler's
+    distribution.
+    """
 
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy; above it one answer is sampled for each prompt."""
@@ -122,11 +132,17 @@ class EvaluationConfig(SamplingConfig):
     max_response_tokens: int | None = Field(default=None, ge=1)
     """Longest answer; rollout.max_response_tokens when unset."""
     keep_answers: int = Field(default=256, ge=0)
-    """Held-out answers of an evaluation that go into answers.jsonl, the same samples each time: the interval at the end is over them, and jobs/benchmark.py uses them where all of its samples are there."""
+    """Held-out answers of an evaluation that go into answers.jsonl, the same samples each time: the interval at the end
+    is over them, and jobs/benchmark.py uses them where all of its samples are there.
+    """
     metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]
-    """Reward functions whose held-out mean is reported as eval/<set>/<name>; a reward model and a perplexity reward are measured without being named."""
+    """Reward functions whose held-out mean is reported as eval/<set>/<name>; a reward model and a perplexity reward are
+    measured without being named.
+    """
     best_metric: str | None = None
-    """Metric of the best checkpoint, `environment/win` say; when unset the first of `metrics`, or the reward model where there are none."""
+    """Metric of the best checkpoint, `environment/win` say; when unset the first of `metrics`, or the reward model
+    where there are none.
+    """
     higher_is_better: bool = True
     """Direction of best_metric."""
 
@@ -135,13 +151,16 @@ class EvaluationConfig(SamplingConfig):
         return self.best_metric or (self.metrics[0].label if self.metrics else "reward_model")
 
     def check(self, model_parts: Sequence[str]) -> None:
-        """Raise ValueError unless the best checkpoint's metric is measured, by a function or by one of `model_parts`."""
+        """Raise ValueError unless the best checkpoint's metric is measured, by a function or by one of
+        `model_parts`.
+        """
         names = [*(metric.label for metric in self.metrics), *model_parts]
         if not names:
             raise ValueError("evaluation.metrics must name at least one metric")
         if self.best not in names and self.best_metric is None:
             raise ValueError(
-                f"evaluation.metrics is empty; name the metric of the best checkpoint in evaluation.best_metric ({', '.join(names)})"
+                f"evaluation.metrics is empty; name the metric of the best checkpoint in evaluation.best_metric "
+                f"({', '.join(names)})"
             )
         # What a part like environment/win is called, only the environment knows.
         if self.best not in names and self.best.partition("/")[0] not in names:
@@ -162,8 +181,10 @@ class EnvironmentConfig(Section):
     max_turns: int = Field(default=16, ge=1)
     """Answers of the model in a game; a game that is not over by then is cut off and counts as truncated."""
     max_turn_tokens: int = Field(default=128, ge=1)
-    """Longest answer of one turn in tokens, its end-of-turn token included. rollout.max_response_tokens bounds the whole
-    game, the environment's tokens included."""
+    """Longest answer of one turn in tokens, its end-of-turn token included. rollout.max_response_tokens bounds the
+    whole
+    game, the environment's tokens included.
+    """
     unfinished_reward: float = Field(default=0.0, allow_inf_nan=False)
     """Added to the reward of a game that was cut off."""
     on_error: Literal["outcome", "stop"] = "outcome"
@@ -196,7 +217,9 @@ class BatchingConfig(Section):
 
 
 class ServedRewardModelConfig(Section):
-    """A reward model behind `/v1/score`, and behind `/v1/chat/completions` as a judge that replies `reward:<number>`."""
+    """A reward model behind `/v1/score`, and behind `/v1/chat/completions` as a judge that replies
+    `reward:<number>`.
+    """
 
     type: Literal["reward_model"] = "reward_model"
     path: str
@@ -208,7 +231,9 @@ class ServedRewardModelConfig(Section):
     max_length: int | None = Field(default=None, ge=2)
     """Most tokens of prompt and answer; null: what the model's positions reach."""
     single_turn: Literal["template", "text"] = "template"
-    """How a chat with one user turn is read: through the chat template, or as the plain text that some data sets train on."""
+    """How a chat with one user turn is read: through the chat template, or as the plain text that some data sets train
+    on.
+    """
     batching: BatchingConfig = BatchingConfig()
     """What is read together."""
     trust_remote_code: bool = False
@@ -224,7 +249,9 @@ class ServedRewardsConfig(Section):
     name: str = "rewards"
     """What requests call it."""
     tokenizer: str | None = None
-    """Run directory, checkpoint directory or hub name whose tokenizer counts tokens; null: for functions that count none."""
+    """Run directory, checkpoint directory or hub name whose tokenizer counts tokens; null: for functions that count
+    none.
+    """
 
 
 ScorerConfig = Annotated[ServedRewardModelConfig | ServedRewardsConfig, Field(discriminator="type")]

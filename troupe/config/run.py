@@ -14,15 +14,18 @@ class WatchConfig(Section):
     """The timeline of steps, and where Prometheus finds the metrics."""
 
     timeline_steps: list[int] = [1, 2]
-    """Steps whose timeline is written to timeline.json; `python jobs/watch.py <run> --timeline` asks for another one."""
+    """Steps whose timeline is written to timeline.json; `python jobs/watch.py <run> --timeline` asks for another one.
+    """
     timeline_every: int = Field(default=0, ge=0)
     """Steps between further timelines; 0: none."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Port on which a Ray that is started here shows the metrics to Prometheus; 0: a free one. prometheus.json in the run directory has it."""
+    """Port on which a Ray that is started here shows the metrics to Prometheus; 0: a free one. prometheus.json in the
+    run directory has it.
+    """
 
 
 def check_address(address: str, field: str) -> str:
-    """`address`, or ValueError unless it is written s3://bucket or s3://bucket/prefix."""
+    """Return `address`, or ValueError unless it is written s3://bucket or s3://bucket/prefix."""
     if not address.startswith("s3://") or not address.removeprefix("s3://").split("/")[0]:
         raise ValueError(f"{field} is written s3://bucket/prefix")
     return address
@@ -32,13 +35,16 @@ class StorageConfig(Section):
     """Backup of the run to an S3-compatible store. Credentials come from the environment alone, as boto3 finds them."""
 
     url: str | None = None
-    """s3://bucket/prefix that holds the runs, as `run.directory` does; the run is `<url>/<run.name>`. null: no backup."""
+    """s3://bucket/prefix that holds the runs, as `run.directory` does; the run is `<url>/<run.name>`. null: no backup.
+    """
     endpoint_url: str | None = None
     """Address of another store than Amazon's; null: AWS_ENDPOINT_URL of the environment, else Amazon's."""
     region: str | None = None
     """Region of the bucket; null: AWS_REGION or AWS_DEFAULT_REGION of the environment, else us-east-1."""
     every: int | None = Field(default=None, ge=0)
-    """Steps between backups, which take the newest and the best checkpoint; null: whenever there is a new one; 0: only at the end."""
+    """Steps between backups, which take the newest and the best checkpoint; null: whenever there is a new one; 0: only
+    at the end.
+    """
     keep: int | None = Field(default=2, ge=1)
     """Newest checkpoints kept in the store, beside the best; null: all."""
     queue: int = Field(default=2, ge=1)
@@ -67,7 +73,9 @@ class StorageConfig(Section):
 
 
 class WandbConfig(Section):
-    """Weights & Biases, where `run.trackers` names it. The key is WANDB_API_KEY in the environment or that of `wandb login`, never here."""
+    """Weights & Biases, where `run.trackers` names it. The key is WANDB_API_KEY in the environment or that of `wandb
+    login`, never here.
+    """
 
     project: str | None = None
     """Project; null: WANDB_PROJECT of the environment, else troupe."""
@@ -78,16 +86,22 @@ class WandbConfig(Section):
     tags: list[str] = []
     """Tags beside those of every run: method, model and data."""
     artifacts: Literal["none", "report", "best", "final", "all"] = "none"
-    """What is uploaded at the end: report.html with a table of samples; the best checkpoint as well; the final one as well; or each when it is complete. Without the trainer's state."""
+    """What is uploaded at the end: report.html with a table of samples; the best checkpoint as well; the final one as
+    well; or each when it is complete. Without the trainer's state.
+    """
     mode: Literal["online", "offline"] | None = None
-    """offline keeps it on this machine, in `<run>/wandb`, until `wandb sync`; null: WANDB_MODE of the environment, else online."""
+    """offline keeps it on this machine, in `<run>/wandb`, until `wandb sync`; null: WANDB_MODE of the environment, else
+    online.
+    """
 
 
 class CallLogConfig(Section):
     """The log of model calls, calls.jsonl in the run directory."""
 
     fraction: float = Field(default=1.0, ge=0, le=1)
-    """Share of the prompts whose calls are written, those of their judges with them; 0: no file. Drawn by sample and step."""
+    """Share of the prompts whose calls are written, those of their judges with them; 0: no file. Drawn by sample and
+    step.
+    """
     console_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of the prompts whose calls are shown on the console."""
 
@@ -100,7 +114,9 @@ class RunConfig(Section):
     directory: str = "runs"
     """Directory that holds the runs."""
     resume: Literal["auto", "never", "must"] = "auto"
-    """auto: continue where the directory stands, or start; never: start anew, the old run is moved aside; must: refuse to start anew."""
+    """auto: continue where the directory stands, or start; never: start anew, the old run is moved aside; must: refuse
+    to start anew.
+    """
     trackers: list[Literal["wandb", "tensorboard"]] = []
     """Trackers beside the run directory; their keys come from the environment."""
     wandb: WandbConfig = WandbConfig()

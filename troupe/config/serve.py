@@ -23,7 +23,9 @@ class ServedModelConfig(Section):
     path: str
     """A run directory, `runs/x@10` (that step of it), a checkpoint's directory, a hub name, or s3://bucket/prefix."""
     name: str | None = None
-    """What requests call it; unset: the run's or directory's name, with `@step` where one was asked for, or the hub name."""
+    """What requests call it; unset: the run's or directory's name, with `@step` where one was asked for, or the hub
+    name.
+    """
     adapters: dict[str, str] = {}
     """Name -> peft directory: LoRA adapters on this model, each served under its own name by the same engine."""
 
@@ -83,7 +85,9 @@ class ServeConfig(Section):
     following: FollowConfig = FollowConfig()
     """How `follow` follows."""
     reward_model: str | None = None
-    """A reward model (run, checkpoint or hub name) whose scores /v1/score and the playground give; short for one of `scorers`."""
+    """A reward model (run, checkpoint or hub name) whose scores /v1/score and the playground give; short for one of
+    `scorers`.
+    """
     scorers: list[ScorerConfig] = []
     """Reward models and reward functions behind /v1/score."""
     playground: bool = True
@@ -107,14 +111,18 @@ class ServeConfig(Section):
     max_queued: int = Field(default=1024, ge=1)
     """Requests that a model has running or waiting; more are answered with 429."""
     stream_parts_per_s: float = Field(default=150, gt=0)
-    """Parts a second in which an engine passes on its streams, all together: a lone stream comes token by token, many come
-    in larger parts. The first token comes at once."""
+    """Parts a second in which an engine passes on its streams, all together: a lone stream comes token by token, many
+    come
+    in larger parts. The first token comes at once.
+    """
     max_length: int | None = Field(default=None, ge=2)
     """Prompt and answer in tokens; unset: what the model takes, on a CPU at most 8,192."""
     max_request_mib: float = Field(default=8.0, gt=0)
     """Largest request body in MiB; a larger one is answered with 400 before it is read to its end."""
     request_timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds that a client may take to send a request, head and body; a slower one is answered with 408 and hung up on."""
+    """Seconds that a client may take to send a request, head and body; a slower one is answered with 408 and hung up
+    on.
+    """
     precision: Precision = "auto"
     """Precision of the weights."""
     engine: EngineConfig = EngineConfig()
@@ -130,14 +138,16 @@ class ServeConfig(Section):
     def _models_have_names_of_their_own(self) -> ServeConfig:
         if not self.served and not self.all_scorers:
             raise ValueError(
-                "nothing would be served; give a run, a checkpoint directory or a hub name: python jobs/serve.py runs/quickstart"
+                "nothing would be served; give a run, a checkpoint directory or a hub name: python jobs/serve.py "
+                "runs/quickstart"
             )
         names = [name for model in self.served for name in (model.label, *model.adapters)]
         names += [scorer.name for scorer in self.all_scorers]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(
-                f"two models are called {twice[0]!r}; name them: models='[{{name: a, path: ...}}, {{name: b, path: ...}}]'"
+                f"two models are called {twice[0]!r}; name them: models='[{{name: a, path: ...}}, {{name: b, path: "
+                f"...}}]'"
             )
         if self.max_replicas is not None and self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas ({self.max_replicas}) must be at least min_replicas ({self.min_replicas})")
@@ -150,12 +160,12 @@ class ServeConfig(Section):
 
     @property
     def all_scorers(self) -> list[ScorerConfig]:
-        """Who scores, `reward_model` among them."""
+        """The scorers, `reward_model` among them."""
         short = [] if self.reward_model is None else [ServedRewardModelConfig(path=self.reward_model)]
         return [*short, *self.scorers]
 
     def arithmetic(self) -> str:
-        """What would be started, in one sentence."""
+        """Return what would be started, in one sentence."""
         names = ", ".join([model.label for model in self.served] + [scorer.name for scorer in self.all_scorers])
         most = self.max_replicas or self.min_replicas
         replicas = f"{self.min_replicas}" if most == self.min_replicas else f"{self.min_replicas} to {most}"
@@ -163,7 +173,7 @@ class ServeConfig(Section):
 
 
 def with_sources(arguments: Sequence[str]) -> list[str]:
-    """The command line with its plain paths as an override of `models`.
+    """Return the command line with its plain paths as an override of `models`.
 
     >>> with_sources(["runs/a", "port=9000", "runs/a@10"])
     ['port=9000', 'models=[{"path": "runs/a"}, {"path": "runs/a@10"}]']

@@ -58,7 +58,9 @@ class SupervisedConfig(Section):
     batch_size: int = Field(default=64, ge=1)
     """Prompts in an optimizer step, over all ranks; rows and ranks change nothing about it."""
     max_length: int = Field(default=512, ge=8)
-    """Longest sequence in tokens, prompt and answer; what does not fit is left out (SFT) or cut (preferences), and counted."""
+    """Longest sequence in tokens, prompt and answer; what does not fit is left out (SFT) or cut (preferences), and
+    counted.
+    """
     seed: int = 0
     """Seed of everything: data order, initialisation."""
     run: RunConfig = RunConfig()
@@ -80,7 +82,8 @@ class SupervisedConfig(Section):
     def _batches_fit(self) -> SupervisedConfig:
         if self.engine.num_ranks > self.batch_size:
             raise ValueError(
-                f"engine.num_ranks ({self.engine.num_ranks}) must be at most batch_size ({self.batch_size}), so that every rank has a sample"
+                f"engine.num_ranks ({self.engine.num_ranks}) must be at most batch_size ({self.batch_size}), so that "
+                f"every rank has a sample"
             )
         if isinstance(self.model, ScratchModelConfig) and self.max_length > self.model.max_length:
             raise ValueError(
@@ -96,7 +99,7 @@ class SupervisedConfig(Section):
 
     @property
     def longest_sequence(self) -> tuple[int, str]:
-        """Tokens of the longest prompt and answer, and the field that says so."""
+        """Tokens of the longest prompt and answer, and the field that states it."""
         return self.max_length, "max_length"
 
     def num_steps(self, num_samples: int) -> int:
@@ -105,7 +108,7 @@ class SupervisedConfig(Section):
         return self.steps or max(1, math.ceil(round(self.epochs * num_samples / self.batch_size, 6)))
 
     def arithmetic(self) -> str:
-        """The derived numbers in one sentence, printed at the start."""
+        """Return the derived numbers in one sentence, printed at the start."""
         length = f"{self.steps} steps" if self.steps else f"{self.epochs:g} epochs"
         ranks = self.engine.num_ranks
         return f"{self.batch_size} samples a step over {ranks} rank{'s' if ranks > 1 else ''}, {length}"
@@ -184,9 +187,13 @@ class DPOConfig(GeneratingConfig):
     length_normalised: bool = False
     """Whether log-probabilities are averaged over an answer's tokens instead of summed."""
     reference: Literal["cached", "adapter_off"] = "cached"
-    """cached: the starting model's log-probabilities, computed once before the first step; adapter_off: the policy without its LoRA adapter, at every step."""
+    """cached: the starting model's log-probabilities, computed once before the first step; adapter_off: the policy
+    without its LoRA adapter, at every step.
+    """
     reference_cache: str | None = None
-    """File of the cached log-probabilities, for runs to share; null: reference_logprobs.safetensors in the run's directory."""
+    """File of the cached log-probabilities, for runs to share; null: reference_logprobs.safetensors in the run's
+    directory.
+    """
 
     @model_validator(mode="after")
     def _settings_fit(self) -> DPOConfig:

@@ -41,8 +41,10 @@ class ExportConfig(Section):
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Precision of the weights."""
     source: Literal["auto", "weights", "shards"] = "auto"
-    """weights: the checkpoint's safetensors; shards: its ZeRO state, whose masters are fp32; auto: shards where only they have what is
-    asked (an adapter apart, fp32 of a bf16 run, no safetensors), else weights."""
+    """weights: the checkpoint's safetensors; shards: its ZeRO state, whose masters are fp32; auto: shards where only
+    they have what is
+    asked (an adapter apart, fp32 of a bf16 run, no safetensors), else weights.
+    """
     adapter: Literal["merged", "apart"] = "merged"
     """merged: one model; apart: a peft directory, and the base model in `base` below it unless that is on the hub."""
     max_shard_gb: float = Field(default=5.0, gt=0)
@@ -50,13 +52,17 @@ class ExportConfig(Section):
     prompts: list[str] = Field(default=EXAMPLES, min_length=1)
     """Texts whose log-probabilities (scores, of a reward model) are compared with the source's."""
     max_gap: float | None = Field(default=None, gt=0)
-    """Largest allowed mean |difference| in nats a token; unset: 1e-4 where all is fp32; where bf16 rounds 4 times what computing in bf16 makes of the model, between 1e-3 and 0.5."""
+    """Largest allowed mean |difference| in nats a token; unset: 1e-4 where all is fp32; where bf16 rounds 4 times what
+    computing in bf16 makes of the model, between 1e-3 and 0.5.
+    """
     base_model: str | None = None
     """Hub name of the model that training began with, for the model card; unset: as the runs' recipes say."""
     license: str | None = None
     """Licence identifier of the model card, such as apache-2.0; unset: the card says that none was given."""
     push: str | None = None
-    """Repository `owner/name` on the Hugging Face hub that gets the directory; needs HF_TOKEN in the environment or `hf auth login`."""
+    """Repository `owner/name` on the Hugging Face hub that gets the directory; needs HF_TOKEN in the environment or `hf
+    auth login`.
+    """
     private: bool = True
     """Whether a repository that `push` creates is private."""
     trust_remote_code: bool = False
@@ -84,7 +90,7 @@ class ExportConfig(Section):
         return Path("exports") / f"{run_name(self.model)}-{self.dtype}{'-adapter' if self.adapter == 'apart' else ''}"
 
     def arithmetic(self) -> str:
-        """What will be done, in a sentence."""
+        """Return what will be done, in a sentence."""
         which = f", checkpoint {self.checkpoint}" if self.checkpoint != "best" else ""
         form = "adapter apart" if self.adapter == "apart" else "one model"
         target = f", then to {self.push} on the hub" if self.push else ""
@@ -119,7 +125,9 @@ class RowFilterConfig(Section):
 
 
 class PrepareConfig(Section):
-    """Split a file or a data set into JSONL files by story, document or row, with statistics and a manifest of hashes."""
+    """Split a file or a data set into JSONL files by story, document or row, with statistics and a manifest of
+    hashes.
+    """
 
     examples = (
         "file=stories.jsonl key=story_id output=data/stories",
@@ -132,8 +140,10 @@ class PrepareConfig(Section):
     data: DataConfig | None = None
     """Data set whose samples, both sides of it, are split and written with id, prompt, gold and their other fields."""
     key: str | None = None
-    """Field of what must not be torn apart, such as story_id or document_id: no value of it is in two files. Unset: equal prompts
-    stay together (`data`), each row is on its own (`file`)."""
+    """Field of what must not be torn apart, such as story_id or document_id: no value of it is in two files. Unset:
+    equal prompts
+    stay together (`data`), each row is on its own (`file`).
+    """
     filters: list[RowFilterConfig] = []
     """Bounds on the rows of `file`; a data set has filters of its own."""
     shares: dict[str, float] = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -172,7 +182,7 @@ class PrepareConfig(Section):
         return Path(self.output)
 
     def arithmetic(self) -> str:
-        """What will be done, in a sentence."""
+        """Return what will be done, in a sentence."""
         source = self.file if self.data is None else self.data.type
         together = f", no {self.key} in two files" if self.key else ""
         shares = " / ".join(f"{name} {100 * share:g} %" for name, share in self.shares.items())
@@ -193,7 +203,7 @@ class Reference:
 
     @classmethod
     def read(cls, text: str) -> Reference:
-        """`sft`, or `evaluate_sft/answers.jsonl`."""
+        """Return `sft`, or `evaluate_sft/answers.jsonl`."""
         stage, _, inside = text.partition("/")
         return cls(stage=stage, inside=inside)
 
@@ -202,13 +212,17 @@ class StageConfig(Section):
     """One stage: a job with its recipe."""
 
     job: str
-    """File in `jobs/` without `.py`: train_sft, train_reward_model, train_dpo, train_grpo, train_rloo, train_ppo, evaluate, score."""
+    """File in `jobs/` without `.py`: train_sft, train_reward_model, train_dpo, train_grpo, train_rloo, train_ppo,
+    evaluate, score.
+    """
     recipe: str | None = None
     """Recipe of the job, a YAML file; unset: the job's defaults."""
     set: dict[str, Any] = {}
     """Settings over the recipe, by their dotted names: `{steps: 40, policy.learning_rate: 1e-5}`."""
     inputs: dict[str, Any] = {}
-    """Settings that come from earlier stages: dotted name -> stage, `stage/file`, or a list of them. A stage of training hands over its best checkpoint, else its latest; another one its output."""
+    """Settings that come from earlier stages: dotted name -> stage, `stage/file`, or a list of them. A stage of
+    training hands over its best checkpoint, else its latest; another one its output.
+    """
 
     @field_validator("set", "inputs", mode="before")
     @classmethod

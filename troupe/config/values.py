@@ -1,6 +1,7 @@
 """What a value can be at all: text that can be written down, numbers within reason, paths that name a place.
 
-The rules go by a field's name, so that a new `timeout_s` or `output` has them too. The field's own type and bounds come on top.
+The rules go by a field's name, so that a new `timeout_s` or `output` has them too. The field's own type and bounds come
+on top.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def check_value(field: str, value: Any) -> None:
 
 
 def _check_inner(name: str, value: Any) -> None:
-    """The same for what stands in a section of any names, whose numbers have no limit that is known."""
+    """Check what stands in a section of any names, whose numbers have no known limit."""
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
         return
     check_value("", value)

@@ -1,6 +1,7 @@
 """How the text of a recipe or an override is read: YAML, in which only decimal digits are numbers.
 
-YAML 1.1 also reads `12:30:45` (base 60), `0x1F` and `010` (base 8) as numbers; here they are texts, which a number's field refuses.
+YAML 1.1 also reads `12:30:45` (base 60), `0x1F` and `010` (base 8) as numbers; here they are texts, which a number's
+field refuses.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ NUMBERS = {
 
 
 def read_yaml(text: str) -> Any:
-    """The value of a YAML text, None of an empty one. ValueError with one line for what is not YAML."""
+    """Return the value of a YAML text, None of an empty one. ValueError with one line for what is not YAML."""
     try:
         return yaml.load(text, Loader=_loader())
     except RecursionError:

@@ -5,31 +5,16 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 from troupe.chat import prompt_text
 from troupe.config.data import DataConfig
-from troupe.data.chats import load_messages
 from troupe.data.dataset import DataSet
-from troupe.data.docstring_pairs import load_docstring_pairs
-from troupe.data.docstring_sections import load_docstring_sections
-from troupe.data.docstrings import load_docstrings
-from troupe.data.documents import load_documents
-from troupe.data.gsm8k import load_gsm8k
-from troupe.data.jsonl import load_jsonl
-from troupe.data.next_chapter import load_next_chapter
-from troupe.data.preference_pairs import settled
-from troupe.data.repliqa import load_repliqa
-from troupe.data.short_stories import load_short_stories
-from troupe.data.smoltalk import load_smoltalk
+from troupe.data.preference_pairs import sort_answers
 from troupe.data.stream import PromptStream, position_in
-from troupe.data.tic_tac_toe import load_tic_tac_toe
-from troupe.data.tldr import load_tldr, load_tldr_comparisons
-from troupe.data.ultrafeedback import load_ultrafeedback
-from troupe.data.word_problems import load_word_problems
 from troupe.errors import DataError
 from troupe.records import Sample
 
@@ -37,33 +22,18 @@ __all__ = ["DataSet", "PromptStream", "load_data", "position_in"]
 
 log = logging.getLogger(__name__)
 
-LOADERS: dict[str, Callable[[Any], DataSet]] = {
-    "word_problems": load_word_problems,
-    "gsm8k": load_gsm8k,
-    "smoltalk": load_smoltalk,
-    "ultrafeedback": load_ultrafeedback,
-    "tldr": load_tldr,
-    "tldr_comparisons": load_tldr_comparisons,
-    "docstrings": load_docstrings,
-    "docstring_pairs": load_docstring_pairs,
-    "documents": load_documents,
-    "repliqa": load_repliqa,
-    "tic_tac_toe": load_tic_tac_toe,
-    "next_chapter": load_next_chapter,
-    "messages": load_messages,
-    "short_stories": load_short_stories,
-    "docstring_sections": load_docstring_sections,
-    "jsonl": load_jsonl,
-}
+MODULES = {"messages": "chats", "tldr_comparisons": "tldr", "docstring_pairs": "docstrings"}
+"""The module of a data set whose name is not that of its `type`."""
 
 
 def load_data(config: DataConfig) -> DataSet:
-    """The data set of a config; the same config (and files) gives the same samples in every process.
+    """Load the data set of a config; the same config (and files) gives the same samples in every process.
 
     Answers come best first; what a filter left out is logged and in `dropped`. Raises DataError, in one sentence, for
     whatever is missing, malformed, or not identified by its id.
     """
-    data = settled(LOADERS[config.type](config))
+    module = importlib.import_module(f"troupe.data.{MODULES.get(config.type, config.type)}")
+    data = sort_answers(getattr(module, f"load_{config.type}")(config))
     if data.dropped:
         log.info("%s: left out %s", data.name, ", ".join(f"{count} {reason}" for reason, count in data.dropped.items()))
     for side, samples in (("training", data.train), ("held-out", data.heldout)):
@@ -92,5 +62,5 @@ def _warn_of_overlap(data: DataSet) -> None:
 
 
 def _task(sample: Sample) -> tuple[str, Any]:
-    """What is asked; games that begin alike are told apart by their seed."""
+    """Return the task; games that begin alike differ by their seed."""
     return prompt_text(sample), sample.fields.get("seed")

@@ -1,7 +1,7 @@
 """Ways to make a human summary worse: words moved, doubled or lost; cut in mid-sentence; replaced by another text's.
 
 Each kind is a function of the summary and a seeded generator, and returns None where it has no grip. `docs/data.md`
-shows an example of each; `troupe.data.docstring_pairs` chooses among them.
+shows an example of each; `troupe.data.docstrings` chooses among them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SENTENCE_ENDS = (".", "!", "?", ":", ";")
 def damaged(
     summary: str, others: Sequence[str], kinds: Sequence[Damage], count: int, rng: random.Random
 ) -> Mapping[str, Damage]:
-    """Up to `count` worse versions of `summary`, each with its kind: text -> kind, all different beyond their spelling.
+    """Return up to `count` worse versions of `summary`, each with its kind: text -> kind, all different beyond their spelling.
 
     The kinds take turns in seeded order; one that has no grip on the summary leaves its turn to the next.
     """
@@ -47,7 +47,7 @@ def _one(kind: Damage, summary: str, others: Sequence[str], rng: random.Random) 
 
 
 def corrupted(summary: str, rng: random.Random) -> str | None:
-    """Words between the first and the last swapped, doubled or dropped, one change and one more per four words.
+    """Swap, double or drop words between the first and the last: one change and one more per four words.
 
     The first and the last word stay, so that capital and full stop give nothing away. None below three words.
     """
@@ -60,7 +60,7 @@ def corrupted(summary: str, rng: random.Random) -> str | None:
 
 
 def _changed(words: list[str], rng: random.Random) -> list[str]:
-    """One change inside: a word is doubled, or dropped, or two that differ are swapped."""
+    """Make one change inside: double or drop a word, or swap two that differ."""
     inside = range(1, len(words) - 1)
     swaps = [(i, j) for i in inside for j in inside if i < j and words[i] != words[j]]
     change = rng.choice(["double", "drop", "swap"] if swaps else ["double"])
@@ -72,7 +72,7 @@ def _changed(words: list[str], rng: random.Random) -> list[str]:
 
 
 def truncated(summary: str, rng: random.Random) -> str | None:
-    """A third to two thirds of the words, never ending where a sentence does, and without punctuation at the cut.
+    """Return a third to two thirds of the words, never ending where a sentence does, and without punctuation at the cut.
 
     Human summaries often lack a full stop too, so its absence alone proves nothing. None where no cut is left.
     """

@@ -34,7 +34,7 @@ class DataSet:
     """Whether a sample's id is the row's own, wherever in the file it stands."""
 
     def key(self, sample: Sample) -> str:
-        """What a sample is recognised by when its file has grown: its own id, or what it says."""
+        """Return what a sample is recognised by when its file has grown: its own id, or a hash of its content."""
         if self.own_ids:
             return sample.sample_id
         told = [sample.fields.get(name) for name in ("demonstration", "answers", "seed")]
@@ -49,13 +49,13 @@ class Dropped:
 
 
 def conversation(user: str, *, system: str | None = None) -> list[Message]:
-    """A prompt of one user turn, behind a system message if there is one."""
+    """Return a prompt of one user turn, behind a system message if there is one."""
     turns: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     return [*turns, {"role": "user", "content": user}]
 
 
 def lasting_order(items: Iterable[Item], purpose: str, name: Callable[[Item], str]) -> list[Item]:
-    """`items` in an order drawn from `purpose` (with the seed in it) and from each one's name alone.
+    """Return `items` in an order drawn from `purpose` (with the seed in it) and from each one's name alone.
 
     Another item coming or going moves none of the others, as a shuffle would: a package installed later leaves the
     split of the installed ones as it was.
@@ -69,7 +69,7 @@ HELDOUT_SHARE, MOST_HELDOUT = 0.1, 256
 def hold_out(
     items: Sequence[Item], wanted: int | None, purpose: str, name: Callable[[Item], str]
 ) -> tuple[list[Item], list[Item]]:
-    """(training items in their order, held-out items): `wanted` of them, or about a tenth, at least 1 and at most 256.
+    """Return (training items in their order, held-out items): `wanted` of them, or about a tenth, at least 1 and at most 256.
 
     What is held out follows from an item's name alone, and names that are equal stay together. More items may take an
     item from the held-out side to training, never the other way, so that nothing is measured on what was trained on.
@@ -89,7 +89,7 @@ def hold_out(
 
 
 def shorten(text: str, max_chars: int) -> str:
-    """The beginning of `text`, cut at a line's end, or between words where that would lose more than half of it.
+    """Return the beginning of `text`, cut at a line's end, or between words where that would lose more than half of it.
 
     >>> shorten("one two\\nthree four", 12)
     'one two'

@@ -42,6 +42,10 @@ class Pair:
     text: str
     summary: str
 
+    @property
+    def pair(self) -> Pair:
+        return self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
@@ -57,7 +61,7 @@ class SourceFile:
 
 
 def harvest(roots: Sequence[str], cache: Path) -> list[Pair]:
-    """The distinct pairs below `roots` (empty: standard library and site-packages), in the order of roots, paths, lines.
+    """Return the distinct pairs below `roots` (empty: standard library and site-packages), in the order of roots, paths, lines.
 
     They are cached under `cache` by the names, sizes and times of the files, so a second call takes a few seconds.
     """
@@ -72,13 +76,16 @@ def harvest(roots: Sequence[str], cache: Path) -> list[Pair]:
 
 
 def installed_roots() -> list[Path]:
-    """The interpreter's standard library and the directories that pip installs into."""
+    """Return the interpreter's standard library and the directories that pip installs into."""
     paths = sysconfig.get_paths()
     return [Path(path) for path in dict.fromkeys(paths[key] for key in ("stdlib", "purelib", "platlib"))]
 
 
 def source_files(roots: Sequence[Path]) -> list[SourceFile]:
-    """Python files below the roots, tests left out; of one name in several roots the first counts, as in an import."""
+    """Return the Python files below the roots, tests left out.
+
+    Of one name in several roots the first counts, as in an import.
+    """
     found: dict[str, SourceFile] = {}
     for root in roots:
         if not root.is_dir():
@@ -110,7 +117,7 @@ def _fingerprint(files: Iterable[SourceFile]) -> str:
 
 
 def distinct(pairs: Iterable[Pair]) -> Iterator[Pair]:
-    """Pairs whose summary no earlier pair has and whose text is no near-duplicate of an earlier one."""
+    """Yield the pairs with a summary that no earlier pair has and a text that is no near-duplicate of an earlier one."""
     summaries: set[str] = set()
     texts = NearDuplicates()
     for pair in pairs:
@@ -130,7 +137,7 @@ def pairs_of(file: SourceFile) -> Iterator[Pair]:
 
 
 def _content(match: re.Match[str]) -> str | None:
-    """The literal as Python reads it, without its indentation; None for what only looks like a docstring."""
+    """Return the literal as Python reads it, without its indentation; None for what only looks like a docstring."""
     body, quote = match["body"], match["quote"]
     if "\n" not in body:
         return None
@@ -144,7 +151,7 @@ def _content(match: re.Match[str]) -> str | None:
 
 
 def split_docstring(docstring: str) -> tuple[str, str] | None:
-    """(summary, text) of a docstring whose text explains enough and does not repeat the summary, else None.
+    """Return (summary, text) of a docstring, None where the text explains too little or repeats the summary.
 
     >>> split_docstring("Close the file.\\n\\nToo short a text.") is None
     True

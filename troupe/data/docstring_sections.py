@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from troupe.config.data import CONTEXT, DocstringSectionsConfig
-from troupe.data.dataset import DataSet, conversation, lasting_order, shorten
-from troupe.data.docstring_scan import Pair, harvest
-from troupe.data.docstrings import CACHE, heldout_packages
+from troupe.data.dataset import DataSet, conversation, shorten
+from troupe.data.docstring_scan import Pair
+from troupe.data.docstrings import CACHE, short_pairs, split_by_package
 from troupe.data.near_duplicates import plain
 from troupe.records import Sample
 
@@ -39,15 +39,8 @@ class Passage:
 
 def load_docstring_sections(config: DocstringSectionsConfig, cache: Path = CACHE) -> DataSet:
     dropped: Counter[str] = Counter()
-    pairs = [pair for pair in harvest(config.roots, cache) if len(pair.summary) <= config.max_summary_chars]
-    passages = [passage for pair in pairs for passage in _passages(pair, config, dropped)]
-    held_out = heldout_packages([passage.pair for passage in passages], config)
-    train = [passage for passage in passages if passage.pair.package not in held_out]
-    heldout = lasting_order(
-        (passage for passage in passages if passage.pair.package in held_out),
-        f"docstring_sections/heldout/{config.seed}",
-        lambda passage: passage.pair.place,
-    )
+    passages = [passage for pair in short_pairs(config, cache) for passage in _passages(pair, config, dropped)]
+    train, heldout = split_by_package(passages, config, "docstring_sections")
     common = _common_words(train)
     return DataSet(
         name="docstring_sections",
@@ -58,7 +51,7 @@ def load_docstring_sections(config: DocstringSectionsConfig, cache: Path = CACHE
 
 
 def _passages(pair: Pair, config: DocstringSectionsConfig, dropped: Counter[str]) -> list[Passage]:
-    """At most one passage of a docstring, drawn among its paragraphs that can be foreseen."""
+    """Return at most one passage of a docstring, drawn among its paragraphs that can be foreseen."""
     paragraphs = [pair.summary, *paragraphs_of(pair.text)]
     fitting = [
         number
@@ -79,7 +72,7 @@ def _passages(pair: Pair, config: DocstringSectionsConfig, dropped: Counter[str]
 
 
 def paragraphs_of(text: str) -> list[str]:
-    """The parts between blank lines; a heading belongs to what stands under it.
+    """Return the parts between blank lines; a heading belongs to what stands under it.
 
     >>> paragraphs_of("Returns\\n-------\\n\\nThe sum.\\n\\nNote:\\n\\nIt is rounded.")
     ['Returns\\n-------\\nThe sum.', 'Note:\\nIt is rounded.']
@@ -99,7 +92,10 @@ def paragraphs_of(text: str) -> list[str]:
 
 
 def _end_of(text: str, max_chars: int) -> str:
-    """The end of a long text, which is what the next paragraph follows; its beginning gives way at a line's end."""
+    """Return the end of a long text, which is what the next paragraph follows.
+
+    Its beginning gives way at a line's end.
+    """
     if len(text) <= max_chars:
         return text
     return text[-max_chars:].partition("\n")[2].strip() or shorten(text, max_chars)
@@ -126,7 +122,7 @@ def _sample(passage: Passage, config: DocstringSectionsConfig, plan: str | None)
 
 
 def _drawn_plan(passage: Passage, config: DocstringSectionsConfig, common: set[str]) -> str | None:
-    """A plan for a share of the passages, drawn by their place, so that no passage's plan depends on the others'."""
+    """Return a plan for a share of the passages, drawn by their place, so that no passage's plan depends on the others'."""
     rng = random.Random(f"docstring_sections/plan/{config.seed}/{passage.pair.place}")
     if rng.random() >= config.plan_share:
         return None
@@ -134,7 +130,7 @@ def _drawn_plan(passage: Passage, config: DocstringSectionsConfig, common: set[s
 
 
 def _telling_words(text: str, common: set[str]) -> list[str]:
-    """Words of a paragraph that not every paragraph has, in their order, each once."""
+    """Return words of a paragraph that not every paragraph has, in their order, each once."""
     return [word for word in dict.fromkeys(_words(text)) if word not in common]
 
 

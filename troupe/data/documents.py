@@ -1,29 +1,60 @@
 """Documents with questions and answers without a download: short texts from the docstrings of the installed packages.
 
 A document is a docstring's summary, the beginning of its prose, and a line for each parameter that it explains; the
-questions ask what the parameters are. Who wrote a held-out document wrote none that was trained on. Its form is that of
-`repliqa`, its size that of a model which two cores train in minutes.
+questions ask what the parameters are. The authors of a held-out document wrote none that was trained on. Its form is that
+of `repliqa`, its size that of a model which two cores train in minutes. Facts are read in the forms of NumPy (`axis : int`,
+then indented text), Google (`Args:`, then `axis: text`) and Sphinx (`:param axis: text`).
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from troupe.config.data import DocumentsConfig
-from troupe.data.dataset import DataSet, conversation, lasting_order, shorten
-from troupe.data.docstring_params import RESULT, Fact, split_facts
-from troupe.data.docstring_scan import Pair, harvest
-from troupe.data.docstrings import CACHE, heldout_packages
+from troupe.data.dataset import DataSet, conversation, shorten
+from troupe.data.docstring_scan import Pair
+from troupe.data.docstrings import CACHE, short_pairs, split_by_package
 from troupe.data.near_duplicates import plain
 from troupe.records import Sample
 
 MAX_PROSE_CHARS = 160
+HEADER = re.compile(
+    r"^(?P<indent>[ \t]*)(?:Args|Arguments|Parameters|Attributes|Inputs|Returns?)[ \t]*:[ \t]*$", re.MULTILINE
+)
+NUMPY = re.compile(
+    r"^(?P<indent>[ \t]*)(?P<name>\w+) : [^\n]*\n(?P<text>(?:(?P=indent)[ \t]+\S[^\n]*(?:\n|\Z))+)", re.MULTILINE
+)
+GOOGLE = re.compile(
+    r"^(?P<indent>[ \t]+)(?P<name>\w+)[ \t]*(?:\([^()\n]*\))?:[ \t]+(?P<text>\S[^\n]*(?:\n(?P=indent)[ \t]+\S[^\n]*)*)",
+    re.MULTILINE,
+)
+SPHINX = re.compile(
+    r"^[ \t]*:(?:param|arg|return)s?(?: \w+)*?(?: (?P<name>\w+))?:[ \t]*(?P<text>\S[^\n]*(?:\n[ \t]+\S[^\n]*)*)",
+    re.MULTILINE,
+)
+SENTENCE_END = re.compile(r"[.;](?:\s|$)|\n\n")
+RESULT = "Returns"
+"""The name of what a function returns."""
+MIN_WORDS, MAX_CHARS = 4, 80
 UNKNOWN = "The document does not say."
 """The gold answer of a question that only another document answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """Example: `Fact(name="axis", text="Axis along which the means are computed")`."""
+
+    name: str
+    text: str
+
+    @property
+    def line(self) -> str:
+        return f"{self.name}: {self.text}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +71,8 @@ class Document:
 
 
 def load_documents(config: DocumentsConfig, cache: Path = CACHE) -> DataSet:
-    pairs = [pair for pair in harvest(config.roots, cache) if len(pair.summary) <= config.max_summary_chars]
-    documents = [document for pair in pairs if (document := _document(pair, config)) is not None]
-    heldout_names = heldout_packages([document.pair for document in documents], config)
-    train = [document for document in documents if document.pair.package not in heldout_names]
-    heldout = lasting_order(
-        (document for document in documents if document.pair.package in heldout_names),
-        f"documents/heldout/{config.seed}",
-        lambda document: document.pair.place,
-    )
+    documents = [document for pair in short_pairs(config, cache) if (document := _document(pair, config)) is not None]
+    train, heldout = split_by_package(documents, config, "documents")
     return DataSet(
         name="documents",
         train=[_sample(document, train, config) for document in train],
@@ -57,7 +81,7 @@ def load_documents(config: DocumentsConfig, cache: Path = CACHE) -> DataSet:
 
 
 def _document(pair: Pair, config: DocumentsConfig) -> Document | None:
-    """The document of a docstring; None where too few facts fit into it."""
+    """Return the document of a docstring; None where too few facts fit into it."""
     prose, facts = split_facts(pair.text)
     lines = [pair.summary]
     if prose:
@@ -92,7 +116,7 @@ def _sample(document: Document, others: Sequence[Document], config: DocumentsCon
 def _questions(
     document: Document, others: Sequence[Document], rng: random.Random, config: DocumentsConfig
 ) -> list[dict[str, Any]]:
-    """What each fact is; in the place of some, what something is that only another document tells.
+    """Ask what each fact is; in the place of some, ask for something that only another document contains.
 
     One question at least has an answer, so that every document can earn something.
     """
@@ -111,7 +135,7 @@ def _asked(fact: Fact) -> str:
 
 
 def _demonstration(document: Document, rng: random.Random, config: DocumentsConfig) -> str:
-    """A summary that does what it is told and does not know what will be asked: lines drawn blindly, in their order.
+    """Return a summary that keeps to the limit without knowing the questions: lines drawn blindly, in their order.
 
     So supervised training teaches what a summary looks like and to keep to the limit, and leaves the choice to
     reinforcement.
@@ -124,3 +148,43 @@ def _demonstration(document: Document, rng: random.Random, config: DocumentsConf
     if config.form == "lines":
         return " ".join(str(index + 1) for index in sorted(chosen or {0}))
     return "\n".join(document.lines[index] for index in sorted(chosen)) or shorten(document.lines[0], limit)
+
+
+# -- facts of a docstring ----------------------------------------------------------------------------------------
+
+
+def split_facts(text: str) -> tuple[str, list[Fact]]:
+    """Return (the prose before the first fact, the facts in their order, each name once) of a docstring's text.
+
+    >>> split_facts("Rows of zeros are skipped.\\n\\nArgs:\\n    path (str): where the table lies on disk.\\n    n: rows")
+    ('Rows of zeros are skipped.', [Fact(name='path', text='where the table lies on disk')])
+    """
+    matches = sorted(_matches(text), key=lambda match: match.start())
+    if not matches:
+        return text, []
+    facts: dict[str, Fact] = {}
+    for match in matches:
+        fact = _fact(match)
+        if fact is not None:
+            facts.setdefault(fact.name, fact)
+    headers = [header.start() for header in HEADER.finditer(text)]
+    prose = text[: min([matches[0].start(), *headers])]
+    return re.sub(r"\n[^\n]*\n[-=~]{3,}\s*\Z", "\n", f"\n{prose}").strip(), list(facts.values())
+
+
+def _matches(text: str) -> Iterator[re.Match[str]]:
+    yield from NUMPY.finditer(text)
+    yield from SPHINX.finditer(text)
+    if HEADER.search(text):  # without a header, `word: text` is as likely an example or a note
+        yield from GOOGLE.finditer(text, HEADER.search(text).start())  # type: ignore[union-attr]
+
+
+def _fact(match: re.Match[str]) -> Fact | None:
+    """Return the first sentence.
+
+    None where it is too short to be asked about, too long to be kept, or no plain text.
+    """
+    text = SENTENCE_END.split(" ".join(match["text"].split()), maxsplit=1)[0].strip()
+    words = plain(text).split()
+    readable = text.isascii() and len(set(words)) >= MIN_WORDS and len(text) <= MAX_CHARS
+    return Fact(name=match["name"] or RESULT, text=text) if readable and not text.endswith(":") else None

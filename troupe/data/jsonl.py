@@ -61,7 +61,7 @@ def _sample(path: Path, number: int, row: Row, config: JsonlConfig) -> Sample:
 
 
 def _prompt(row: Row, where: str, config: JsonlConfig) -> tuple[str | list[Message], str | None]:
-    """(prompt, the answer that ended its messages or None)."""
+    """Return (prompt, the answer that ended its messages or None)."""
     name = config.prompt_field
     value = field_of(row, name, where)
     if isinstance(value, str) and value.strip():
@@ -75,7 +75,10 @@ def _prompt(row: Row, where: str, config: JsonlConfig) -> tuple[str | list[Messa
 
 
 def _preference(row: Row, where: str, config: JsonlConfig) -> dict[str, Any]:
-    """Answers, ranks and margin from the fields that the config names; `troupe.data.preference_pairs` checks them."""
+    """Return answers, ranks and margin from the fields that the config names.
+
+    `troupe.data.preference_pairs` checks them.
+    """
     fields: dict[str, Any] = {}
     if config.chosen_field is not None and config.rejected_field is not None:
         fields["answers"] = [answer_of(row, name, where) for name in (config.chosen_field, config.rejected_field)]

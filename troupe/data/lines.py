@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[tuple[int, Row]]:
-    """(line number from 1, object) of every line that is not blank; an empty or missing file is an error."""
+    """Return (line number from 1, object) of every line that is not blank; an empty or missing file is an error."""
     if not path.is_file():
         raise DataError(f"there is no file {path}; name a JSONL file, one JSON object per line")
     try:
@@ -42,14 +42,14 @@ def _row(path: Path, number: int, line: str) -> Row:
 
 
 def field_of(row: Mapping[str, Any], name: str, where: str) -> Any:
-    """The value of a field that must be there; `where` is the file and line, for the error."""
+    """Return the value of a field that must be there; `where` is the file and line, for the error."""
     if name not in row:
         raise DataError(f"{where}: field {name!r} is missing; the line has {', '.join(row) or 'no fields'}")
     return row[name]
 
 
 def text_of(row: Mapping[str, Any], name: str, where: str) -> str:
-    """A field as text: strings that are not blank, and numbers as they are written."""
+    """Return a field as text: strings that are not blank, and numbers as they are written."""
     value = field_of(row, name, where)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)

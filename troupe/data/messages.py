@@ -16,7 +16,7 @@ ROLES = ("system", "user", "assistant", "tool")
 
 
 def messages_of(row: Mapping[str, Any], name: str, where: str) -> list[Message]:
-    """A field that holds a list of messages, with role and content alone; DataError says what is wrong with a turn."""
+    """Return a field's list of messages, with role and content alone; DataError names what is wrong with a turn."""
     value = field_of(row, name, where)
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: field {name!r} must be a list of messages, not empty, got {value!r:.60}")
@@ -32,7 +32,7 @@ def _message(turn: Any, where: str, name: str) -> Message:
 
 
 def part(messages: list[Message]) -> tuple[list[Message], str | None]:
-    """(all turns before the assistant's last one, that turn's text); None for messages that end otherwise.
+    """Return (all turns before the assistant's last one, that turn's text); None for messages that end otherwise.
 
     >>> part([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}])
     ([{'role': 'user', 'content': '2+2?'}], '4')
@@ -43,12 +43,12 @@ def part(messages: list[Message]) -> tuple[list[Message], str | None]:
 
 
 def num_chars(messages: list[Message]) -> int:
-    """Characters of all turns together."""
+    """Count the characters of all turns together."""
     return sum(len(message["content"]) for message in messages)
 
 
 def answer_of(row: Mapping[str, Any], name: str, where: str) -> str:
-    """An answer as text: a field that holds a text, or messages of which the last is the assistant's."""
+    """Return an answer as text: a field that holds a text, or messages of which the last is the assistant's."""
     if not isinstance(row.get(name), list):
         return text_of(row, name, where)
     _, answer = part(messages_of(row, name, where))
@@ -58,5 +58,5 @@ def answer_of(row: Mapping[str, Any], name: str, where: str) -> str:
 
 
 def num_words(messages: list[Message]) -> int:
-    """Words of all turns together, parted by white space."""
+    """Count the words of all turns together, parted by white space."""
     return sum(len(message["content"].split()) for message in messages)

@@ -17,7 +17,7 @@ SKETCH_SIZE = 16
 
 
 def plain(text: str) -> str:
-    """Letters and digits in lower case with one space between words: what remains of a text when it is copied.
+    """Return letters and digits in lower case with one space between words: what remains of a text when it is copied.
 
     >>> plain("Return the  *sum*, rounded.")
     'return the sum rounded'
@@ -33,7 +33,7 @@ class NearDuplicates:
         self._num_texts = 0
 
     def is_new(self, text: str) -> bool:
-        """Whether `text` is no copy of an earlier one; only new texts are remembered."""
+        """Return whether `text` is no copy of an earlier one; only new texts are remembered."""
         sketch = _sketch(text)
         holders = Counter(self._first_holder[run] for run in sketch if run in self._first_holder)
         if holders and 2 * max(holders.values()) >= len(sketch):

@@ -77,7 +77,7 @@ def _sample(config: NextChapterConfig, row_id: str, where: str, row: Row) -> Sam
 
 
 def _left_out(config: NextChapterConfig, sample: Sample, prompt: list[Message], row: Row) -> str | None:
-    """Why a filter leaves the sample out, None when none does."""
+    """Return why a filter leaves the sample out, None when none does."""
     chapter_words = _num_words(sample.gold)
     if sample.fields["chapter_index"] < config.first_chapter_index:
         return "early_chapters"
@@ -98,7 +98,10 @@ def _num_words(text: Any) -> int:
 
 
 def sections_text(names: Sequence[str], where: str, row: Row) -> str:
-    """The chosen fields under their headings; one that is empty or null is passed over, one that is absent is an error."""
+    """Return the chosen fields under their headings.
+
+    One that is empty or null is passed over, one that is absent is an error.
+    """
     shown = [(HEADINGS[name], _section(name, field_of(row, name, where), where)) for name in names]
     return "\n\n".join(f"### {heading}\n{text}" for heading, text in shown if text)
 
@@ -119,7 +122,7 @@ def _section(name: str, value: Any, where: str) -> str:
 
 
 def _prompt(config: NextChapterConfig, sections: str, request: str) -> list[Message]:
-    """The request stands before the plan's place at the end, so that prompts with and without a plan begin alike."""
+    """Put the request before the plan's place at the end, so that prompts with and without a plan begin alike."""
     body = f"{sections}\n\n### Instructions\n{request}"
     if config.system_role:
         return conversation(body, system=config.system_prompt)

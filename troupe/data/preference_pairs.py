@@ -17,28 +17,30 @@ from troupe.errors import DataError
 from troupe.records import Sample
 
 
-def settled(data: DataSet) -> DataSet:
-    """The data set with its answers checked and sorted; samples whose answers prefer nothing are dropped and counted.
+def sort_answers(data: DataSet) -> DataSet:
+    """Return the data set with its answers checked and sorted.
+
+    Samples whose answers prefer nothing are dropped and counted.
 
     Raises DataError for a single or empty answer, ranks that do not fit the answers, and a margin that is no number.
     """
     dropped = Counter(data.dropped)
-    train, heldout = (_settled_side(side, dropped) for side in (data.train, data.heldout))
+    train, heldout = (_sorted_side(side, dropped) for side in (data.train, data.heldout))
     return dataclasses.replace(data, train=train, heldout=heldout, dropped=dict(sorted(dropped.items())))
 
 
-def _settled_side(samples: Sequence[Sample], dropped: Counter[str]) -> list[Sample]:
+def _sorted_side(samples: Sequence[Sample], dropped: Counter[str]) -> list[Sample]:
     kept: list[Sample] = []
     for sample in samples:
-        settled_sample = _settled_sample(sample) if "answers" in sample.fields else sample
-        if isinstance(settled_sample, Dropped):
-            dropped[settled_sample.reason] += 1
+        kept_sample = _sorted_sample(sample) if "answers" in sample.fields else sample
+        if isinstance(kept_sample, Dropped):
+            dropped[kept_sample.reason] += 1
         else:
-            kept.append(settled_sample)
+            kept.append(kept_sample)
     return kept
 
 
-def _settled_sample(sample: Sample) -> Sample | Dropped:
+def _sorted_sample(sample: Sample) -> Sample | Dropped:
     answers = _answers(sample)
     ranks = _ranks(sample, len(answers))
     _check_margin(sample, len(answers))

@@ -32,7 +32,7 @@ Make = Callable[[str, str, Row], Sample | Dropped]
 def load_published(
     config: PublishedConfig, make: Make, *, train: str = "train", heldout: str = "test", subset: str | None = None
 ) -> DataSet:
-    """The data set of a config, its two sides made from the splits of these names.
+    """Return the data set of a config, its two sides made from the splits of these names.
 
     `subset` is the hub's configuration of the data set, where it has several. Raises DataError for what is missing.
     """
@@ -69,12 +69,12 @@ def _rows(config: PublishedConfig, train: str, heldout: str, subset: str | None)
 
 
 def _named(rows: Located, name: str) -> Named:
-    """The rows with ids that count them from 0, whatever filters leave out."""
+    """Return the rows with ids that count them from 0, whatever filters leave out."""
     return ((f"{name}/{number}", where, row) for number, (where, row) in enumerate(rows))
 
 
 def one_split(name: str, split: str) -> Located:
-    """The rows of one split: of `<split>.jsonl` in a directory, of a JSONL file, or of the hub."""
+    """Return the rows of one split: of `<split>.jsonl` in a directory, of a JSONL file, or of the hub."""
     path = Path(name)
     if path.is_dir():
         return _file(path / f"{split}.jsonl")
@@ -91,7 +91,7 @@ def _file(path: Path) -> list[tuple[str, Row]]:
 
 
 def _split(rows: Sequence[tuple[str, str, Row]], config: PublishedConfig) -> tuple[Named, Named]:
-    """One file for both sides; where it has less than `num_heldout` rows, a tenth is held out."""
+    """Split one file into both sides; where it has less than `num_heldout` rows, a tenth is held out."""
     wanted = config.num_heldout if config.num_heldout is not None and config.num_heldout < len(rows) else None
     train, heldout = hold_out(rows, wanted, config.type, lambda named: json.dumps(named[2], sort_keys=True))
     if not train:
@@ -110,7 +110,7 @@ def _hub(name: str, subset: str | None, train: str, heldout: str) -> tuple[Locat
 
 
 def _hub_split(name: str, subset: str | None, split: str, files: str) -> Any:
-    """A split of the hub; `files` would do as well."""
+    """Load a split of the hub; `files` would do as well."""
     import datasets  # seconds of import that local files do not need
 
     try:
@@ -123,6 +123,6 @@ def _hub_split(name: str, subset: str | None, split: str, files: str) -> Any:
 
 
 def _located(name: str, split: str, rows: Iterable[Row]) -> Located:
-    """Row by row, so that half a million conversations need not lie in memory twice."""
+    """Yield row by row, so that half a million conversations need not lie in memory twice."""
     for number, row in enumerate(rows):
         yield f"{name} {split} row {number}", row

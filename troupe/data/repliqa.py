@@ -36,7 +36,7 @@ places, causes and results. Leave out what says nothing.{limit}
 
 @dataclass(slots=True)
 class Document:
-    """A document and its questions, as its rows told them."""
+    """A document and its questions, gathered from its rows."""
 
     document_id: str
     text: str
@@ -46,7 +46,7 @@ class Document:
 
 
 def load_repliqa(config: RepliqaConfig) -> DataSet:
-    """Documents in seeded order; the first `num_heldout` are held out, whatever `num_train` is."""
+    """Load documents in seeded order; the first `num_heldout` are held out, whatever `num_train` is."""
     documents = list(_grouped(one_split(config.path, config.split), re.compile(config.unanswerable)).values())
     random.Random(f"repliqa/{config.seed}").shuffle(documents)
     dropped: Counter[str] = Counter()
@@ -74,7 +74,7 @@ def load_repliqa(config: RepliqaConfig) -> DataSet:
 
 
 def _grouped(rows: Located, unanswerable: re.Pattern[str]) -> dict[str, Document]:
-    """Document id -> document, in the order of their first rows; ids sort the questions of a document."""
+    """Return document id -> document, in the order of their first rows; ids sort the questions of a document."""
     documents: dict[str, Document] = {}
     for where, row in rows:
         document_id, text = text_of(row, "document_id", where), text_of(row, "document_extracted", where)
@@ -101,7 +101,7 @@ def _question(row: Row, where: str, unanswerable: re.Pattern[str]) -> dict[str, 
 
 
 def _fitting(document: Document, config: RepliqaConfig, dropped: Counter[str]) -> Document | None:
-    """The document within `max_document_chars`; None where it is longer and longer ones are dropped."""
+    """Return the document within `max_document_chars`; None where it is longer and longer ones are dropped."""
     if config.max_document_chars is None or len(document.text) <= config.max_document_chars:
         return document
     if config.long_documents == "drop":
@@ -112,7 +112,7 @@ def _fitting(document: Document, config: RepliqaConfig, dropped: Counter[str]) -
 
 
 def _report_unanswerable(documents: Sequence[Document]) -> None:
-    """The share that an empty summary would earn, for everybody to see; none at all is a pattern that does not fit."""
+    """Log the share that an empty summary would earn; none at all is a pattern that does not fit."""
     questions = [question for document in documents for question in document.questions]
     share = sum(not question["answerable"] for question in questions) / len(questions)
     log.info(
@@ -126,7 +126,7 @@ def _report_unanswerable(documents: Sequence[Document]) -> None:
 
 
 def _sample(document: Document, config: RepliqaConfig) -> Sample:
-    """The prompt is made of the document and the limit alone, so that no answer can get into it another way."""
+    """Make the prompt of the document and the limit alone, so that no answer can get into it another way."""
     limit = "" if config.limit is None else f" The summary may have {config.limit} {config.limit_unit} at most."
     return Sample(
         sample_id=f"repliqa/{document.document_id}",
@@ -140,7 +140,7 @@ def _sample(document: Document, config: RepliqaConfig) -> Sample:
 
 
 def _with_demonstrations(samples: Sequence[Sample], path: Path, dropped: Counter[str]) -> list[Sample]:
-    """The samples that the file has a summary of, which becomes their demonstration; the others are counted."""
+    """Return the samples that the file has a summary of, which becomes their demonstration; the others are counted."""
     known = {str(row.get("sample_id")) for _, row in read_rows(path)}
     named = [sample for sample in samples if sample.sample_id in known]
     answers = read_answers(path, named)

@@ -1,7 +1,7 @@
 """Stories made from a seed whose next chapter follows from a calculation: what plans are worth, seen by a model of a million parameters.
 
 Somebody has coins, earns and spends some, and wants to buy a thing; the next chapter tells how many coins are left and
-whether they suffice. All of that is in the sections, but only who works it out step by step can foresee it. Part of the
+whether they suffice. All of that is in the sections, but it takes a calculation step by step to foresee it. Part of the
 demonstrations guess instead, so that reinforcement has something to find. Nothing is downloaded.
 """
 
@@ -77,7 +77,7 @@ class Story:
 
 
 def load_short_stories(config: ShortStoriesConfig) -> DataSet:
-    """Held-out stories are distinct and occur nowhere in training; training stories may repeat one another."""
+    """Make stories; held-out ones are distinct and occur nowhere in training, training ones may repeat one another."""
     heldout: dict[str, Sample] = {}
     for index in range(config.num_heldout):
         text, sample = _new_sample(f"short_stories/heldout/{index}", config, heldout.keys())
@@ -92,7 +92,7 @@ def load_short_stories(config: ShortStoriesConfig) -> DataSet:
 def _new_sample(
     sample_id: str, config: ShortStoriesConfig, excluded: Container[str], *, learnt_from: bool = False
 ) -> tuple[str, Sample]:
-    """The text of a story's sections, which is none of the excluded ones, and its sample.
+    """Return the text of a story's sections, which is none of the excluded ones, and its sample.
 
     The story depends on the id alone, so both tasks tell the same ones. What is learnt from has a demonstration and, in
     the task `chapter`, in part a plan in its prompt.
@@ -149,7 +149,7 @@ def _story(rng: random.Random) -> Story:
 
 
 def right_coins(sample: Sample, branch: Branch) -> float:
-    """A metric: 1 if the last number of coins that a plan or a chapter names is that of the sample's chapter, else 0."""
+    """Measure: 1 if the last number of coins that a plan or a chapter names is that of the sample's chapter, else 0."""
     told, gold = (re.findall(r"(\d+) coin", text) for text in (branch.text, str(sample.gold)))
     return float(told[-1:] == gold[-1:])
 

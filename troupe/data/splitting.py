@@ -35,7 +35,10 @@ class Item:
 
 
 def items_of_file(path: Path, key: str | None, filters: Sequence[RowFilterConfig], dropped: Counter[str]) -> list[Item]:
-    """The rows of a JSONL file that pass the filters; of equal rows the first. `dropped` counts the others by reason."""
+    """Return the rows of a JSONL file that pass the filters; of equal rows the first.
+
+    `dropped` counts the others by reason.
+    """
     items: list[Item] = []
     seen: set[str] = set()
     for number, row in read_rows(path):
@@ -52,7 +55,7 @@ def items_of_file(path: Path, key: str | None, filters: Sequence[RowFilterConfig
 
 
 def items_of_samples(data: DataSet, key: str | None) -> list[Item]:
-    """The samples of both sides, as rows that `jsonl` reads back (`id_field: id`, `gold_field: gold`)."""
+    """Return the samples of both sides, as rows that `jsonl` reads back (`id_field: id`, `gold_field: gold`)."""
     return [_item(sample, key) for sample in (*data.train, *data.heldout)]
 
 
@@ -80,7 +83,10 @@ def _item(sample: Sample, key: str | None) -> Item:
 
 
 def text_in(value: Any) -> str:
-    """The words of a field: a text, the turns of a chat, the texts of a list or of a mapping; of anything else none."""
+    """Return the words of a field: a text, the turns of a chat, the texts of a list or of a mapping.
+
+    Of anything else none.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
@@ -91,7 +97,7 @@ def text_in(value: Any) -> str:
 
 
 def _texts(row: Row) -> dict[str, str]:
-    """The texts of a row by field; of a chat its last turn, which is the gold answer, stands apart."""
+    """Return the texts of a row by field; of a chat its last turn, which is the gold answer, stands apart."""
     texts: dict[str, str] = {}
     for name, value in row.items():
         if isinstance(value, list) and value and isinstance(value[-1], Mapping) and "role" in value[-1]:
@@ -123,7 +129,9 @@ def _left_out(row: Row, filters: Sequence[RowFilterConfig], where: str) -> str |
 
 
 def split(items: Sequence[Item], shares: Mapping[str, float], *, seed: int, key: str | None) -> dict[str, list[Item]]:
-    """The items of each share. Keys are taken in seeded order: a smaller share gets those that still fit it, the largest the rest.
+    """Return the items of each share.
+
+    Keys are taken in seeded order: a smaller share gets those that still fit it, the largest the rest.
 
     None stays empty: a share that would come to less than one key gets the next one all the same. Raises DataError when
     there are fewer keys than shares.
@@ -153,7 +161,10 @@ def split(items: Sequence[Item], shares: Mapping[str, float], *, seed: int, key:
 def _fitting(
     by_key: Mapping[str, Sequence[Item]], keys: Sequence[str], *, wanted: float, at_most: int
 ) -> dict[str, None]:
-    """Keys that together have about `wanted` rows and no more; at least one, at most so many. Ordered as they come."""
+    """Return keys that together have about `wanted` rows and no more; at least one, at most so many.
+
+    Ordered as they come.
+    """
     taken: dict[str, None] = {}
     size = 0
     for key in keys:
@@ -164,7 +175,7 @@ def _fitting(
 
 
 def quantiles(values: Sequence[int]) -> dict[str, float]:
-    """Mean, smallest, median, 95 % and largest; the quantiles are values that occur (nearest rank).
+    """Return mean, smallest, median, 95 % and largest; the quantiles are values that occur (nearest rank).
 
     >>> quantiles([1, 2, 3, 10])
     {'mean': 4.0, 'min': 1, 'median': 2, 'p95': 10, 'max': 10}
@@ -181,7 +192,7 @@ def quantiles(values: Sequence[int]) -> dict[str, float]:
 
 
 def rows_hash(items: Iterable[Item]) -> str:
-    """A SHA-256 of all rows, whatever their order: what a hub or the installed packages gave."""
+    """Return a SHA-256 of all rows, whatever their order: what a hub or the installed packages gave."""
     hashes = sorted(
         hashlib.sha256(json.dumps(item.row, sort_keys=True, default=str).encode()).digest() for item in items
     )

@@ -15,7 +15,7 @@ from troupe.records import Sample
 
 
 def position_in(state: Mapping[str, Any], size: int) -> int:
-    """Where a stream over `size` samples goes on after the state of a checkpoint, `{"position": 250, "samples": 100}`.
+    """Return where a stream over `size` samples goes on after the state of a checkpoint, `{"position": 250, "samples": 100}`.
 
     With another number of samples than then, orders are other ones: the epoch that was under way ends, and the next
     begins, over all samples. Example: after 250 of 100 samples a stream over 150 goes on at 3 epochs, 450.
@@ -48,7 +48,7 @@ class PromptStream:
         return len(self._samples)
 
     def take(self, count: int) -> list[Sample]:
-        """The next `count` samples."""
+        """Return the next `count` samples."""
         return [self._next() for _ in range(count)]
 
     def _next(self) -> Sample:

@@ -1,4 +1,4 @@
-"""Games of tic-tac-toe to be played: who the agent is, how the opponent opened, and the seed of what the opponent does.
+"""Games of tic-tac-toe to be played: the agent's symbol, how the opponent opened, and the seed of what the opponent does.
 
 The prompt shows the board before the agent's first move. A demonstration is a whole game in which both sides move at
 random: it teaches how a move is written and which moves are legal, and leaves good play to reinforcement.
@@ -22,7 +22,7 @@ RULES = (
 
 
 def load_tic_tac_toe(config: TicTacToeConfig) -> DataSet:
-    """Games are told apart by their seed: there are only ten boards that the agent can begin with."""
+    """Make games, which differ by their seed: there are only ten boards that the agent can begin with."""
     return DataSet(
         name="tic_tac_toe",
         train=[_game("train", index, config) for index in range(config.num_train)],
@@ -51,7 +51,7 @@ def _prompt(board: str, symbol: Symbol, config: TicTacToeConfig) -> str:
 
 
 def _random_game(rng: random.Random, board: str, symbol: Symbol, config: TicTacToeConfig) -> Sequence[Message]:
-    """The turns of a game from `board` to its end, the agent's first and last."""
+    """Return the turns of a game from `board` to its end, the agent's first and last."""
     turns: list[Message] = []
     while not is_over(board):
         move = rng.choice(free_cells(board))

@@ -47,7 +47,7 @@ def _comparison(config: TldrComparisonsConfig, sample_id: str, where: str, row: 
 
 
 def post(text: str, max_chars: int) -> str:
-    """The prompt of a post: at most `max_chars` characters, its end cut off where it is longer, then `TL;DR:`.
+    """Return the prompt of a post: at most `max_chars` characters, its end cut off where it is longer, then `TL;DR:`.
 
     >>> post("SUBREDDIT: r/cats\\nPOST: He ate it. All of it.\\nTL;DR:", 46)
     'SUBREDDIT: r/cats\\nPOST: He ate it. All\\nTL;DR:'
@@ -57,7 +57,7 @@ def post(text: str, max_chars: int) -> str:
 
 
 def summary(text: str) -> str:
-    """The summary as it follows `TL;DR:` in a prompt, with the space between them.
+    """Return the summary as it follows `TL;DR:` in a prompt, with the space between them.
 
     >>> summary("TL;DR: He ate it.")
     ' He ate it.'

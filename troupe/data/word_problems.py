@@ -22,7 +22,7 @@ MAX_ATTEMPTS = 1000
 
 
 def load_word_problems(config: WordProblemsConfig) -> DataSet:
-    """Held-out problems are distinct and occur nowhere in training; training problems may repeat one another."""
+    """Make problems; held-out ones are distinct and occur nowhere in training, training ones may repeat one another."""
     heldout_rng = random.Random(f"word_problems/heldout/{config.seed}")
     train_rng = random.Random(f"word_problems/train/{config.seed}")
     heldout: dict[str, Sample] = {}
@@ -56,7 +56,7 @@ def _new_problem(
 
 
 def _problem(rng: random.Random, largest: int) -> tuple[str, str, int]:
-    """(text, calculation, result), for example ("Tom has 3 pens and buys 5 more. ...", "3+5=8", 8)."""
+    """Return (text, calculation, result), for example ("Tom has 3 pens and buys 5 more. ...", "3+5=8", 8)."""
     name, items = rng.choice(NAMES), rng.choice(ITEMS)
     match rng.choice(("add", "subtract", "multiply")):
         case "add":

@@ -57,7 +57,7 @@ def _one_process() -> type[Any]:
 
 
 def _share_cores(ranks: int) -> None:
-    """Give each rank of an engine its part of the engine's cores, as vLLM wants them told: "0,1|2,3"."""
+    """Give each rank of an engine its part of the engine's cores, as vLLM wants them: "0,1|2,3"."""
     cores = os.environ["VLLM_CPU_OMP_THREADS_BIND"].split(",")
     share = max(1, len(cores) // ranks)
     parts = [cores[first % len(cores) :][:share] for first in range(0, ranks * share, share)]

@@ -1,7 +1,9 @@
 """vLLM's engine as a child process of its worker: its output in a file of its own, and its death as a sentence.
 
-vLLM runs the model in a process of its own and says of its death only that there was one; calls that were waiting for an
-answer then wait for ever. Here every call also waits for the process's end, and the end is told with the signal or status,
+vLLM runs the model in a process of its own and says of its death only that there was one; calls that were waiting for
+an
+answer then wait for ever. Here every call also waits for the process's end, and the end is told with the signal or
+status,
 what the engine did, and its last lines. Training and serving start their engines here.
 """
 
@@ -35,7 +37,7 @@ class EngineProcess:
     """An AsyncLLM and the processes behind it."""
 
     def __init__(self, name: str) -> None:
-        """`name` is how errors call it: "generator rank 0's engine"."""
+        """Prepare a child process; `name` is its name in errors: "generator rank 0's engine"."""
         self.name = name
         self.log = own_log_path().with_suffix(ENGINE_SUFFIX)
         self._doing: list[str] = []
@@ -44,8 +46,10 @@ class EngineProcess:
         self._processes: list[Any] = []
 
     def start(self, arguments: Any) -> Any:
-        """Start the engine and return its AsyncLLM; call it on the running event loop. A WorkerError says why it did not
-        come up."""
+        """Start the engine and return its AsyncLLM; call it on the running event loop. A WorkerError explains why it
+        did not
+        come up.
+        """
         settle_engine("bf16" if arguments.dtype == "bfloat16" else "fp32")
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -70,8 +74,10 @@ class EngineProcess:
             self._died.set()
 
     async def run(self, doing: str, call: Awaitable[T]) -> T:
-        """Return what `call` returns. Raises a WorkerError as soon as the engine's process ends, which `doing` completes:
-        "sampling 64 answers"."""
+        """Return what `call` returns. Raises a WorkerError as soon as the engine's process ends, which `doing`
+        completes:
+        "sampling 64 answers".
+        """
         self._doing.append(doing)
         work = asyncio.ensure_future(call)
         death: asyncio.Task[Any] = asyncio.ensure_future(self._died.wait())
@@ -86,7 +92,9 @@ class EngineProcess:
                 task.cancel()
 
     async def _is_cause(self, work: asyncio.Future[Any], death: asyncio.Task[Any]) -> bool:
-        """Whether a call failed because the engine died, which vLLM or a broken connection may show before its end is seen."""
+        """Return whether a call failed because the engine died, which vLLM or a broken connection may show before its
+        end is seen.
+        """
         from vllm.v1.engine.exceptions import EngineDeadError
 
         await asyncio.wait([death], timeout=FAILED_BY_DEATH_S)
@@ -110,8 +118,10 @@ class EngineProcess:
         return next(((p.pid, p.exitcode) for p in self._processes if p.exitcode is not None), None)
 
     def _not_started(self, error: Exception) -> TroupeError:
-        """vLLM's error at its start with the engine's own words. It lists exit statuses as {'EngineCore': -4}, or nothing
-        where it looked before there was one."""
+        """vLLM's error at its start with the engine's own words. It lists exit statuses as {'EngineCore': -4}, or
+        nothing
+        where it looked before there was one.
+        """
         if "Engine core initialization failed" in str(error):
             found = re.search(r"'EngineCore[^']*': (-?\d+)", str(error))
             return self._error(int(found.group(1)) if found else None, "it started", 0)

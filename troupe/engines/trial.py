@@ -78,7 +78,7 @@ class Trial:
 def engine_trial(precision: str, *, running: Running | None = None) -> Trial:
     """Return what is remembered of this machine, or try; an EngineDiesError where every kernel dies.
 
-    Where the engine fails for another reason than the processor a WorkerError says so, and nothing is remembered.
+    Where the engine fails for another reason than the processor a WorkerError states it, and nothing is remembered.
     """
     memory = _memory(precision)
     with _alone(memory):
@@ -89,7 +89,7 @@ def engine_trial(precision: str, *, running: Running | None = None) -> Trial:
 
 
 def remembered_trial(precision: str) -> Trial | None:
-    """The result of an earlier trial of the same things; None where there is none."""
+    """Return the result of an earlier trial of the same things; None where there is none."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         stored = read_json(_memory(precision))
         return Trial(**{**stored["trial"], "deaths": tuple(stored["trial"]["deaths"])})
@@ -121,7 +121,7 @@ def settle_engine(precision: str) -> None:
 
 
 class Running:
-    """The child of a trial, so that whoever does not want it any more can end it."""
+    """The child of a trial, so that a caller can end it."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[str] | None = None
@@ -176,7 +176,7 @@ def _try(precision: str, running: Running) -> Trial:
 
 
 def _first_request(precision: str, hides_amx: bool, running: Running) -> tuple[str | None, str | None]:
-    """(attention kernel, signal): the signal by which the processor ended the engine, None where it answered."""
+    """Return (attention kernel, signal): the signal by which the processor ended the engine, None where it answered."""
     environment = {**os.environ, **({HIDE_AMX: "1"} if hides_amx else {})}
     child = running.start([sys.executable, "-m", "troupe.engines.trial", precision], environment)
     try:
@@ -227,7 +227,7 @@ def answer_first_request(precision: str) -> None:
 
 
 def _described(precision: str) -> dict[str, Any]:
-    """Everything that the result depends on."""
+    """Return everything that the result depends on."""
     return {
         "precision": precision,
         "processor": processor_name(),
@@ -260,7 +260,7 @@ def _remember(memory: Path, trial: Trial) -> Trial:
 
 @contextlib.contextmanager
 def _alone(memory: Path) -> Iterator[None]:
-    """One trial at a time: engines that start together wait for the first one's."""
+    """Provide one trial at a time: engines that start together wait for the first one's."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             memory.parent.mkdir(parents=True, exist_ok=True)

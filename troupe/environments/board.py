@@ -22,7 +22,7 @@ def free_cells(board: str) -> list[str]:
 
 
 def place(board: str, cell: str, symbol: Symbol) -> str:
-    """The board after a move; ValueError unless the cell exists and is free.
+    """Return the board after a move; ValueError unless the cell exists and is free.
 
     >>> place("x........", "B2", "o")
     'x...o....'
@@ -34,7 +34,7 @@ def place(board: str, cell: str, symbol: Symbol) -> str:
 
 
 def winner(board: str) -> Symbol | None:
-    """Who has three in a row."""
+    """Return which symbol has three in a row."""
     for a, b, c in LINES:
         if board[a] == board[b] == board[c] != ".":
             return "x" if board[a] == "x" else "o"
@@ -50,8 +50,8 @@ def other(symbol: Symbol) -> Symbol:
 
 
 def show(board: str, style: Style) -> str:
-    """The board as text. Small models do without a word: in `line` every cell is one token, always at the same distance
-    from the end; in `names` a free cell is its own name, so that a legal move is one that stands there.
+    """Return the board as text. Small models do without a word: in `line` every cell is one token, always at the same
+    distance from the end; in `names` a free cell is its own name, so that a legal move is one that stands there.
 
     >>> print(show("x...o....", "grid"))
       1 2 3
@@ -71,5 +71,5 @@ def show(board: str, style: Style) -> str:
 
 
 def written(cell: str, tag: str | None) -> str:
-    """A move as an answer gives it: `<move>B2</move>`, or without a tag `B2`."""
+    """Return a move as an answer gives it: `<move>B2</move>`, or without a tag `B2`."""
     return cell if tag is None else f"<{tag}>{cell}</{tag}>"

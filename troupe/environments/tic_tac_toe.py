@@ -1,7 +1,8 @@
 """Tic-tac-toe against a random or a perfect opponent: win 1, draw 0.5, loss 0, and a move that cannot be made costs.
 
 What the prompt has told (the agent's symbol, the opponent's opening, how boards and moves are written) is in the
-sample's fields, as `troupe/data/tic_tac_toe.py` puts it there; of other samples the environment draws it and says so itself.
+sample's fields, as `troupe/data/tic_tac_toe.py` puts it there; of other samples the environment draws it and says so
+itself.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ class TicTacToe:
     parts = ("win", "draw", "loss", "num_moves", "invalid_move")
 
     def __init__(self, *, perfect_share: Share = 0.0, invalid_reward: Reward = -1.0) -> None:
-        """`perfect_share`: share of the games whose opponent plays perfectly, in the others it plays at random.
+        """Set the opponent; `perfect_share` is the share of the games whose opponent plays perfectly, in the others it
+        plays at random.
         `invalid_reward`: the reward of a move that cannot be read or made is this + ln(moves + 1) / ln(100), with
-        `moves` those that the agent made before; -100 is what ART's example takes."""
+        `moves` those that the agent made before; -100 is what ART's example takes.
+        """
         self._perfect_share, self._invalid_reward = perfect_share, invalid_reward
 
     def reset(self, sample: Sample, seed: int) -> str | None:
-        """Begin, the opponent first if the agent is o; None when the prompt has told where the game stands."""
+        """Begin, the opponent first if the agent is o; None when the prompt has shown where the game stands."""
         fields = sample.fields
         self._seed = fields.get("seed", seed)
         drawn = random.Random(f"tic_tac_toe/{self._seed}")
@@ -52,7 +55,7 @@ class TicTacToe:
         return f"You are {self._symbol}. Answer with a free cell, such as {written('B2', self._tag)}.\n{self._shown()}"
 
     def step(self, answer: str) -> Turn:
-        """The agent's move, then the opponent's."""
+        """Return the agent's move, then the opponent's."""
         move = read_move(answer, self._tag)
         if move not in free_cells(self._board):
             made = math.log(self._num_moves + 1) / math.log(100)
@@ -71,7 +74,7 @@ class TicTacToe:
         return Turn(done=True, reward=float(is_win), parts=self._parts(**{"win" if is_win else "loss": 1.0}))
 
     def _parts(self, **outcome: float) -> dict[str, float]:
-        """All parts at every turn, so that a game that is cut off counts as not won."""
+        """Return all parts at every turn, so that a game that is cut off counts as not won."""
         return {**dict.fromkeys(self.parts, 0.0), "num_moves": float(self._num_moves), **outcome}
 
     def _shown(self) -> str:
@@ -79,7 +82,7 @@ class TicTacToe:
 
 
 def read_move(answer: str, tag: str | None) -> str | None:
-    """The cell that an answer names, None unless it names exactly one.
+    """Return the cell that an answer names, None unless it names exactly one.
 
     >>> read_move("I take the centre: <move>b2</move>", "move")
     'B2'
@@ -94,21 +97,23 @@ def read_move(answer: str, tag: str | None) -> str | None:
 
 
 def reply(board: str, symbol: Symbol, perfect: bool, seed: Any) -> str:
-    """The opponent's move: drawn from the free cells, or from those that are best."""
+    """Return the opponent's move: drawn from the free cells, or from those that are best."""
     choices = best_moves(board, symbol) if perfect else tuple(free_cells(board))
     return random.Random(f"tic_tac_toe/{seed}/{board}").choice(choices)
 
 
 @cache
 def best_moves(board: str, symbol: Symbol) -> tuple[str, ...]:
-    """The moves of highest value for `symbol`, whose turn it is (minimax)."""
+    """Return the moves of highest value for `symbol`, whose turn it is (minimax)."""
     values = {cell: -_value(place(board, cell, symbol), other(symbol)) for cell in free_cells(board)}
     return tuple(cell for cell, value in values.items() if value == max(values.values()))
 
 
 @cache
 def _value(board: str, symbol: Symbol) -> int:
-    """What the board is worth to `symbol`, whose turn it is: 1 won, 0 drawn, -1 lost, both sides playing perfectly."""
+    """Return what the board is worth to `symbol`, whose turn it is: 1 won, 0 drawn, -1 lost, both sides playing
+    perfectly.
+    """
     if is_over(board):
         return 0 if winner(board) is None else -1  # the one who moved last has won
     return max(-_value(place(board, cell, symbol), other(symbol)) for cell in free_cells(board))

@@ -48,4 +48,4 @@ class Environment(Protocol):
         """
 
     def step(self, answer: str) -> Turn | Awaitable[Turn]:
-        """What comes of the model's answer, its text without special tokens."""
+        """Return what comes of the model's answer, its text without special tokens."""

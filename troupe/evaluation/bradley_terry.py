@@ -1,7 +1,4 @@
-"""Strengths from pairwise comparisons (Bradley and Terry 1952), by maximum likelihood, with intervals over prompts.
-
-Pure arithmetic on counts of wins; who compared what, and on which prompts, is the benchmark's business.
-"""
+"""Strengths from pairwise comparisons (Bradley and Terry 1952), by maximum likelihood, with intervals over prompts."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ MOST_ROUNDS = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Duel:
-    """What a judge said of two answers to one prompt."""
+    """A judgement of two answers to one prompt."""
 
     prompt: str
     """The sample's id: judgements of one prompt are drawn together by the bootstrap."""
@@ -48,11 +45,11 @@ class Strengths:
     preferences: Mapping[tuple[str, str], Estimate]
     """(a, b) -> s_a / (s_a + s_b), the probability that a is preferred."""
     separated: bool
-    """Whether somebody won everything, or was never compared, so that the prior bounds the strengths."""
+    """Whether a model won everything, or was never compared, so that the prior bounds the strengths."""
 
 
 def strengths(duels: Sequence[Duel], *, ties: Ties = "half", prior: float = PRIOR, seed: int = 0) -> Strengths:
-    """The models' strengths with 95 % bootstrap intervals over prompts.
+    """Return the models' strengths with 95 % bootstrap intervals over prompts.
 
     `ties`: half a win for each, or left out. Raises ValueError for no duels, or for a model against itself.
     """
@@ -85,11 +82,11 @@ def strengths(duels: Sequence[Duel], *, ties: Ties = "half", prior: float = PRIO
 
 
 def fit(wins: Array, *, prior: float = PRIOR) -> Array:
-    """Strengths [..., M] that make the wins [..., M, M] (row over column) most likely; each adds up to 1.
+    """Return the strengths [..., M] that make the wins [..., M, M] (row over column) most likely; each adds up to 1.
 
     Hunter's (2004) minorisation-maximisation: s_i <- wins of i / sum_j n_ij / (s_i + s_j), which never lowers the
     likelihood. A maximum exists when, however the models are split in two, each side has beaten the other (Ford 1957).
-    Where it does not, `prior` wins are added in both directions of every pair: somebody who won 10 of 10 then has
+    Where it does not, `prior` wins are added in both directions of every pair: a model that won 10 of 10 then has
     10.5 / 11.
 
     >>> fit(numpy.array([[0.0, 3.0], [1.0, 0.0]])).round(3).tolist()  # 3 of 4
@@ -114,7 +111,7 @@ def fit(wins: Array, *, prior: float = PRIOR) -> Array:
 
 
 def _has_finite_answer(wins: Array) -> Array:
-    """[...]: whether everybody has beaten everybody, directly or through others."""
+    """Return [...]: whether every model has beaten every other, directly or through others."""
     count = wins.shape[-1]
     reached = (wins > 0) | numpy.eye(count, dtype=bool)
     for _ in range(count.bit_length()):  # paths of doubled length
@@ -123,7 +120,7 @@ def _has_finite_answer(wins: Array) -> Array:
 
 
 def _wins_by_prompt(duels: Sequence[Duel], names: Sequence[str], ties: Ties) -> Array:
-    """[P, M, M]: on prompt p, how often row was better than column; by sorted prompt, so that order means nothing."""
+    """Return [P, M, M]: on prompt p, how often row was better than column; sorted, so that order means nothing."""
     places = {name: index for index, name in enumerate(names)}
     prompts = {prompt: index for index, prompt in enumerate(sorted({duel.prompt for duel in duels}))}
     table = numpy.zeros((len(prompts), len(names), len(names)))

@@ -20,7 +20,10 @@ class Calibration:
 
     @staticmethod
     def of(margins: Sequence[float]) -> Calibration:
-        """From the better answer's score minus the worse one's, of each pair; equal scores are right one half."""
+        """Compute it from the better answer's score minus the worse one's, of each pair.
+
+        Equal scores are right one half.
+        """
         pairs = [
             (1 / (1 + math.exp(-min(abs(margin), 700))), (math.copysign(1, margin) + 1) / 2 if margin else 0.5)
             for margin in margins

@@ -1,4 +1,4 @@
-"""The steps of a run that can be measured: those with a checkpoint, and those whose answers the run has written itself.
+"""The steps of a run that can be measured: those with a checkpoint, and those with answers that the run has written itself.
 
 A run's own answers (answers.jsonl, from its held-out evaluation) stand for a model's only where it was asked the same
 prompts in the same way; what differs is said in the log.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +27,8 @@ UNKNOWN = "unknown"
 """Finish reason of an answer in answers.jsonl, which does not say how it ended."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainedStep:
-    """A trained model after a step: where its weights lie, or what it answered."""
-
-    step: int
-    path: str | None
-    """The checkpoint, None where it is no longer kept."""
-    answers: Answers | None
-    """The run's own, when they are to all samples."""
-
-
 def run_of(path: Path) -> Path:
-    """The run directory that `path` is, or whose checkpoint it is.
+    """Return the run directory that `path` is, or that has this checkpoint.
 
     >>> str(run_of(Path("runs/x/checkpoints/best"))), str(run_of(Path("runs/x")))
     ('runs/x', 'runs/x')
@@ -50,7 +38,7 @@ def run_of(path: Path) -> Path:
 
 
 class TrainedRun:
-    """A run directory, named by itself or by a checkpoint in it, asked for its steps. DataError when it is none."""
+    """The steps of a run directory, named by itself or by a checkpoint in it. DataError when it is none."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = run_of(directory)
@@ -59,7 +47,7 @@ class TrainedRun:
 
     @property
     def any_checkpoint(self) -> str | None:
-        """One whose tokenizer says which prompts are too long."""
+        """A checkpoint; its tokenizer decides which prompts are too long."""
         step = self._checkpoints.latest()
         return None if step is None else str(self._checkpoints.path(step))
 
@@ -76,8 +64,11 @@ class TrainedRun:
 
     def steps(
         self, wanted: Sequence[int | str], samples: Sequence[Sample], stored: Mapping[int, Answers]
-    ) -> list[TrainedStep]:
-        """The wanted steps in order, each once; DataError for one that has neither a checkpoint nor `stored` answers."""
+    ) -> dict[int, str | None]:
+        """Return the wanted steps in order with their checkpoints, None where there are only `stored` answers.
+
+        Raises DataError for a step that has neither.
+        """
         kept = self._checkpoints.steps()
         there = sorted({*kept, *stored})
         if not there:
@@ -94,12 +85,7 @@ class TrainedRun:
                 f"{self.directory} has neither a checkpoint of step {missing[0]} nor its answers to all {len(samples)} samples; "
                 f"there are {', '.join(map(str, there))}"
             )
-        return [
-            TrainedStep(
-                step=step, path=str(self._checkpoints.path(step)) if step in kept else None, answers=stored.get(step)
-            )
-            for step in sorted(chosen)
-        ]
+        return {step: str(self._checkpoints.path(step)) if step in kept else None for step in sorted(chosen)}
 
     def _resolve(self, one: int | str, there: Sequence[int]) -> int:
         if one == "best":
@@ -112,7 +98,7 @@ class TrainedRun:
     # -- its own answers -----------------------------------------------------------------------------------------
 
     def kept_samples(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Those that the run has kept answers to. DataError when there are none."""
+        """Return those that the run has kept answers to. DataError when there are none."""
         kept = {line.get("sample_id") for line in read_lines(self.directory / "answers.jsonl")}
         found = [sample for sample in samples if sample.sample_id in kept]
         if not found:
@@ -123,7 +109,7 @@ class TrainedRun:
         return found
 
     def stored_answers(self, config: AnsweringConfig, samples: Sequence[Sample]) -> dict[int, Answers]:
-        """Step -> answers to all of the samples, of steps that have them and were asked as `config` asks."""
+        """Return step -> answers to all of the samples, of steps that have them and the prompts and sampling of `config`."""
         lines = read_lines(self.directory / "answers.jsonl")
         difference = self._difference(config)
         if not lines or difference is not None:
@@ -141,7 +127,7 @@ class TrainedRun:
         return {step: answers for step, answers in by_step.items() if len(answers) == len(samples)}
 
     def _difference(self, config: AnsweringConfig) -> str | None:
-        """What the run asked otherwise, None where it asked the same."""
+        """Describe how prompts or sampling of the run differ, None where they do not."""
         recipe = self.record.config
         # Reinforcement learning evaluates by `evaluation`, supervised training by `generation`.
         asked: Mapping[str, Any] = recipe.get("generation") or recipe.get("evaluation") or {}

@@ -1,7 +1,4 @@
-"""One model's answers against another's on the same prompts: wins, ties and losses under a judge, and by how much.
-
-Pure arithmetic on the judge's numbers; whose they are and where they come from is the evaluation's business.
-"""
+"""One model's answers against another's on the same prompts: wins, ties and losses under a judge, and by how much."""
 
 from __future__ import annotations
 
@@ -9,6 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from troupe.config.evaluation import EvaluateConfig
+from troupe.errors import RewardError
+from troupe.evaluation.plan import EvaluationPlan
+from troupe.evaluation.scores import Scores, num_words
+from troupe.evaluation.stored_answers import AnswersByRepeat
 from troupe.statistics import Estimate, estimate_difference, estimate_mean, estimate_ratio
 
 
@@ -35,8 +37,32 @@ class Comparison:
     """Mean words of the answers / mean words of the others; None where the others have no word."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For metrics.json: a number, or mean, low and high."""
+        """Return the content of metrics.json: a number, or mean, low and high."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def compare_all(
+    config: EvaluateConfig, plan: EvaluationPlan, answers: AnswersByRepeat, scores: Scores
+) -> dict[str, Comparison]:
+    """Compare every model with the opponent, on the samples where the judge scored both."""
+    if config.opponent is None:
+        return {}
+    reference, others = scores.judged(config.judge_name, config.opponent), answers[config.opponent, 0]
+    comparisons = {}
+    for name in (one.name for one in plan.candidates if one.name != config.opponent):
+        own = scores.judged(config.judge_name, name)
+        ids = [sample.sample_id for sample in plan.samples if sample.sample_id in own and sample.sample_id in reference]
+        if not ids:
+            raise RewardError(f"the judge {config.judge_name} said nothing of {name} and {config.opponent} together")
+        comparisons[f"{name} against {config.opponent}"] = compare(
+            [own[sample_id] for sample_id in ids],
+            [reference[sample_id] for sample_id in ids],
+            words=[num_words(answers[name, 0][sample_id]) for sample_id in ids],
+            reference_words=[num_words(others[sample_id]) for sample_id in ids],
+            tie_margin=config.margin,
+            seed=config.seed,
+        )
+    return comparisons
 
 
 def compare(
@@ -48,7 +74,7 @@ def compare(
     tie_margin: float,
     seed: int = 0,
 ) -> Comparison:
-    """The comparison of N >= 1 pairs of judgements, in the order of the same prompts.
+    """Compare N >= 1 pairs of judgements, in the order of the same prompts.
 
     With margin 0 only equal judgements tie. Raises ValueError when the columns are not of one length, or empty.
     """
@@ -73,7 +99,7 @@ def compare(
 
 
 def outcome(reward: float, reference: float, tie_margin: float) -> Literal["win", "tie", "loss"]:
-    """The same margin on both sides, so that swapping the two swaps win and loss.
+    """Return the outcome with the same margin on both sides, so that swapping the two swaps win and loss.
 
     >>> outcome(1.05, 1.0, 0.1), outcome(0.95, 1.0, 0.1), outcome(1.2, 1.0, 0.1), outcome(1.0, 1.0, 0.0)
     ('tie', 'tie', 'win', 'tie')

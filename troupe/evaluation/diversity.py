@@ -42,7 +42,10 @@ class Diversity:
     """Of one model's answers."""
 
     means: Mapping[str, Estimate]
-    """Per answer, averaged with an interval over samples; a number that an answer cannot have (trigrams of two words) is left out."""
+    """Per answer, averaged with an interval over samples.
+
+    A number that an answer cannot have (trigrams of two words) is left out.
+    """
     distinct: Mapping[str, float] = field(default_factory=dict)
     """distinct_n (1510.03055): different n-grams of all answers together / their number. It falls as texts get more, so
     compare equal numbers of answers."""
@@ -53,7 +56,7 @@ class Diversity:
 
 
 def diversity(texts: Sequence[Text], *, seed: int = 0) -> Diversity:
-    """The statistics of at least one answer; several to one sample count as their mean."""
+    """Return the statistics of at least one answer; several to one sample count as their mean."""
     by_sample: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for text in texts:
         for name, value in statistics_of(text).items():
@@ -70,7 +73,7 @@ def diversity(texts: Sequence[Text], *, seed: int = 0) -> Diversity:
 
 
 def statistics_of(text: Text) -> dict[str, float]:
-    """Of one answer: `words`, and what an answer of so many words can have.
+    """Measure one answer: `words`, and what an answer of so many words can have.
 
     >>> found = statistics_of(Text(sample_id="s", answer="a cat sat on a mat", prompt="A cat sat.", gold="a cat on a mat"))
     >>> found["words"], found["unseen_trigram_percent"], round(found["unique_word_percent"], 1)  # 3 of 4; 5 of 6
@@ -93,7 +96,7 @@ def statistics_of(text: Text) -> dict[str, float]:
 
 
 def sections(prompt: str) -> dict[str, str]:
-    """Heading -> text under it, of a prompt with Markdown headings; several of one heading are one section.
+    """Return heading -> text under it, of a prompt with Markdown headings; several of one heading are one section.
 
     >>> sections("Read.\\n### Plot ###\\nA dog.\\n### Style\\nShort.")
     {'Plot': '\\nA dog.\\n', 'Style': '\\nShort.'}
@@ -106,7 +109,7 @@ def sections(prompt: str) -> dict[str, str]:
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-case words of letters and digits, as `rouge-score` takes them without stemming."""
+    """Return lower-case words of letters and digits, as `rouge-score` takes them without stemming."""
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
@@ -115,20 +118,20 @@ def ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def distinct_share(texts: Sequence[Sequence[str]], n: int) -> float | None:
-    """Different n-grams / all n-grams of the texts; None where no text has n words."""
+    """Return different n-grams / all n-grams of the texts; None where no text has n words."""
     found = [one for words in texts for one in ngrams(words, n)]
     return len(set(found)) / len(found) if found else None
 
 
 def rouge_l(words: Sequence[str], others: Sequence[str]) -> tuple[float, float]:
-    """(precision, F1) of `words` against `others`, neither empty (Lin 2004)."""
+    """Return (precision, F1) of `words` against `others`, neither empty (Lin 2004)."""
     common = common_subsequence_length(words, others)
     precision, recall = common / len(words), common / len(others)
     return precision, 2 * precision * recall / (precision + recall) if common else 0.0
 
 
 def common_subsequence_length(words: Sequence[str], others: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a row of the usual table at a time as bits of one integer (Hyyrö 2004).
+    """Return the length of the longest common subsequence, a row of the usual table at a time as bits of one integer (Hyyrö 2004).
 
     A bit of `row` is 0 where the subsequence grows by one within `words`.
 

@@ -10,11 +10,11 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from troupe.chat import prompt_messages
-from troupe.config.evaluation import EndpointModelConfig
+from troupe.config.evaluation import AnsweringConfig, EndpointModelConfig
 from troupe.errors import ConfigError, RewardError
 from troupe.evaluation.stored_answers import AnswerLog
 from troupe.files import now
@@ -32,36 +32,22 @@ REFUSALS = 3
 class AnsweringEndpoint:
     """A model behind an endpoint; ConfigError for an address that cannot be one, or a key that is not there."""
 
-    def __init__(
-        self, name: str, settings: EndpointModelConfig, *, max_response_tokens: int, sampling: Mapping[str, float]
-    ) -> None:
+    def __init__(self, name: str, settings: EndpointModelConfig, config: AnsweringConfig) -> None:
         self.name, self._settings = name, settings
-        given = {**sampling, "max_tokens": max_response_tokens, **settings.options}
+        given = {**config.sampling, "max_tokens": config.max_response_tokens, **settings.options}
         self._options = {key: value for key, value in given.items() if value is not None}
-        self._budget = BudgetConfig(
-            prompt_price=settings.prompt_price, completion_price=settings.completion_price, max_cost=settings.max_cost
-        )
+        self._budget = BudgetConfig(**settings.model_dump(include={"prompt_price", "completion_price", "max_cost"}))
+        same = settings.model_dump(include=set(EndpointConfig.model_fields) - {"options"})
         try:
-            self._endpoint = ChatEndpoint(
-                EndpointConfig(
-                    base_url=settings.base_url,
-                    model=settings.model,
-                    api_key_env=settings.api_key_env,
-                    options=self._options,
-                    max_concurrency=settings.max_concurrency,
-                    timeout_s=settings.timeout_s,
-                    patience_s=settings.patience_s,
-                    backoff_s=settings.backoff_s,
-                    cache=None,  # what is sampled twice must be asked twice; the log remembers
-                    budget=self._budget,
-                )
-            )
+            # No cache: what is sampled twice must be asked twice, and the log remembers.
+            endpoint = EndpointConfig(**same, options=self._options, cache=None, budget=self._budget)
+            self._endpoint = ChatEndpoint(endpoint)
         except ValueError as error:
             raise ConfigError(f"endpoints.{name}: {str(error).replace('argument ', '')}") from None
         self._answered = self._refused = 0
 
     def question(self, sample: Sample, repeat: int) -> str:
-        """A hash of everything that an answer depends on."""
+        """Return a hash of everything that an answer depends on."""
         asked = [
             self._settings.base_url.rstrip("/"),
             self._settings.model,
@@ -73,7 +59,10 @@ class AnsweringEndpoint:
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
 
     async def answer_all(self, samples: Sequence[Sample], repeats: int, answers: AnswerLog) -> None:
-        """Ask whatever `answers` does not hold, as many at once as the endpoint allows; each answer is on disk at once."""
+        """Ask whatever `answers` does not hold, as many at once as the endpoint allows.
+
+        Each answer is on disk at once.
+        """
         known = answers.known()
         for repeat in range(repeats):  # one after the other: two equal questions at one moment would get one answer
             asked = [sample for sample in samples if self.question(sample, repeat) not in known]
@@ -88,7 +77,7 @@ class AnsweringEndpoint:
                 answers.append(await self._asked(sample, repeat))
 
     async def _asked(self, sample: Sample, repeat: int) -> dict[str, Any]:
-        """The line of one question: its answer, or why there is none, and what it took."""
+        """Return the line of one question: its answer, or why there is none, and what it took."""
         reason: str | None = None
         text: str | None = None
         with collected_calls() as calls:
@@ -123,5 +112,5 @@ class AnsweringEndpoint:
 
 
 def _not_empty(reply: str) -> str | None:
-    """A model that says nothing, because it thought until its limit for example, has not answered."""
+    """Return the reply; an empty one, of a model that thought until its limit for example, is no answer."""
     return reply if reply.strip() else None

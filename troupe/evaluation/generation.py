@@ -1,13 +1,12 @@
 """The two phases of an evaluation: engines answer, one model after the other; then a reward model scores all answers.
 
-Whoever had a device is gone before the next one takes it, so two models fit one. What is measured of the numbers is
-the job's business.
+A model has left its device before the next one takes it, so two models fit one.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from troupe.actors.generator import GeneratorWorker
@@ -19,7 +18,7 @@ from troupe.chat import encode_answer, encode_prompt
 from troupe.config.evaluation import AnsweringConfig
 from troupe.config.models import PretrainedModelConfig, RewardModelConfig
 from troupe.errors import TroupeError
-from troupe.evaluation.stored_answers import Answers
+from troupe.evaluation.stored_answers import AnswersByRepeat
 from troupe.processes.waiting import waiting
 from troupe.records import Branch, Group, Sample
 from troupe.training.episodes import Episodes
@@ -34,7 +33,7 @@ CLOSING_S = 60
 
 
 def evaluation_seats(config: AnsweringConfig, *, device: str) -> list[RankPlacement]:
-    """Every rank's bundle: the reward model sits where the engines sat, which are gone by then."""
+    """Return every rank's bundle: the reward model takes those of the engines, which are gone by then."""
     gpu = int(device == "cuda")
     width = gpu * config.generator.tensor_parallel_size
     engines = config.generator.num_engines
@@ -53,7 +52,7 @@ def evaluation_seats(config: AnsweringConfig, *, device: str) -> list[RankPlacem
 
 @contextlib.contextmanager
 def evaluation_cluster(config: AnsweringConfig) -> Iterator[Cluster]:
-    """The machines, with a place for every role."""
+    """Reserve the machines, with a place for every role."""
     cluster = Cluster(config.placement)
     try:
         cluster.reserve(evaluation_seats(config, device=cluster.machine.device), config.generator.init_timeout_s)
@@ -71,21 +70,10 @@ def generate(
     model_path: str,
     samples: Sequence[Sample],
     tokenizer: PreTrainedTokenizerBase,
-) -> dict[str, Branch]:
-    """One answer of the model to every sample; its engines are gone afterwards."""
-    return generate_repeatedly(cluster, config, model_path, samples, tokenizer, seeds=[config.seed])[0]
-
-
-def generate_repeatedly(
-    cluster: Cluster,
-    config: AnsweringConfig,
-    model_path: str,
-    samples: Sequence[Sample],
-    tokenizer: PreTrainedTokenizerBase,
     *,
     seeds: Sequence[int],
 ) -> list[dict[str, Branch]]:
-    """One answer to every sample for each of the seeds, by the same engines."""
+    """Return the model's answer to every sample for each of the seeds; its engines are gone afterwards."""
     with (
         waiting(f"{model_path} answers {len(samples)} prompts"),
         _engines(cluster, config, model_path) as generators,
@@ -114,7 +102,7 @@ def generate_repeatedly(
 def _games(
     config: AnsweringConfig, generators: Generators, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Episodes | None]:
-    """Who plays the games, where there is an environment."""
+    """Start what plays the games, where there is an environment."""
     if config.environment is None:
         yield None
         return
@@ -143,7 +131,7 @@ def _engines(cluster: Cluster, config: AnsweringConfig, model_path: str) -> Iter
         start_generators(group, config.generator)
         yield generators
     finally:
-        # Asked first: an engine's own processes would hold the device for a while after their parent was killed.
+        # Closed first: an engine's own processes would hold the device for a while after their parent was killed.
         with contextlib.suppress(TroupeError):
             group.gather(group.start(GeneratorWorker.close), CLOSING_S, "closing")
         generators.shutdown()
@@ -157,16 +145,16 @@ def reward_scores(
     config: AnsweringConfig,
     settings: RewardModelConfig,
     samples: Sequence[Sample],
-    answers: Mapping[str, Answers],
-) -> dict[str, dict[str, float]]:
-    """Name -> sample_id -> the reward model's score, of every answer of every name; a missing answer has none.
+    answers: AnswersByRepeat,
+) -> dict[tuple[str, int], dict[str, float]]:
+    """Return (name, repeat) -> sample_id -> the reward model's score; a missing answer has none.
 
     All answers to a prompt share one row and its prompt, encoded as the reward model's own tokenizer encodes it; equal
     answers are scored once, so that they cannot differ by rounding.
     """
     model_config = PretrainedModelConfig(path=settings.path, trust_remote_code=settings.trust_remote_code)
     with contextlib.ExitStack() as stack:
-        starter = RoleStarter(
+        casting = RoleStarter(
             stack,
             cluster,
             model_config,
@@ -176,35 +164,38 @@ def reward_scores(
             seed=config.seed,
         )
         stack.enter_context(waiting(f"{settings.path} scores the answers"))
-        model = starter.reward_model(settings, row_tokens=ROW_TOKENS, timeout_s=config.generator.init_timeout_s)
-        return _scores(model, starter.tokenizer, samples, answers)
+        model = casting.reward_model(settings, row_tokens=ROW_TOKENS, timeout_s=config.generator.init_timeout_s)
+        return _scores(model, casting.tokenizer, samples, answers)
 
 
 def _scores(
-    model: RewardModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], answers: Mapping[str, Answers]
-) -> dict[str, dict[str, float]]:
-    asked = []
+    model: RewardModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], answers: AnswersByRepeat
+) -> dict[tuple[str, int], dict[str, float]]:
+    submitted = []
     for sample in samples:
         branches = {
-            name: with_tokens(of_name[sample.sample_id], tokenizer)
-            for name, of_name in answers.items()
-            if sample.sample_id in of_name
+            key: with_tokens(given[sample.sample_id], tokenizer)
+            for key, given in answers.items()
+            if sample.sample_id in given
         }
         if not branches:
             continue
         distinct = {tuple(branch.token_ids): branch for branch in branches.values()}
         group = Group(sample=sample, prompt_ids=encode_prompt(tokenizer, sample), branches=list(distinct.values()))
-        asked.append((sample.sample_id, branches, list(distinct), model.score(group)))
-    scores: dict[str, dict[str, float]] = {name: {} for name in answers}
-    for sample_id, branches, keys, future in asked:
-        found = {key: parts[LABEL] for key, parts in zip(keys, future.result(), strict=True)}
-        for name, branch in branches.items():
-            scores[name][sample_id] = found[tuple(branch.token_ids)]
+        submitted.append((sample.sample_id, branches, list(distinct), model.score(group)))
+    scores: dict[tuple[str, int], dict[str, float]] = {key: {} for key in answers}
+    for sample_id, branches, distinct_ids, future in submitted:
+        found = {ids: parts[LABEL] for ids, parts in zip(distinct_ids, future.result(), strict=True)}
+        for key, branch in branches.items():
+            scores[key][sample_id] = found[tuple(branch.token_ids)]
     return scores
 
 
 def with_tokens(branch: Branch, tokenizer: PreTrainedTokenizerBase) -> Branch:
-    """The branch as a model would have sampled it, where only its text is known: a cut one lacks its end of turn."""
+    """Return the branch as a model would have sampled it, where only its text is known.
+
+    A cut one has no end of turn.
+    """
     if branch.token_ids:
         return branch
     ids = encode_answer(tokenizer, branch.text)

@@ -1,6 +1,6 @@
 """Answers on disk between the two phases of an evaluation, so that a crash while scoring loses no generation.
 
-Beside each file lies what its answers depend on, written last; answers of other settings are as good as none.
+Beside each file is what its answers depend on, written last; answers of other settings are as good as none.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 Answers = Mapping[str, Branch]
 """A model's answers: sample_id -> branch."""
+AnswersByRepeat = Mapping[tuple[str, int], Answers]
+"""(name, repeat) -> answers; an answer that could not be had is not among them."""
 
 
 class AnswerStore:
@@ -44,7 +46,10 @@ class AnswerStore:
         write_atomically(self._settings(name), to_json(settings, indent=2) + "\n")
 
     def read(self, name: str, sample_ids: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Branch] | None:
-        """The stored answers to exactly these samples; None where there are none, or they were made otherwise."""
+        """Return the stored answers to exactly these samples.
+
+        None where there are none, or they were made otherwise.
+        """
         stored = read_json(self._settings(name))
         if stored is None:
             return None
@@ -81,22 +86,22 @@ class AnswerLog:
         self._lines.append(row)
 
     def known(self) -> set[str]:
-        """The questions that have an answer."""
+        """Return the questions that have an answer."""
         return {row["question"] for row in read_lines(self._path) if row.get("text") is not None}
 
     def rows(self, questions: Sequence[str]) -> list[dict[str, Any]]:
-        """Every line of these questions, failures too, in the order they were written."""
+        """Return every line of these questions, failures too, in the order they were written."""
         wanted = set(questions)
         return [row for row in read_lines(self._path) if row.get("question") in wanted]
 
 
 def text_branch(row: Mapping[str, Any]) -> Branch:
-    """The answer of a line whose tokens nobody knows."""
+    """Return the answer of a line, without tokens, which are not known."""
     return Branch(token_ids=(), text=row["text"], finish_reason=row.get("finish_reason") or "stop")
 
 
 def _game(branch: Branch) -> dict[str, Any]:
-    """What only a game has: whose tokens are whose, and how it ended."""
+    """Return what only a game has: the mask of the model's tokens, and how it ended."""
     mask = {} if branch.loss_mask is None else {"loss_mask": list(branch.loss_mask)}
     if branch.outcome is None:
         return mask

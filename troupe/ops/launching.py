@@ -1,7 +1,7 @@
 """A cluster seen from your own machine: started and ended by Ray's launcher, reached through ssh, given jobs.
 
 `Cluster` runs `ray up`, `ray down` and `ray rsync-down` with one file of the launcher; `Jobs` is Ray's job SDK at a
-dashboard. What a person reads of it all is `jobs/launch.py`'s business.
+dashboard. What is printed of it is `jobs/launch.py`'s business.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,12 +29,13 @@ import yaml
 
 from troupe.environment import ENV_FILE, read_env_file
 from troupe.errors import ClusterError, ConfigError
+from troupe.processes.sockets import listen
 from troupe.processes.stopping import INTERRUPTIONS
 from troupe.processes.subprocesses import Ended, run_logged
 from troupe.project import CACHE, ROOT
 
+RAY = str(Path(sys.executable).with_name("ray"))
 LOGS = CACHE / "launch"
-DASHBOARD_PORT = 8265
 POLL_S = 1.0
 AGENT_TIMEOUT_S = 120.0
 """Seconds in which a cluster that just came up begins to accept jobs."""
@@ -44,10 +45,10 @@ STOP_WAIT_S = 600
 
 
 class Cluster:
-    """What a file of `ray up` describes."""
+    """A cluster as a file of `ray up` describes it."""
 
     def __init__(self, file: Path) -> None:
-        """Raises ConfigError where the file is no cluster's, or ssh and rsync, which Ray calls, are missing."""
+        """Read the file. Raises ConfigError where it is no cluster's, or ssh and rsync, which Ray calls, are missing."""
         self.file = file.resolve()
         try:
             self._settings: dict[str, Any] = yaml.safe_load(self.file.read_text())
@@ -71,26 +72,25 @@ class Cluster:
 
     @property
     def runs(self) -> str | None:
-        """Where the run directories lie on the cluster: beside the project; None where the file does not mount it."""
+        """Return where the run directories are on the cluster: beside the project; None where the file does not mount it."""
         mounts = self._settings.get("file_mounts") or {}
         project = next((Path(there).parent for there, here in mounts.items() if here == "troupe"), None)
         return str(project.with_name("runs")) if project is not None and project.is_absolute() else None
 
     @property
     def num_machines(self) -> int:
-        """The machines that are up before anybody asks for more."""
+        """Count the machines that are up from the start."""
         if "worker_ips" in self._settings.get("provider", {}):
             return 1 + self._settings.get("min_workers", len(self._settings["provider"]["worker_ips"]))
         types = self._settings.get("available_node_types", {})
         return 1 + sum(kind.get("min_workers", 0) for kind in types.values())
 
     def exists(self) -> bool:
-        """Whether the launcher knows a head."""
-        asked = _ray(["get-head-ip", str(self.file)])
-        return asked.returncode == 0
+        """Return whether the launcher knows a head."""
+        return _ray(["get-head-ip", str(self.file)]).returncode == 0
 
     def start(self, timeout_s: float) -> None:
-        """`ray up`, live on our console. Raises ClusterError with its last line when it fails or takes too long."""
+        """Run `ray up`, live on our console. Raises ClusterError with its last line when it fails or takes too long."""
         if not (Path.home() / ".ray" / "auth_token").exists():
             _ray(["get-auth-token", "--generate"])  # prints the token: not on our console
         ended = self._run(["up", "--yes", "--no-config-cache", str(self.file)], timeout_s)
@@ -101,14 +101,13 @@ class Cluster:
             raise ClusterError(f"`ray up` failed for {self.name}: {_last(ended.tail)}{left}")
 
     def stop(self, timeout_s: float) -> None:
-        """`ray down`: machines of a cloud are given back, on your own Ray ends."""
+        """Run `ray down`: machines of a cloud are given back, on your own Ray ends."""
         self._stop_workers(timeout_s)
         ended = self._run(["down", "--yes", str(self.file)], timeout_s)
         if ended.timed_out or ended.status:
             why = f"it took longer than {timeout_s:.0f} s" if ended.timed_out else _last(ended.tail)
-            raise ClusterError(
-                f"`ray down` failed for {self.name}: {why}; run it again, and look at the provider's console: what still runs costs"
-            )
+            remedy = "run it again, and look at the provider's console: what still runs costs"
+            raise ClusterError(f"`ray down` failed for {self.name}: {why}; {remedy}")
 
     def _stop_workers(self, timeout_s: float) -> None:
         """End Ray on your own machines beside the head, which reaches them.
@@ -129,18 +128,19 @@ class Cluster:
     def fetch(self, source: str, target: Path) -> None:
         """Copy a directory of the head here; what is here already is not copied again."""
         target.mkdir(parents=True, exist_ok=True)
-        ended = self._run(["rsync-down", str(self.file), f"{source.rstrip('/')}/", f"{target}/"], None)
+        ended = self._run(["rsync-down", str(self.file), f"{source.rstrip('/')}/", f"{target}/"])
         if ended.status:
             raise ClusterError(f"{source} of {self.name} could not be copied to {target}: {_last(ended.tail)}")
 
     @contextlib.contextmanager
     def forwarded(self, timeout_s: float) -> Iterator[str]:
-        """The dashboard's URL on this machine, through ssh, for as long as the block lasts."""
-        port = _free_port()
+        """Forward the dashboard through ssh for as long as the block lasts; yields its URL on this machine."""
+        with listen("127.0.0.1", 0) as probe:
+            port = probe.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
         with tempfile.TemporaryFile("w+") as said:
-            command = [*_ray_command(), "dashboard", str(self.file), "--port", str(port)]
             tunnel = subprocess.Popen(
-                command,
+                [RAY, "dashboard", str(self.file), "--port", str(port)],
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
@@ -149,25 +149,23 @@ class Cluster:
                 start_new_session=True,
             )
             try:
-                url = f"http://127.0.0.1:{port}"
                 answered = _wait(lambda: _answers(url) or tunnel.poll() is not None, timeout_s)
                 if not answered or tunnel.poll() is not None:
                     said.seek(0)
                     why = f"nothing answered within {timeout_s:.0f} s" if not answered else _last(said.readlines())
-                    raise ClusterError(
-                        f"the dashboard of {self.name} cannot be reached through ssh: {why}; python jobs/launch.py up starts the cluster"
-                    )
+                    remedy = "python jobs/launch.py up starts the cluster"
+                    raise ClusterError(f"the dashboard of {self.name} cannot be reached through ssh: {why}; {remedy}")
                 yield url
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(tunnel.pid, signal.SIGTERM)
                 tunnel.wait()
 
-    def _run(self, arguments: list[str], timeout_s: float | None) -> Ended:
+    def _run(self, arguments: list[str], timeout_s: float = math.inf) -> Ended:
         LOGS.mkdir(parents=True, exist_ok=True)
         log = LOGS / f"{self.name}.log"
         # The file's relative paths are the project's.
-        ended = run_logged([*_ray_command(), *arguments], log, _environment(), directory=ROOT, timeout_s=timeout_s)
+        ended = run_logged([RAY, *arguments], log, _environment(), directory=ROOT, timeout_s=timeout_s)
         if ended.interrupted:
             raise KeyboardInterrupt
         return ended
@@ -177,7 +175,6 @@ class Jobs:
     """The jobs of a cluster whose dashboard answers at `url`."""
 
     def __init__(self, url: str) -> None:
-        """Raises ClusterError where the token is not the cluster's."""
         self.url = url
 
     @cached_property
@@ -199,7 +196,7 @@ class Jobs:
             raise ClusterError(f"no Ray dashboard answers at {self.url}: {error}") from None
 
     def machines(self) -> list[dict[str, Any]]:
-        """Address and resources of each machine that is up."""
+        """Return address and resources of each machine that is up."""
         os.environ["RAY_AUTH_MODE"] = "token"  # before Ray is imported
         from ray.util.state import list_nodes
 
@@ -207,7 +204,7 @@ class Jobs:
         return [{"address": node.node_ip, **node.resources_total} for node in nodes]
 
     def wait_for_machines(self, count: int, timeout_s: float) -> list[dict[str, Any]]:
-        """The machines, once there are `count` of them."""
+        """Return the machines, once there are `count` of them."""
         if not _wait(lambda: len(self.machines()) >= count, timeout_s):
             raise ClusterError(
                 f"{len(self.machines())} of {count} machines joined within {timeout_s:.0f} s; `ray monitor FILE` shows why the others did not. "
@@ -216,7 +213,7 @@ class Jobs:
         return self.machines()
 
     def submit(self, command: Sequence[str]) -> str:
-        """Start `command` in a copy of the project; the job's id.
+        """Start `command` in a copy of the project; returns the job's id.
 
         `.env` goes with the copy and every process of the job reads it there. As `env_vars` of the job its values
         would stand in the logs of Ray's agents and in what `ray job list` prints.
@@ -244,30 +241,23 @@ class Jobs:
             raise ClusterError("the cluster has had no job; python jobs/launch.py submit -- COMMAND starts one")
         return max(jobs, key=lambda job: job.start_time or 0).submission_id
 
-    def follow(self, job: str, show: Callable[[str], None], *, shown: int = 0) -> int:
-        """Show the job's output beyond its first `shown` characters until it ends; how many it has.
+    def output(self, job: str, *, skip: int = 0) -> Iterator[str]:
+        """Yield the job's output beyond its first `skip` characters until it ends.
 
-        Raises ConnectionError when the connection breaks, with that number as its argument.
+        Raises OSError or RuntimeError where the connection breaks.
         """
-        place = shown
+        pieces = self._client.tail_job_logs(job)
 
-        async def tail() -> None:
-            nonlocal place
-            position = 0
-            async for piece in self._client.tail_job_logs(job):
-                show(piece[max(0, place - position) :])
-                position += len(piece)
-                place = max(place, position)
+        async def next_piece() -> str | None:
+            return await anext(pieces, None)
 
-        try:
-            asyncio.run(tail())
-        except (OSError, RuntimeError) as error:
-            self.status(job)  # an unknown job is no broken connection
-            raise ConnectionError(place) from error
-        return place
+        with asyncio.Runner() as runner:
+            while (piece := runner.run(next_piece())) is not None:
+                yield piece[skip:]
+                skip = max(skip - len(piece), 0)
 
     def status(self, job: str) -> tuple[str, str]:
-        """(PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED or INTERRUPTED, what Ray says of it)."""
+        """Return (PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED or INTERRUPTED, Ray's message)."""
         try:
             info = self._client.get_job_info(job)
         except RuntimeError as error:
@@ -277,7 +267,7 @@ class Jobs:
         return "INTERRUPTED" if interrupted else str(info.status), info.message or ""
 
     def stop(self, job: str, timeout_s: float) -> str:
-        """Ask the job to end; its state then."""
+        """Have the job end; returns its state then."""
         self.status(job)
         self._client.stop_job(job)
         if not _wait(lambda: self.status(job)[0] not in ("PENDING", "RUNNING"), timeout_s):
@@ -288,40 +278,21 @@ class Jobs:
 
 
 def env_file() -> dict[str, str]:
-    """What `.env` gives a job and Ray's launcher. Raises ConfigError with file and line where it is malformed."""
+    """Return what `.env` gives a job and Ray's launcher. Raises ConfigError with file and line where it is malformed."""
     file = ROOT / ENV_FILE
     return read_env_file(file) if file.is_file() else {}
 
 
-def _ray_command() -> list[str]:
-    return [str(Path(sys.executable).with_name("ray"))]
-
-
 def _ray(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*_ray_command(), *arguments], cwd=ROOT, env=_environment(), capture_output=True, text=True, check=False
-    )
+    return subprocess.run([RAY, *arguments], cwd=ROOT, env=_environment(), capture_output=True, text=True, check=False)
 
 
 def _environment() -> dict[str, str]:
     return {**env_file(), **os.environ, "RAY_AUTH_MODE": "token"}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", DASHBOARD_PORT if _is_free(DASHBOARD_PORT) else 0))
-        return int(probe.getsockname()[1])
-
-
-def _is_free(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.socket() as probe:
-        probe.bind(("127.0.0.1", port))
-        return True
-    return False
-
-
 def _answers(url: str) -> bool:
-    """Whether a dashboard is there, even one that wants a token."""
+    """Return whether a dashboard is there, even one that wants a token."""
     try:
         urllib.request.urlopen(f"{url}/api/version", timeout=PROBE_TIMEOUT_S).close()
     except urllib.error.HTTPError:
@@ -341,5 +312,5 @@ def _wait(condition: Callable[[], bool], timeout_s: float) -> bool:
 
 
 def _last(lines: Sequence[str]) -> str:
-    """The last line that says something."""
+    """Return the last line that is not blank."""
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")

@@ -32,7 +32,7 @@ State = Literal["waiting", "running", "finished", "stopped", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRecord:
-    """What is known of a stage: what it was run with, how that ended, and what it left."""
+    """A stage as it was run: with what, how that ended, and what it left."""
 
     job: str
     state: State = "waiting"
@@ -55,7 +55,7 @@ class StageRecord:
 
     @classmethod
     def read(cls, values: Any) -> StageRecord | None:
-        """A record from JSON; None where another version wrote it in a way that this one cannot read."""
+        """Read a record from JSON; None where another version wrote it in a way that this one cannot read."""
         known = {name.name for name in fields(cls)}
         if not isinstance(values, dict) or "job" not in values:
             return None
@@ -64,7 +64,7 @@ class StageRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What to do with a stage, and why in a few words."""
+    """The thing to do with a stage, and why in a few words."""
 
     action: Literal["skip", "run", "resume", "anew"]
     why: str
@@ -97,7 +97,7 @@ class PipelineState:
         write_atomically(self._file, to_json(content, indent=2) + "\n")
 
     def resolve(self, reference: Reference) -> dict[str, str]:
-        """Where the thing lies that `reference` names, and what tells it from any other: path and identity.
+        """Return the stage, path and identity (a digest of the content) of what `reference` names.
 
         Raises CheckpointError when the stage is not finished, or what it handed over is not there.
         """
@@ -116,7 +116,6 @@ class PipelineState:
 
 
 def decide(
-    name: str,
     record: StageRecord,
     *,
     job: str,
@@ -125,7 +124,7 @@ def decide(
     remade: Collection[str],
     forced: bool,
 ) -> Decision:
-    """Whether a stage is skipped, goes on, or runs again.
+    """Decide whether a stage is skipped, goes on, or runs again.
 
     `inputs` are the resolved ones, None where a stage of `remade`, which will run before it, is among them.
     """
@@ -136,15 +135,14 @@ def decide(
     if job != record.job:
         return Decision(action="anew", why=f"its job was {record.job}")
     if inputs is None:
-        return Decision(action="anew", why=f"{_listed(remade)} before it {'run' if len(remade) > 1 else 'runs'}")
-    recipe = as_json(recipe)
+        return Decision(action="anew", why=f"{', '.join(remade)} before it {'run' if len(remade) > 1 else 'runs'}")
     changed = changed_keys(record.recipe, recipe)
     # A run that was not at its end may have its length changed, as any run may that is resumed.
     if changed and not (changed == ["steps"] and record.state != "finished"):
         return Decision(action="anew", why=_differences(record.recipe, recipe, changed))
-    others = [key for key in inputs if _identities(inputs[key]) != _identities(record.inputs.get(key))]
-    if others or set(record.inputs) - set(inputs):
-        return Decision(action="anew", why=f"{_listed(others or ['an input'])} is another one than before")
+    others = [key for key in {**inputs, **record.inputs} if inputs.get(key) != record.inputs.get(key)]
+    if others:
+        return Decision(action="anew", why=f"{', '.join(others)} is another one than before")
     if record.state != "finished":
         return Decision(action="resume", why=UNFINISHED[record.state])
     if record.handover is not None and not Path(record.handover).exists():
@@ -153,7 +151,7 @@ def decide(
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The settings that decide results and differ."""
+    """Return the settings that decide results and differ."""
     absent = object()
     return [
         key
@@ -162,26 +160,21 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
     ]
 
 
-def without_inputs(recipe: Mapping[str, Any], inputs: Iterable[str]) -> dict[str, Any]:
-    """A flat recipe without the settings that inputs give."""
+def comparable(recipe: Mapping[str, Any], inputs: Iterable[str]) -> dict[str, Any]:
+    """Return a flat recipe without the settings that inputs give, its values as they come back from a JSON file."""
     names = list(inputs)
-    return {key: value for key, value in recipe.items() if not _is_under(key, names)}
-
-
-def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` as they come back from a file, so that they compare equal to what was written."""
-    restored: dict[str, Any] = json.loads(to_json(values))
-    return restored
+    restored: dict[str, Any] = json.loads(to_json(recipe))
+    return {key: value for key, value in restored.items() if not _is_under(key, names)}
 
 
 def handover(output: Path, *, is_run: bool) -> Path:
-    """What a finished stage hands over: a run's best checkpoint, else its latest; where there is none, its output."""
+    """Return what a finished stage hands over: a run's best checkpoint, else its latest; where there is none, its output."""
     store = CheckpointStore(output / "checkpoints")
     return store.path(store.choose("best", model_damage)) if is_run and store.steps() else output
 
 
 def identity(path: Path) -> str:
-    """A digest of what lies at `path`: of a checkpoint its manifest, which has every file's; else of all content."""
+    """Return a digest of what is at `path`: of a checkpoint its manifest, which has every file's; else of all content."""
     digest = hashlib.sha256()
     files = [path / MANIFEST] if (path / MANIFEST).is_file() else [path]
     if files == [path] and path.is_dir():
@@ -194,7 +187,7 @@ def identity(path: Path) -> str:
 
 
 def begun_again(record: StageRecord, decision: Decision, **given: Any) -> StageRecord:
-    """The record of a stage whose process is about to start; the time of the runs it continues stays counted."""
+    """Return the record of a stage whose process is about to start; the time of the runs it continues stays counted."""
     kept = record if decision.action == "resume" else StageRecord(job=record.job)
     return replace(kept, **given, state="running", begun=kept.begun or now(), error=None, tail=[], handover=None)
 
@@ -203,17 +196,9 @@ def _is_under(key: str, prefixes: Iterable[str]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def _identities(given: Any) -> list[tuple[str, str]]:
-    return [(item["path"], item["identity"]) for item in given or []]
-
-
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], keys: list[str]) -> str:
     def shown(values: Mapping[str, Any], key: str) -> str:
         return to_json(values[key]) if key in values else "absent"
 
-    told = [f"{key} was {shown(before, key)}, is {shown(after, key)}" for key in keys[:MOST_SHOWN]]
-    return "; ".join(told) + (f"; and {len(keys) - MOST_SHOWN} more" if len(keys) > MOST_SHOWN else "")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)
+    shown_keys = [f"{key} was {shown(before, key)}, is {shown(after, key)}" for key in keys[:MOST_SHOWN]]
+    return "; ".join(shown_keys) + (f"; and {len(keys) - MOST_SHOWN} more" if len(keys) > MOST_SHOWN else "")

@@ -1,7 +1,9 @@
 """How a process ended, as a sentence that a person can use: by which signal or status, what it did, and what helps.
 
-A native death (an illegal instruction, a crash in C++, the kernel's memory killer) leaves no Python error. What is left is
-the exit status, where somebody collected it, the process's own stderr, and the kernel's log; this module reads the three.
+A native death (an illegal instruction, a crash in C++, the kernel's memory killer) leaves no Python error. What is left
+is
+the exit status, where somebody collected it, the process's own stderr, and the kernel's log; this module reads the
+three.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ CAUSES = {
 
 # What native code and Python's own fault handler write to stderr before a signal ends the process.
 FATAL = re.compile(
-    r"\*\*\* (SIG[A-Z]+) received|Fatal Python error: (Illegal instruction|Segmentation fault|Bus error|Floating-point exception|Aborted)"
+    r"\*\*\* (SIG[A-Z]+) received|Fatal Python error: (Illegal instruction|Segmentation fault|Bus "
+    r"error|Floating-point exception|Aborted)"
 )
 FATAL_NAMES = {
     "Illegal instruction": signal.SIGILL,
@@ -55,7 +58,8 @@ REMEDIES: Sequence[tuple[str, str]] = (
     ),
     (
         r"SIGKILL|can't allocate memory|out of memory|OutOfMemory|MemoryError|Cannot allocate memory",
-        "`--dry-run` estimates what each role takes; lower policy.row_tokens or generator.cpu_cache_gib, or take a smaller model",
+        "`--dry-run` estimates what each role takes; lower policy.row_tokens or generator.cpu_cache_gib, or take a "
+        "smaller model",
     ),
 )
 
@@ -116,7 +120,7 @@ def find_remedy(texts: Sequence[str]) -> str:
 
 
 def memory_report(pid: int = 0) -> str:
-    """Return what the kernel says of memory: its own line on the death of `pid`, or what is free now."""
+    """Return what the kernel reports of memory: its own line on the death of `pid`, or what is free now."""
     if pid and (line := _kernel_line(pid)):
         return f"the kernel says: {line}"
     memory = psutil.virtual_memory()
@@ -129,7 +133,7 @@ def memory_report(pid: int = 0) -> str:
 
 
 def _kernel_line(pid: int) -> str:
-    """The kernel's line on a process that it killed; readable for root on most systems."""
+    """Return the kernel's line on a process that it killed; readable for root on most systems."""
     try:
         log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
@@ -176,7 +180,9 @@ def last_lines(path: Path | str, count: int = TAIL_LINES) -> list[str]:
 
 
 def is_worth_reading(line: str) -> bool:
-    """Return whether a line of a worker's stderr says something: blank lines, Ray's marks and lists of modules do not."""
+    """Return whether a line of a worker's stderr states something: blank lines, Ray's marks and lists of modules do
+    not.
+    """
     return bool(line.strip()) and not line.startswith(
         (":job_id:", ":actor_name:", ":task_name:", "Extension modules: ")
     )

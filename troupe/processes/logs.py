@@ -42,7 +42,7 @@ class ProcessLogs:
     """The copies of a run's process logs. Close it to stop copying."""
 
     def __init__(self, directory: Path) -> None:
-        """`directory` is the run's."""
+        """Keep logs in `directory`, the run's."""
         self.directory = directory / LOGS
         self._logs: dict[str, _Log] = {}
         self._lock = threading.Lock()
@@ -50,7 +50,9 @@ class ProcessLogs:
         self._thread: threading.Thread | None = None
 
     def add(self, name: str, *sources: Path) -> None:
-        """Copy `sources`, files that need not exist yet, into `<name>.log` from now on; a restarted process adds its own."""
+        """Copy `sources`, files that need not exist yet, into `<name>.log` from now on; a restarted process adds its
+        own.
+        """
         with self._lock:
             log = self._logs.setdefault(name, _Log(self.directory / f"{name}.log"))
             known = {source.path for source in log.sources}
@@ -60,7 +62,7 @@ class ProcessLogs:
                 self._thread.start()
 
     def path(self, name: str) -> Path:
-        """Return where the log `name` lies."""
+        """Return the path of the log `name`."""
         return self.directory / f"{name}.log"
 
     def copy(self) -> None:
@@ -85,7 +87,7 @@ class ProcessLogs:
 
 
 def _new_lines(source: _Source) -> list[str]:
-    """What was added to a file since the last call, as whole lines."""
+    """Return what was added to a file since the last call, as whole lines."""
     try:
         with open(source.path, "rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -25,7 +25,7 @@ EVALUATED = "evaluated at step"
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, str]:
-    """The few numbers worth a glance, as label and text."""
+    """Return the few numbers worth a glance, as label and text."""
     told = {"reward": "reward/mean"}
     family = next((family for family, leaves in SUPERVISED.items() if f"{family}/{leaves[-1]}" in metrics), None)
     leaves = SUPERVISED.get(family or "", ())
@@ -46,7 +46,7 @@ def headline(metrics: Mapping[str, float]) -> dict[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """`42s`, `3m05s`, `2h07m`."""
+    """Return `42s`, `3m05s`, `2h07m`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -103,5 +103,5 @@ class ProgressLines:
 
 
 def build_progress(name: str, first: int, last: int, console: Console) -> ProgressBar | ProgressLines:
-    """The bar when somebody watches, lines otherwise."""
+    """Return the bar when somebody watches, lines otherwise."""
     return ProgressBar(name, first, last, console) if console.is_terminal else ProgressLines(name, first, last)

@@ -1,7 +1,8 @@
 """Who listens on this machine for Troupe: jobs, Ray's processes, vLLM's engines, each with address, port and purpose.
 
 `jobs/doctor.py` shows the list; docs/operations.md has the table of all ports with the settings that move them. Nothing
-here needs Ray, only psutil, and only processes whose connections this user may see are found. `listen` opens a port on one
+here needs Ray, only psutil, and only processes whose connections this user may see are found. `listen` opens a port on
+one
 address only.
 """
 
@@ -64,12 +65,14 @@ class Listener:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on this one address, for torch's stores: left to themselves they listen on all of them."""
+    """Return a socket that listens on this one address, for torch's stores: left to themselves they listen on all of
+    them.
+    """
     return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
 
 
 def all_listeners() -> Iterable[Listener]:
-    """Every TCP port that a process of this user listens on, as far as the system tells."""
+    """Yield every TCP port that a process of this user listens on, as far as the system shows."""
     import psutil  # doctor imports this file where nothing is installed
 
     for connection in psutil.net_connections("tcp"):
@@ -85,6 +88,8 @@ def all_listeners() -> Iterable[Listener]:
 
 
 def our_listeners(found: Callable[[], Iterable[Listener]] = all_listeners) -> list[Listener]:
-    """Those of Troupe, Ray and vLLM, those beyond loopback first, then by port; this process is not among them."""
+    """Return those of Troupe, Ray and vLLM, those beyond loopback first, then by port; this process is not among
+    them.
+    """
     ours = {listener for listener in found() if listener.purpose is not None and listener.pid != os.getpid()}
     return sorted(ours, key=lambda listener: (listener.ip.is_loopback, listener.port, listener.address))

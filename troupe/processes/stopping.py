@@ -29,12 +29,12 @@ class Interrupted(KeyboardInterrupt):
 
     @classmethod
     def by(cls, error: KeyboardInterrupt, advice: str = "") -> Interrupted:
-        """The interruption that `error` is, with advice."""
+        """Return the interruption that `error` is, with advice."""
         return cls(error.number if isinstance(error, cls) else signal.SIGINT, advice)
 
     @property
     def status(self) -> int:
-        """The exit status that says so."""
+        """The exit status that states it."""
         return 128 + self.number
 
 
@@ -53,7 +53,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def keeping_sigterm() -> Iterator[None]:
-    """Give SIGTERM back to who had it: a library (ray.init) may take it inside the block."""
+    """Give SIGTERM back to its handler: a library (ray.init) may take it inside the block."""
     mine = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -73,7 +73,9 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take both signals; also when a library took one in between. The first handlers found are kept for `restore`."""
+        """Take both signals; also when a library took one in between. The first handlers found are kept for
+        `restore`.
+        """
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -12,12 +12,11 @@ from omegaconf import OmegaConf
 
 from troupe.errors import DataError
 from troupe.files import last_lines, read_json, read_lines
-from troupe.report.charts import Point
 from troupe.runs.logprob_gap import allowed_gap
 from troupe.timeline import TIMELINE_FILE
 
-MOST_ROLLOUTS = 64
-"""Groups of the end of rollouts.jsonl that are read; the file of a long run may not fit into memory."""
+Point = tuple[float, float | None]
+"""(step, value); None where the value was not a finite number."""
 NOT_METRICS = ("step", "at", "wall_s")
 DEFAULT_BEST = {"sft/nll": "nll", "reward_model/accuracy": "accuracy", "dpo/accuracy": "accuracy"}
 """What decides in supervised training, where the recipe does not say it."""
@@ -27,6 +26,7 @@ DEFAULT_BEST = {"sft/nll": "nll", "reward_model/accuracy": "accuracy", "dpo/accu
 class RunRecord:
     """A run directory in memory. A file that is missing is an empty list or mapping."""
 
+    directory: Path
     name: str
     config_text: str
     config: Mapping[str, Any]
@@ -35,7 +35,7 @@ class RunRecord:
     """The lines of metrics.jsonl, by step."""
     events: list[dict[str, Any]]
     rollouts: list[dict[str, Any]]
-    """The last groups of rollouts.jsonl."""
+    """The last group of rollouts.jsonl; `troupe.report.samples` reads the others."""
     answers: list[dict[str, Any]]
     environment: Mapping[str, Any]
     placement: list[dict[str, Any]]
@@ -153,13 +153,14 @@ def read_run(directory: Path) -> RunRecord:
     config = OmegaConf.to_container(OmegaConf.create(config_text), resolve=False)
     lines = [line for line in read_lines(directory / "metrics.jsonl") if isinstance(line.get("step"), int)]
     return RunRecord(
+        directory=directory,
         name=directory.resolve().name,
         config_text=config_text,
         config=config if isinstance(config, dict) else {},
         status=read_json(directory / "status.json") or {},
         metrics=sorted(lines, key=lambda line: line["step"]),
         events=read_lines(directory / "events.jsonl"),
-        rollouts=last_lines(directory / "rollouts.jsonl", MOST_ROLLOUTS),
+        rollouts=last_lines(directory / "rollouts.jsonl", 1),
         answers=read_lines(directory / "answers.jsonl"),
         environment=read_json(directory / "environment.json") or {},
         placement=read_json(directory / "placement.json") or [],

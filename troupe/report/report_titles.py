@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 FAMILIES = ("sft", "reward_model", "dpo")
 """The names before a supervised job's training metrics; `eval/<set>/<metric>` are the same, held out."""
@@ -31,6 +31,12 @@ TITLES = {
     "dpo/chosen_reward": ("Implicit reward of the better answers", "beta times their log-ratio to the reference"),
     "dpo/rejected_reward": ("Implicit reward of the worse answers", "beta times their log-ratio to the reference"),
     "policy/kl": ("KL to the reference", "how far the policy moved, nats per token"),
+    "policy/old_kl": ("KL to the sampling policy", "nats per token, since the answers were sampled"),
+    "policy/ratio_mean": ("Importance ratio", "mean over tokens; 1 in the first minibatch"),
+    "policy/clip_low_fraction": ("Clipped tokens, low side", "share of tokens whose ratio fell below the range"),
+    "policy/clip_high_fraction": ("Clipped tokens, high side", "share of tokens whose ratio rose above the range"),
+    "policy/dual_clip_fraction": ("Dual-clipped tokens", "share of tokens with a negative advantage and a large ratio"),
+    "policy/advantage_max": ("Largest advantage", "in absolute value"),
     "policy/kl_per_answer": ("KL of an answer", "nats, summed over its tokens"),
     "policy/kl_coef": ("KL coefficient", "strength of the pull to the reference"),
     "policy/entropy": ("Entropy", "nats per token; a collapse to 0 ends exploration"),
@@ -82,44 +88,31 @@ GROUPS = {
 HIDDEN = ("consistency/max_gap", "consistency/noise", "time/")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """One curve of a chart."""
-
-    metric: str
-    label: str = ""
-    """What it is called where a chart has several."""
-    color: int = 0
-    held_out: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plot:
+class Plot(NamedTuple):
     """A chart of one run: a metric, or several that are read together."""
 
     title: str
     hint: str
-    members: Sequence[Member]
+    curves: dict[str, str]
+    """Metric -> what it is called in the chart; nothing where it is alone."""
 
 
 TOGETHER = (
-    (("reward_model/chosen", "better"), ("reward_model/rejected", "worse"), "Scores", "mean of the pairs' answers"),
-    (
-        ("dpo/chosen_reward", "better"),
-        ("dpo/rejected_reward", "worse"),
+    Plot("Scores", "mean of the pairs' answers", {"reward_model/chosen": "better", "reward_model/rejected": "worse"}),
+    Plot(
         "Implicit rewards",
         "beta times the log-ratio to the reference",
+        {"dpo/chosen_reward": "better", "dpo/rejected_reward": "worse"},
     ),
-    (
-        ("reward/reward_model/raw", "answers"),
-        ("reward/reward_model/reference", "references"),
+    Plot(
         "Scores of the reward model",
         "mean of the sampled answers, and of the data's own for the same prompts",
+        {"reward/reward_model/raw": "answers", "reward/reward_model/reference": "references"},
     ),
-    (("reward/mean", "score"), ("reward/shaped", "after shaping"), "Reward", "mean over the step's answers"),
-    (("value/return", "returns"), ("value/mean", "values"), "Returns and values", "mean over tokens"),
+    Plot("Reward", "mean over the step's answers", {"reward/mean": "score", "reward/shaped": "after shaping"}),
+    Plot("Returns and values", "mean over tokens", {"value/return": "returns", "value/mean": "values"}),
 )
-"""Two quantities that one chart shows: (metric, label) twice, title, hint."""
+"""Quantities that one chart shows where a run has them all."""
 
 
 def group_of(name: str) -> str | None:
@@ -152,63 +145,37 @@ def title_of(name: str) -> tuple[str, str]:
     return title, family if family not in FAMILIES else ""
 
 
+def training_of(name: str, names: Collection[str]) -> str:
+    """Return the training metric of which `eval/<set>/<metric>` is the held-out side; any other metric is its own."""
+    if not name.startswith("eval/"):
+        return name
+    leaf = name.rpartition("/")[2]
+    return next((f"{family}/{leaf}" for family in FAMILIES if f"{family}/{leaf}" in names), name)
+
+
 def plots(names: Sequence[str]) -> list[Plot]:
-    """The charts of a run that logged `names`, in their order.
+    """Return the charts of a run that logged `names`, in their order.
 
     Training and held-out curves of a quantity share one, and so do the pairs of `TOGETHER`.
     """
-    found, drawn = [], set[str]()
+    together = {name: plot for plot in TOGETHER if set(plot.curves) <= set(names) for name in plot.curves}
+    members: dict[str, list[str]] = {}
     for name in names:
-        if name in drawn:
-            continue
-        plot = _shared(name, names) or Plot(
-            title=title_of(name)[0], hint=title_of(name)[1], members=[Member(metric=name)]
-        )
-        drawn |= {member.metric for member in plot.members}
-        found.append(plot)
-    return found
+        training = training_of(name, names)
+        members.setdefault(next(iter(together[training].curves)) if training in together else training, []).append(name)
+    return [
+        _plot(together.get(first) or Plot(*title_of(first), {first: ""}), some, names)
+        for first, some in members.items()
+    ]
 
 
-def _shared(name: str, names: Sequence[str]) -> Plot | None:
-    """The chart that `name` shares with others of `names`, if there is one."""
-    for first, second, title, hint in TOGETHER:
-        pair = (first, second)
-        members = [
-            member
-            for color, (metric, label) in enumerate(pair)
-            for member in _with_held_out(metric, names, label=label, color=color)
-        ]
-        if all(metric in names for metric, _ in pair) and name in (member.metric for member in members):
-            return Plot(title=title, hint=hint, members=members)
-    training = next((other for other in names if name in held_out(other, names)), name)
-    members = _with_held_out(training, names, label="training", color=0)
-    if len(members) < 2:
-        return None
-    title, hint = title_of(training)
-    return Plot(title=title, hint=hint, members=members)
-
-
-def held_out(name: str, names: Sequence[str]) -> list[str]:
-    """`eval/<set>/<metric>` of a supervised job's training metric `<family>/<metric>`."""
-    family, _, leaf = name.partition("/")
-    if family not in FAMILIES:
-        return []
-    return [other for other in names if other.startswith("eval/") and other.rpartition("/")[2] == leaf]
-
-
-def _with_held_out(name: str, names: Sequence[str], *, label: str, color: int) -> list[Member]:
-    """The metric and its held-out side; alone that is told by the colour, beside others by the line."""
-    others = held_out(name, names)
-    alone = label == "training"
-    members = [Member(metric=name, label=label, color=color)]
-    for index, other in enumerate(others, start=1):
-        where = "held out" if len(others) == 1 else f"held out, {other.split('/')[1].replace('_', ' ')}"
-        members.append(
-            Member(
-                metric=other,
-                label=where if alone else f"{label}, {where}",
-                color=index if alone else color,
-                held_out=True,
-            )
-        )
-    return members
+def _plot(plot: Plot, members: Sequence[str], names: Sequence[str]) -> Plot:
+    """Return the plot with the held-out side of its curves, each behind its own."""
+    curves = {}
+    for metric, label in plot.curves.items():
+        held_out = [name for name in members if name != metric and training_of(name, names) == metric]
+        curves[metric] = label or ("training" if held_out else "")
+        for name in held_out:
+            where = "held out" if len(held_out) == 1 else f"held out, {name.split('/')[1].replace('_', ' ')}"
+            curves[name] = f"{label}, {where}" if label else where
+    return Plot(plot.title, plot.hint, curves)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from troupe.processes.progress import duration
-from troupe.report.charts import short, thin
+from troupe.report.charts import short
 from troupe.report.report_data import RunRecord, day_and_time
 from troupe.report.report_titles import title_of
 
@@ -49,14 +50,17 @@ def screen(run: RunRecord, *, width: int, gone: bool, moment: datetime | None = 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
     """At most `width` bars from the lowest to the highest value; a gap where there is none."""
-    points = thin(list(enumerate(values)), width)
-    known = [value for _, value in points if value is not None]
+    each = max(math.ceil(len(values) / width), 1)
+    parts = [
+        [value for value in values[start : start + each] if value is not None] for start in range(0, len(values), each)
+    ]
+    points = [sum(part) / len(part) if part else None for part in parts]
+    known = [value for value in points if value is not None]
     if not known:
         return ""
     low, span = min(known), max(known) - min(known)
     return "".join(
-        " " if value is None else BARS[round((value - low) / span * (len(BARS) - 1)) if span else 3]
-        for _, value in points
+        " " if value is None else BARS[round((value - low) / span * (len(BARS) - 1)) if span else 3] for value in points
     )
 
 

@@ -1,1 +1,18 @@
 """A run on disk: its directory, checkpoints, metrics, events, and where they are stored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from troupe.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from troupe.runs.backup import Backup as Backup
+    from troupe.runs.backup import settle as settle
+    from troupe.runs.backup import stored_run as stored_run
+    from troupe.runs.storage import fetch as fetch
+
+# boto3 loads where something is stored.
+__getattr__ = lazy_exports(
+    __name__, {"Backup": "backup", "settle": "backup", "stored_run": "backup", "fetch": "storage"}
+)

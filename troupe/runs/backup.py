@@ -1,4 +1,4 @@
-"""A run is backed up while it trains: what a step left is linked aside, and a thread of its own sends it to the store.
+"""Backups of a run while it trains: what a step left is linked aside, and a thread of its own sends it to the store.
 
 No step waits: of the backups that wait for a slow store the oldest is left out, and one that fails is an event and a
 warning. The end of the run waits for a bounded time. Before the first step, a run that is not on this machine is
@@ -7,7 +7,6 @@ pulled, and what cannot work (no bucket, no rights, another run under the name) 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
@@ -16,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ Version = tuple[int, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shipment:
-    """What one backup sends: links that stay as they are whatever the run does next."""
+    """The content of one backup: links that stay as they are whatever the run does next."""
 
     aside: Path
     versions: set[Version]
@@ -51,15 +51,15 @@ class Backup:
         self._run, self._settings, self._store, self._on_event = run, settings, store, on_event
         self._directory = store.directory.parent
         self._waiting: deque[Shipment] = deque()
-        self._change = threading.Condition()
+        self._lock = threading.Lock()
         self._taken: set[Version] = set()
         self._done: set[Version] = set()
         self._failed: str | None = None
-        self._busy = False
         self._count = 0
         shutil.rmtree(self._directory / ASIDE, ignore_errors=True)  # what a killed run left
-        # A daemon: whatever a transfer hangs on, the process can end.
-        threading.Thread(target=self._work, name="backup", daemon=True).start()
+        # Its thread is a daemon, unlike an executor's: the process can end while a transfer hangs.
+        self._thread = ThreadPool(1)
+        self._last = self._thread.apply_async(run.bucket.drop_unfinished)
 
     def after_step(self, step: int) -> None:
         """Hand over what is due after `step`; costs links, never a transfer."""
@@ -68,42 +68,38 @@ class Backup:
         if due:
             self._hand_over(self._wanted() - self._taken)
 
+    def wait(self, seconds: float) -> bool:
+        """Wait until nothing is on its way any more; False where that takes longer."""
+        self._last.wait(seconds)
+        return self._last.ready()
+
     def finish(self, *, wait_s: float | None = None) -> None:
-        """Hand over the last state, wait no longer than the bound, and say what is not in the store."""
+        """Hand over the last state, wait no longer than the bound, and log what is not in the store."""
         started = time.monotonic()
         self._hand_over(self._wanted() - self._done)
         try:
-            with self._change:
-                finished = self._change.wait_for(
-                    lambda: not self._busy and not self._waiting, self._settings.wait_s if wait_s is None else wait_s
-                )
+            finished = self.wait(self._settings.wait_s if wait_s is None else wait_s)
         except KeyboardInterrupt:
             finished = False
-        with self._change:
-            self._run.stop.set()
-            self._change.notify_all()
+        self._run.stop.set()
+        self._thread.terminate()
         if finished and self._failed is None:
             log.info("%s is backed up to %s", self._directory, self._run.bucket.address)
         else:
             waited = time.monotonic() - started
-            self._tell_what_is_missing(None if finished else f"the store was still busy after {waited:.1f} s")
+            self._report_missing(None if finished else f"the store was still busy after {waited:.1f} s")
         shutil.rmtree(self._directory / ASIDE, ignore_errors=True)
 
-    def _tell_what_is_missing(self, why: str | None) -> None:
+    def _report_missing(self, why: str | None) -> None:
         steps = _steps(self._wanted() - self._done)
         what = f"the checkpoint of step {', '.join(map(str, steps))}" if steps else "the last lines of the run's files"
-        why = why or self._failed
+        address, why = self._run.bucket.address, why or self._failed
         self._on_event("backup_incomplete", steps=steps, error=why)
-        log.warning(
-            "%s is not in %s (%s); `python jobs/runs.py push %s` sends it",
-            what,
-            self._run.bucket.address,
-            why,
-            self._directory,
-        )
+        remedy = f"`python jobs/runs.py push {self._directory}` sends it"
+        log.warning("%s is not in %s (%s); %s", what, address, why, remedy)
 
     def _wanted(self) -> set[Version]:
-        """The checkpoints that a store should have: the newest and the best."""
+        """Return the checkpoints that a store should have: the newest and the best."""
         steps = {step for step in (self._store.latest(), self._store.best()) if step is not None}
         return {(step, self._store.manifest(step)["at"]) for step in steps}
 
@@ -111,22 +107,22 @@ class Backup:
 
     def _hand_over(self, versions: set[Version]) -> None:
         try:
-            shipment = self._linked_aside(versions)
+            shipment = self._link_aside(versions)
         except OSError as error:  # a full disk, say
-            self._tell_failure(versions, error)
+            self._report_failure(versions, error)
             return
         self._taken.update(versions)
-        with self._change:
+        with self._lock:
             self._waiting.append(shipment)
             dropped = [self._waiting.popleft() for _ in range(len(self._waiting) - self._settings.queue)]
-            self._change.notify_all()
+        self._last = self._thread.apply_async(self._send_next)
         for old in dropped:
             missed = old.versions - versions
             self._taken.difference_update(missed)  # one that is the best is taken again
             shutil.rmtree(old.aside, ignore_errors=True)
             self._on_event("backup_left_out", steps=_steps(missed), reason="the store is slower than the run")
 
-    def _linked_aside(self, versions: set[Version]) -> Shipment:
+    def _link_aside(self, versions: set[Version]) -> Shipment:
         self._count += 1
         aside = self._directory / ASIDE / str(self._count)
         aside.mkdir(parents=True)
@@ -136,43 +132,35 @@ class Backup:
             place.mkdir(parents=True)
             checkpoints[step] = self._store.set_aside(step, place)
         files = [
-            RunFile(name=file.name, path=_linked(file.path, aside / "files" / file.name), size=file.size)
+            RunFile(name=file.name, path=_link(file.path, aside / "files" / file.name), size=file.size)
             for file in run_files(self._directory)
         ]
         return Shipment(aside=aside, versions=versions, checkpoints=checkpoints, files=files)
 
     # -- the thread ------------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        self._run.bucket.drop_unfinished()
-        while True:
-            with self._change:
-                self._change.wait_for(lambda: self._waiting or self._run.stop.is_set())
-                if self._run.stop.is_set():
-                    return
-                shipment, self._busy = self._waiting.popleft(), True
-            try:
-                self._send(shipment)
-            finally:
-                shutil.rmtree(shipment.aside, ignore_errors=True)
-                with self._change:
-                    self._busy = False
-                    self._change.notify_all()
-
-    def _send(self, shipment: Shipment) -> None:
+    def _send_next(self) -> None:
+        """Send the oldest shipment that was not left out."""
+        with self._lock:
+            if self._run.stop.is_set() or not self._waiting:
+                return
+            shipment = self._waiting.popleft()
         started = time.monotonic()
         try:
             self._run.push(shipment.checkpoints, shipment.files, keep=self._settings.keep)
         except Exception as error:  # whatever a store or the library does: training goes on
             if not self._run.stop.is_set():
                 self._taken.difference_update(shipment.versions)
-                self._tell_failure(shipment.versions, error)
-            return
-        self._done.update(shipment.versions)
-        self._failed = None
-        self._on_event("backed_up", steps=_steps(shipment.versions), seconds=round(time.monotonic() - started, 3))
+                self._report_failure(shipment.versions, error)
+        else:
+            self._done.update(shipment.versions)
+            self._failed = None
+            seconds = round(time.monotonic() - started, 3)
+            self._on_event("backed_up", steps=_steps(shipment.versions), seconds=seconds)
+        finally:
+            shutil.rmtree(shipment.aside, ignore_errors=True)
 
-    def _tell_failure(self, versions: set[Version], error: Exception) -> None:
+    def _report_failure(self, versions: set[Version], error: Exception) -> None:
         self._failed = str(error).splitlines()[0] if str(error) else type(error).__name__
         self._on_event("backup_failed", steps=_steps(versions), error=self._failed)
         log.warning("a backup failed, training goes on: %s", self._failed)
@@ -182,7 +170,7 @@ def _steps(versions: set[Version]) -> list[int]:
     return sorted(step for step, _ in versions)
 
 
-def _linked(source: Path, place: Path) -> Path:
+def _link(source: Path, place: Path) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, place)
@@ -194,14 +182,12 @@ def _linked(source: Path, place: Path) -> Path:
 # -- before the run ------------------------------------------------------------------------------------------
 
 
-def stored_run(settings: RunConfig) -> StoredRun | None:
-    """Where the run is backed up, None where the recipe says nowhere. StorageError where that cannot be."""
+def stored_run(settings: RunConfig) -> StoredRun:
+    """Return the run in the store that the config names. Raises StorageError where it cannot be used."""
     storage = settings.storage
-    if storage.url is None:
-        return None
-    bucket = Bucket(
-        storage.url, endpoint_url=storage.endpoint_url, region=storage.region, timeout_s=storage.timeout_s
-    ).at(settings.name)
+    assert storage.url is not None
+    bucket = Bucket(storage.url, endpoint_url=storage.endpoint_url, region=storage.region, timeout_s=storage.timeout_s)
+    bucket = bucket.at(settings.name)
     bucket.check()
     return StoredRun(bucket)
 
@@ -242,5 +228,4 @@ def pull(run: StoredRun, path: Path, manifests: Mapping[int, Any], steps: set[in
             run.pull_step(step, manifests[step], aside)
         os.rename(aside, path)
     finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(aside)
+        shutil.rmtree(aside, ignore_errors=True)

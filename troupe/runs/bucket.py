@@ -1,7 +1,7 @@
-"""Objects in an S3-compatible store: put, got, listed and deleted through boto3, and what goes wrong in one sentence.
+"""Objects in an S3-compatible store: put, got, listed and deleted through boto3, and every failure in one sentence.
 
 Endpoint, region and credentials come from the environment, as boto3 reads them, unless the first two are given. Every
-object carries its SHA-256; one that was stored is asked for its size and checksum, one that was fetched is hashed.
+object carries its SHA-256; after a put its size and checksum are compared, after a get it is hashed.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ import contextlib
 import copy
 import functools
 import hashlib
-import io
 import logging
 import mimetypes
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +47,7 @@ class Bucket:
             from botocore.config import Config
         except ImportError:
             raise StorageError(f"{address} needs boto3, which is not installed; run `make install`") from None
-        with self._told("cannot be used"):
+        with self._described("cannot be used"):
             if session.get_credentials() is None:
                 raise StorageError(
                     f"{self.address} needs credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_ENDPOINT_URL for "
@@ -68,7 +66,7 @@ class Bucket:
                     max_pool_connections=2 * PARALLEL,
                 ),
             )
-        # Threads of the library's own would keep a process alive that has stopped waiting for them.
+        # The library's own threads are no daemons: they would keep a process alive that has stopped waiting for them.
         self._transfer = TransferConfig(
             use_threads=False, multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES
         )
@@ -77,11 +75,11 @@ class Bucket:
         self._checksum = {"ChecksumAlgorithm": "SHA256"} if wanted != "when_required" else {}
 
     def at(self, name: str) -> Bucket:
-        """What lies under `name`, through the same connections."""
+        """Return the place under `name`, through the same connections."""
         return self._moved("/".join(filter(None, [self.prefix, name])))
 
     def above(self, levels: int) -> Bucket:
-        """What holds this, so many levels up."""
+        """Return the place so many levels up."""
         return self._moved("/".join(self.prefix.split("/")[:-levels]))
 
     def _moved(self, prefix: str) -> Bucket:
@@ -91,8 +89,8 @@ class Bucket:
         return moved
 
     def check(self) -> None:
-        """StorageError unless the bucket is there, ours, and can be written."""
-        with self._told("cannot be used"):
+        """Raise StorageError unless the bucket is there, ours, and can be written."""
+        with self._described("cannot be used"):
             self._client.head_bucket(Bucket=self.name)
             self._client.list_objects_v2(Bucket=self.name, Prefix=self._key(""), MaxKeys=1)
             self._client.put_object(Bucket=self.name, Key=self._key(".write-check"), Body=b"")
@@ -106,20 +104,26 @@ class Bucket:
 
         With `sha256` the file must have that hash.
         """
+        from s3transfer.utils import ReadFileChunk
+
         size = file.stat().st_size if size is None else size
-        with open(file, "rb") as stream:
-            digest = hashlib.file_digest(PrefixReader(stream, size), "sha256")
+        kind, _ = mimetypes.guess_type(file.name)
+        with ReadFileChunk.from_filename(file, 0, size) as beginning:
+            digest = hashlib.sha256()
+            while block := beginning.read(2**20):
+                digest.update(block)
             if sha256 is not None and digest.hexdigest() != sha256:
                 raise StorageError(f"{file} has another SHA-256 than its manifest says, so it is not stored; remove it")
-            kind, _ = mimetypes.guess_type(file.name)
+            beginning.seek(0)
             extra = {
                 "Metadata": {"sha256": digest.hexdigest()},
                 **self._checksum,
                 **({"ContentType": kind} if kind else {}),
             }
-            with self._told(f"does not take {key}"):
-                body = PrefixReader(stream, size)
-                self._client.upload_fileobj(body, self.name, self._key(key), ExtraArgs=extra, Config=self._transfer)
+            with self._described(f"does not take {key}"):
+                self._client.upload_fileobj(
+                    beginning, self.name, self._key(key), ExtraArgs=extra, Config=self._transfer
+                )
                 stored = self._client.head_object(Bucket=self.name, Key=self._key(key), ChecksumMode="ENABLED")
         # The checksum of an object in parts is one of its parts' checksums, which the store has compared.
         whole = size < self._transfer.multipart_threshold
@@ -132,7 +136,7 @@ class Bucket:
     def get(self, key: str, file: Path, *, size: int | None = None, sha256: str | None = None) -> None:
         """Fetch an object into `file`, which must have that size and hash; without both, those that it was stored with."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        with self._told(f"does not give {key}"):
+        with self._described(f"does not give {key}"):
             if size is None or sha256 is None:
                 stored = self._client.head_object(Bucket=self.name, Key=self._key(key))
                 size, sha256 = stored["ContentLength"], stored["Metadata"].get("sha256")
@@ -145,11 +149,11 @@ class Bucket:
                 )
 
     def read(self, key: str, *, first: int | None = None) -> bytes | None:
-        """The content of a small object, or its `first` bytes; None where there is none."""
+        """Return the content of a small object, or its `first` bytes; None where there is none."""
         from botocore.exceptions import ClientError
 
         wanted = {"Range": f"bytes=0-{first - 1}"} if first else {}
-        with self._told(f"does not give {key}"):
+        with self._described(f"does not give {key}"):
             try:
                 return bytes(self._client.get_object(Bucket=self.name, Key=self._key(key), **wanted)["Body"].read())
             except ClientError as error:
@@ -158,23 +162,24 @@ class Bucket:
                 raise
 
     def sizes(self, under: str = "") -> dict[str, int]:
-        """Key -> bytes of every object whose key begins with `under`."""
+        """Return key -> bytes of every object whose key begins with `under`."""
         return {key: size for key, (size, _) in self.listing(under).items()}
 
     def listing(self, under: str = "") -> dict[str, tuple[int, str]]:
-        """Key -> (bytes, the store's tag of the content)."""
+        """Return key -> (bytes, the store's tag of the content)."""
         found: dict[str, tuple[int, str]] = {}
         root = self._key("")
-        with self._told("cannot be listed"):
+        with self._described("cannot be listed"):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=root + under)
             for page in pages:
                 found |= {item["Key"][len(root) :]: (item["Size"], item["ETag"]) for item in page.get("Contents", [])}
         return found
 
     def delete(self, keys: Iterable[str]) -> None:
+        """Remove objects; those that are not there count as removed."""
         names = [{"Key": self._key(key)} for key in keys]
         for start in range(0, len(names), 1000):
-            with self._told("deletes nothing"):
+            with self._described("deletes nothing"):
                 batch = {"Objects": names[start : start + 1000], "Quiet": True}
                 refused = self._client.delete_objects(Bucket=self.name, Delete=batch).get("Errors", [])
             if refused:
@@ -182,13 +187,13 @@ class Bucket:
 
     def drop_unfinished(self) -> None:
         """Give up the parts that a killed process left; a store without such a list keeps them."""
-        with contextlib.suppress(StorageError), self._told("cannot be tidied"):
+        with contextlib.suppress(StorageError), self._described("cannot be tidied"):
             found = self._client.list_multipart_uploads(Bucket=self.name, Prefix=self._key(""))
             for upload in found.get("Uploads", []):
                 self._client.abort_multipart_upload(Bucket=self.name, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def upload(self, directory: Path) -> int:
-        """Store every file below `directory`; the number of files."""
+        """Store every file below `directory`; returns the number of files."""
         files = sorted(path for path in directory.rglob("*") if path.is_file() and not path.name.startswith("."))
         try:
             for path in files:
@@ -204,8 +209,8 @@ class Bucket:
     # -- what goes wrong -------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Any failure of the library as a StorageError that begins with the address and `what`."""
+    def _described(self, what: str) -> Iterator[None]:
+        """Raise any failure of the library as a StorageError that begins with the address and `what`."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 
@@ -236,63 +241,23 @@ class Bucket:
 
 @functools.cache
 def _session() -> Any:
-    """One for the process: it reads descriptions of the service that take longer than most requests."""
+    """Make the one session of the process: it reads descriptions of the service, which takes longer than most requests."""
     import boto3
 
     return boto3.session.Session()
 
 
-class PrefixReader(io.RawIOBase):
-    """The first `size` bytes of a file that may grow."""
-
-    def __init__(self, stream: io.BufferedReader, size: int) -> None:
-        self._stream, self._size = stream, size
-        stream.seek(0)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._stream.tell(), io.SEEK_END: self._size}[whence]
-        return self._stream.seek(start + offset)
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)[: max(self._size - self._stream.tell(), 0)]
-        return self._stream.readinto(view)
-
-
 def in_threads(calls: Sequence[Callable[[], None]]) -> None:
-    """Make all calls, PARALLEL at a time; the first failure is raised once those that began have ended.
-
-    In daemons, which an executor's threads are not: whatever a transfer hangs on, the process can end.
-    """
-    waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-    for call in calls:
-        waiting.put(call)
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        while not failures:
-            try:
-                waiting.get_nowait()()
-            except queue.Empty:
-                return
-            except BaseException as error:
-                failures.append(error)
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(PARALLEL, len(calls)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    """Make all calls, PARALLEL at a time; raise the first failure once those that began have ended."""
+    # The threads of this pool are daemons, unlike an executor's: the process can end while a transfer hangs.
+    with ThreadPool(PARALLEL) as pool:
+        try:
+            for _ in pool.imap_unordered(lambda call: call(), calls):
+                pass
+        except Exception:
+            pool.terminate()
+            pool.join()
+            raise
 
 
 def _code(error: Any) -> str:

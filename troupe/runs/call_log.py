@@ -40,7 +40,7 @@ class CallLog:
         self._failed = False
 
     def at(self, step: int, purpose: str) -> Watch | None:
-        """The watch over the calls of a step (`rollout` or `evaluation`); None where nothing is to be logged."""
+        """Return the watch over the calls of a step (`rollout` or `evaluation`); None where nothing is to be logged."""
         if not self._config.fraction and not self._config.console_fraction:
             return None
         return lambda group, requested_at, received_at: self._log(group, step, purpose, requested_at, received_at)
@@ -120,7 +120,7 @@ def _times(requested_at: float, latency_s: float) -> dict[str, Any]:
 
 
 def _show(group: Group, step: int, purpose: str, latency_s: float) -> None:
-    """The first answer and its reward, as the file would have them."""
+    """Print the first answer and its reward, as the file would have them."""
     score = group.scores[0] if group.scores else Score(value=None)
     num_judged = sum(len(score.calls) for score in group.scores)
     text = group.branches[0].text if group.branches else ""

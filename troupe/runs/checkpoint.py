@@ -57,7 +57,7 @@ ARCHITECTURE = (
 
 
 def model_identity(config_json: Mapping[str, Any], tokenizer_len: int) -> str:
-    """What must agree between a checkpoint and the run that loads it.
+    """Return what must agree between a checkpoint and the run that loads it.
 
     Example: `qwen2-h128-l4-v512-t512-3fa9c1d2e0b4` (width, layers, vocabulary, tokenizer, hash of the architecture).
     """
@@ -74,7 +74,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def checked_manifest(found: Any) -> dict[str, Any] | None:
-    """A manifest as parsed from JSON; None where it lacks what readers rely on."""
+    """Return a manifest as parsed from JSON; None where it lacks what readers rely on."""
     if (
         not isinstance(found, dict)
         or not isinstance(found.get("step"), int)
@@ -99,7 +99,9 @@ def checked_index(found: Any) -> dict[str, Any]:
 
 
 def best_of(index: Mapping[str, Any] | None, steps: Collection[int]) -> int | None:
-    """The step with the best metric in `index` (index.json); the earliest of equals, None when none was measured."""
+    """Return the step with the best metric in `index` (index.json); the earliest of equals, None when none was
+    measured.
+    """
     index = checked_index(index)
     sign = 1 if index["higher_is_better"] else -1
     measured = [step for step in steps if str(step) in index["metrics"]]
@@ -107,7 +109,7 @@ def best_of(index: Mapping[str, Any] | None, steps: Collection[int]) -> int | No
 
 
 def kept_steps(steps: Collection[int], best: int | None, keep: int | None) -> set[int]:
-    """The newest `keep` of the steps (None: all) and the best."""
+    """Return the newest `keep` of the steps (None: all) and the best."""
     newest = sorted(steps) if keep is None else sorted(steps)[-keep:]
     return {*newest, *([best] if best is not None else [])}
 
@@ -129,7 +131,7 @@ class CheckpointStore:
         return self.directory / step_name(step)
 
     def steps(self) -> list[int]:
-        """The steps with a complete checkpoint, oldest first; an incomplete directory is reported once."""
+        """Return the steps with a complete checkpoint, oldest first; an incomplete directory is reported once."""
         found = []
         for path in self.directory.glob("step-*"):
             step = step_of(path.name)
@@ -152,18 +154,19 @@ class CheckpointStore:
         return self._problem(self.path(step)) is None
 
     def latest(self) -> int | None:
-        """The newest complete step."""
+        """Return the newest complete step."""
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The complete step with the best recorded metric, None when none was measured."""
+        """Return the complete step with the best recorded metric, None when none was measured."""
         return best_of(self._index(), self.steps())
 
     def choose(self, wanted: Wanted, check: Check | None = None) -> int:
-        """The step that is wanted, every byte of it compared with its manifest; `best` is the newest where nothing was
-        measured. In place of a damaged `best` or `latest` comes the next one, and the log names the damaged one.
+        """Return the step that is wanted, every byte of it compared with its manifest; `best` is the newest where
+        nothing was measured. In place of a damaged `best` or `latest` comes the next one, and the log names the damaged
+        one.
 
-        `check` says what is wrong with a checkpoint's files, by default `damage`. CheckpointError where there is none.
+        `check` names what is wrong with a checkpoint's files, by default `damage`. CheckpointError where there is none.
         """
         check = check or damage
         steps, problems = self.steps(), []
@@ -188,7 +191,8 @@ class CheckpointStore:
         )
 
     def resumable(self, check: Check | None = None, *, model: str | None = None) -> int | None:
-        """The newest whole step, for the run that goes on from it; None where it has none at all. `model`: see `verify`.
+        """Return the newest whole step, for the run that goes on from it; None where it has none at all. `model`: see
+        `verify`.
 
         What is damaged is renamed `damaged-step-...`, out of the way of every reader. CheckpointError where nothing is
         whole: to begin anew silently would drop what the run has logged.
@@ -227,7 +231,7 @@ class CheckpointStore:
             )
 
     def preferred(self, wanted: Literal["best", "latest"], *, also: Collection[int] = ()) -> list[int]:
-        """The complete steps, the one that is wanted first, then what takes its place where that one is damaged.
+        """Return the complete steps, the one that is wanted first, then what takes its place where that one is damaged.
 
         latest: newest first; best: best first, then those that were not measured, newest first. `also`: steps that have
         their place among them whether they are kept or not.
@@ -247,7 +251,7 @@ class CheckpointStore:
         return dict(read_json(self.path(step) / MANIFEST))
 
     def load_state(self, step: int, **needed: type) -> dict[str, Any]:
-        """What `save_state` wrote; CheckpointError unless it has the `needed` keys, each of its type."""
+        """Return what `save_state` wrote; CheckpointError unless it has the `needed` keys, each of its type."""
         self.verify(step)
         state = read_json(self.path(step) / STATE)
         if not isinstance(state, dict):
@@ -277,7 +281,7 @@ class CheckpointStore:
             )
 
     def _problem(self, path: Path) -> str | None:
-        """Why `path` is not a complete checkpoint, or None."""
+        """Return why `path` is not a complete checkpoint, or None."""
         manifest = read_manifest(path)
         if manifest is None:
             return f"it has no readable {MANIFEST}, so it was not written to its end"
@@ -296,10 +300,10 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def writing(self, step: int, metadata: Mapping[str, Any] | None = None, *, needs: int = 0) -> Iterator[Path]:
-        """A directory to fill; at the end of the block it becomes the checkpoint of `step`, or nothing at all.
+        """Provide a directory to fill; at the end of the block it becomes the checkpoint of `step`, or nothing at all.
 
         `metadata` goes into the manifest; its `model` is what `verify(model=...)` compares. `needs`: about how many bytes
-        it will have, which a full disk's error says; where there is an earlier checkpoint, that one's size is known.
+        it will have, which a full disk's error states; where there is an earlier checkpoint, that one's size is known.
         """
         with self._filling(step, needs) as temporary:
             yield temporary
@@ -308,7 +312,7 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def taking_in(self, step: int) -> Iterator[Path]:
-        """A directory to fill with the checkpoint of `step` from elsewhere, its manifest included."""
+        """Provide a directory to fill with the checkpoint of `step` from elsewhere, its manifest included."""
         with self._filling(step) as temporary:
             yield temporary
         self._point_links()
@@ -332,7 +336,7 @@ class CheckpointStore:
         return sum(entry["bytes"] for entry in files.values())
 
     def set_aside(self, step: int, aside: Path, *, leave_out: Sequence[str] = ()) -> Path:
-        """The checkpoint as hard links in the empty directory `aside`, which stay when the run removes its own.
+        """Return the checkpoint as hard links in the empty directory `aside`, which stay when the run removes its own.
 
         On a file system without links it is the checkpoint itself, which lasts as long as the run keeps it.
         """
@@ -426,7 +430,7 @@ def _hash(file: Path) -> str:
 def damage(
     path: Path, *, leave_out: Collection[str] = (), mine: Callable[[str], bool] = lambda name: True
 ) -> str | None:
-    """What is wrong with the files of a complete checkpoint, every byte of which is read; None where nothing is.
+    """Return what is wrong with the files of a complete checkpoint, every byte of which is read; None where nothing is.
 
     Files that are, or lie in, something named in `leave_out` are left out, and so are those that are not `mine`.
     """
@@ -447,8 +451,10 @@ def damage(
 
 
 def model_damage(path: Path) -> str | None:
-    """`damage` of the parts that make the model; the trainer's state, several times their size, is not read. What a
-    process has found whole once it does not read again until a file was written: a job looks for its model several times."""
+    """Return `damage` of the parts that make the model; the trainer's state, several times their size, is not read.
+    What a process has found whole once it does not read again until a file was written: a job looks for its model
+    several times.
+    """
     files = [path / name for name in (MANIFEST, *sorted((read_manifest(path) or {"files": ()})["files"]))]
     mark = (path.resolve(), tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files))
     problem = None if mark in _WHOLE else damage(path, leave_out=ONLY_TO_RESUME)
@@ -458,7 +464,7 @@ def model_damage(path: Path) -> str | None:
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest of a checkpoint's directory; None where there is none that can be trusted."""
+    """Return the manifest of a checkpoint's directory; None where there is none that can be trusted."""
     return checked_manifest(read_json(path / MANIFEST))
 
 
@@ -479,7 +485,7 @@ def _sync(path: Path) -> None:
 
 
 def _point(link: Path, target: str) -> None:
-    """A relative symbolic link, for people only; a file system without links does without."""
+    """Make a relative symbolic link, for people only; a file system without links does without."""
     temporary = link.with_name(f".{link.name}.link")
     with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def weights_fingerprint(model_path: str) -> str:
-    """A hash of the weights of a model directory; a hub name stands for itself.
+    """Return a hash of the weights of a model directory; a hub name stands for itself.
 
     A checkpoint of ours names its files' hashes in its manifest; other directories are read.
     """
@@ -30,7 +30,7 @@ def weights_fingerprint(model_path: str) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of everything that turns a conversation into token ids: vocabulary, end of turn, chat template."""
+    """Return a hash of everything that turns a conversation into token ids: vocabulary, end of turn, chat template."""
     facts = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, tokenizer.chat_template]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 

@@ -23,7 +23,7 @@ TAKEN_OVER = ("config.yaml", "environment.json", "metrics.jsonl", "rollouts.json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forked:
-    """Where the new run lies, the step it stands at, and the job that goes on with it."""
+    """The new run: its directory, the step it stands at, and the job that goes on with it."""
 
     path: Path
     step: int

@@ -17,7 +17,7 @@ TOKEN = "HF_TOKEN"
 
 
 def find_token() -> str | None:
-    """The token as the hub's library finds it; from now on it is masked like one of the environment."""
+    """Return the token as the hub's library finds it; from now on it is masked like one of the environment."""
     from huggingface_hub import get_token
 
     token = get_token()
@@ -54,7 +54,7 @@ def upload(directory: Path, repository: str, *, private: bool) -> str:
 
 
 def hub_config(repository: str) -> dict[str, Any]:
-    """The config.json of a model on the hub, or of the copy on this machine where the hub does not answer."""
+    """Return the config.json of a model on the hub, or of the copy on this machine where the hub does not answer."""
     from huggingface_hub import hf_hub_download
 
     try:

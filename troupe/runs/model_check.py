@@ -36,7 +36,7 @@ LFS = b"version https://git-lfs"
 
 def check_models(config: Any) -> None:
     """Check every model that a training recipe names, before its first process; whether their mathematics fit the recipe,
-    `troupe.training.preparation.require_fit` says."""
+    `troupe.training.preparation.require_fit` states."""
     model, longest = config.model, config.longest_sequence
     trust = getattr(model, "trust_remote_code", False)
     if model.type == "pretrained":
@@ -59,7 +59,7 @@ def check_models(config: Any) -> None:
 
 
 def check_answerer(named: str, field: str, config: Any) -> str:
-    """`check_model` for a model that answers the held-out prompts of an evaluation's recipe."""
+    """Return `check_model` for a model that answers the held-out prompts of an evaluation's recipe."""
     trust, longest = config.trust_remote_code, config.longest_sequence
     return check_model(named, field=field, longest=longest, sampled=True, scalar=False, trust_remote_code=trust)
 
@@ -74,7 +74,7 @@ def check_model(
     tokenizer: bool = True,
     trust_remote_code: bool = False,
 ) -> str:
-    """The directory or hub name of the model that a person `named` in `field`, checked.
+    """Return the directory or hub name of the model that a person `named` in `field`, checked.
 
     `longest` is (tokens of the longest sequence, the fields they come from); `sampled`: vLLM runs it; `scalar`: whether
     it must have a scalar head (None: either will do); `tokenizer`: whether it needs one of its own. Raises CheckpointError
@@ -100,7 +100,7 @@ def check_model(
 
 
 def model_settings(path: str, *, where: str | None = None, remedy: str | None = None) -> dict[str, Any]:
-    """The config.json of a directory or hub name; CheckpointError where the directory is no whole model.
+    """Return the config.json of a directory or hub name; CheckpointError where the directory is no whole model.
 
     `where` names the model in messages; `remedy` is what to do with an adapter's directory.
     """
@@ -125,7 +125,9 @@ def model_settings(path: str, *, where: str | None = None, remedy: str | None = 
 
 
 def weight_files(directory: Path, where: str) -> list[Path]:
-    """The files that hold a model's weights; CheckpointError where there are none, or not all that an index names."""
+    """Return the files that hold a model's weights; CheckpointError where there are none, or not all that an index
+    names.
+    """
     if (directory / "model.safetensors").is_file():
         return [directory / "model.safetensors"]
     for name in INDICES:
@@ -164,7 +166,7 @@ def _require_readable(file: Path) -> None:
 
 
 def kinds_of(settings: Mapping[str, Any]) -> list[str]:
-    """The classes that a config names."""
+    """Return the classes that a config names."""
     return [str(kind) for kind in settings.get("architectures") or []]
 
 

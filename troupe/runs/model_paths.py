@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from troupe import runs
 from troupe.errors import CheckpointError
 from troupe.names import is_hub_name, step_of
 from troupe.runs.checkpoint import MANIFEST, Check, CheckpointStore, Wanted, damage, model_damage
-from troupe.runs.storage import fetch
 
 
 def locate(model: str, checkpoint: Wanted = "best", *, whole: bool = False) -> str:
-    """The directory of a run's checkpoint, or the name as it was given, when that is no run; `s3://...` is fetched first.
+    """Return the directory of a run's checkpoint, or the name as it was given, when that is no run; `s3://...` is
+    fetched first.
 
     `best` is the latest where nothing was measured; a number is a step. A checkpoint's files are compared with its
     manifest, what only resuming needs when `whole`; of `best` and `latest` a damaged one is passed over. Raises
     CheckpointError for a run without a whole checkpoint of that kind, and for a path where nothing is.
     """
     if model.startswith("s3://"):
-        return str(fetch(model, checkpoint=checkpoint))
+        return str(runs.fetch(model, checkpoint=checkpoint))
     checkpoints = Path(model) / "checkpoints"
     if not checkpoints.is_dir():
         if not Path(model).is_dir() and not is_hub_name(model):
@@ -44,5 +45,5 @@ def _require_whole(directory: Path, check: Check, *, parts: bool) -> None:
 
 
 def _damage_of_what_is_there(path: Path) -> str | None:
-    """What is wrong with the files that are there: shards without safetensors can be exported."""
+    """Return what is wrong with the files that are there: shards without safetensors can be exported."""
     return damage(path, mine=lambda name: (path / name).exists())

@@ -38,13 +38,13 @@ class Provenance:
 
     @property
     def engine(self) -> Mapping[str, Any]:
-        """The recipe's section of the trained model: the critic's, the policy's, or a supervised job's engine."""
+        """Return the recipe's section of the trained model: the critic's, the policy's, or a supervised job's engine."""
         name = "critic" if self.directory.name == "critic" else "policy" if "policy" in self.recipe else "engine"
         return self.recipe.get(name) or {}
 
 
 def provenance(directory: str) -> Provenance:
-    """What is known of the checkpoint (or part of one) in `directory`; of a foreign model that is its name alone."""
+    """Return what is known of the checkpoint (or part of one) in `directory`; of a foreign model that is its name alone."""
     # Links such as `best` lead to the step; a relative path has no parents to look through.
     path = Path(directory).resolve() if Path(directory).exists() else Path(directory)
     run = next((parent.parent for parent in path.parents if parent.name == "checkpoints"), None)
@@ -72,7 +72,7 @@ def _recipe(run: Path) -> dict[str, Any]:
 
 
 def _beginnings(recipe: Mapping[str, Any]) -> list[str]:
-    """The models before a run's: run by run, to one that is none."""
+    """Return the models before a run's: run by run, to one that is none."""
     found: list[str] = []
     for _ in range(LONGEST_CHAIN):
         model = recipe.get("model") or {}
@@ -94,5 +94,5 @@ def _beginnings(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def hub_name(name: str) -> bool:
-    """Whether a model's name can only be one of the hub: `owner/name`, and nothing lies there."""
+    """Return whether a model's name can only be one of the hub: `owner/name`, and there is no such path."""
     return name.count("/") == 1 and not name.startswith((".", "/", "runs/")) and not Path(name).exists()

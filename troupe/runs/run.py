@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol
 
 import rich
 
+from troupe import runs
 from troupe.config.loader import Section
 from troupe.config.program import user_error
 from troupe.errors import TroupeError
@@ -32,7 +33,6 @@ from troupe.processes.stopping import Interrupted, StopSignals
 from troupe.processes.waiting import WAITS, waiting
 from troupe.project import JOBS
 from troupe.records import Group
-from troupe.runs.backup import Backup, settle, stored_run
 from troupe.runs.call_log import CALLS_FILE, CallLog, Watch
 from troupe.runs.checkpoint import CheckpointStore
 from troupe.runs.run_directory import locked, open_directory
@@ -47,7 +47,7 @@ STEP_FILES = ("metrics.jsonl", "rollouts.jsonl", "answers.jsonl", CALLS_FILE)
 
 
 class Observer(Protocol):
-    """What watches a run and never steers it: one that raises is dropped, with an event that says so."""
+    """What watches a run and never steers it: one that raises is dropped, with an event that states it."""
 
     name: str
 
@@ -85,7 +85,7 @@ class Run:
         self._final: tuple[int, bool] | None = None
         self._progress: Any = None
         self._observers: list[Observer] = []
-        self._backup: Backup | None = None
+        self._backup: runs.Backup | None = None
 
     @classmethod
     @contextlib.contextmanager
@@ -96,17 +96,17 @@ class Run:
         Ctrl-C or SIGTERM, also when the run was saved.
         """
         settings = config.run  # type: ignore[attr-defined]
-        stored = stored_run(settings)
+        stored = runs.stored_run(settings) if settings.storage.url is not None else None
         with locked(settings.path):
             if stored is not None:
-                settle(stored, settings)
+                runs.settle(stored, settings)
             store = build_store(config)
             if settings.resume != "never":
                 store.require_some()
             continued = open_directory(config, has_checkpoint=store.latest() is not None)
             run = cls(config, continued=continued)
             if stored is not None:
-                run._backup = Backup(stored, settings.storage, run.checkpoints, run.event)
+                run._backup = runs.Backup(stored, settings.storage, run.checkpoints, run.event)
             try:
                 with WAITS.listening(functools.partial(run._status, "running")):
                     run._start()
@@ -138,8 +138,9 @@ class Run:
     # -- the steps -------------------------------------------------------------------------------------------
 
     def so_far(self) -> dict[str, float]:
-        """What the current step has logged, and its seconds. With it in its checkpoint a step that a process has saved
-        and not ended is ended by the next one."""
+        """Return what the current step has logged, and its seconds. With it in its checkpoint a step that a process has
+        saved and not ended is ended by the next one.
+        """
         return {**self._metrics, **self._clock.so_far()}
 
     def resume_from(self, step: int, so_far: Mapping[str, float] = {}) -> bool:
@@ -173,9 +174,10 @@ class Run:
         self._metrics = {}
 
     def steps(self, first: int, last: int) -> Iterator[int]:
-        """The numbers of the training steps (step 0 is the state before them), until the last or a requested stop.
+        """Yield the numbers of the training steps (step 0 is the state before them), until the last or a requested
+        stop.
 
-        The current step is always finished; `is_last` says whether it is the final one.
+        The current step is always finished; `is_last` states whether it is the final one.
         """
         # ray.init takes SIGTERM for itself; from here on it is ours again.
         self._signals.install()
@@ -201,7 +203,7 @@ class Run:
         return self._signals.received is not None
 
     def is_last(self, step: int) -> bool:
-        """Whether `step` is the final one, so that the job evaluates and saves.
+        """Return whether `step` is the final one, so that the job evaluates and saves.
 
         The answer is a promise: a stop that is requested after a False ends the run one step later.
         """
@@ -286,7 +288,7 @@ class Run:
         JsonLines(self.directory / "answers.jsonl").append(*lines)
 
     def watch_calls(self, step: int, purpose: str) -> Watch | None:
-        """What is told of the model calls of a step, for calls.jsonl; None where `run.calls` wants none."""
+        """Return what is given the model calls of a step, for calls.jsonl; None where `run.calls` wants none."""
         self._forget_from(step)
         return self._calls.at(step, purpose)
 
@@ -295,7 +297,7 @@ class Run:
         write_atomically(self.directory / "placement.json", to_json([dict(row) for row in rows], indent=2) + "\n")
 
     def _forget_from(self, step: int) -> None:
-        """Where this process begins, the past of the directory ends: later lines were another attempt's."""
+        """Cut the directory's files where this process begins: later lines were another attempt's."""
         if self._past_is_cut:
             return
         self._past_is_cut = True
@@ -335,7 +337,7 @@ class Run:
             self._backup.finish(wait_s=0.0 if isinstance(error, KeyboardInterrupt) else None)
 
     def _advice(self) -> str:
-        """How to go on after an interruption."""
+        """Return how to go on after an interruption."""
         saved = self.checkpoints.latest()
         if saved is not None and saved >= self._steps > 0:
             return f"{self.directory} is at its end, step {saved}"
@@ -356,14 +358,14 @@ class Run:
 
 
 def build_store(config: Section, *, on_event: Any = lambda kind, **fields: None) -> CheckpointStore:
-    """The checkpoints of the run that `config` names."""
+    """Return the checkpoints of the run that `config` names."""
     settings = getattr(config, "checkpoint", None)
     directory = config.run.path / "checkpoints"  # type: ignore[attr-defined]
     return CheckpointStore(directory, keep_last=getattr(settings, "keep_last", 2), on_event=on_event)
 
 
 def _model_name(config: Section) -> str:
-    """The path or hub name of the model that a run starts from, or its type where it is made here."""
+    """Return the path or hub name of the model that a run starts from, or its type where it is made here."""
     model = getattr(config, "model", None)
     return str(getattr(model, "path", None) or getattr(model, "type", "model"))
 
@@ -382,7 +384,7 @@ def seed_everything(seed: int) -> None:
 
 
 def _told(error: BaseException | None) -> dict[str, str]:
-    """What events.jsonl says of an error; a traceback only where the user cannot have caused it."""
+    """Return what events.jsonl reports of an error; a traceback only where the user cannot have caused it."""
     if error is None:
         return {}
     cause = user_error(error)

@@ -51,10 +51,10 @@ MAY_CHANGE = (
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the run at `path`, or raise ConfigError naming who does.
+    """Hold the run at `path`, or raise ConfigError naming what does.
 
     The kernel gives the lock back when its process ends, however it ends, so a file that a dead process left
-    is taken over. The lock lies beside the directory: the directory may be moved aside while it is held.
+    is taken over. The lock is beside the directory: the directory may be moved aside while it is held.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.parent / f".{path.name}.lock"
@@ -100,7 +100,7 @@ def _holder(lock: Path) -> str:
 
 
 def open_directory(config: Section, *, has_checkpoint: bool) -> bool:
-    """Make the run's directory as `run.resume` says and write its recipe and environment; True when it existed.
+    """Make the run's directory as `run.resume` states and write its recipe and environment; True when it existed.
 
     The caller holds the lock.
     """
@@ -130,7 +130,7 @@ def _move_aside(path: Path) -> None:
 
 
 def _refuse_another_recipe(config: Section, path: Path) -> None:
-    """A directory is continued only with the recipe that began it; what `MAY_CHANGE` lists may differ."""
+    """Raise ConfigError unless the config is the one that began the directory; what `MAY_CHANGE` lists may differ."""
     saved_file = path / "config.yaml"
     if not saved_file.is_file():
         return
@@ -166,7 +166,7 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, code and machine, for whoever asks later why two runs differ; no environment variables."""
+    """Versions, code and machine, to explain later why two runs differ; no environment variables."""
     return {
         "python": platform.python_version(),
         "packages": _package_versions(),

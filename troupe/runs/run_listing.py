@@ -17,7 +17,7 @@ from troupe.runs.stored_run import CHECKPOINTS, StoredRun
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """A run as a list shows it."""
+    """A run in a list."""
 
     place: str
     """Directory or address."""
@@ -46,12 +46,12 @@ class Listed:
         return ", ".join(f"{step} (best)" if step == self.best else str(step) for step in sorted(self.checkpoints))
 
     def kept(self, keep: int) -> set[int]:
-        """The newest `keep` steps and the best."""
+        """Return the newest `keep` steps and the best."""
         return kept_steps(self.checkpoints, self.best, keep)
 
 
 def local_runs(directory: Path) -> list[Listed]:
-    """The run that `directory` is, or those in it."""
+    """List the run that `directory` is, or those in it."""
     paths = [directory] if (directory / "config.yaml").is_file() else sorted(directory.glob("[!.]*"))
     return [_local(path) for path in paths if (path / "config.yaml").is_file()]
 
@@ -72,7 +72,7 @@ def _bytes_below(path: Path) -> int:
 
 
 def stored_runs(bucket: Bucket) -> list[Listed]:
-    """The run under the bucket's address, or those one level below."""
+    """List the run under the bucket's address, or those one level below."""
     sizes = bucket.sizes()
     if _is_run(sizes):
         return [_stored(bucket, sizes)]
@@ -90,14 +90,13 @@ def _is_run(sizes: Mapping[str, int]) -> bool:
 
 def _stored(bucket: Bucket, sizes: Mapping[str, int]) -> Listed:
     run = StoredRun(bucket)
-    steps = run.manifests()
+    starts = {step: f"{CHECKPOINTS}/{step_name(step)}/" for step in run.manifests(sizes)}
     return Listed(
         place=bucket.address,
         status=json.loads(bucket.read("status.json") or b"{}"),
         checkpoints={
-            step: sum(size for key, size in sizes.items() if key.startswith(f"{CHECKPOINTS}/{step_name(step)}/"))
-            for step in steps
+            step: sum(size for key, size in sizes.items() if key.startswith(start)) for step, start in starts.items()
         },
-        best=run.best(steps),
+        best=run.best(starts),
         size=sum(sizes.values()),
     )

@@ -8,7 +8,7 @@ from troupe.records import Group, Score
 
 
 def answer_row(group: Group) -> dict[str, Any]:
-    """The row of `Run.log_answers` for an evaluated group: its first branch and that branch's parts."""
+    """Return the row of `Run.log_answers` for an evaluated group: its first branch and that branch's parts."""
     score = group.scores[0] if group.scores else None
     return {
         "sample_id": group.sample.sample_id,
@@ -20,7 +20,7 @@ def answer_row(group: Group) -> dict[str, Any]:
 
 
 def group_record(group: Group) -> dict[str, Any]:
-    """The line of `Run.log_rollouts` for a sampled group: every branch with its text, score and parts."""
+    """Return the line of `Run.log_rollouts` for a sampled group: every branch with its text, score and parts."""
     scores = group.scores or [Score(value=None)] * len(group.branches)
     branches = [
         {

@@ -38,12 +38,12 @@ class PhaseClock:
         self._phases = seconds
 
     def so_far(self) -> dict[str, float]:
-        """`time/<phase>_s` of the phases that have ended, and `time/step_s` until now."""
+        """Return `time/<phase>_s` of the phases that have ended, and `time/step_s` until now."""
         times = {f"time/{phase}_s": seconds for phase, seconds in self._phases.items()}
         return {**times, "time/step_s": self._clock() - self._begun}
 
     def end_step(self) -> dict[str, float]:
-        """`time/<phase>_s` of every phase, `time/step_s`, and `time/other_s`: the rest of the step."""
+        """Return `time/<phase>_s` of every phase, `time/step_s`, and `time/other_s`: the rest of the step."""
         moment = self._clock()
         step_s = moment - self._begun
         times = {f"time/{phase}_s": seconds for phase, seconds in self._phases.items()}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any
+
+from filelock import FileLock
 
 from troupe.errors import StorageError
 from troupe.files import read_json, to_json, write_atomically
@@ -22,7 +21,7 @@ FETCHED = ".fetched.json"
 
 
 def fetch(url: str, into: Path = CACHE, *, checkpoint: Wanted = "best", bucket: Bucket | None = None) -> Path:
-    """The model at `s3://...` as a directory below `into`: a run (its best checkpoint, or the wanted one), one of a
+    """Fetch the model at `s3://...` to a directory below `into`: a run (its best checkpoint, or the wanted one), one of a
     run's checkpoints, or any directory of model files. What is there already and unchanged is not fetched again.
 
     Of a checkpoint the trainer's state, several times the weights, is left out. StorageError where there is no model.
@@ -31,11 +30,12 @@ def fetch(url: str, into: Path = CACHE, *, checkpoint: Wanted = "best", bucket: 
     directory = into / bucket.name / bucket.prefix
     parent, _, last = bucket.address.rpartition(f"/{CHECKPOINTS}/")
     if parent:
-        wanted: Wanted | None = step_of(last) if step_of(last) is not None else _named(last)
+        wanted: Any = last if last in ("best", "latest") else step_of(last)
         if wanted is None:
             raise StorageError(f"{url} is no checkpoint; write {parent}, or {parent}/{CHECKPOINTS}/{step_name(10)}")
         checkpoint, bucket, directory = wanted, bucket.above(2), directory.parents[1]
-    with _alone(directory):
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory.with_name(f".{directory.name}.lock")):  # another process may fetch the same
         if parent or bucket.sizes(f"{CHECKPOINTS}/"):
             return _fetch_step(StoredRun(bucket), directory, checkpoint)
         return _fetch_directory(bucket, directory)
@@ -67,16 +67,3 @@ def _fetch_directory(bucket: Bucket, directory: Path) -> Path:
         in_threads([functools.partial(bucket.get, name, directory / name) for name in listing])
         write_atomically(directory / FETCHED, to_json(as_written))
     return directory
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Wait until no other process fetches into `directory`."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with open(directory.with_name(f".{directory.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _named(name: str) -> Literal["best", "latest"] | None:
-    return name if name in ("best", "latest") else None  # type: ignore[return-value]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-import os
+import mmap
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class RunFile:
 
 
 def run_files(directory: Path) -> list[RunFile]:
-    """Everything of a run but its checkpoints; of JSON Lines, which grow, the whole lines."""
+    """Return everything of a run but its checkpoints; of JSON Lines, which grow, the whole lines."""
     found = []
     for path in sorted(directory.rglob("*")):
         parts = path.relative_to(directory).parts
@@ -65,21 +65,15 @@ def run_files(directory: Path) -> list[RunFile]:
 
 
 def whole_lines(path: Path) -> int:
-    """Bytes up to the end of the last whole line."""
-    with open(path, "rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(end - 2**16, 0)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                return start + newline + 1
-            end = start
-    return 0
+    """Count the bytes up to the end of the last whole line."""
+    if path.stat().st_size == 0:  # which cannot be mapped
+        return 0
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.rfind(b"\n") + 1
 
 
 def begun(events: bytes | None) -> str | None:
-    """By what two copies of a run are known as the same: the first event of events.jsonl, which has a time."""
+    """Return what two copies of a run have in common: the first event of events.jsonl, which has a time."""
     line, newline, _ = (events or b"").partition(b"\n")
     return line.decode(errors="replace") if newline else None
 
@@ -90,7 +84,7 @@ def begun_here(directory: Path) -> str | None:
 
 
 def saved_storage(directory: Path) -> StorageConfig:
-    """`run.storage` of the recipe that a run directory was begun with."""
+    """Return `run.storage` of the recipe that a run directory was begun with."""
     recipe: Any = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"), resolve=False)
     return StorageConfig.model_validate((recipe.get("run") or {}).get("storage") or {})
 
@@ -110,7 +104,7 @@ class StoredRun:
         return begun(self.bucket.read("events.jsonl", first=EVENT_BYTES))
 
     def manifests(self, sizes: Mapping[str, int] | None = None) -> dict[int, dict[str, Any]]:
-        """Step -> manifest of every complete checkpoint; `sizes` where it was just listed."""
+        """Return step -> manifest of every complete checkpoint; `sizes` where it was just listed."""
         sizes = self.bucket.sizes(f"{CHECKPOINTS}/") if sizes is None else sizes
         found = {}
         for step in sorted(_marked(sizes)):
@@ -126,7 +120,7 @@ class StoredRun:
         return best_of(_parsed(index), list(steps))
 
     def choose(self, wanted: Wanted, steps: Sequence[int]) -> int:
-        """The step that is `wanted` of the complete ones; best is the latest where nothing was measured."""
+        """Return the step that is `wanted` of the complete ones; best is the latest where nothing was measured."""
         if not steps:
             raise StorageError(f"{self.bucket.address} holds no complete checkpoint; push one, or correct the address")
         if isinstance(wanted, int):
@@ -141,25 +135,17 @@ class StoredRun:
     def pull_files(self, directory: Path) -> None:
         """Fetch everything but checkpoints into `directory`."""
         names = [name for name in self.bucket.sizes() if not name.startswith((".", f"{CHECKPOINTS}/step-"))]
-        in_threads([functools.partial(self._try, self.bucket.get, name, directory / name) for name in names])
+        self._transfer(self.bucket.get, [{"key": name, "file": directory / name} for name in names])
 
     def pull_step(self, step: int, manifest: Mapping[str, Any], directory: Path, leave_out: Sequence[str] = ()) -> None:
         """Fetch a complete checkpoint into the run at `directory`; what is left out is not in its manifest either."""
         files = without(manifest["files"], leave_out)
         with CheckpointStore(directory / CHECKPOINTS).taking_in(step) as path:
-            in_threads(
-                [
-                    functools.partial(
-                        self._try,
-                        self.bucket.get,
-                        _key(step, name),
-                        path / name,
-                        size=entry["bytes"],
-                        sha256=entry["sha256"],
-                    )
-                    for name, entry in files.items()
-                ]
-            )
+            wanted = [
+                {"key": _key(step, name), "file": path / name, "size": entry["bytes"], "sha256": entry["sha256"]}
+                for name, entry in files.items()
+            ]
+            self._transfer(self.bucket.get, wanted)
             write_atomically(path / MANIFEST, to_json({**manifest, "files": files}, indent=2) + "\n")
 
     # -- writing ---------------------------------------------------------------------------------------------
@@ -168,27 +154,24 @@ class StoredRun:
         """Store checkpoints (step -> directory) and files of the run; each marker last. Then retire all but `keep` and the best."""
         sizes = self.bucket.sizes(f"{CHECKPOINTS}/")
         there = self.manifests(sizes) if checkpoints else {}
-        given = {}
+        new = {}
         for step, path in checkpoints.items():
             manifest = read_manifest(path)
             if manifest is None:
                 raise StorageError(f"the checkpoint of step {step} was removed before it could be stored")
-            given[step] = manifest
-        new = {step: manifest for step, manifest in given.items() if manifest != there.get(step)}
-        # From here on nothing vouches for what is being replaced.
+            if manifest != there.get(step):
+                new[step] = manifest
+        # From here on no marker is there for what is being replaced.
         self.bucket.delete(_key(step, MANIFEST) for step in _marked(sizes) & new.keys())
-        in_threads(
-            [
-                functools.partial(
-                    self._try, self.bucket.put, checkpoints[step] / name, _key(step, name), sha256=entry["sha256"]
-                )
-                for step, manifest in new.items()
-                for name, entry in manifest["files"].items()
-            ]
-        )
-        in_threads([functools.partial(self._send, file) for file in files])
-        for step in sorted(new):
-            self._try(self.bucket.put, checkpoints[step] / MANIFEST, _key(step, MANIFEST))
+        content = [
+            {"file": checkpoints[step] / name, "key": _key(step, name), "sha256": entry["sha256"]}
+            for step, manifest in new.items()
+            for name, entry in manifest["files"].items()
+        ]
+        self._transfer(self.bucket.put, content)
+        self._push_changed(files)
+        markers = [{"file": checkpoints[step] / MANIFEST, "key": _key(step, MANIFEST)} for step in sorted(new)]
+        self._transfer(self.bucket.put, markers)
         if keep is not None:
             self.retire(keep)
 
@@ -212,20 +195,24 @@ class StoredRun:
         self.bucket.delete(_key(step, MANIFEST) for step in steps & _marked(sizes))
         self.bucket.delete(name for name in sizes if _step_in(name) in steps and not name.endswith(f"/{MANIFEST}"))
 
-    def _send(self, file: RunFile) -> None:
-        """Store a file of the run, unless it is as it was the last time."""
-        stat = file.path.stat()
-        state = (stat.st_ino, file.size, stat.st_mtime_ns)
-        if self._sent.get(file.name) != state:
-            self._try(self.bucket.put, file.path, file.name, size=file.size)
-            self._sent[file.name] = state
+    def _push_changed(self, files: Sequence[RunFile]) -> None:
+        """Store files of the run, save those that are as they were the last time."""
+        stats = {file: file.path.stat() for file in files}
+        states = {file: (stat.st_ino, file.size, stat.st_mtime_ns) for file, stat in stats.items()}
+        changed = [file for file in files if self._sent.get(file.name) != states[file]]
+        self._transfer(self.bucket.put, [{"file": file.path, "key": file.name, "size": file.size} for file in changed])
+        self._sent |= {file.name: states[file] for file in changed}
 
-    def _try(self, transfer: Callable[..., None], *arguments: Any, **options: Any) -> None:
+    def _transfer(self, transfer: Callable[..., None], files: Sequence[Mapping[str, Any]]) -> None:
+        """Put or get files, several at a time, each with a few attempts."""
+        in_threads([functools.partial(self._try, transfer, **file) for file in files])
+
+    def _try(self, transfer: Callable[..., None], **file: Any) -> None:
         for pause in (*PAUSES_S, None):
             if self.stop.is_set():
                 raise StorageError(f"the transfer to {self.bucket.address} was given up")
             try:
-                return transfer(*arguments, **options)
+                return transfer(**file)
             except StorageError:
                 if pause is None:
                     raise
@@ -233,12 +220,12 @@ class StoredRun:
 
 
 def without(files: Mapping[str, Any], left_out: Sequence[str]) -> dict[str, Any]:
-    """A manifest's files, save those that are, or lie in, something of a name that is left out."""
+    """Return a manifest's files without those of a name, or in a directory of a name, that is left out."""
     return {name: entry for name, entry in files.items() if not {*name.split("/")} & {*left_out}}
 
 
 def _marked(sizes: Iterable[str]) -> set[int]:
-    """The steps whose marker is there."""
+    """Return the steps whose marker is there."""
     return {step for name in sizes if (step := _step_in(name)) is not None and name == _key(step, MANIFEST)}
 
 

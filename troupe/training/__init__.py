@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from troupe.training.context import (
         open_context as open_context,
     )
+    from troupe.training.reference_cache import (
+        ReferenceCache as ReferenceCache,
+    )
     from troupe.training.result import (
         TrainingResult as TrainingResult,
     )
@@ -26,6 +29,12 @@ if TYPE_CHECKING:
     from troupe.training.roles import start_roles as start_roles
     from troupe.training.rollouts import (
         Rollouts as Rollouts,
+    )
+    from troupe.training.supervised import (
+        SupervisedContext as SupervisedContext,
+    )
+    from troupe.training.supervised import (
+        train_supervised as train_supervised,
     )
 
 __getattr__ = lazy_exports(
@@ -38,6 +47,9 @@ __getattr__ = lazy_exports(
         "attempts": "context",
         "open_context": "context",
         "read_result": "result",
+        "ReferenceCache": "reference_cache",
+        "SupervisedContext": "supervised",
+        "train_supervised": "supervised",
         "start_roles": "roles",
     },
 )

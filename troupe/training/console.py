@@ -1,4 +1,6 @@
-"""What a job shows a person at its start and at its end: placement, arithmetic, the warm start's bar, before and after."""
+"""What a job shows a person at its start and at its end: placement, arithmetic, the warm start's bar, before and
+after.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ MAX_TEXT = 200
 
 
 def print_opening(config: Any, cluster: Cluster, precision: str) -> None:
-    """The placement table and the derived numbers."""
+    """Print the placement table and the derived numbers."""
     table = Table(title=f"{config.run.name} on {cluster.machine.device} in {precision}", title_justify="left")
     for column in ("role", "rank", "place", "machine", "device"):
         table.add_column(column)
@@ -35,7 +37,9 @@ def print_opening(config: Any, cluster: Cluster, precision: str) -> None:
 
 @contextlib.contextmanager
 def warm_start_progress() -> Iterator[Callable[[int, int, dict[str, float]], None]]:
-    """A bar for the warm start, or lines where nobody watches; with the first report, so a cached model shows none."""
+    """Provide a bar for the warm start, or lines where nobody watches; with the first report, so a cached model shows
+    none.
+    """
     console = rich.get_console()
     if not console.is_terminal:
         yield _warm_start_lines
@@ -65,7 +69,7 @@ def _warm_start_lines(step: int, steps: int, metrics: dict[str, float]) -> None:
 
 
 def print_summary(directory: Path) -> None:
-    """Held-out metrics before and after, the same samples' answers before and after, and where everything lies."""
+    """Held-out metrics before and after, the same samples' answers before and after, and where everything is."""
     lines = read_lines(directory / "metrics.jsonl")
     evaluated = [line for line in lines if any(name.startswith("eval/") for name in line)]
     answers = read_lines(directory / "answers.jsonl")
@@ -81,7 +85,7 @@ Pairs = Sequence[tuple[dict[str, Any], dict[str, Any]]]
 
 
 def paired_answers(answers: Sequence[dict[str, Any]]) -> Pairs:
-    """The same samples' answers before and after; none where there was one evaluation."""
+    """Return the same samples' answers before and after; none where there was one evaluation."""
     steps = [row["step"] for row in answers]
     if not steps or steps[0] == steps[-1]:
         return []
@@ -91,7 +95,9 @@ def paired_answers(answers: Sequence[dict[str, Any]]) -> Pairs:
 
 
 def change(name: str, pairs: Pairs) -> Estimate | None:
-    """By how much `<set>/<metric>` changed, over the kept answers that have it before and after; None without two."""
+    """Estimate the change of `<set>/<metric>`, over the kept answers that have it before and after; None without
+    two.
+    """
     both = [
         (first["metrics"][metric], last["metrics"][metric])
         for first, last in pairs

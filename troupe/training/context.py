@@ -110,7 +110,8 @@ def attempts(context: RunContext) -> Iterator[Attempt]:
 
 
 def _tried_model(config: Any, run: Run, data: DataSet, cluster: Cluster, precision: str) -> tuple[str, str]:
-    """The model to start from, and the precision: fp32 where engines die in bf16 and the recipe does not name it.
+    """Return the model to start from, and the precision: fp32 where engines die in bf16 and the recipe does not name
+    it.
 
     An engine's first request is tried beside the warm start, whose minutes would be lost where engines die.
     """
@@ -130,7 +131,7 @@ def _tried_model(config: Any, run: Run, data: DataSet, cluster: Cluster, precisi
 def _starting_model(
     config: Any, run: Run, data: DataSet, cluster: Cluster, precision: str, *, beside: Future[Trial] | None = None
 ) -> tuple[str, str]:
-    """The model to start from; the failure of the trial beside it ends the warm start at its next step."""
+    """Return the model to start from; the failure of the trial beside it ends the warm start at its next step."""
     with warm_start_progress() as progress:
 
         def report(step: int, steps: int, metrics: dict[str, float]) -> None:
@@ -146,7 +147,7 @@ def _starting_model(
 
 @contextlib.contextmanager
 def _observed_cluster(config: Any, run: Run) -> Iterator[Cluster]:
-    """The cluster of a run, whose workers show what they do to Prometheus and in the timelines."""
+    """Provide the cluster of a run, whose workers show what they do to Prometheus and in the timelines."""
     cluster = Cluster(config.placement, config.run)
     try:
         run.add_spans(cluster.spans)

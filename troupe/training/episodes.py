@@ -65,13 +65,13 @@ class Game:
         return self.request.max_tokens - len(self.token_ids)
 
     def hear(self, ids: Sequence[int]) -> None:
-        """The environment's tokens: read, not trained."""
+        """Add the environment's tokens: read, not trained."""
         self.token_ids += ids
         self.loss_mask += [False] * len(ids)
         self.logprobs += [0.0] * len(ids)
 
     def say(self, answer: Branch) -> None:
-        """The model's tokens, with what is known of how they were sampled."""
+        """Add the model's tokens, with what is known of how they were sampled."""
         start = len(self.token_ids)
         self.token_ids += answer.token_ids
         self.loss_mask += [True] * len(answer.token_ids)
@@ -98,7 +98,8 @@ class Episodes:
         self._games = build_environment(config)
         self._turns = TurnEncoder(tokenizer)
         self._loop = asyncio.new_event_loop()
-        """Of a thread of its own, on which all environments live: what an async one opens survives from turn to turn."""
+        """Of a thread of its own, on which all environments live: what an async one opens survives from turn to turn.
+        """
         self._one_batch = asyncio.Lock()
         self._playing: set[Future[None]] = set()
         threading.Thread(target=self._loop.run_forever, name="episodes", daemon=True).start()
@@ -106,7 +107,9 @@ class Episodes:
     def submit(
         self, requests: Sequence[Request], samples: Sequence[Sample], *, alone: bool = True
     ) -> list[Future[Group]]:
-        """`max_tokens` of a request bounds a game. Batches that run `alone` are played one after the other, to the end."""
+        """Return `max_tokens` of a request bounds a game. Batches that run `alone` are played one after the other, to
+        the end.
+        """
         batch = _Batch(list(requests), list(samples))
         playing = asyncio.run_coroutine_threadsafe(self._play(batch, alone), self._loop)
         self._playing.add(playing)  # the loop itself holds tasks weakly
@@ -132,7 +135,8 @@ class Episodes:
         for group in batch.games:
             if isinstance(group[0].sample.prompt, str):
                 raise DataError(
-                    f"{group[0].sample.sample_id} is plain text; a game needs prompts that are messages, so that its turns have roles"
+                    f"{group[0].sample.sample_id} is plain text; a game needs prompts that are messages, so that its "
+                    f"turns have roles"
                 )
         games = [game for group in batch.games for game in group]
         await asyncio.gather(*(self._begin(batch, game) for game in games))
@@ -151,7 +155,9 @@ class Episodes:
             )
 
     def _open(self, group: Sequence[Game]) -> Sequence[int]:
-        """The prompt that the games of a sample share; what only some of them begin with is their first, masked, tokens."""
+        """Return the prompt that the games of a sample share; what only some of them begin with is their first, masked,
+        tokens.
+        """
         prompt_ids = group[0].request.prompt_ids
         if all(game.opening is None for game in group):
             return prompt_ids
@@ -198,7 +204,9 @@ class Episodes:
             await self._close(game)
 
     def _go_on(self, game: Game, observation: str) -> None:
-        """The observation, behind which the model has at least one token left; or the end, where it does not fit."""
+        """Add the observation, behind which the model has at least one token left; or end the game, where it does not
+        fit.
+        """
         ids = self._turns.after_answer(game.token_ids[-1], observation)
         if game.turns < self._config.max_turns and len(ids) < game.room:
             game.hear(ids)
@@ -208,7 +216,9 @@ class Episodes:
     async def _guarded(
         self, batch: _Batch, game: Game, call: Callable[[], Any], check: Callable[[Game, Any], T]
     ) -> T | None:
-        """What a call of the environment gives; where it raises, the game has failed, and the recipe says what follows."""
+        """Return what a call of the environment gives; where it raises, the game has failed, and the recipe names what
+        follows.
+        """
         try:
             async with asyncio.timeout(self._config.timeout_s):
                 result = call()

@@ -35,7 +35,7 @@ class Evaluation:
     groups: Sequence[Group]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One record per answer, for answers.jsonl and for people."""
+        """Return one record per answer, for answers.jsonl and for people."""
         return [answer_row(group) for group in self.groups]
 
 
@@ -58,14 +58,15 @@ class Evaluator:
         timeout_s: float = 1800,
         answers: Answers | None = None,
     ) -> None:
-        """Prompts longer than `max_prompt_tokens` are left out, at every evaluation the same ones. `answers`: who has
+        """Prompts longer than `max_prompt_tokens` are left out, at every evaluation the same ones. `answers`: what has
         prompts continued; each with one turn of the generators unless it is given."""
         encoded = [(sample, encode_prompt(tokenizer, sample)) for sample in samples]
         self.prompts = [(sample, ids) for sample, ids in encoded if len(ids) <= max_prompt_tokens]
         self.num_too_long = len(encoded) - len(self.prompts)
         if not self.prompts:
             raise DataError(
-                f"all {len(encoded)} held-out prompts of {name} are longer than {max_prompt_tokens} tokens; raise rollout.max_prompt_tokens"
+                f"all {len(encoded)} held-out prompts of {name} are longer than {max_prompt_tokens} tokens; raise "
+                f"rollout.max_prompt_tokens"
             )
         self.name = name
         self._answers, self._rewarder = answers or SingleTurns(generators), rewarder
@@ -73,7 +74,7 @@ class Evaluator:
         self._stop, self._timeout_s = tuple(stop), timeout_s
 
     def evaluate(self, watch: Watch | None = None) -> Evaluation:
-        """Answer every prompt once with the generators' current weights; `watch` is told of the calls."""
+        """Answer every prompt once with the generators' current weights; `watch` is given the calls."""
         requests = [
             Request(
                 prompt_ids=ids,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def demonstration(
     tokenizer: PreTrainedTokenizerBase, sample: Sample, *, every_turn: bool = False, whole: bool = False
 ) -> Group:
-    """The sample's demonstration; with `every_turn` also the assistant's earlier turns are in the loss mask.
+    """Return the sample's demonstration; with `every_turn` also the assistant's earlier turns are in the loss mask.
 
     With `whole` the branch begins behind the prompt's first token, so that the loss can also weigh the prompt.
     """
@@ -57,7 +57,7 @@ def _turn_encoder(tokenizer: PreTrainedTokenizerBase) -> TurnEncoder:
 
 
 def ranked_answers(tokenizer: PreTrainedTokenizerBase, sample: Sample, *, max_length: int) -> Group | None:
-    """The sample's ranked answers, scored by their rank, higher is better; None when nothing is left to compare.
+    """Return the sample's ranked answers, scored by their rank, higher is better; None when nothing is left to compare.
 
     Answers are cut where prompt and answer exceed `max_length` tokens. Of answers that are then equal the best stays.
     """
@@ -76,7 +76,7 @@ def ranked_answers(tokenizer: PreTrainedTokenizerBase, sample: Sample, *, max_le
 
 
 def answer_branch(tokenizer: PreTrainedTokenizerBase, group: Group, max_length: int) -> Branch:
-    """The sample's reference answer, or the best of its ranked ones, as a branch, cut like ranked answers."""
+    """Return the sample's reference answer, or the best of its ranked ones, as a branch, cut like ranked answers."""
     text = group.sample.gold or group.sample.fields["answers"][0]
     return Branch(token_ids=encode_answer(tokenizer, text)[: max_length - len(group.prompt_ids)], text=text)
 
@@ -85,6 +85,7 @@ def require_answers(sample: Sample) -> None:
     """Raise DataError unless the sample has answers to choose between."""
     if len(sample.fields.get("answers") or ()) < 2:
         raise DataError(
-            f"{sample.sample_id} has no ranked answers; use a data set with preferences (docs/data.md), or name data.chosen_field "
+            f"{sample.sample_id} has no ranked answers; use a data set with preferences (docs/data.md), or name "
+            f"data.chosen_field "
             "and data.rejected_field"
         )

@@ -1,4 +1,6 @@
-"""Held-out answers of a model that is trained without sampling: an engine gets its weights whenever they are asked for."""
+"""Held-out answers of a model that is trained without sampling: an engine gets its weights whenever they are asked
+for.
+"""
 
 from __future__ import annotations
 

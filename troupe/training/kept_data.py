@@ -1,6 +1,7 @@
 """What a run holds out stays held out: `data.json` in its directory remembers it, whatever becomes of the files.
 
-It is written when a run begins. A run that goes on compares: rows that are new join training, the held-out rows are those
+It is written when a run begins. A run that goes on compares: rows that are new join training, the held-out rows are
+those
 of the beginning, and a model that was made from the data then is not made anew.
 """
 
@@ -26,7 +27,7 @@ FILE = "data.json"
 
 
 def data_of_run(run: Run, data: DataSet) -> DataSet:
-    """The data of a run as it was split when the run began, and with all rows that came since in training."""
+    """Return the data of a run as it was split when the run began, and with all rows that came since in training."""
     kept = read_json(run.directory / FILE) if run.checkpoints.latest() is not None else None
     keys = [data.key(sample) for sample in data.heldout]
     digest = _digest(data)
@@ -43,7 +44,8 @@ def data_of_run(run: Run, data: DataSet) -> DataSet:
     gone = len(kept["heldout"]) - len(again.heldout)
     if not again.heldout:
         raise DataError(
-            f"none of the {gone} rows that {run.directory} holds out is in the data any more, so its curve would mix two sets; "
+            f"none of the {gone} rows that {run.directory} holds out is in the data any more, so its curve would mix "
+            f"two sets; "
             "put the rows back, or begin anew with run.resume=never"
         )
     log.warning(
@@ -58,7 +60,9 @@ def data_of_run(run: Run, data: DataSet) -> DataSet:
 
 
 def model_of_run(run: Run, data: DataSet, make: Callable[[], str]) -> str:
-    """The directory of the model that the run starts from, which `make` makes of the data when the run begins."""
+    """Return the directory of the model that the run starts from, which `make` makes of the data when the run
+    begins.
+    """
     kept = read_json(run.directory / FILE)
     if run.checkpoints.latest() is None or "model" not in kept:
         kept["model"] = make()
@@ -66,7 +70,8 @@ def model_of_run(run: Run, data: DataSet, make: Callable[[], str]) -> str:
     elif not Path(kept["model"], "config.json").is_file():
         if _digest(data) != kept["digest"]:
             raise DataError(
-                f"the model that {run.directory} began with ({kept['model']}) is gone, and the data it was made of changed since; "
+                f"the model that {run.directory} began with ({kept['model']}) is gone, and the data it was made of "
+                f"changed since; "
                 "put the data back, or begin anew with run.resume=never"
             )
         return make()
@@ -78,13 +83,13 @@ def _write(run: Run, kept: dict[str, Any]) -> None:
 
 
 def _digest(data: DataSet) -> str:
-    """A hash of all rows of both sides, whatever their order."""
+    """Return a hash of all rows of both sides, whatever their order."""
     keys = sorted(data.key(sample) for sample in (*data.train, *data.heldout))
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 
 def _split_as_before(data: DataSet, heldout: list[str]) -> DataSet:
-    """The data with the rows of these keys held out and no others.
+    """Return the data with the rows of these keys held out and no others.
 
     Of one file all other rows are trained on, save copies of held-out ones; rows of a held-out file never are.
     """

@@ -1,6 +1,7 @@
 """What a training job finds out before its first process, and `--dry-run` shows: one function for both.
 
-Rewards, models, data and the chat template are tried here, on the first and the last samples. Whatever is wrong with them
+Rewards, models, data and the chat template are tried here, on the first and the last samples. Whatever is wrong with
+them
 is one sentence, seconds after the start; what only looks wrong is a warning.
 """
 
@@ -51,17 +52,18 @@ class Prepared:
     """Token ids of the first and the last prompt, in training and held out."""
 
     def lines(self) -> list[str]:
-        """What a dry run shows."""
+        """Return what a dry run shows."""
         train, heldout = self.data.train, self.data.heldout
         sizes = ", ".join(str(len(ids)) for ids in self.prompts)
         return [
-            f"{len(train):,} training and {len(heldout):,} held-out samples of {self.data.name}; tokens of the first and last prompts: {sizes}",
+            f"{len(train):,} training and {len(heldout):,} held-out samples of {self.data.name}; tokens of the first "
+            f"and last prompts: {sizes}",
             *prompt_lines(self.tokenizer, train[0], self.prompts[0]),
         ]
 
 
 def prompt_lines(tokenizer: PreTrainedTokenizerBase | LightTokenizer, sample: Sample, ids: Sequence[int]) -> list[str]:
-    """One prompt as its model reads it, special tokens and all."""
+    """Return one prompt as its model reads it, special tokens and all."""
     text = str(tokenizer.decode(ids)).splitlines()
     return [
         f"the prompt of {sample.sample_id}, {len(ids)} tokens, as the model reads it:",
@@ -99,8 +101,10 @@ def prepare(
 
 
 def require_fit(config: Any) -> None:
-    """Raise unless every given model takes its adapter, and can be run so that its log-probabilities are its own; how is
-    remembered."""
+    """Raise unless every given model takes its adapter, and can be run so that its log-probabilities are its own; how
+    is
+    remembered.
+    """
     models = list(given_models(config))
     if not models:
         return
@@ -117,14 +121,16 @@ def require_fit(config: Any) -> None:
         if apart and trained is not None and trained.zero_stage == 3 and trained.num_ranks > 1:
             beyond, lower = (f" beyond {reach} tokens", f", or lower {fields} ({longest})") if reach else ("", "")
             raise ConfigError(
-                f"{path} needs a pass for each sequence{beyond}, which ZeRO stage 3 on {trained.num_ranks} ranks cannot do in "
+                f"{path} needs a pass for each sequence{beyond}, which ZeRO stage 3 on {trained.num_ranks} ranks "
+                f"cannot do in "
                 f"step; set zero_stage: 2{lower}"
             )
 
 
 def given_models(config: Any) -> Iterator[tuple[str, Head, bool, PolicyConfig | None]]:
-    """(directory or hub name, head, trust_remote_code, engine) of every model of a recipe that is not made here; a frozen
-    one has no engine."""
+    """Yield (directory or hub name, head, trust_remote_code, engine) of every model of a recipe that is not made here;
+    a frozen one has no engine.
+    """
     model, critic = config.model, getattr(config, "critic", None)
     engine, scores = getattr(config, "policy", None), getattr(config, "reward_model", None)
     trust = getattr(model, "trust_remote_code", False)
@@ -151,14 +157,17 @@ def starting_tokenizer(config: Any, data: DataSet) -> PreTrainedTokenizerBase | 
     tokenizer = read_tokenizer(Path(path)) or load_tokenizer(path, trust_remote_code=config.trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ConfigError(
-            f"the tokenizer of model.path {config.path} has no end token, so no answer could ever end; name the token that ends a turn as "
+            f"the tokenizer of model.path {config.path} has no end token, so no answer could ever end; name the "
+            f"token that ends a turn as "
             "eos_token in its tokenizer_config.json, or use an instruction-tuned model"
         )
     return tokenizer
 
 
 def misfits(config: Any, settings: Mapping[str, Any], prompt: str) -> Iterator[str]:
-    """Settings that suit models made here and not a pretrained one of these `settings`, each with its rule and remedy."""
+    """Settings that suit models made here and not a pretrained one of these `settings`, each with its rule and
+    remedy.
+    """
     inner = settings.get("text_config") or settings
     if (inner.get("hidden_size") or inner.get("n_embd") or 0) < PRETRAINED_WIDTH:
         return
@@ -167,8 +176,10 @@ def misfits(config: Any, settings: Mapping[str, Any], prompt: str) -> Iterator[s
     highest = HIGHEST_RATE["rollout" if samples else "supervised"]
     if engine.lora is None and engine.learning_rate > highest:
         yield (
-            f"{section}.learning_rate {engine.learning_rate:g} is for small models made here: full fine-tuning of a pretrained model "
-            f"mostly breaks it above {highest:g}; set {section}.learning_rate={highest / 10:g}, or train an adapter ({section}.lora)"
+            f"{section}.learning_rate {engine.learning_rate:g} is for small models made here: full fine-tuning of a "
+            f"pretrained model "
+            f"mostly breaks it above {highest:g}; set {section}.learning_rate={highest / 10:g}, or train an adapter "
+            f"({section}.lora)"
         )
     if not samples:
         return
@@ -176,11 +187,14 @@ def misfits(config: Any, settings: Mapping[str, Any], prompt: str) -> Iterator[s
         each.fn == "math_answer" and each.args.get("strict", True) for each in config.rewards
     ):
         yield (
-            "strict math_answer wants a last line '#### <number>', and the first prompt does not ask for it, so that every answer may "
+            "strict math_answer wants a last line '#### <number>', and the first prompt does not ask for it, so that "
+            "every answer may "
             "earn 0; say it in data.system_prompt, or set rewards: [{fn: math_answer, args: {strict: false}}]"
         )
     if config.rollout.max_response_tokens < SHORTEST_ANSWERS and config.environment is None:
         yield (
-            f"rollout.max_response_tokens {config.rollout.max_response_tokens} is for small models made here: most answers of a pretrained "
-            "model are longer and would be cut; set rollout.max_response_tokens=256 or more, unless short answers are the task"
+            f"rollout.max_response_tokens {config.rollout.max_response_tokens} is for small models made here: most "
+            f"answers of a pretrained "
+            "model are longer and would be cut; set rollout.max_response_tokens=256 or more, unless short answers "
+            "are the task"
         )

@@ -27,7 +27,9 @@ class ReferenceCache:
     """Per-token log-probabilities of groups, found by the sample's id."""
 
     def __init__(self, path: Path, *, model: str, tokenizer: str) -> None:
-        """`model` and `tokenizer` are fingerprints. Raises CheckpointError for a file of others, or of something else."""
+        """Open the cache; `model` and `tokenizer` are fingerprints. Raises CheckpointError for a file of others, or of
+        something else.
+        """
         self.path = path
         self._identity = {"model": model, "tokenizer": tokenizer}
         self._logprobs: dict[str, torch.Tensor] = {}
@@ -46,7 +48,8 @@ class ReferenceCache:
             found = {name: metadata.get(name) for name in self._identity}
             if found != self._identity:
                 raise CheckpointError(
-                    f"{self.path} holds log-probabilities of {found}, this run's reference is {self._identity}; remove it, or name "
+                    f"{self.path} holds log-probabilities of {found}, this run's reference is {self._identity}; "
+                    f"remove it, or name "
                     "another reference_cache"
                 )
             flat, start = file.get_tensor("logprobs"), 0
@@ -77,13 +80,14 @@ class ReferenceCache:
         os.replace(temporary, self.path)
 
     def logprobs(self, groups: Sequence[Group]) -> torch.Tensor:
-        """[N]: the log-probabilities of the groups' branch tokens, in the order of their batch."""
+        """Return [N]: the log-probabilities of the groups' branch tokens, in the order of their batch."""
         for group in groups:
             name = group.sample.sample_id
             found, wanted = self._digests[name], _digest(group)
             if found != wanted:
                 raise CheckpointError(
-                    f"{self.path} has log-probabilities of other answers for {name} ({found} in the file, {wanted} now; the data or "
+                    f"{self.path} has log-probabilities of other answers for {name} ({found} in the file, {wanted} "
+                    f"now; the data or "
                     "max_length changed); remove it, or name another reference_cache"
                 )
         return torch.cat([self._logprobs[group.sample.sample_id] for group in groups])

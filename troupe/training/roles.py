@@ -105,7 +105,7 @@ class RoleStarter:
 
     @classmethod
     def of(cls, config: Any, context: RunContext, stack: contextlib.ExitStack) -> RoleStarter:
-        """The starter of a training job's roles."""
+        """Return the starter of a training job's roles."""
         return cls(
             stack,
             context.cluster,
@@ -123,7 +123,7 @@ class RoleStarter:
     def policy(
         self, config: PolicyConfig, *, total_steps: int, name: str = "policy", keep_start: bool = False
     ) -> Policy:
-        """The policy, loading the starting model; `name` goes before its metrics. `keep_start`: see `Engine`."""
+        """Return the policy, loading the starting model; `name` goes before its metrics. `keep_start`: see `Engine`."""
         group = self._cluster.workers(PolicyWorker, _ranks(config.num_ranks), role="policy")
         policy = Policy(group, config.model_copy(update={"precision": self.precision}), name=name)
         self._start(policy, self.model_path, total_steps=total_steps, trust=self.trust, keep_start=keep_start)
@@ -132,14 +132,14 @@ class RoleStarter:
     def trained(
         self, config: PolicyConfig, *, name: str, head: str, total_steps: int, model_path: str | None = None
     ) -> TrainedModel[TrainedWorker]:
-        """A model that is trained and never sampled from; it sits where a policy would."""
+        """Return a model that is trained and never sampled from; it sits where a policy would."""
         group = self._cluster.workers(TrainedWorker, _ranks(config.num_ranks), role="policy")
         trained = TrainedModel(group, config.model_copy(update={"precision": self.precision}), name=name, head=head)
         self._start(trained, model_path or self.model_path, total_steps=total_steps, trust=self.trust)
         return trained
 
     def critic(self, config: PPOConfig, *, total_steps: int) -> Critic:
-        """The critic, loading what `critic.start` names."""
+        """Return the critic, loading what `critic.start` names."""
         settings = config.critic
         starts = {"policy": self.model_path, "reward_model": config.reward_model.path if config.reward_model else ""}
         path = starts.get(settings.start, settings.start)
@@ -156,7 +156,7 @@ class RoleStarter:
         trained.start(path, total_steps=total_steps, seed=self.seed, trust_remote_code=trust, keep_start=keep_start)
 
     def generators(self, config: GeneratorConfig, *, max_length: int, policy: Policy) -> Generators:
-        """The engines, not yet started: `start_generators` waits for them."""
+        """Return the engines, not yet started: `start_generators` waits for them."""
         arguments = generator_arguments(
             self.model_path,
             config,
@@ -178,7 +178,7 @@ class RoleStarter:
     def frozen(
         self, path: str, *, role: str, num_ranks: int, precision: str, row_tokens: int, scalar: bool, trust: bool
     ) -> FrozenModel:
-        """A frozen model, loading."""
+        """Return a frozen model, loading."""
         frozen = FrozenModel(self._cluster.workers(FrozenWorker, _ranks(num_ranks), role=role), scalar=scalar)
         self._stack.callback(frozen.shutdown)
         frozen.start(
@@ -187,7 +187,7 @@ class RoleStarter:
         return frozen
 
     def reward_model(self, config: RewardModelConfig, *, row_tokens: int, timeout_s: float) -> RewardModel:
-        """The frozen reward model, loaded; it must read the policy's tokens."""
+        """Return the frozen reward model, loaded; it must read the policy's tokens."""
         trust = config.trust_remote_code
         tokenizer = load_tokenizer(config.path, trust_remote_code=trust)
         require_same_tokenizer(self.tokenizer, tokenizer, config.path, "reward_model.path")
@@ -208,14 +208,14 @@ class RoleStarter:
     def scorer_plan(
         self, config: PerplexityRewardConfig, samples: Sequence[Sample], *, complete: bool = True
     ) -> ScorerPlan:
-        """What the perplexity reward will ask, checked; nothing is started."""
+        """Return what the perplexity reward will ask, checked; nothing is started."""
         path, trust = (self.model_path, self.trust) if config.path is None else (config.path, config.trust_remote_code)
         tokenizer = load_tokenizer(path, trust_remote_code=trust)
         precision = self._cluster.machine.precision(config.precision)
         return plan_scorer(config, path, tokenizer, samples, precision=precision, complete=complete)
 
     def scorer(self, plan: ScorerPlan, *, row_tokens: int) -> FrozenModel:
-        """The frozen model of the perplexity reward, loading."""
+        """Return the frozen model of the perplexity reward, loading."""
         return self.frozen(
             plan.path,
             role="perplexity",
@@ -227,7 +227,7 @@ class RoleStarter:
         )
 
     def perplexity_reward(self, plan: ScorerPlan, frozen: FrozenModel) -> PerplexityReward:
-        """The perplexity reward over a scorer, which may be the reference, too."""
+        """Return the perplexity reward over a scorer, which may be the reference, too."""
         reward = PerplexityReward(frozen, plan)
         self._stack.callback(reward.shutdown)
         return reward
@@ -323,7 +323,8 @@ def _share_devices(arguments: list[dict[str, object]], policy: Policy, width: in
         own = places[index * width : (index + 1) * width]
         if len({machine for machine, _ in own}) > 1:
             raise ConfigError(
-                f"generator.tensor_parallel_size ({width}) puts engine {index} on the GPUs of several machines, which colocated engines cannot "
+                f"generator.tensor_parallel_size ({width}) puts engine {index} on the GPUs of several machines, "
+                f"which colocated engines cannot "
                 "use; lower it, or set placement.mode: separate"
             )
         engine["visible_devices"] = ",".join(gpus[0] for _, gpus in own)

@@ -28,6 +28,7 @@ from troupe.chat import encode_prompt
 from troupe.config.rollout import RolloutConfig
 from troupe.data import PromptStream
 from troupe.errors import DataError, RewardError, WorkerError
+from troupe.futures import then
 from troupe.records import Group, Sample
 from troupe.runs.call_log import Watch
 from troupe.training.sampled_answers import Answers, SingleTurns, with_outcomes
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_MISSING = 0.5
-"""A step in which more than this share of the judgements is missing would train on what the judge happened to answer."""
+"""A step in which more than this share of the judgements is missing would train on what the judge happened to answer.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +89,7 @@ class Rollouts:
         calls: CallWatcher | None = None,
         answers: Answers | None = None,
     ) -> None:
-        """`requires_group`: the advantage compares answers, so a group that keeps fewer than two is dropped.
+        """Prepare to sample; with `requires_group` a group that keeps fewer than two answers is dropped.
 
         `calls` logs the calls of the models. `answers` continues the prompts; without it each is one turn of the
         generators.
@@ -111,7 +113,9 @@ class Rollouts:
                 draw.groups = self._start(step, self._config.prompts_per_step)
 
     def next_batch(self, step: int) -> Rollout:
-        """The scored groups of `step`; everything that went wrong on the way is an error with a name or a metric."""
+        """Return the scored groups of `step`; everything that went wrong on the way is an error with a name or a
+        metric.
+        """
         self.prefetch(step - 1)
         self._trouble.clear()
         started = time.monotonic()
@@ -129,14 +133,17 @@ class Rollouts:
         metrics["rollout/tokens_per_second"] = sampled / max(draw.until - draw.since, 1e-3)
         if metrics["reward/missing_fraction"] > MAX_MISSING:
             raise RewardError(
-                f"{metrics['reward/missing_fraction']:.0%} of the judgements of step {step} are missing (at most {MAX_MISSING:.0%} may be); "
+                f"{metrics['reward/missing_fraction']:.0%} of the judgements of step {step} are missing (at most "
+                f"{MAX_MISSING:.0%} may be); "
                 f"{self._reason()}look at the judge: its address, its key, its timeout_s and retries"
             )
         del self._in_flight[step]  # from here on a checkpoint's position is behind these prompts
         return Rollout(groups=kept, metrics=metrics)
 
     def state(self) -> dict[str, Any]:
-        """What resuming needs: the stream's position before prompts that were drawn but not trained on, and its size."""
+        """Return what resuming needs: the stream's position before prompts that were drawn but not trained on, and its
+        size.
+        """
         starts = [draw.start for draw in self._in_flight.values()]
         return {"position": min([self._prompts.position, *starts]), "samples": self._prompts.size}
 
@@ -161,7 +168,7 @@ class Rollouts:
         return [chain(group, self._rewarder, watch) for group in groups]
 
     def _draw(self, count: int) -> list[tuple[Sample, list[int]]]:
-        """The next prompts that fit; longer ones are dropped and counted, or refused."""
+        """Return the next prompts that fit; longer ones are dropped and counted, or refused."""
         drawn: list[tuple[Sample, list[int]]] = []
         dropped_in_a_row = 0
         while len(drawn) < count:
@@ -180,7 +187,8 @@ class Rollouts:
             dropped_in_a_row += 1
             if dropped_in_a_row >= 10_000:
                 raise DataError(
-                    f"10000 prompts in a row are longer than rollout.max_prompt_tokens ({self._config.max_prompt_tokens}); raise the limit"
+                    f"10000 prompts in a row are longer than rollout.max_prompt_tokens "
+                    f"({self._config.max_prompt_tokens}); raise the limit"
                 )
         return drawn
 
@@ -205,13 +213,14 @@ class Rollouts:
             future.result()
         if waiting:
             raise WorkerError(
-                f"{len(waiting)} of {len(futures)} groups were not finished within rollout.timeout_s ({self._config.timeout_s:.0f} s); "
+                f"{len(waiting)} of {len(futures)} groups were not finished within rollout.timeout_s "
+                f"({self._config.timeout_s:.0f} s); "
                 f"branches in flight per engine: {self._generators.loads()}"
             )
         return [future.result() for future in futures]
 
     def _complete(self, group: Group) -> Group:
-        """The group without branches whose score is missing."""
+        """Return the group without branches whose score is missing."""
         kept = [index for index, score in enumerate(group.scores) if score.value is not None]
         if len(kept) == len(group.branches):
             return group
@@ -219,11 +228,12 @@ class Rollouts:
         return replace(group, branches=[group.branches[i] for i in kept], scores=[group.scores[i] for i in kept])
 
     def _reason(self) -> str:
-        """What most judges of missing scores answered, where any did."""
+        """Return what most judges of missing scores answered, where any did."""
         return f"mostly {self._trouble.most_common(1)[0][0]}; " if self._trouble else ""
 
     def _replace(self, step: int, groups: list[Group], deadline: float) -> tuple[list[Group], list[Group]]:
-        """(groups with signal, all replacements): new prompts are drawn until the step is full or the bound is met.
+        """Return (groups with signal, all replacements): new prompts are drawn until the step is full or the bound is
+        met.
 
         Rounds, not a race: which prompts are drawn does not depend on which group finishes first.
         """
@@ -271,39 +281,28 @@ class Rollouts:
             metrics[f"reward/{name}"] = _mean([score.parts[name] for score in scores if name in score.parts])
         if metrics["rollout/lag_max"] > self._config.max_lag:
             raise WorkerError(
-                f"a token of step {step} was sampled {metrics['rollout/lag_max']:.0f} versions ago, rollout.max_lag is {self._config.max_lag}"
+                f"a token of step {step} was sampled {metrics['rollout/lag_max']:.0f} versions ago, rollout.max_lag "
+                f"is {self._config.max_lag}"
             )
         return metrics
 
 
 def chain(answered: Future[Group], rewarder: Rewarder, watch: Watch | None = None) -> Future[Group]:
-    """The scored group once its branches are there; scoring begins the moment they are, whatever the driver does."""
-    answer: Future[Group] = Future()
-    requested_at = received_at = time.time()
+    """Score the group once its branches are there; scoring begins the moment they are, whatever the driver does."""
+    requested_at = time.time()
 
-    def settle(scored: Future[Group]) -> None:
-        error = scored.exception()
-        if error is not None:
-            answer.set_exception(error)
-            return
-        group = with_outcomes(scored.result())
-        try:
-            if watch is not None:
-                watch(group, requested_at, received_at)
-        finally:
-            answer.set_result(group)
-
-    def score(finished: Future[Group]) -> None:
-        error = finished.exception()
-        if error is not None:
-            answer.set_exception(error)
-            return
-        nonlocal received_at
+    def score(group: Group) -> Future[Group]:
         received_at = time.time()
-        rewarder.score(finished.result()).add_done_callback(settle)
 
-    answered.add_done_callback(score)
-    return answer
+        def finish(scored: Group) -> Group:
+            whole = with_outcomes(scored)
+            if watch is not None:
+                watch(whole, requested_at, received_at)
+            return whole
+
+        return then(rewarder.score(group), finish)
+
+    return then(answered, score)
 
 
 def _values(group: Group) -> list[float]:

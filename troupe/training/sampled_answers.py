@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -9,11 +10,12 @@ from typing import Protocol
 
 from troupe.actors.generator import Request
 from troupe.actors.generators import Generators
+from troupe.futures import then
 from troupe.records import Branch, Group, Sample, Score
 
 
 class Answers(Protocol):
-    """Whoever continues prompts: `SingleTurns`, or `troupe.training.episodes.Episodes`."""
+    """What continues prompts: `SingleTurns`, or `troupe.training.episodes.Episodes`."""
 
     def submit(
         self, requests: Sequence[Request], samples: Sequence[Sample], *, alone: bool = True
@@ -35,33 +37,25 @@ class SingleTurns:
     ) -> list[Future[Group]]:
         answers = self._generators.submit(requests, alone=alone)
         return [
-            _group(branches, sample, request.prompt_ids)
+            then(branches, functools.partial(_group, sample, request.prompt_ids))
             for branches, sample, request in zip(answers, samples, requests, strict=True)
         ]
 
 
-def _group(branches: Future[list[Branch]], sample: Sample, prompt_ids: Sequence[int]) -> Future[Group]:
-    group: Future[Group] = Future()
-
-    def settle(finished: Future[list[Branch]]) -> None:
-        error = finished.exception()
-        if error is not None:
-            group.set_exception(error)
-        else:
-            group.set_result(Group(sample=sample, prompt_ids=prompt_ids, branches=finished.result()))
-
-    branches.add_done_callback(settle)
-    return group
+def _group(sample: Sample, prompt_ids: Sequence[int], branches: Sequence[Branch]) -> Group:
+    return Group(sample=sample, prompt_ids=prompt_ids, branches=branches)
 
 
 def with_outcomes(scored: Group) -> Group:
-    """The group whose rewards have scored it, with what an environment gave for each branch added to its score."""
+    """Return the group whose rewards have scored it, with what an environment gave for each branch added to its
+    score.
+    """
     scores = [with_outcome(branch, score) for branch, score in zip(scored.branches, scored.scores, strict=True)]
     return scored.with_scores(scores)
 
 
 def with_outcome(branch: Branch, score: Score) -> Score:
-    """The score of a branch, an environment's included."""
+    """Return the score of a branch, an environment's included."""
     outcome = branch.outcome
     if outcome is None:
         return score

@@ -89,15 +89,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
 
 
 def demonstrations_of(data: DataSet) -> list[Sample]:
-    """The training samples that a new model is warmed up with; DataError where there are none."""
+    """Return the training samples that a new model is warmed up with; DataError where there are none."""
     found = [sample for sample in data.train if sample.fields.get("demonstration")]
     if not found:
         raise DataError(
-            f"{data.name} has no demonstrations to warm a new model up with; set model.type: pretrained, or data.demonstration_field"
+            f"{data.name} has no demonstrations to warm a new model up with; set model.type: pretrained, or "
+            f"data.demonstration_field"
         )
     return found
 
 
 def texts_of(demonstrations: Sequence[Sample]) -> list[str]:
-    """The texts that a new model's tokenizer is made of."""
+    """Return the texts that a new model's tokenizer is made of."""
     return [text for sample in demonstrations[:5000] for text in (prompt_text(sample), demonstration_text(sample))]

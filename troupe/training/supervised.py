@@ -1,7 +1,8 @@
 """The loop that SFT, reward models and DPO share; what differs between them is a `SupervisedTask`.
 
 A step draws the next samples that can be encoded, gives the engine one batch, and logs. The held-out loss is measured
-before the first step, every n steps and after the last; it, or a metric of generated answers, chooses the best checkpoint.
+before the first step, every n steps and after the last; it, or a metric of generated answers, chooses the best
+checkpoint.
 """
 
 from __future__ import annotations
@@ -9,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from troupe.actors.trained import TrainedModel
-from troupe.algorithms.objective import Objective
 from troupe.algorithms.packing import Batch
 from troupe.config.supervised import GeneratingConfig, SupervisedConfig
 from troupe.data import PromptStream, position_in
@@ -26,51 +25,14 @@ from troupe.runs.checkpoint import save_state
 from troupe.runs.run import Run
 from troupe.training.context import RunContext, attempts, open_context
 from troupe.training.held_out import HeldOutAnswers
-from troupe.training.preparation import Prepared, prepare
 from troupe.training.result import TrainingResult, read_result
 from troupe.training.roles import RoleStarter
+from troupe.training.task import SupervisedTask, prepare_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-
-class SupervisedTask(ABC):
-    """What one kind of supervised training adds to the loop."""
-
-    name: str
-    """Before metrics without a path of their own, such as sft/grad_norm."""
-    head = "vocabulary"
-    objective: Objective
-    best: str
-    """Held-out metric of the best checkpoint, unless the recipe names another."""
-
-    @abstractmethod
-    def encode(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Group | None:
-        """The sample as a group, or None when it cannot be trained on."""
-
-    @abstractmethod
-    def prepare(self, batch: Batch, groups: Sequence[Group], training: SupervisedContext) -> Batch:
-        """The batch of one optimizer step with the columns that the objective reads."""
-
-    def begin(self, training: SupervisedContext, *, steps: int) -> None:  # noqa: B027 - most lessons need nothing here
-        """With the starting weights in place, before the first step or a resume."""
-
-    def evaluate(self, training: SupervisedContext) -> dict[str, float]:
-        """Held-out metrics by their last name."""
-        metrics = training.model.evaluate_loss(training.heldout, self.objective)
-        return {name.rpartition("/")[2]: value for name, value in metrics.items() if name.rpartition("/")[2] != "loss"}
-
-    def before_save(self, training: SupervisedContext) -> None:  # noqa: B027
-        """Before every checkpoint."""
-
-    def state(self) -> dict[str, Any]:
-        """What a resume needs beside weights, step and position."""
-        return {}
-
-    def restore(self, state: dict[str, Any], training: SupervisedContext) -> None:  # noqa: B027
-        """Take up what `state` gave."""
 
 
 class Examples:
@@ -89,7 +51,7 @@ class Examples:
         self.stream = PromptStream(self._samples, self._seed, position=position)
 
     def draw(self, count: int, stream: PromptStream | None = None) -> list[Group]:
-        """The next `count` groups."""
+        """Return the next `count` groups."""
         stream = stream or self.stream
         groups: list[Group] = []
         misses = 0
@@ -103,20 +65,21 @@ class Examples:
             misses += 1
             if misses >= len(self._samples):
                 raise DataError(
-                    f"none of the {len(self._samples)} training samples can be used: each is longer than max_length, or "
+                    f"none of the {len(self._samples)} training samples can be used: each is longer than max_length, "
+                    f"or "
                     "its answers are equal within it; raise max_length"
                 )
         return groups
 
     def encode(self, sample: Sample) -> Group | None:
-        """The group of a sample, remembered."""
+        """Return the group of a sample, remembered."""
         if sample.sample_id not in self._encoded:
             self._encoded[sample.sample_id] = self._task.encode(self._tokenizer, sample)
             self.left_out += self._encoded[sample.sample_id] is None
         return self._encoded[sample.sample_id]
 
     def of_the_run(self, count: int) -> list[Group]:
-        """Every group among the first `count` draws of the run, once each."""
+        """Return every group among the first `count` draws of the run, once each."""
         stream = PromptStream(self._samples, self._seed)
         seen: dict[str, Group] = {}
         for _ in range(count):
@@ -148,15 +111,9 @@ def train_supervised(config: SupervisedConfig, task: SupervisedTask) -> Training
     """Train `config` on `task`, from opening its directory to its summary."""
     with open_context(config, prepare_task(config, task), init_timeout_s=config.engine.init_timeout_s) as context:
         for attempt in attempts(context):
-            with start_training(config, task, context) as training, attempt:
-                train_loop(config, task, training)
+            with start_training(config, task, context) as supervised, attempt:
+                train_loop(config, task, supervised)
     return read_result(config.run.path)
-
-
-def prepare_task(config: SupervisedConfig, task: SupervisedTask) -> Prepared:
-    """Find out all that can be known before the first process."""
-    generation = config.generation if isinstance(config, GeneratingConfig) else None
-    return prepare(config, metrics=generation.metrics if generation is not None else (), encode=task.encode)
 
 
 @contextlib.contextmanager
@@ -199,7 +156,8 @@ def encode_heldout(
     groups = [group for sample in samples if (group := task.encode(tokenizer, sample)) is not None]
     if not groups:
         raise DataError(
-            f"none of the {len(samples)} held-out samples of {context.data.name} can be used within max_length ({config.max_length}); raise it"
+            f"none of the {len(samples)} held-out samples of {context.data.name} can be used within max_length "
+            f"({config.max_length}); raise it"
         )
     if len(groups) < len(samples):
         log.info(
@@ -210,55 +168,57 @@ def encode_heldout(
     return groups
 
 
-def train_loop(config: SupervisedConfig, task: SupervisedTask, training: SupervisedContext) -> None:
-    """Every step from the last checkpoint, or from the beginning, to the end."""
-    run, examples = training.run, training.examples
-    steps = config.num_steps(len(training.context.data.train))
-    task.begin(training, steps=steps)
-    first, owed = resume(task, training)
+def train_loop(config: SupervisedConfig, task: SupervisedTask, supervised: SupervisedContext) -> None:
+    """Train every step from the last checkpoint, or from the beginning, to the end."""
+    run, examples = supervised.run, supervised.examples
+    steps = config.num_steps(len(supervised.context.data.train))
+    task.begin(supervised, steps=steps)
+    first, owed = resume(task, supervised)
     if first == 0:
-        evaluate(config, task, training, step=0)
+        evaluate(config, task, supervised, step=0)
         run.end_step(0)
     elif owed:
-        finish(config, task, training, first, last=first >= steps)
+        finish(config, task, supervised, first, last=first >= steps)
     for step in run.steps(first + 1, steps):
         started = time.perf_counter()
         with run.timed("draw"):
             groups = examples.draw(config.batch_size)
             batch = Batch.from_groups(groups)
         with run.timed("prepare"):
-            batch = task.prepare(batch, groups, training)
+            batch = task.prepare(batch, groups, supervised)
         with run.timed("update"):
-            run.log(training.model.update([batch], task.objective))
+            run.log(supervised.model.update([batch], task.objective))
         tokens = int(batch.packed_sizes.sum())
         run.log({"data/tokens": tokens, "data/left_out": examples.left_out})
         run.log({"tokens_per_second": tokens / (time.perf_counter() - started)})
         last = run.is_last(step)
         if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-            save(task, training, step)
-        finish(config, task, training, step, last=last)
+            save(task, supervised, step)
+        finish(config, task, supervised, step, last=last)
 
 
 def finish(
-    config: SupervisedConfig, task: SupervisedTask, training: SupervisedContext, step: int, *, last: bool
+    config: SupervisedConfig, task: SupervisedTask, supervised: SupervisedContext, step: int, *, last: bool
 ) -> None:
-    """Evaluate where it is due and write the step's line. A step whose process died between its checkpoint and here owes
-    this, and the next process begins with it."""
+    """Evaluate where it is due and write the step's line. A step whose process died between its checkpoint and here
+    owes
+    this, and the next process begins with it.
+    """
     if last or (config.evaluation.every and step % config.evaluation.every == 0):
-        value, higher = evaluate(config, task, training, step)
-        training.run.checkpoints.record_metric(step, value, higher)
-    training.run.end_step(step)
+        value, higher = evaluate(config, task, supervised, step)
+        supervised.run.checkpoints.record_metric(step, value, higher)
+    supervised.run.end_step(step)
 
 
 def evaluate(
-    config: SupervisedConfig, task: SupervisedTask, training: SupervisedContext, step: int
+    config: SupervisedConfig, task: SupervisedTask, supervised: SupervisedContext, step: int
 ) -> tuple[float, bool]:
     """Measure the held-out set; the metric that chooses the best checkpoint, and whether higher is better."""
-    run, name = training.run, training.context.data.name
+    run, name = supervised.run, supervised.context.data.name
     with run.timed("evaluate"):
-        metrics = {f"eval/{name}/{metric}": value for metric, value in task.evaluate(training).items()}
-    if training.answers is not None:
-        metrics |= training.answers.evaluate(run, step).metrics
+        metrics = {f"eval/{name}/{metric}": value for metric, value in task.evaluate(supervised).items()}
+    if supervised.answers is not None:
+        metrics |= supervised.answers.evaluate(run, step).metrics
     run.log(metrics)
     best = config.evaluation.best_metric or task.best
     if f"eval/{name}/{best}" not in metrics:
@@ -267,28 +227,30 @@ def evaluate(
     return metrics[f"eval/{name}/{best}"], config.evaluation.higher_is_better and best != "nll"
 
 
-def save(task: SupervisedTask, training: SupervisedContext, step: int) -> None:
+def save(task: SupervisedTask, supervised: SupervisedContext, step: int) -> None:
     """Write a checkpoint: weights in Hugging Face format, and all that `resume` needs."""
-    run = training.run
+    run = supervised.run
     with run.timed("checkpoint"):
-        task.before_save(training)
-        facts = training.model.facts
+        task.before_save(supervised)
+        facts = supervised.model.facts
         identity = {"model": facts["identity"]}
         with run.checkpoints.writing(step, metadata=identity, needs=facts["checkpoint_bytes"]) as path:
-            training.model.save(str(path))
-            stream = training.examples.stream
+            supervised.model.save(str(path))
+            stream = supervised.examples.stream
             place = {"position": stream.position, "samples": stream.size}
             save_state(path, {"step": step, **place, "lesson": task.state(), "so_far": run.so_far()})
 
 
-def resume(task: SupervisedTask, training: SupervisedContext) -> tuple[int, bool]:
-    """The step to go on from, that of the newest whole checkpoint, or 0; and whether that step still owes its end."""
-    run = training.run
-    step = run.checkpoints.resumable(training.model.damage, model=training.model.facts["identity"])
+def resume(task: SupervisedTask, supervised: SupervisedContext) -> tuple[int, bool]:
+    """Return the step to go on from, that of the newest whole checkpoint, or 0; and whether that step still owes its
+    end.
+    """
+    run = supervised.run
+    step = run.checkpoints.resumable(supervised.model.damage, model=supervised.model.facts["identity"])
     if step is None:
         return 0, False
     state = run.checkpoints.load_state(step, position=int, task=dict)
-    training.model.load(str(run.checkpoints.path(step)))
-    training.examples.start_at(position_in(state, training.examples.stream.size))
-    task.restore(state["lesson"], training)
+    supervised.model.load(str(run.checkpoints.path(step)))
+    supervised.examples.start_at(position_in(state, supervised.examples.stream.size))
+    task.restore(state["lesson"], supervised)
     return step, run.resume_from(step, state.get("so_far", {}))

@@ -39,7 +39,7 @@ STEPS_PER_CALL = 5
 def starting_model(
     config: ModelConfig, data: DataSet, cluster: Cluster, *, precision: str, seed: int, progress: Progress
 ) -> str:
-    """The directory (or hub name) of the model to start from; of a run its best checkpoint."""
+    """Return the directory (or hub name) of the model to start from; of a run its best checkpoint."""
     if not isinstance(config, ScratchModelConfig):
         return locate(config.path)
     demonstrations = demonstrations_of(data)
@@ -64,7 +64,7 @@ def starting_model(
 
 
 def _cache_key(config: ScratchModelConfig, demonstrations: Sequence[Sample], precision: str, seed: int) -> str:
-    """A hash of all that determines the weights: settings, the demonstrations themselves, precision, seed."""
+    """Return a hash of all that determines the weights: settings, the demonstrations themselves, precision, seed."""
     digest = hashlib.sha256(json.dumps([config.model_dump(exclude={"cache"}), precision, seed]).encode())
     for sample in demonstrations:
         digest.update(f"{prompt_text(sample)}\0{demonstration_text(sample)}\0".encode())
@@ -121,7 +121,9 @@ def _supervise(
 def _demonstration_batches(
     samples: Sequence[Sample], tokenizer: Any, config: ScratchModelConfig, *, prompt_weight: float, size: int, seed: int
 ) -> Iterator[Batch]:
-    """Endless batches of demonstrations in seeded order, with loss weights; pairs longer than the model are left out."""
+    """Endless batches of demonstrations in seeded order, with loss weights; pairs longer than the model are left
+    out.
+    """
     encoded: dict[int, Group] = {}
     rng = random.Random(f"warm start/{seed}")
     order: list[int] = []
