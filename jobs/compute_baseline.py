@@ -83,7 +83,7 @@ def required(config: GRPOConfig) -> PerplexityRewardConfig:
 def casting_of(
     config: GRPOConfig, settings: PerplexityRewardConfig, data: DataSet, stage: Stage, stack: contextlib.ExitStack
 ) -> Casting:
-    """Prepare the start of the scorer.
+    """Return the Casting that starts the scorer.
 
     The run's starting model is made where it is the scorer and does not exist yet.
     """

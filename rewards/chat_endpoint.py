@@ -242,15 +242,13 @@ class ChatEndpoint:
 
     @functools.cached_property
     def _client(self) -> openai.AsyncOpenAI:
-        import httpx2
         import openai
 
-        limits = httpx2.Limits(max_connections=self._config.max_concurrency + 1)  # one more for the probe
         return openai.AsyncOpenAI(
             api_key=self._key,
             base_url=self._config.base_url,
             max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(limits=limits, timeout=None, verify=_certificates()),
+            http_client=openai.DefaultAsyncHttpxClient(timeout=None, verify=_certificates()),
         )
 
     async def _key(self) -> str:

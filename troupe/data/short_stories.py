@@ -149,7 +149,7 @@ def _story(rng: random.Random) -> Story:
 
 
 def right_coins(sample: Sample, branch: Branch) -> float:
-    """Measure: 1 if the last number of coins that a plan or a chapter names is that of the sample's chapter, else 0."""
+    """Return 1 if the last number of coins that a plan or a chapter names is that of the sample's chapter, else 0."""
     told, gold = (re.findall(r"(\d+) coin", text) for text in (branch.text, str(sample.gold)))
     return float(told[-1:] == gold[-1:])
 
