@@ -161,7 +161,7 @@ class ChatEndpoint:
         return Judgement(value=value, retries=retries, tokens=tokens, cost=cost)
 
     async def _reply(self, body: Mapping[str, Any]) -> tuple[JudgeCall | None, int]:
-        """Ask until there is an answer or the patience is over, and return the answer and how often that was repeated."""
+        """Ask until there is an answer or the patience is over; return the answer and the number of retries."""
         asked = time.monotonic()
         first_failure = math.inf
         for retries in itertools.count():

@@ -1,4 +1,4 @@
-"""Evaluation and benchmark: which models answer which held-out prompts, what is measured, and what judges between them."""
+"""Evaluation and benchmark: which models answer which held-out prompts, what is measured, what compares them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class AnsweringConfig(SamplingConfig):
         return False
 
     def check_scoring(self) -> None:
-        """Raise ValueError for a reward model that is set as in training, and for more ranks than one process has, and for games that cannot fit."""
+        """Raise ValueError for settings of training, more ranks than one process has, and games that cannot fit."""
         if self.environment is not None:
             self.environment.check_limit(self.max_response_tokens, "max_response_tokens")
         if self.reward_model is not None and (self.reward_model.relative_to_reference or self.reward_model.weight != 1):

@@ -1,4 +1,4 @@
-"""Stories made from a seed whose next chapter follows from a calculation: what plans are worth, seen by a model of a million parameters.
+"""Stories made from a seed, whose next chapter follows from a calculation: what plans are worth to a tiny model.
 
 Somebody has coins, earns and spends some, and wants to buy a thing; the next chapter tells how many coins are left and
 whether they suffice. All of that is in the sections, but it takes a calculation step by step to foresee it. Part of the

@@ -125,7 +125,7 @@ def rouge_l(words: Sequence[str], others: Sequence[str]) -> tuple[float, float]:
 
 
 def common_subsequence_length(words: Sequence[str], others: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence, a row of the usual table at a time as bits of one integer (Hyyrö 2004).
+    """Return the length of the longest common subsequence, a row of the table at a time as bits (Hyyrö 2004).
 
     A bit of `row` is 0 where the subsequence grows by one within `words`.
 

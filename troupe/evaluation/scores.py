@@ -38,7 +38,7 @@ class Scores:
 def function_scores(
     config: AnsweringConfig, plan: EvaluationPlan, answers: AnswersByRepeat
 ) -> dict[tuple[str, int], dict[str, Score]]:
-    """Score every answer with the reward functions, and the references too where these are what models are compared with."""
+    """Score every answer with the reward functions, and the references where models are compared with them."""
     names = {*(one.name for one in plan.candidates), *([REFERENCE] if config.scores_references else [])}
     given = [
         (key, sample, answers[key][sample.sample_id])
