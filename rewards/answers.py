@@ -76,7 +76,7 @@ def plain_number(text: str) -> str:
 
 @functools.lru_cache(maxsize=65_536)
 def gold_number(gold: str) -> str:
-    """Return the one number of a gold answer, as people write it: behind `####`, in a box, with a unit, a currency or commas.
+    """Return the one number of a gold answer: behind `####`, in a box, with a unit, a currency or commas.
 
     >>> [gold_number(text) for text in ("3+4=7\\n#### 7", "7.0", "\\\\boxed{7}", "$7", "7 apples", "1e3", "1/2 cup")]
     ['7', '7', '7', '7', '7', '1000', '1/2']

@@ -1,4 +1,4 @@
-"""Perplexities without any answer, computed once and kept in a file: by sample, for one scorer and one way of asking it.
+"""Perplexities without any answer, computed once and kept in a file: by sample, for one scorer and one prompt.
 
 JSONL (first line: what the file belongs to) or Parquet (the same in the schema's metadata), by the name's suffix. A file
 of another model, tokenizer or template is refused with both hashes. How the numbers are computed is `actors`' business.

@@ -161,7 +161,7 @@ class ChatEndpoint:
         return Judgement(value=value, retries=retries, tokens=tokens, cost=cost)
 
     async def _reply(self, body: Mapping[str, Any]) -> tuple[JudgeCall | None, int]:
-        """Ask until there is an answer or the patience is over, and return the answer and how often that was repeated."""
+        """Ask until there is an answer or the patience is over; return the answer and the number of retries."""
         asked = time.monotonic()
         first_failure = math.inf
         for retries in itertools.count():
@@ -242,15 +242,13 @@ class ChatEndpoint:
 
     @functools.cached_property
     def _client(self) -> openai.AsyncOpenAI:
-        import httpx2
         import openai
 
-        limits = httpx2.Limits(max_connections=self._config.max_concurrency + 1)  # one more for the probe
         return openai.AsyncOpenAI(
             api_key=self._key,
             base_url=self._config.base_url,
             max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(limits=limits, timeout=None, verify=_certificates()),
+            http_client=openai.DefaultAsyncHttpxClient(timeout=None, verify=_certificates()),
         )
 
     async def _key(self) -> str:

@@ -1,4 +1,4 @@
-"""The one background thread on which remote judges live, so that what they hold outlasts the event loops of their callers."""
+"""The one background thread of remote judges, so that what they hold outlasts the event loops of their callers."""
 
 from __future__ import annotations
 

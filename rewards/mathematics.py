@@ -94,7 +94,7 @@ def _started() -> subprocess.Popen[str]:
 
 
 def answer_questions() -> None:
-    """Answer `[gold, answer, seconds]` lines with true, false or the text of a mistake in the gold, until there are no more."""
+    """Answer `[gold, answer, seconds]` lines with true, false or a mistake in the gold, until there are no more."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is no answer
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))

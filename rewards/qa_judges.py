@@ -162,7 +162,7 @@ class RulesJudge:
 
 
 def find_answer(question: str, text: str, document: str) -> str | None:
-    """Return the sentence or line of `text` that is most about the question, of several the one that has its word first.
+    """Return the sentence or line of `text` that is most about the question, of several the one with its word first.
 
     None where none is.
 

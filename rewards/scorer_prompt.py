@@ -172,8 +172,9 @@ class ScorerPrompt:
 def prompt_with(
     sample: Sample, answer: str | None, config: ReadingConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Sample:
-    """Return the sample for a model that writes what a scorer would foresee: the prompt, then another model's answer or the
-    part of it that is handed over; without one the prompt alone."""
+    """Return the sample for a model that writes what a scorer would foresee.
+
+    The prompt, then another model's answer or the part of it that is handed over; without one the prompt alone."""
     context = None if answer is None else handed_over(answer, config)
     before, after = _template(sample, config)
     end = config.prompt_end + (config.baseline_context if context is None else before + context + after)

@@ -351,7 +351,11 @@ def without_engines(examined: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
 
     def again(settings: EvaluateConfig) -> dict[str, Any]:
         inline = settings.model_copy(update={"placement": settings.placement.model_copy(update={"backend": "inline"})})
-        evaluate(inline)
+        result = evaluate(inline)
+        assert {examined / "metrics.json", examined / "answers" / "tiny.csv"} <= set(result.files)
+        means = {name: {key: one.mean for key, one in metrics.items()} for name, metrics in result.metrics.items()}
+        written = json.loads((examined / "metrics.json").read_text())["models"]
+        assert means == {name: {key: one["mean"] for key, one in of_name.items()} for name, of_name in written.items()}
         return dict(json.loads((examined / "metrics.json").read_text()))
 
     return again

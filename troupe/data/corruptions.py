@@ -21,7 +21,7 @@ SENTENCE_ENDS = (".", "!", "?", ":", ";")
 def damaged(
     summary: str, others: Sequence[str], kinds: Sequence[Damage], count: int, rng: random.Random
 ) -> Mapping[str, Damage]:
-    """Return up to `count` worse versions of `summary`, each with its kind: text -> kind, all different beyond their spelling.
+    """Return up to `count` worse versions of `summary` with their kinds, all different beyond their spelling.
 
     The kinds take turns in seeded order; one that has no grip on the summary leaves its turn to the next.
     """
@@ -72,7 +72,7 @@ def _changed(words: list[str], rng: random.Random) -> list[str]:
 
 
 def truncated(summary: str, rng: random.Random) -> str | None:
-    """Return a third to two thirds of the words, never ending where a sentence does, and without punctuation at the cut.
+    """Return a third to two thirds of the words, never ending where a sentence does, no punctuation at the cut.
 
     Human summaries often lack a full stop too, so its absence alone proves nothing. None where no cut is left.
     """

@@ -69,7 +69,7 @@ HELDOUT_SHARE, MOST_HELDOUT = 0.1, 256
 def hold_out(
     items: Sequence[Item], wanted: int | None, purpose: str, name: Callable[[Item], str]
 ) -> tuple[list[Item], list[Item]]:
-    """Return (training items in their order, held-out items): `wanted` of them, or about a tenth, at least 1 and at most 256.
+    """Return (training items in their order, held-out items): `wanted`, or about a tenth, at least 1, at most 256.
 
     What is held out follows from an item's name alone, and names that are equal stay together. More items may take an
     item from the held-out side to training, never the other way, so that nothing is measured on what was trained on.

@@ -61,7 +61,7 @@ class SourceFile:
 
 
 def harvest(roots: Sequence[str], cache: Path) -> list[Pair]:
-    """Return the distinct pairs below `roots` (empty: standard library and site-packages), in the order of roots, paths, lines.
+    """Return the distinct pairs below `roots` (empty: standard library and site-packages), by root, path and line.
 
     They are cached under `cache` by the names, sizes and times of the files, so a second call takes a few seconds.
     """
@@ -117,7 +117,7 @@ def _fingerprint(files: Iterable[SourceFile]) -> str:
 
 
 def distinct(pairs: Iterable[Pair]) -> Iterator[Pair]:
-    """Yield the pairs with a summary that no earlier pair has and a text that is no near-duplicate of an earlier one."""
+    """Yield the pairs with a new summary and a text that is no near-duplicate of an earlier one."""
     summaries: set[str] = set()
     texts = NearDuplicates()
     for pair in pairs:

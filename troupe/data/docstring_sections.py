@@ -122,7 +122,7 @@ def _sample(passage: Passage, config: DocstringSectionsConfig, plan: str | None)
 
 
 def _drawn_plan(passage: Passage, config: DocstringSectionsConfig, common: set[str]) -> str | None:
-    """Return a plan for a share of the passages, drawn by their place, so that no passage's plan depends on the others'."""
+    """Return a plan for a share of the passages, drawn by place, so that none depends on the others."""
     rng = random.Random(f"docstring_sections/plan/{config.seed}/{passage.pair.place}")
     if rng.random() >= config.plan_share:
         return None

@@ -67,7 +67,7 @@ def split_by_package(items: Sequence[Item], config: HarvestConfig, name: str) ->
 
 
 def _heldout_packages(pairs: Sequence[Pair], config: HarvestConfig) -> set[str]:
-    """Choose packages in seeded order, until they have enough pairs: small ones first, so that the held-out set is broad."""
+    """Choose packages in seeded order until they have enough pairs: small ones first, for a broad held-out set."""
     sizes: dict[str, int] = defaultdict(int)
     for pair in pairs:
         sizes[pair.package] += 1

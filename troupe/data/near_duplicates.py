@@ -1,4 +1,4 @@
-"""Near-duplicate texts: found by the five-word runs that they share, so that a copy cannot sit on both sides of a split.
+"""Near-duplicate texts, found by the five-word runs that they share: a copy cannot be on both sides of a split.
 
 Libraries copy their docstrings (vendored packages, classes that inherit a text), mostly with small changes. Each
 text is reduced to its 16 smallest hashes of such runs (Broder's sketch); a text that shares half of them with

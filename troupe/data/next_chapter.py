@@ -1,4 +1,4 @@
-"""Stories and the chapter that follows (Gurung and Lapata 2025, 2503.22828), from the hub or from files of the same fields.
+"""Stories and the chapter that follows (Gurung and Lapata 2025, 2503.22828), from the hub or from files.
 
 Two prompts are built from a row, neither of which sees the chapter: the policy's asks for reasoning that ends with a
 plan, the frozen model's asks for the chapter and takes the plan at its end. A sample is named by story and chapter.

@@ -13,7 +13,7 @@ TEXT_FIELDS = ("prediction", "answer", "text")
 
 
 def read_answers(path: Path, samples: Sequence[Sample]) -> dict[str, Branch]:
-    """The answers of a JSONL file to these samples, by `sample_id`; the text is in `prediction`, `answer` or `text`.
+    """Return the answers of a JSONL file to these samples, by `sample_id`; the text is in `prediction`, `answer` or `text`.
 
     A branch has no tokens, since their tokenizer is not known; one with `finish_reason: length` was cut off.
     Raises DataError for a line without an id or a text, two answers to one sample, and samples without an answer.

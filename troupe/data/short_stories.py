@@ -1,4 +1,4 @@
-"""Stories made from a seed whose next chapter follows from a calculation: what plans are worth, seen by a model of a million parameters.
+"""Stories made from a seed, whose next chapter follows from a calculation: what plans are worth to a tiny model.
 
 Somebody has coins, earns and spends some, and wants to buy a thing; the next chapter tells how many coins are left and
 whether they suffice. All of that is in the sections, but it takes a calculation step by step to foresee it. Part of the
@@ -149,7 +149,7 @@ def _story(rng: random.Random) -> Story:
 
 
 def right_coins(sample: Sample, branch: Branch) -> float:
-    """Measure: 1 if the last number of coins that a plan or a chapter names is that of the sample's chapter, else 0."""
+    """Return 1 if the last number of coins that a plan or a chapter names is that of the sample's chapter, else 0."""
     told, gold = (re.findall(r"(\d+) coin", text) for text in (branch.text, str(sample.gold)))
     return float(told[-1:] == gold[-1:])
 

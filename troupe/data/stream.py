@@ -15,7 +15,7 @@ from troupe.records import Sample
 
 
 def position_in(state: Mapping[str, Any], size: int) -> int:
-    """Return where a stream over `size` samples goes on after the state of a checkpoint, `{"position": 250, "samples": 100}`.
+    """Return where a stream over `size` samples goes on after a checkpoint's `{"position": 250, "samples": 100}`.
 
     With another number of samples than then, orders are other ones: the epoch that was under way ends, and the next
     begins, over all samples. Example: after 250 of 100 samples a stream over 150 goes on at 3 epochs, 450.

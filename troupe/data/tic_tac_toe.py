@@ -1,4 +1,4 @@
-"""Games of tic-tac-toe to be played: the agent's symbol, how the opponent opened, and the seed of what the opponent does.
+"""Games of tic-tac-toe to be played: the agent's symbol, the opponent's opening, and the seed of its moves.
 
 The prompt shows the board before the agent's first move. A demonstration is a whole game in which both sides move at
 random: it teaches how a move is written and which moves are legal, and leaves good play to reinforcement.

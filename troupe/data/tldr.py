@@ -1,4 +1,4 @@
-"""Reddit posts, their authors' summaries, and pairs of summaries that people compared (Stiennon et al. 2020, 2009.01325).
+"""Reddit posts, their authors' summaries, and pairs that people compared (Stiennon et al. 2020, 2009.01325).
 
 Prompts are raw text and end with `TL;DR:`; summaries begin with the space that follows it. The comparisons of
 the hub keep `TL;DR:` in their answers: it is moved, so that both data sets show a model the same text.

@@ -13,9 +13,10 @@ from troupe.config.evaluation import BenchmarkConfig
 from troupe.config.loader import dump_config
 from troupe.evaluation.collection import Usage
 from troupe.evaluation.diversity import COLUMNS, Diversity, Text, diversity
+from troupe.evaluation.estimates import Estimates
 from troupe.evaluation.evaluation_tables import ResultTable, cell
 from troupe.evaluation.plan import Candidate, EvaluationPlan
-from troupe.evaluation.scores import AnswerRow, Estimates
+from troupe.evaluation.scores import AnswerRow
 from troupe.files import now, to_json, write_atomically
 from troupe.report.benchmark_charts import ChartData, first_and_last, over_steps
 from troupe.report.charts import short
@@ -44,16 +45,15 @@ def open_benchmark(output: Path, config: BenchmarkConfig) -> Iterator[None]:
         write_status("finished")
 
 
-def write_benchmark(output: Path, content: Mapping[str, Any], charts: Sequence[ChartData]) -> None:
-    """Write benchmark.json, of which the report is made, two SVG files for each metric, and their numbers."""
-    write_atomically(output / "benchmark.json", to_json(content, indent=2) + "\n")
-    (output / "charts").mkdir(parents=True, exist_ok=True)
-    write_atomically(output / "charts" / "charts.json", to_json(content["charts"], indent=2) + "\n")
+def write_charts(directory: Path, charts: Sequence[ChartData]) -> None:
+    """Write two SVG files for each metric, and the numbers behind all of them as charts.json."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / "charts.json", to_json([chart.as_dict() for chart in charts], indent=2) + "\n")
     for chart in charts:
         for kind, drawn in (("over-steps", over_steps(chart)), ("first-and-last", first_and_last(chart))):
             if drawn:
                 name = f"{chart.metric.replace('/', '-')}-{kind}.svg"
-                write_atomically(output / "charts" / name, drawn)
+                write_atomically(directory / name, drawn)
 
 
 def describe_candidates(candidates: Sequence[Candidate], usage: Mapping[str, Usage]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The steps of a run that can be measured: those with a checkpoint, and those with answers that the run has written itself.
+"""The steps of a run that can be measured: those with a checkpoint, and those with the run's own answers.
 
 A run's own answers (answers.jsonl, from its held-out evaluation) stand for a model's only where it was asked the same
 prompts in the same way; what differs is said in the log.
@@ -109,7 +109,7 @@ class TrainedRun:
         return found
 
     def stored_answers(self, config: AnsweringConfig, samples: Sequence[Sample]) -> dict[int, Answers]:
-        """Return step -> answers to all of the samples, of steps that have them and the prompts and sampling of `config`."""
+        """Return step -> answers to all of the samples, of steps with the prompts and sampling of `config`."""
         lines = read_lines(self.directory / "answers.jsonl")
         difference = self._difference(config)
         if not lines or difference is not None:

@@ -116,13 +116,15 @@ def logged_rows(plan: EvaluationPlan, endpoint: AnsweringEndpoint, directory: Pa
     return AnswerLog(directory, endpoint.name).rows(questions)
 
 
-def usage_of(plan: EvaluationPlan, one: Candidate, directory: Path, *, max_missing: float) -> Usage:
-    """Return what a candidate's answers took; beyond the share `max_missing` of missing ones it has a remark."""
+def usage_of(plan: EvaluationPlan, one: Candidate, directory: Path) -> Usage:
+    """Return what a candidate's answers took; where too many are missing it has a remark."""
     wanted = len(plan.samples) * plan.repeats
     if one.name in plan.endpoints:
         rows = logged_rows(plan, plan.endpoints[one.name], directory)
-        return usage_of_rows(rows, wanted=wanted, max_missing=max_missing)
-    source = "the run's own answers" if one.name in plan.stored else "answered here"
+        return usage_of_rows(rows, wanted=wanted, max_missing=plan.max_missing)
+    source = (
+        {"file": "a file", "trained": "the run's own answers"}[one.kind] if one.name in plan.stored else "answered here"
+    )
     return Usage(wanted=wanted, answered=wanted, source=source)
 
 

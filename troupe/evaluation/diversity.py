@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from troupe.statistics import Estimate, estimate_mean
+from troupe.evaluation.estimates import estimate_columns, means_by_sample
+from troupe.statistics import Estimate
 
 SECTION = re.compile(r"(?m)^#{1,6}[ \t]+(.+?)[ \t#]*$")
 """A heading in Markdown; what follows it, up to the next, is a section of the prompt."""
@@ -57,17 +58,10 @@ class Diversity:
 
 def diversity(texts: Sequence[Text], *, seed: int = 0) -> Diversity:
     """Return the statistics of at least one answer; several to one sample count as their mean."""
-    by_sample: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for text in texts:
-        for name, value in statistics_of(text).items():
-            by_sample[text.sample_id][name].append(value)
-    columns: dict[str, list[float]] = defaultdict(list)
-    for found in by_sample.values():
-        for name, values in found.items():
-            columns[name].append(sum(values) / len(values))
+    means = means_by_sample([text.sample_id for text in texts], [statistics_of(text) for text in texts])
     words = [words_of(text.answer) for text in texts]
     return Diversity(
-        means={name: estimate_mean(values, seed=seed) for name, values in columns.items()},
+        means=estimate_columns(means, seed=seed),
         distinct={f"distinct_{n}": share for n in DISTINCT if (share := distinct_share(words, n)) is not None},
     )
 
@@ -131,7 +125,7 @@ def rouge_l(words: Sequence[str], others: Sequence[str]) -> tuple[float, float]:
 
 
 def common_subsequence_length(words: Sequence[str], others: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence, a row of the usual table at a time as bits of one integer (Hyyrö 2004).
+    """Return the length of the longest common subsequence, a row of the table at a time as bits (Hyyrö 2004).
 
     A bit of `row` is 0 where the subsequence grows by one within `words`.
 

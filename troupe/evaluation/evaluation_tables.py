@@ -17,7 +17,8 @@ import rich
 from rich.table import Table
 
 from troupe.evaluation.comparison import Comparison
-from troupe.evaluation.scores import AnswerRow, Estimates
+from troupe.evaluation.estimates import Estimates
+from troupe.evaluation.scores import AnswerRow
 from troupe.files import to_json, write_atomically
 from troupe.statistics import Estimate
 

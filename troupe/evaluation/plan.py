@@ -74,6 +74,8 @@ class EvaluationPlan:
     """The candidates whose answers the judges compare."""
     repeats: int = 1
     """Answers of each candidate to a sample."""
+    max_missing: float = 0.0
+    """Share of a candidate's answers that may be missing."""
     bucket: Bucket | None = None
 
     def prompts_of(self, name: str) -> Sequence[Sample]:
@@ -180,6 +182,7 @@ def plan_benchmark(config: BenchmarkConfig, rewards: Rewards | None) -> Evaluati
         judges=judges,
         compared=compared_candidates(config, candidates),
         repeats=config.repeats,
+        max_missing=config.max_missing,
         bucket=bucket,
     )
 

@@ -6,20 +6,16 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import pandas
-
 from troupe.chat import prompt_text
 from troupe.config.evaluation import REFERENCE, REWARD_MODEL, AnsweringConfig
 from troupe.evaluation.checkpoint_sources import UNKNOWN
 from troupe.evaluation.collection import RewardsByRepeat
+from troupe.evaluation.estimates import estimate_columns, means_by_sample
 from troupe.evaluation.plan import EvaluationPlan, with_opponent
 from troupe.evaluation.stored_answers import AnswersByRepeat
 from troupe.records import Branch, Group, Score
-from troupe.statistics import Estimate, estimate_difference, estimate_mean
+from troupe.statistics import Estimate, estimate_difference
 from troupe.training.sampled_answers import with_outcome
-
-Estimates = Mapping[str, Estimate]
-"""Metric -> mean with interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +38,7 @@ class Scores:
 def function_scores(
     config: AnsweringConfig, plan: EvaluationPlan, answers: AnswersByRepeat
 ) -> dict[tuple[str, int], dict[str, Score]]:
-    """Score every answer with the reward functions, and the references too where these are what models are compared with."""
+    """Score every answer with the reward functions, and the references where models are compared with them."""
     names = {*(one.name for one in plan.candidates), *([REFERENCE] if config.scores_references else [])}
     given = [
         (key, sample, answers[key][sample.sample_id])
@@ -129,16 +125,8 @@ def estimate_metrics(rows: Sequence[AnswerRow], *, seed: int) -> dict[str, Estim
     """
     models = {"reward": "score_prediction", "reward_reference": "score_reference"}
     values = [{**row.metrics, **{name: getattr(row, column) for name, column in models.items()}} for row in rows]
-    by_answer = pandas.DataFrame(
-        values, columns=list(dict.fromkeys([*(name for row in values for name in row)])), dtype=float
-    )
-    ids = pandas.Index([row.sample_id for row in rows], dtype=object)  # a text may hold half a character
-    by_sample = by_answer.groupby(ids, sort=False).mean()
-    measured = {
-        str(name): estimate_mean(column.dropna().to_numpy(), seed=seed)
-        for name, column in by_sample.items()
-        if column.notna().any()
-    }
+    by_sample = means_by_sample([row.sample_id for row in rows], values)
+    measured = estimate_columns(by_sample, seed=seed)
     both = by_sample.reindex(columns=list(models)).dropna()
     if len(both):
         measured["reward_difference"] = estimate_difference(*(both[name].to_numpy() for name in models), seed=seed)

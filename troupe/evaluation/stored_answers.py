@@ -30,19 +30,8 @@ class AnswerStore:
     def write(self, name: str, answers: Answers, settings: Mapping[str, Any]) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._settings(name).unlink(missing_ok=True)  # never beside answers of other settings
-        lines = (
-            to_json(
-                {
-                    "sample_id": sample_id,
-                    "text": branch.text,
-                    "finish_reason": branch.finish_reason,
-                    "token_ids": list(branch.token_ids),
-                    **_game(branch),
-                }
-            )
-            for sample_id, branch in answers.items()
-        )
-        write_atomically(self._answers(name), "".join(f"{line}\n" for line in lines))
+        lines = [to_json(_row(sample_id, branch)) + "\n" for sample_id, branch in answers.items()]
+        write_atomically(self._answers(name), "".join(lines))
         write_atomically(self._settings(name), to_json(settings, indent=2) + "\n")
 
     def read(self, name: str, sample_ids: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Branch] | None:
@@ -100,19 +89,17 @@ def text_branch(row: Mapping[str, Any]) -> Branch:
     return Branch(token_ids=(), text=row["text"], finish_reason=row.get("finish_reason") or "stop")
 
 
-def _game(branch: Branch) -> dict[str, Any]:
-    """Return what only a game has: the mask of the model's tokens, and how it ended."""
-    mask = {} if branch.loss_mask is None else {"loss_mask": list(branch.loss_mask)}
-    if branch.outcome is None:
-        return mask
-    return {**mask, "outcome": {"value": branch.outcome.value, "parts": dict(branch.outcome.parts)}}
+def _row(sample_id: str, branch: Branch) -> dict[str, Any]:
+    """Return the line of an answer; a game has the mask of the model's tokens and its outcome, too."""
+    row: dict[str, Any] = {"sample_id": sample_id, "text": branch.text, "finish_reason": branch.finish_reason}
+    row["token_ids"] = list(branch.token_ids)
+    if branch.loss_mask is not None:
+        row["loss_mask"] = list(branch.loss_mask)
+    if branch.outcome is not None:
+        row["outcome"] = {"value": branch.outcome.value, "parts": dict(branch.outcome.parts)}
+    return row
 
 
 def _branch(row: Mapping[str, Any]) -> Branch:
-    return Branch(
-        token_ids=row["token_ids"],
-        text=row["text"],
-        finish_reason=row["finish_reason"],
-        loss_mask=row.get("loss_mask"),
-        outcome=Score(**row["outcome"]) if "outcome" in row else None,
-    )
+    known = {name: row[name] for name in ("text", "finish_reason", "token_ids", "loss_mask") if name in row}
+    return Branch(**known, outcome=Score(**row["outcome"]) if "outcome" in row else None)
