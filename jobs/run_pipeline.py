@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
 from troupe.config.fields import flat_values
 from troupe.config.loader import dump_config
 from troupe.config.program import run_program
-from troupe.config.tools import PipelineConfig, Reference, StageConfig
+from troupe.config.tools import PipelineConfig, StageConfig
 from troupe.config.yaml_text import read_yaml
 from troupe.errors import ConfigError, WorkerError
 from troupe.files import now, read_json, to_json, write_atomically
@@ -190,12 +190,12 @@ def sentence_of(stderr: str) -> str:
 
 def placeholders(config: PipelineConfig, stage: StageConfig) -> dict[str, Any]:
     """Return inputs before they exist: the same names on every call, because recipes are compared from call to call."""
-    return filled(stage, lambda reference: str(config.path / reference.stage / reference.inside))
+    given = stage.references()
+    return filled(stage, {key: [str(config.path / one.stage / one.inside) for one in given[key]] for key in given})
 
 
-def filled(stage: StageConfig, path_of: Callable[[Reference], str]) -> dict[str, Any]:
+def filled(stage: StageConfig, paths: Mapping[str, list[str]]) -> dict[str, Any]:
     """Return the inputs of a stage as settings; one that is written as a list stays a list."""
-    paths = {key: [path_of(reference) for reference in given] for key, given in stage.references().items()}
     return {key: paths[key] if isinstance(value, list) else paths[key][0] for key, value in stage.inputs.items()}
 
 
@@ -250,9 +250,9 @@ def run_stage(stage: CheckedStage, decision: Decision, state: PipelineState) -> 
 
     Raises WorkerError with the end of its log when it fails, Interrupted when it was stopped.
     """
-    given = {"job": stage.config.job, "recipe": stage.recipe, "output": str(stage.path)}
     inputs = resolved_inputs(stage.config, state)
-    paths = filled(stage.config, lambda reference: state.resolve(reference)["path"])
+    paths = filled(stage.config, {key: [one["path"] for one in inputs[key]] for key in inputs})
+    given = {"job": stage.config.job, "recipe": stage.recipe, "output": str(stage.path)}
     record = begun_again(state[stage.name], decision, **given, inputs=inputs)
     state.put(stage.name, record)
     report(stage.path.parent)
@@ -280,10 +280,8 @@ def run_stage(stage: CheckedStage, decision: Decision, state: PipelineState) -> 
         )
     number = interruption_of(ended)
     if outcome == "stopped" or number:
-        command_on = f"python jobs/run_pipeline.py {stage.path.parent / 'pipeline.yaml'}"
-        raise Interrupted(
-            number or signal.SIGINT, f"in the stage {stage.name}; the pipeline goes on with: {command_on}"
-        )
+        go_on = f"the pipeline goes on with: python jobs/run_pipeline.py {stage.path.parent / 'pipeline.yaml'}"
+        raise Interrupted(number or signal.SIGINT, f"in the stage {stage.name}; {go_on}")
 
 
 def outcome_of(stage: CheckedStage, ended: Ended) -> tuple[State, str | None]:

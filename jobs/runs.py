@@ -32,7 +32,7 @@ from troupe.runs.bucket import Bucket
 from troupe.runs.checkpoint import CheckpointStore, Wanted
 from troupe.runs.fork import fork
 from troupe.runs.run_directory import locked
-from troupe.runs.run_listing import Listed, local_runs, stored_runs
+from troupe.runs.run_listing import ROW, Listed, local_runs, stored_runs
 from troupe.runs.stored_run import CHECKPOINTS, StoredRun, begun_here, run_files, saved_storage
 
 All = Literal["all"]
@@ -58,10 +58,7 @@ def list_runs(given: argparse.Namespace) -> None:
     if not found:
         places = ", ".join(given.places)
         raise ConfigError(f"there are no runs in {places}; give a directory of runs, or s3://bucket/prefix")
-    rows = [("run", "state", "step", "checkpoints", "size", "updated")]
-    for run in found:
-        steps = run.shown_checkpoints or "-"
-        rows.append((run.place, run.state, run.progress, steps, human_bytes(run.size), run.updated))
+    rows = [ROW, *(run.row() for run in found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

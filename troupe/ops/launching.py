@@ -18,13 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import requests
 import yaml
 
 from troupe.environment import ENV_FILE, read_env_file
@@ -180,7 +179,6 @@ class Jobs:
     @cached_property
     def _client(self) -> Any:
         os.environ["RAY_AUTH_MODE"] = "token"  # Ray looks at it when it is imported
-        import requests
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
@@ -293,13 +291,10 @@ def _environment() -> dict[str, str]:
 
 def _answers(url: str) -> bool:
     """Return whether a dashboard is there, even one that wants a token."""
-    try:
-        urllib.request.urlopen(f"{url}/api/version", timeout=PROBE_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
+    with contextlib.suppress(requests.RequestException):
+        requests.get(f"{url}/api/version", timeout=PROBE_TIMEOUT_S)
         return True
-    except OSError:
-        return False
-    return True
+    return False
 
 
 def _wait(condition: Callable[[], bool], timeout_s: float) -> bool:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from troupe.disk import human_bytes
 from troupe.files import read_json
 from troupe.names import step_name
 from troupe.runs.bucket import Bucket
 from troupe.runs.checkpoint import CheckpointStore, kept_steps
 from troupe.runs.stored_run import CHECKPOINTS, StoredRun
+
+ROW = ("run", "state", "step", "checkpoints", "size", "updated")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,16 +37,14 @@ class Listed:
         return str(self.status.get("state", "unknown"))
 
     @property
-    def progress(self) -> str:
-        return f"{self.status['step']}/{self.status['steps']}" if "steps" in self.status else "-"
-
-    @property
-    def updated(self) -> str:
-        return str(self.status.get("updated", "-"))[:16].replace("T", " ")
-
-    @property
     def shown_checkpoints(self) -> str:
         return ", ".join(f"{step} (best)" if step == self.best else str(step) for step in sorted(self.checkpoints))
+
+    def row(self) -> tuple[str, ...]:
+        """Return the cells of its line, under ROW."""
+        step = f"{self.status['step']}/{self.status['steps']}" if "steps" in self.status else "-"
+        updated = str(self.status.get("updated", "-"))[:16].replace("T", " ")
+        return self.place, self.state, step, self.shown_checkpoints or "-", human_bytes(self.size), updated
 
     def kept(self, keep: int) -> set[int]:
         """Return the newest `keep` steps and the best."""
