@@ -32,7 +32,7 @@ const remember = () => {
   } catch { /* a browser that keeps nothing shows the page anew */ }
 };
 const remembered = (() => {
-  try { return JSON.parse(sessionStorage.getItem(memory)) ?? {}; } catch { return {}; }
+  try { return data.live && JSON.parse(sessionStorage.getItem(memory)) || {}; } catch { return {}; }
 })();
 function refill(form) {
   for (const [name, value] of Object.entries(remembered.forms?.[form.id] ?? {})) {
