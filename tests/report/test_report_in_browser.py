@@ -136,7 +136,7 @@ def test_the_axis_the_search_and_the_smoothing_can_be_chosen(page: Page, run: Pa
     assert page.js(f"{chart('reward/mean')}.plot.data.length") == 2
     assert page.js(f"{chart('reward/mean')}.plot.data[1]") == list(rewards(run).values())
     page.js("controls.elements.find.value = 'Clip_frac'; find()")
-    shown = "charts.filter(one => one.figure.offsetParent).map(one => one.chart.metrics[0])"
+    shown = "charts.filter(one => one.figure.dataset.chart && one.figure.offsetParent).map(one => one.chart.metrics[0])"
     assert page.js(shown) == ["policy/clip_fraction"]
 
 
@@ -147,8 +147,8 @@ def test_samples_are_chosen_by_prompt_and_reward_with_their_histogram_and_curve(
     best = [line for line in lines if any(branch["score"] >= 1 for branch in line["branches"])]
     assert f"{len(best)} groups chosen" in page.js("document.querySelector('#samples-count').textContent")
     scores = [branch["score"] for line in best for branch in line["branches"]]
-    assert page.js("histogram.data[1].reduce((a, b) => a + b)") == len(scores)
-    assert page.js("histogram.data[1].at(-1)") == sum(score == 1 for score in scores)
+    assert page.js("histogram.plot.data[1].reduce((a, b) => a + b)") == len(scores)
+    assert page.js("histogram.plot.data[1].at(-1)") == sum(score == 1 for score in scores)
     held_out = read_lines(run / "answers.jsonl")
     sample_id = held_out[0]["sample_id"]
     page.js(
@@ -156,7 +156,7 @@ def test_samples_are_chosen_by_prompt_and_reward_with_their_histogram_and_curve(
         f"filter.elements.prompt.value = {json.dumps(sample_id)}; filter.dispatchEvent(new Event('input'))"
     )
     mine = [row for row in held_out if row["sample_id"] == sample_id]
-    assert page.js("[...perPrompt.data]") == [
+    assert page.js("[...perPrompt.plot.data]") == [
         [row["step"] for row in mine], [row["metrics"]["accuracy"] for row in mine]
     ]  # fmt: skip
 
@@ -188,7 +188,9 @@ def test_a_page_is_no_wider_than_its_window(page: Page, run: Path, tmp_path: Pat
     for file in (run / "report.html", build_comparison([run, *others], tmp_path / "compare.html")):
         opened(page, file, width=width, phone=phone)
         assert page.js("document.documentElement.scrollWidth") <= width
-        plots = page.js("charts.map(one => one.plot?.root.scrollWidth - one.figure.clientWidth)")
+        plots = page.js(
+            "charts.filter(one => !one.figure.hidden).map(one => one.plot.root.scrollWidth - one.figure.clientWidth)"
+        )
         assert plots
         assert max(plots) <= 0
 
@@ -198,9 +200,11 @@ def test_a_live_page_reloads_when_its_run_goes_on_and_keeps_what_was_chosen(page
     with LiveServer(tmp_path) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         opened(page, server.url("going"))
-        page.js("controls.elements.smooth.value = '5'; filter.elements.order.value = 'oldest'; mark = 1")
+        page.js("controls.elements.smooth.value = '5'; filter.elements.order.value = 'oldest'; beforeReload = 1")
         JsonLines(run / "metrics.jsonl").append({"step": 5, "wall_s": 99.0, "reward/mean": 0.987})
-        page.until("typeof mark === 'undefined' && document.readyState === 'complete' && typeof charts !== 'undefined'")
+        page.until(
+            "typeof beforeReload === 'undefined' && document.readyState === 'complete' && typeof charts !== 'undefined'"
+        )
         assert page.js("data.runs[0].metrics['reward/mean'].values.at(-1)") == 0.987
         assert page.js("controls.elements.smooth.value + filter.elements.order.value") == "5oldest"
         page.call("Page.navigate", url="about:blank")

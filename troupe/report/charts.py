@@ -125,7 +125,7 @@ def _folded(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, str]:
             said[name] = short(high)
         elif same != name and len(points) > 1:
             said[name] = f"equals {same}"
-    return {name: said[name] for name in names if name in said and name not in [run.headline for run in runs]}
+    return {name: said[name] for name in names if name in said and name not in (GAP, *(run.headline for run in runs))}
 
 
 def _chart(runs: Sequence[RunRecord], plot: Plot, first: int) -> Chart:
@@ -154,7 +154,7 @@ def _chart(runs: Sequence[RunRecord], plot: Plot, first: int) -> Chart:
 def phase_chart(run: RunRecord, number: int = 0) -> Chart:
     """Return the seconds of the phases, stacked over the steps."""
     curves = [
-        {"run": number, "metric": f"time/{phase}_s", "label": phase, "color": phase_color(run, phase)}
+        {"run": number, "metric": f"time/{phase}_s", "label": phase, "color": phase_color(run, phase), "bars": True}
         for phase in run.phases
     ]
     return {
@@ -184,6 +184,7 @@ def reliability_chart(bins: Sequence[dict[str, Any]]) -> Chart:
         "title": "Reliability",
         "hint": "share of pairs that it ranks rightly, by its confidence",
         "metrics": ["calibration.json"],
+        "x": "confidence",
         "table": [x, [accuracy.get(one) for one in x], x],
         "curves": [{"label": "accuracy", "color": 0}, {"label": "as sure as right", "color": 8, "dashed": True}],
     }
