@@ -84,7 +84,7 @@ def _screen(record: RunRecord, run: Path, console: Console) -> RenderableType:
 
 @contextlib.contextmanager
 def _single_keys() -> Iterator[None]:
-    """Keys arrive one by one and unseen; the terminal is put back at the end."""
+    """Read keys one by one without an echo; the terminal is put back at the end."""
     before = termios.tcgetattr(sys.stdin)
     try:
         tty.setcbreak(sys.stdin)
@@ -94,7 +94,7 @@ def _single_keys() -> Iterator[None]:
 
 
 def _key_within(seconds: float) -> str:
-    """The key that was pressed meanwhile, if any; q where the terminal has gone away."""
+    """Return the key that was pressed meanwhile, if any; q where the terminal has gone away."""
     ready, _, _ = select.select([sys.stdin], [], [], seconds)
     return os.read(sys.stdin.fileno(), 1).decode(errors="replace") or "q" if ready else ""
 

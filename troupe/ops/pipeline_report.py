@@ -37,7 +37,7 @@ class StageView:
 
     @property
     def inputs(self) -> list[str]:
-        """The stages from which it takes something."""
+        """Return the stages from which it takes something."""
         return list(dict.fromkeys(item["stage"] for given in self.record.inputs.values() for item in given))
 
 

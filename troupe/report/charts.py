@@ -109,7 +109,7 @@ def chart_groups(runs: Sequence[RunRecord], *, first: int = 0) -> tuple[dict[str
 
 
 def _folded(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, str]:
-    """Return metric -> what is said of it in place of a chart."""
+    """Return metric -> the words that stand for its chart."""
     said: dict[str, str] = {}
     seen: dict[tuple[tuple[float, float | None], ...], str] = {}
     for name in sorted(names, key=lambda name: list(TITLES).index(name) if name in TITLES else len(TITLES)):

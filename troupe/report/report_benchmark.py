@@ -1,4 +1,4 @@
-"""The report of a benchmark: the charts, the tables and some answers side by side; one file, from the directory alone."""
+"""The report of a benchmark: charts, tables and some answers side by side; one file, from the directory alone."""
 
 from __future__ import annotations
 
