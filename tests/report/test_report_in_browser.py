@@ -36,7 +36,8 @@ def opened(page: Page, address: Path | str, *, width: int = 1280, phone: bool = 
     page.size(width, 900, phone=phone)
     page.call("Page.navigate", url="about:blank")
     page.call("Page.navigate", url=f"file://{address}" if isinstance(address, Path) else address)
-    page.until("document.readyState === 'complete' && typeof charts !== 'undefined' && charts.some(one => one.plot)")
+    page.until("document.readyState === 'complete' && typeof charts !== 'undefined'")
+    page.until("charts.length > 0 && charts.every(one => one.plot || one.figure.hidden)")
     return page
 
 

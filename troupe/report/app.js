@@ -9,7 +9,9 @@ const HEIGHT = 190, SHOWN = 20;
 
 function short(value) {
   if (value === null || value === undefined) return '–';
-  return Math.abs(value) < 1e4 ? String(Number(value.toPrecision(4))) : compact.format(value);
+  const size = Math.abs(value);
+  if (size && size < 1e-3) return value.toExponential(1).replace('.0e', 'e');
+  return size < 1e4 ? String(Number(value.toPrecision(4))) : compact.format(value);
 }
 
 // A mark of an axis, with the digits that tell it from the next one.
@@ -79,7 +81,13 @@ function range(chart, low, high) {
   return [fromZero ? 0 : low - room, high + room];
 }
 
-// `table` has the numbers that are drawn, `exact` those that the legend shows: bars are stacked.
+// Bars are half as wide again as their place at both ends.
+function acrossOf(chart, count, low, high) {
+  const room = chart.curves.some(curve => curve.bars) ? (high - low) / Math.max(count - 1, 1) / 2 : 0;
+  return low === high ? [low - 1, high + 1] : [low - room, high + room];
+}
+
+// `exact` are the numbers of the legend; those that are drawn may be stacked.
 function optionsOf(chart, options, exact, width) {
   const resting = chart.stacked ? 'mean' : 'last', isLog = chart.bound != null;
   const value = (u, _, s, i) => {
@@ -93,7 +101,10 @@ function optionsOf(chart, options, exact, width) {
   return {
     width, height: HEIGHT,
     series: [{label, value: (u, at) => at == null ? resting : String(at)}, ...options.map(one => ({...one, value}))],
-    scales: {x: {time: false}, y: isLog ? {distr: 3} : {range: (u, low, high) => range(chart, low, high)}},
+    scales: {
+      x: {time: false, range: (u, low, high) => acrossOf(chart, exact[0].length, low, high)},
+      y: isLog ? {distr: 3} : {range: (u, low, high) => range(chart, low, high)},
+    },
     axes: [{...axis, size: 30, values: marks},
       {...axis, size: 56, values: isLog ? (u, values) => values.map(one => one === null ? '' : short(one)) : marks}],
     cursor: {sync: chart.x ? undefined : {key: 'report', scales: ['x', null]}, drag: {x: true, y: false}, y: false},
@@ -118,7 +129,8 @@ function draw(entry) {
   entry.plot?.destroy();
   entry.plot = new uPlot(optionsOf(chart, options, exact, width), table, place);
   entry.plot.over.addEventListener('click', () => openSamples(entry));
-  place.querySelector('.u-legend').classList.toggle('single', chart.curves.length === 1 && !chart.x);
+  const named = options.filter(one => one.class !== 'hidden').length > 1 || chart.x;
+  place.querySelector('.u-legend').classList.toggle('single', !named);
 }
 
 function moveTo(entry, index) {
