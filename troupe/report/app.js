@@ -4,6 +4,8 @@ const data = JSON.parse(document.getElementById('data').textContent);
 const $ = selector => document.querySelector(selector), all = selector => [...document.querySelectorAll(selector)];
 const color = name => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const mean = values => values.reduce((sum, value) => sum + (value ?? 0), 0) / values.length;
+const least = values => values.reduce((a, b) => Math.min(a, b), Infinity);
+const most = values => values.reduce((a, b) => Math.max(a, b), -Infinity);
 const compact = new Intl.NumberFormat('en', {notation: 'compact', maximumSignificantDigits: 4});
 const HEIGHT = 190, SHOWN = 20;
 
@@ -213,7 +215,7 @@ function chosenGroups() {
     && (text === '' || has(group)) && (low === '' || scores(group).some(score => score >= Number(low)))
     && (high === '' || scores(group).some(score => score <= Number(high))));
   const level = group => scores(group).length ? mean(scores(group)) : -Infinity;
-  const spread = group => Math.max(...scores(group), -1e9) - Math.min(...scores(group), 1e9);
+  const spread = group => most(scores(group)) - least(scores(group));
   const key = {newest: group => -group.step, oldest: group => group.step, best: group => -level(group), worst: level,
     spread: group => -spread(group)}[order];
   return found.sort((a, b) => key(a) - key(b) || 0);
@@ -251,8 +253,8 @@ function groupCard(group) {
 }
 
 function binned(values, bins = 20) {
-  const low = Math.min(...values), high = Math.max(...values), width = (high - low) / bins;
-  if (!width) return [[low], [values.length]];
+  const low = least(values), high = most(values), width = (high - low) / bins;
+  if (!(width > 0)) return [[low], [values.length]];
   const counts = Array(bins).fill(0);
   for (const value of values) counts[Math.min(Math.floor((value - low) / width), bins - 1)]++;
   return [counts.map((_, i) => low + (i + 0.5) * width), counts];
