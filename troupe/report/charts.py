@@ -97,8 +97,9 @@ def chart_groups(runs: Sequence[RunRecord], *, first: int = 0) -> tuple[dict[str
     folded = _folded(runs, names)
     drawn = [name for name in names if name not in folded]
     groups: dict[str, list[Chart]] = {}
+    headline = runs[0].headline
     for group in [*GROUPS, OTHER]:
-        members = sorted((name for name in drawn if group_of(name) == group), key=lambda name: _rank(runs[0], name))
+        members = sorted((name for name in drawn if group_of(name) == group), key=lambda name: _rank(name, headline))
         one_each = [Plot(*title_of(name), {name: ""}) for name in members]
         charts = [_chart(runs, plot, first) for plot in (plots(members) if len(runs) == 1 else one_each)]
         if charts:
@@ -125,7 +126,8 @@ def _folded(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, str]:
             said[name] = short(high)
         elif same != name and len(points) > 1:
             said[name] = f"equals {same}"
-    return {name: said[name] for name in names if name in said and name not in (GAP, *(run.headline for run in runs))}
+    always_drawn = {GAP, *(run.headline for run in runs)}
+    return {name: said[name] for name in names if name in said and name not in always_drawn}
 
 
 def _chart(runs: Sequence[RunRecord], plot: Plot, first: int) -> Chart:
@@ -190,7 +192,7 @@ def reliability_chart(bins: Sequence[dict[str, Any]]) -> Chart:
     }
 
 
-def _rank(run: RunRecord, name: str) -> tuple[int, int, str]:
+def _rank(name: str, headline: str | None) -> tuple[int, int, str]:
     """Order by: the headline metric, held-out ones, those with a title, the rest by name."""
     titled = list(TITLES).index(name) if name in TITLES else len(TITLES)
-    return (0 if name == run.headline else 1 if name.startswith("eval/") else 2, titled, name)
+    return (0 if name == headline else 1 if name.startswith("eval/") else 2, titled, name)
