@@ -95,7 +95,9 @@ def has_nvidia_gpu() -> bool:
 
 
 def digest(stack: str) -> str:
-    """Changes when an install would do something else: with the lock, or with what pyproject reports of this project."""
+    """Changes when an install would do something else: with the lock, or with what pyproject reports of this
+    project.
+    """
     import tomllib  # not in the Pythons that are refused below
 
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -148,12 +150,14 @@ def missing_prerequisites(stack: str) -> list[str]:
     version = sys.version_info[:2]
     if version not in SUPPORTED_PYTHONS:
         problems.append(
-            f"Python {version[0]}.{version[1]} has no wheels of this stack: install Python 3.11 or 3.12 and name it with "
+            f"Python {version[0]}.{version[1]} has no wheels of this stack: install Python 3.11 or 3.12 and name it "
+            f"with "
             f"make install PYTHON=python3.11."
         )
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         problems.append(
-            f"vLLM and the lock are for Linux on x86_64, this is {sys.platform} on {platform.machine()}: use such a machine, "
+            f"vLLM and the lock are for Linux on x86_64, this is {sys.platform} on {platform.machine()}: use such a "
+            f"machine, "
             f"a container or a virtual machine."
         )
     package = f"python{version[0]}.{version[1]}"
@@ -163,17 +167,20 @@ def missing_prerequisites(stack: str) -> list[str]:
         )
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         problems.append(
-            f"Python's headers are missing, and extensions are compiled: install {package}-dev (Debian, Ubuntu) or {package}-devel (Fedora)."
+            f"Python's headers are missing, and extensions are compiled: install {package}-dev (Debian, Ubuntu) or "
+            f"{package}-devel (Fedora)."
         )
     if compiler() is None:
         problems.append(
-            "There is no C++ compiler, and DeepSpeed compiles an extension: install one (Debian, Ubuntu: apt install build-essential; "
+            "There is no C++ compiler, and DeepSpeed compiles an extension: install one (Debian, Ubuntu: apt install "
+            "build-essential; "
             "Fedora: dnf install gcc-c++), or name yours in the variable CXX."
         )
     free_gib = shutil.disk_usage(ROOT).free / 2**30
     if free_gib < NEEDED_GIB[stack]:
         problems.append(
-            f"The {stack} stack needs about {NEEDED_GIB[stack]} GiB and {ROOT} has {free_gib:.1f} GiB free: free some, or clone to a larger disk."
+            f"The {stack} stack needs about {NEEDED_GIB[stack]} GiB and {ROOT} has {free_gib:.1f} GiB free: free "
+            f"some, or clone to a larger disk."
         )
     return problems
 
@@ -246,12 +253,15 @@ def is_missing_folder(place: str) -> bool:
 
 
 def torch_source(dry_run: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """uv's arguments that find torch's CPU build: in a find-links folder, in the configured indexes, in PyTorch's own."""
+    """uv's arguments that find torch's CPU build: in a find-links folder, in the configured indexes, in PyTorch's
+    own.
+    """
     for source in (["--no-index"], [], ["--default-index", PYTORCH_CPU_INDEX]):
         if subprocess.run([*dry_run, *source], env=dict(environment), capture_output=True, check=False).returncode == 0:
             return source
     raise InstallError(
-        f"No {dry_run[-1]} for Python {sys.version_info[0]}.{sys.version_info[1]} was found: either make {PYTORCH_CPU_INDEX} reachable, or put "
+        f"No {dry_run[-1]} for Python {sys.version_info[0]}.{sys.version_info[1]} was found: either make "
+        f"{PYTORCH_CPU_INDEX} reachable, or put "
         f"that wheel into a folder and name the folder in PIP_FIND_LINKS."
     )
 
@@ -360,14 +370,18 @@ def last_line() -> str:
 def remedy(title: str, output: str) -> str:
     """One sentence for a step that failed, from what it printed."""
     if "No space left on device" in output:
-        return f"{title} failed because a disk is full: free some space (see df -h, and uv cache clean), then run make install again."
+        return (
+            f"{title} failed because a disk is full: free some space (see df -h, and uv cache clean), then run "
+            f"make install again."
+        )
     if re.search(
         r"error sending request|dns error|Connection refused|Network is unreachable|Failed to fetch|NewConnectionError"
         r"|Temporary failure in name resolution|ConnectTimeout|ReadTimeout|operation timed out|tunnel error",
         output,
     ):
         return (
-            f"{title} failed because the package index does not answer: check the network, or name an index that does in pip's "
+            f"{title} failed because the package index does not answer: check the network, or name an index that "
+            f"does in pip's "
             f"settings (pip config set global.index-url URL, or PIP_INDEX_URL), then run make install again."
         )
     return f"{title} failed: the reason stands above and in {LOG}; mend it and run make install again."

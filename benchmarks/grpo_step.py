@@ -1,6 +1,7 @@
 """Seconds of a GRPO step: this project beside TRL's GRPOTrainer, and beside the limit of each phase.
 
-    python benchmarks/grpo_step.py [--workloads short,long_prompt,long_tail] [--steps 8] [--output benchmarks/results/x.json]
+    python benchmarks/grpo_step.py [--workloads short,long_prompt,long_tail] [--steps 8] [--output
+    benchmarks/results/x.json]
 
 Same model (random weights, so answers have the lengths that the workload asks for), same prompts, same batch, one
 optimizer step per rollout, fp32, same machine, one run. TRL generates by itself, as it does without a GPU. Each
@@ -41,7 +42,9 @@ class Workload:
     prompts: int
     group: int
     mean_answer: int | None
-    """Mean length of an answer that no limit cuts: so many of the nearly equally likely tokens end it. None: one does."""
+    """Mean length of an answer that no limit cuts: so many of the nearly equally likely tokens end it. None: one
+    does.
+    """
     aim: float
 
 

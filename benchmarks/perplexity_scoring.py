@@ -2,10 +2,13 @@
 
     python benchmarks/perplexity_scoring.py [--answers 8] [--prompt 1024] [--answer 64] [--gold 64] [--repeats 7]
 
-Same model (random weights), same process, same threads, in turns. The packed side is the whole reward, texts to scores, once
-with a sample that is seen for the first time (its baseline rides along) and once with one that is known; the separate side
+Same model (random weights), same process, same threads, in turns. The packed side is the whole reward, texts to scores,
+once
+with a sample that is seen for the first time (its baseline rides along) and once with one that is known; the separate
+side
 is transformers' own forward pass over each sequence, with logits at the gold answer alone. Ratios count: those of
-processor seconds with one thread, since other programs on the machine do not change them, and those of the clock beside.
+processor seconds with one thread, since other programs on the machine do not change them, and those of the clock
+beside.
 """
 
 from __future__ import annotations

@@ -2,8 +2,10 @@
 
     python benchmarks/serve_throughput.py [--requests 32] [--prompt 128] [--answer 128] [--rounds 5]
 
-Both servers run for the whole measurement and are asked in turns, by one client, over loopback: `--requests` at once, streamed and
-whole, greedy and with ignore_eos, so that both write the same number of tokens. Then one request at a time, for the time to its first token.
+Both servers run for the whole measurement and are asked in turns, by one client, over loopback: `--requests` at once,
+streamed and
+whole, greedy and with ignore_eos, so that both write the same number of tokens. Then one request at a time, for the
+time to its first token.
 Ratios are of a round to the bare server's round right before it: a busy machine slows both.
 """
 
@@ -98,7 +100,10 @@ async def ask(url: str, body: dict[str, Any]) -> float:
     started = time.perf_counter()
     reader, writer = await asyncio.open_connection(host, int(port), limit=2**22)
     content = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\nContent-Type: "
+        f"application/json\r\n"
+    )
     writer.write(f"{head}Content-Length: {len(content)}\r\nConnection: close\r\n\r\n".encode() + content)
     header = await reader.readuntil(b"\r\n\r\n")
     assert b" 200 " in header.split(b"\r\n")[0], header + await reader.read()

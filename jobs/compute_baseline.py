@@ -2,7 +2,8 @@
 
     python jobs/compute_baseline.py configs/next_chapter/full.yaml [section.field=value ...]
 
-It takes the recipe of the run, whose data, scorer and prompts it uses, and writes its `perplexity_reward.baseline_file`.
+It takes the recipe of the run, whose data, scorer and prompts it uses, and writes its
+`perplexity_reward.baseline_file`.
 Samples that the file has are skipped, so a call that was interrupted goes on where it ended.
 """
 
@@ -132,7 +133,8 @@ def summary(file: BaselineFile) -> str:
     """Describe what the file holds in a sentence."""
     perplexities = sorted(file.perplexities())
     return (
-        f"{len(file)} baselines in {file.path}: perplexity of the gold answer {statistics.median(perplexities):.3g} in the median, "
+        f"{len(file)} baselines in {file.path}: perplexity of the gold answer {statistics.median(perplexities):.3g} "
+        f"in the median, "
         f"{perplexities[0]:.3g} to {perplexities[-1]:.3g}"
     )
 

@@ -123,7 +123,9 @@ def write(config: ExportConfig, source: Stored, origin: Provenance, kind: str, t
 
 
 def base_name(origin: Provenance) -> str | None:
-    """Return the hub name of the model that the adapter belongs to; None where that is another run's, or was made here."""
+    """Return the hub name of the model that the adapter belongs to; None where that is another run's, or was made
+    here.
+    """
     start = origin.chain[1] if len(origin.chain) == 2 else ""
     return start if hub_name(start) else None
 
@@ -146,7 +148,8 @@ def check(
     mean = float(gaps.mean())
     if not mean <= bound:  # NaN fails too
         raise CheckpointError(
-            f"what was written differs from its source by {mean:.3g} nats a token (allowed: {bound:.4g}), so it was removed; check that "
+            f"what was written differs from its source by {mean:.3g} nats a token (allowed: {bound:.4g}), so it was "
+            f"removed; check that "
             "trainer_state and safetensors are of one step, or set max_gap"
         )
     return {

@@ -1,9 +1,12 @@
-"""Split a file of rows, or a data set, into JSONL files that every job can read: no story, document or prompt in two of them.
+"""Split a file of rows, or a data set, into JSONL files that every job can read: no story, document or prompt in two of
+them.
 
     python jobs/prepare_data.py file=stories.jsonl key=story_id output=data/stories
-    python jobs/prepare_data.py data='{type: docstring_sections}' key=package output=data/sections tokenizer=runs/sft/checkpoints/best
+    python jobs/prepare_data.py data='{type: docstring_sections}' key=package output=data/sections
+    tokenizer=runs/sft/checkpoints/best
 
-What was left out and how long the texts are is printed and kept, with the hashes of inputs and outputs, in manifest.json.
+What was left out and how long the texts are is printed and kept, with the hashes of inputs and outputs, in
+manifest.json.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ from troupe.runs.run_directory import environment
 
 MANIFEST = "manifest.json"
 NAME_WORDS = 3
-"""Fields of a row that have no more words than this are names and labels; they are in the manifest and not in the table."""
+"""Fields of a row that have no more words than this are names and labels; they are in the manifest and not in the
+table.
+"""
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -147,7 +152,8 @@ def refuse_another_origin(path: Path, origin: Mapping[str, Any]) -> None:
     different = [name for name, value in origin.items() if before.get(name) != value]
     if different:
         raise ConfigError(
-            f"output {path} was prepared from other {' and '.join(different)}; runs may depend on it, so it stays: choose another "
+            f"output {path} was prepared from other {' and '.join(different)}; runs may depend on it, so it stays: "
+            f"choose another "
             "output, or remove the directory yourself"
         )
 
@@ -156,7 +162,9 @@ def refuse_another_origin(path: Path, origin: Mapping[str, Any]) -> None:
 
 
 def load_with(config: PrepareConfig, parts: Mapping[str, Sequence[Item]]) -> dict[str, Any]:
-    """Return a data section that reads the files: the largest share trains, the next in the recipe's order is held out."""
+    """Return a data section that reads the files: the largest share trains, the next in the recipe's order is held
+    out.
+    """
     train = max(config.shares, key=lambda name: config.shares[name])
     heldout = next((name for name in config.shares if name != train), train)
     paths = {"path": f"{config.output}/{train}.jsonl", "heldout_path": f"{config.output}/{heldout}.jsonl"}
@@ -202,7 +210,8 @@ def tell(config: PrepareConfig, manifest: Mapping[str, Any]) -> None:
         rows = manifest["statistics"][name]["rows"]
         if abs(rows - share * total) >= 1:
             rich.print(
-                f"{name}: {rows:,} rows where {100 * share:g} % are {share * total:,.1f}, since none stays empty and what belongs together stays together"
+                f"{name}: {rows:,} rows where {100 * share:g} % are {share * total:,.1f}, since none stays empty and "
+                f"what belongs together stays together"
             )
     rich.print(f"written to {config.path}, with {MANIFEST}; to use it:\n")
     print(OmegaConf.to_yaml(OmegaConf.create({"data": manifest["load_with"]})), end="")

@@ -97,7 +97,9 @@ def show_plan(config: PipelineConfig) -> None:
 
 
 def with_secrets_named(config: PipelineConfig) -> PipelineConfig:
-    """Write secrets of the environment as `${oc.env:NAME}` again: they stay out of command lines, and stages inherit them."""
+    """Write secrets of the environment as `${oc.env:NAME}` again: they stay out of command lines, and stages inherit
+    them.
+    """
     return PipelineConfig.model_validate(public_values(config))
 
 
@@ -141,7 +143,10 @@ def missing_files(config: PipelineConfig, name: str) -> Iterator[str]:
         known = ", ".join(sorted(file.stem for file in job.parent.glob("*.py")))
         yield f"stages.{name}.job: there is no job {stage.job!r} in {job.parent}; known there: {known}"
     if stage.recipe is not None and not Path(stage.recipe).is_file():
-        yield f"stages.{name}.recipe: there is no file {stage.recipe!r}; recipes are named from where the command is given"
+        yield (
+            f"stages.{name}.recipe: there is no file {stage.recipe!r}; recipes are named from where the "
+            f"command is given"
+        )
 
 
 def job_file(config: PipelineConfig, stage: StageConfig) -> Path:
@@ -159,7 +164,9 @@ def check_command(config: PipelineConfig, name: str) -> list[str]:
 
 
 def checked_stage(config: PipelineConfig, name: str, answer: DryRun) -> CheckedStage:
-    """Return a stage whose job printed its resolved recipe; raises ConfigError with the job's own sentence if it did not."""
+    """Return a stage whose job printed its resolved recipe; raises ConfigError with the job's own sentence if it did
+    not.
+    """
     stage = config.stages[name]
     if answer.status:
         raise ConfigError(f"the stage {name!r} ({stage.job}) cannot run: {sentence_of(answer.said)}")
@@ -216,7 +223,9 @@ def override(key: str, value: Any) -> str:
 
 
 def plan(config: PipelineConfig, checked: Mapping[str, CheckedStage], state: PipelineState) -> dict[str, Decision]:
-    """Decide what happens to each selected stage; raises CheckpointError when one needs another that will not have run."""
+    """Decide what happens to each selected stage; raises CheckpointError when one needs another that will not have
+    run.
+    """
     decisions: dict[str, Decision] = {}
     for name in config.selected:
         stage = checked[name].config
@@ -302,7 +311,9 @@ def outcome_of(stage: CheckedStage, ended: Ended) -> tuple[State, str | None]:
 
 
 def interruption_of(ended: Ended) -> int | None:
-    """Return the signal by which a stage was interrupted: by its exit status, its death, or because we passed one on."""
+    """Return the signal by which a stage was interrupted: by its exit status, its death, or because we passed one
+    on.
+    """
     number = ended.status - 128 if ended.status > 0 else -ended.status
     if number in (signal.SIGINT, signal.SIGTERM):
         return number

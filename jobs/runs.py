@@ -6,7 +6,8 @@
     python jobs/runs.py delete runs/x | s3://bucket/prefix/x [--step 40 | --keep 2] [--yes]
     python jobs/runs.py fork runs/x | s3://bucket/prefix/x NAME [--step best|latest|40] [section.field=value ...]
 
-Credentials come from the environment or `.env`, as boto3 finds them; so does AWS_ENDPOINT_URL, unless --endpoint-url is given.
+Credentials come from the environment or `.env`, as boto3 finds them; so does AWS_ENDPOINT_URL, unless --endpoint-url is
+given.
 """
 
 from __future__ import annotations
@@ -168,7 +169,8 @@ def fork_run(given: argparse.Namespace) -> None:
     source = StoredRun(_bucket(given.source, given)) if _is_address(given.source) else Path(given.source)
     begun = fork(source, Path(given.into) / given.name, step=given.step, overrides=[*given.overrides, *given.rest])
     print(
-        f"{begun.path} stands at step {begun.step} of {given.source}; it goes on with\n  python jobs/{begun.program} {begun.path}/config.yaml"
+        f"{begun.path} stands at step {begun.step} of {given.source}; it goes on with\n  python jobs/{begun.program} "
+        f"{begun.path}/config.yaml"
     )
 
 

@@ -2,7 +2,8 @@
 
     python jobs/score.py file=answers.jsonl rewards='[{fn: math_answer}, {fn: length, args: {limit: 400, unit: chars}}]'
 
-Each line of the file holds a prompt, an answer and usually a gold answer; the output repeats it with `score` and `parts`.
+Each line of the file holds a prompt, an answer and usually a gold answer; the output repeats it with `score` and
+`parts`.
 """
 
 from __future__ import annotations

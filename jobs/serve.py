@@ -2,7 +2,8 @@
 
     python jobs/serve.py runs/quickstart                        # its best checkpoint, at http://127.0.0.1:8000/v1
     python jobs/serve.py runs/quickstart@10 runs/quickstart     # two steps of it side by side
-    python jobs/serve.py follow=runs/quickstart                 # each better checkpoint takes the place of the one before
+    python jobs/serve.py follow=runs/quickstart                 # each better checkpoint takes the place of the one
+    before
 
 The bearer token is TROUPE_API_KEY of the environment, or one that is made and shown once. docs/serving.md says more.
 """
@@ -110,7 +111,8 @@ def api_key(config: ServeConfig) -> tuple[str | None, bool]:
         return secrets.token_urlsafe(24), True
     if len(given) < SHORTEST_SECRET or not given.isascii() or any(sign.isspace() for sign in given):
         raise ConfigError(
-            f"{KEY} of the environment is no token: it needs {SHORTEST_SECRET} or more ASCII characters without blanks; set another "
+            f"{KEY} of the environment is no token: it needs {SHORTEST_SECRET} or more ASCII characters without "
+            f"blanks; set another "
             "one, or unset it to have one made"
         )
     return given, False

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
-"""How far the first loss may be from that of a policy which is its own reference; bf16 rounds otherwise in other rows."""
+"""How far the first loss may be from that of a policy which is its own reference; bf16 rounds otherwise in other
+rows.
+"""
 
 
 class DPOTask(SupervisedTask):
@@ -85,8 +87,10 @@ class DPOTask(SupervisedTask):
         expected = self.objective.loss_of_reference
         if not abs(loss - expected) <= TOLERANCE[supervised.context.precision] * max(1.0, expected):
             raise NumericalError(
-                f"the loss before the first step is {loss:.6f}, but that of a policy that is its own reference is {expected:.6f}: the "
-                "reference is another model (look at reference_cache and model.path), its tokens differ (tokenizer, chat template), "
+                f"the loss before the first step is {loss:.6f}, but that of a policy that is its own reference is "
+                f"{expected:.6f}: the "
+                "reference is another model (look at reference_cache and model.path), its tokens differ (tokenizer, "
+                "chat template), "
                 "or the model is not deterministic (dropout, bf16 overflow)"
             )
 

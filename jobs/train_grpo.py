@@ -3,7 +3,8 @@
     python jobs/train_grpo.py [config.yaml ...] [section.field=value ...]
 
 Without a config it is the quickstart: word problems, a model made here, two CPU cores. `--help` lists the sections,
-`--dry-run` checks a config without starting anything. RLOO and PPO are this loop with other settings; PPO adds a critic.
+`--dry-run` checks a config without starting anything. RLOO and PPO are this loop with other settings; PPO adds a
+critic.
 """
 
 from __future__ import annotations
@@ -184,7 +185,9 @@ def update(
 
 
 def evaluate(config: EvaluationConfig, run: Run, roles: training.Roles, step: int) -> tuple[float, int]:
-    """Answer the held-out set; return the value of the metric that chooses the best checkpoint, and the tokens that were sampled."""
+    """Answer the held-out set; return the value of the metric that chooses the best checkpoint, and the tokens that
+    were sampled.
+    """
     with run.timed("evaluate"):
         evaluation = roles.evaluator.evaluate(run.watch_calls(step, "evaluation"))
         run.log(evaluation.metrics)
@@ -200,14 +203,17 @@ def warn_of_cut_answers(run: Run, metrics: Mapping[str, float], config: GRPOConf
         limit = config.rollout.max_response_tokens
         run.event("answers_cut", fraction=cut, max_response_tokens=limit, end_tokens=ends)
         log.warning(
-            "%.0f %% of the first step's answers were cut at rollout.max_response_tokens (%d) and %.0f %% ended with an end token (%s): raise the "
+            "%.0f %% of the first step's answers were cut at rollout.max_response_tokens (%d) and %.0f %% ended with "
+            "an end token (%s): raise the "
             "limit, or see that the model writes one of these at the end of a turn",
             *(100 * cut, limit, 100 * (1 - cut), ends),
         )
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, model_path: str) -> str:
-    """Name the tokens at which engines end an answer: the tokenizer's, and those of the model's generation_config.json."""
+    """Name the tokens at which engines end an answer: the tokenizer's, and those of the model's
+    generation_config.json.
+    """
     own = (read_json(Path(model_path) / "generation_config.json") or {}).get("eos_token_id")
     ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     return ", ".join(f"{tokenizer.decode([each])} {each}" for each in sorted(ids)) or "none"
@@ -240,7 +246,9 @@ def save_on_stop(
 
 
 def resume(run: Run, roles: training.Roles, kl: algorithms.KLCoefficient, *, num_samples: int) -> tuple[int, int, bool]:
-    """Load the newest whole checkpoint, if there is one: (step, data position, whether that step still owes its end)."""
+    """Load the newest whole checkpoint, if there is one: (step, data position, whether that step still owes its
+    end).
+    """
     step = run.checkpoints.resumable(roles.policy.damage, model=roles.policy.facts["identity"])
     if step is None:
         return 0, 0, False

@@ -43,7 +43,8 @@ class SFTTask(SupervisedTask):
     def encode(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Group | None:
         if not sample.fields.get("demonstration"):
             raise DataError(
-                f"{sample.sample_id} has no answer to imitate; use a data set with demonstrations, or name data.demonstration_field"
+                f"{sample.sample_id} has no answer to imitate; use a data set with demonstrations, or name "
+                f"data.demonstration_field"
             )
         group = demonstration(
             tokenizer, sample, every_turn=self._config.turns == "all", whole=self._config.prompt_weight > 0

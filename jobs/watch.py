@@ -84,7 +84,7 @@ def _screen(record: RunRecord, run: Path, console: Console) -> RenderableType:
 
 @contextlib.contextmanager
 def _single_keys() -> Iterator[None]:
-    """Keys arrive one by one and unseen; the terminal is put back at the end."""
+    """Read keys one by one without an echo; the terminal is put back at the end."""
     before = termios.tcgetattr(sys.stdin)
     try:
         tty.setcbreak(sys.stdin)

@@ -1,6 +1,7 @@
 """Perplexities without any answer, computed once and kept in a file: by sample, for one scorer and one prompt.
 
-JSONL (first line: what the file belongs to) or Parquet (the same in the schema's metadata), by the name's suffix. A file
+JSONL (first line: what the file belongs to) or Parquet (the same in the schema's metadata), by the name's suffix. A
+file
 of another model, tokenizer or template is refused with both hashes. How the numbers are computed is `actors`' business.
 """
 
@@ -76,7 +77,8 @@ class BaselineFile:
         baseline = self._known[sample_id]
         if baseline.digest != digest:
             raise CheckpointError(
-                f"{self.path} has a baseline of another prompt or gold answer for {sample_id} ({baseline.digest} in the file, {digest} "
+                f"{self.path} has a baseline of another prompt or gold answer for {sample_id} ({baseline.digest} in "
+                f"the file, {digest} "
                 "now): the data changed; remove the file and run jobs/compute_baseline.py again"
             )
         return baseline.nll
@@ -90,8 +92,10 @@ class BaselineFile:
         lacking = [sample_id for sample_id in sample_ids if sample_id not in self._known]
         if lacking:
             raise DataError(
-                f"{self.path} lacks the baselines of {len(lacking)} of {len(sample_ids)} samples, {lacking[0]} the first; run "
-                "jobs/compute_baseline.py with this recipe, which computes what is missing, or set perplexity_reward.baseline_file: null"
+                f"{self.path} lacks the baselines of {len(lacking)} of {len(sample_ids)} samples, {lacking[0]} the "
+                f"first; run "
+                "jobs/compute_baseline.py with this recipe, which computes what is missing, or set "
+                "perplexity_reward.baseline_file: null"
             )
 
     def add(self, baselines: Iterable[Baseline]) -> None:
@@ -110,13 +114,15 @@ class BaselineFile:
         wanted = asdict(self.identity)
         if found is None:
             raise CheckpointError(
-                f"{self.path} is no file of jobs/compute_baseline.py (it does not say what it belongs to); name another baseline_file"
+                f"{self.path} is no file of jobs/compute_baseline.py (it does not say what it belongs to); name "
+                f"another baseline_file"
             )
         differing = [name for name in wanted if found.get(name) != wanted[name]]
         if differing:
             told = ", ".join(f"{name} {found.get(name)} in the file and {wanted[name]} now" for name in differing)
             raise CheckpointError(
-                f"{self.path} is stale ({told}); remove it and run jobs/compute_baseline.py again, or name another perplexity_reward.baseline_file"
+                f"{self.path} is stale ({told}); remove it and run jobs/compute_baseline.py again, or name another "
+                f"perplexity_reward.baseline_file"
             )
 
 

@@ -1,7 +1,8 @@
 """What a good answer is: functions, or objects that are called like one, and their weighted sum.
 
 A reward takes `(sample, branch)` and returns a number or a Score, or takes `(sample, branches)` and returns one per
-branch; it may be async. The built-in ones are `BUILT_IN` in `troupe.rewards.resolve`, your own is `package.module:function`
+branch; it may be async. The built-in ones are `BUILT_IN` in `troupe.rewards.resolve`, your own is
+`package.module:function`
 or `package.module:Class` (docs/rewards.md). Where rewards run, in how many processes, is the rewarder's business.
 """
 

@@ -22,7 +22,8 @@ LOCK_TIMEOUT_S = 10.0
 class ReplyCache:
     """A file of replies by the hash of their question.
 
-    A file that cannot be opened is a ValueError at once. Failures later, of a full disk for example, are logged once and
+    A file that cannot be opened is a ValueError at once. Failures later, of a full disk for example, are logged once
+    and
     cost only money: a question that is not found is asked.
     """
 
@@ -48,7 +49,8 @@ class ReplyCache:
 
     def _run(self, statement: str, *values: str) -> tuple[Any, ...] | None:
         # Opened for each use: a read takes a fraction of a millisecond, and no thread has to own a connection. The
-        # rollback journal stays (a write takes milliseconds), because the faster WAL mode breaks on shared file systems.
+        # rollback journal stays (a write takes milliseconds), because the faster WAL mode breaks on shared file
+        # systems.
         with contextlib.closing(sqlite3.connect(self._path, timeout=LOCK_TIMEOUT_S, isolation_level=None)) as database:
             row: tuple[Any, ...] | None = database.execute(statement, values).fetchone()
             return row

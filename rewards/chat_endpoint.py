@@ -1,7 +1,8 @@
 """Questions to an OpenAI-compatible chat endpoint: limited in number, retried, waited for, remembered on disk.
 
 The judges in `troupe.rewards.remote` and `troupe.rewards.judge_qa` decide what is in a question and read the reply. The
-openai client sends a request; waiting is ours, because its retries are counted and a judge's patience is a time that all
+openai client sends a request; waiting is ours, because its retries are counted and a judge's patience is a time that
+all
 questions share. An endpoint lives on one background thread, so connections and limits outlast the caller's event loop.
 """
 
@@ -89,7 +90,8 @@ class _Attempt:
 class ChatEndpoint:
     """A chat endpoint with its limits, its cache and its counters.
 
-    ValueError for a config that cannot work; `counters` holds requests, retries, cached, unreadable, missing, tokens, and
+    ValueError for a config that cannot work; `counters` holds requests, retries, cached, unreadable, missing, tokens,
+    and
     cost where there are prices.
     """
 
@@ -264,7 +266,8 @@ class ChatEndpoint:
             limit = getattr(self._config.budget, f"max_{name}")
             if limit is not None and self.counters[name] >= limit:
                 raise RewardError(
-                    f"the judge at {self._url} has used up its budget: {name} {self.counters[name]:g} of budget.max_{name} "
+                    f"the judge at {self._url} has used up its budget: {name} {self.counters[name]:g} of "
+                    f"budget.max_{name} "
                     f"{limit:g}; raise it and resume: what was answered is in the cache"
                 )
 

@@ -1,7 +1,8 @@
 """How many questions about a document its summary answers: a judge answers from the summary alone and is compared with
 the gold answers.
 
-The sample carries the document and its questions; `troupe/data/repliqa.py` and `troupe/data/documents.py` make such samples. The
+The sample carries the document and its questions; `troupe/data/repliqa.py` and `troupe/data/documents.py` make such
+samples. The
 judges are in `troupe.rewards.qa_judges`: a model behind an endpoint, or rules.
 """
 
@@ -56,7 +57,8 @@ class JudgeQA:
 
     With `extract` the answer names lines of the document by their numbers, and the summary is these lines.
     A summary beyond `max_length`, or with a letter of an `unwanted_scripts`, is gated: 0, and nobody is asked about it.
-    A verdict that could not be had makes the score missing. The same questions are asked of the whole document, once for
+    A verdict that could not be had makes the score missing. The same questions are asked of the whole document, once
+    for
     each document in the life of the process. Arguments beyond these are those of an endpoint (EndpointConfig).
     """
 
@@ -129,7 +131,8 @@ class JudgeQA:
         document, rows = sample.fields.get("document"), sample.fields.get("questions")
         if not isinstance(document, str) or not document.strip() or not isinstance(rows, Sequence) or not rows:
             raise ValueError(
-                "judge_qa needs the fields `document` (a text) and `questions` (a list of {question, answer, answerable}) in "
+                "judge_qa needs the fields `document` (a text) and `questions` (a list of {question, answer, "
+                "answerable}) in "
                 "every sample; use data of type repliqa or documents, or a JSONL file with these fields"
             )
         questions = [_question(row) for row in rows]

@@ -1,6 +1,7 @@
 """Whether an answer and a gold text are the same mathematics, computed in a process of its own that may die.
 
-Sympy has no limits: `\\prod_{n=1}^{100000000} n` is one call that no thread and no exception interrupts. The process gets
+Sympy has no limits: `\\prod_{n=1}^{100000000} n` is one call that no thread and no exception interrupts. The process
+gets
 one question at a time and its clock ends it at `LIMIT_S`, by the kernel's alarm; the next question starts another.
 """
 

@@ -1,6 +1,7 @@
 """Whether a text answers a question as the gold answer does: asked of a model behind an endpoint, or decided by rules.
 
-Both judges have one method, `is_answered`; which texts are judged, and what that is worth, is `troupe.rewards.judge_qa`'s. The
+Both judges have one method, `is_answered`; which texts are judged, and what that is worth, is
+`troupe.rewards.judge_qa`'s. The
 endpoint is asked twice a question: first to answer it from the text alone, then to compare the answer with the gold.
 """
 
@@ -141,8 +142,10 @@ class RulesJudge:
     """A judge by words: it finds the sentence that a question is about, and compares it with the gold answer.
 
     Without a model, deterministic, in microseconds. A word of the question counts the more, the fewer sentences of the
-    document have it; a sentence is about the question if it has at least half of that weight, else the text does not say.
-    It answers if it has `min_overlap` of the gold answer's words. Its limits: another word for the same thing is another
+    document have it; a sentence is about the question if it has at least half of that weight, else the text does not
+    say.
+    It answers if it has `min_overlap` of the gold answer's words. Its limits: another word for the same thing is
+    another
     word, order and negation are not seen, and a sentence that lists many words answers many questions. So it wants data
     with answers that stand in the document word by word, such as `documents`, and a limit on length.
     """

@@ -1,6 +1,7 @@
 """Rewards that ask a model behind a chat endpoint: for a number, or which of two answers is better.
 
-What is asked and how a reply is read is here; limits, retries, patience and the cache are `troupe.rewards.chat_endpoint`'s.
+What is asked and how a reply is read is here; limits, retries, patience and the cache are
+`troupe.rewards.chat_endpoint`'s.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ _LINE_END = r"""[\s*_`"'.,;!)}]{0,16}$"""
 NUMBER_REPLY = re.compile(
     rf"(?im)\breward{_ORNAMENT}[:=]{_ORNAMENT}([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?){_LINE_END}"
 )
-"""`reward:-3.5`, also in bold, on two lines, with an exponent; the number ends its line, so `7/10` and `3,5` are not read as 7 and 3."""
+"""`reward:-3.5`, also in bold, on two lines, with an exponent; the number ends its line, so `7/10` and `3,5` are not
+read as 7 and 3.
+"""
 
 VERDICTS = {"a": 1.0, "b": 0.0, "tie": 0.5, "c": 0.5}
 VERDICT_REPLY = re.compile(
@@ -30,7 +33,9 @@ VERDICT_REPLY = re.compile(
     r"|\[\[(a|b|c|tie)\]\]"
     r"|\A\W{0,16}(?:answer\s)?(a|b|tie)\W{0,16}\Z"
 )
-"""`verdict: A` at the end of a line, `[[A]]` anywhere, or a bare `A` as the whole reply; C is a tie in the second form."""
+"""`verdict: A` at the end of a line, `[[A]]` anywhere, or a bare `A` as the whole reply; C is a tie in the second
+form.
+"""
 
 TEMPLATE = """\
 Two assistants answered the same request. Judge which answer serves the request better: is it correct, does it do what \
@@ -153,7 +158,8 @@ def read_number(reply: str, pattern: re.Pattern[str] = NUMBER_REPLY) -> float | 
 def read_verdict(reply: str, pattern: re.Pattern[str] = VERDICT_REPLY) -> float | None:
     """Return the last verdict on answer A: 1 better, 0.5 as good, 0 worse; None where there is no verdict.
 
-    >>> read_verdict("verdict: A"), read_verdict("A is wrong, so [[B]]"), read_verdict("Tie."), read_verdict("Both fail.")
+    >>> read_verdict("verdict: A"), read_verdict("A is wrong, so [[B]]"), read_verdict("Tie."), read_verdict("Both
+    fail.")
     (1.0, 0.0, 0.5, None)
     """
     return VERDICTS.get((_last(pattern, reply) or "").strip().lower())
@@ -196,7 +202,8 @@ def _check_template(template: str) -> None:
         filled = template.format(prompt="", first="<first>", second="<second>")
     except (LookupError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"argument template: it may hold {{prompt}}, {{first}} and {{second}}, other braces are written twice ({error})"
+            f"argument template: it may hold {{prompt}}, {{first}} and {{second}}, other braces are written twice "
+            f"({error})"
         ) from None
     if "<first>" not in filled or "<second>" not in filled:
         raise ValueError("argument template: it must hold both {first} and {second}")

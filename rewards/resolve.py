@@ -1,7 +1,8 @@
 """From a reward's config to something that can be called: found, imported, and its arguments checked.
 
 A class is built here, with the configured arguments; its instance is the reward and may keep what it likes. Everything
-that can be wrong with a reward's name and arguments is a ConfigError, before anything starts (`troupe.resolve`); calling is
+that can be wrong with a reward's name and arguments is a ConfigError, before anything starts (`troupe.resolve`);
+calling is
 `troupe.rewards.calls`'s.
 """
 

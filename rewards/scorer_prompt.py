@@ -34,7 +34,8 @@ BASELINE_FIELDS = ("form", "keep_system", "prompt_end", "place", "baseline_conte
 class Frame:
     """A sample as the scorer reads it, but for the answer.
 
-    Example, `place: user`: prompt_ids of `<|im_start|>user ... synopsis`, close_ids of `<|im_end|> <|im_start|>assistant`,
+    Example, `place: user`: prompt_ids of `<|im_start|>user ... synopsis`, close_ids of `<|im_end|>
+    <|im_start|>assistant`,
     gold_ids of the chapter.
     """
 
@@ -83,8 +84,10 @@ class ScorerPrompt:
         length = len(prompt_ids) + fixed + len(close_ids) + len(gold_ids)
         if length >= self._max_length:
             raise DataError(
-                f"{sample.sample_id}: its prompt and gold answer take {length} tokens of the perplexity scorer, which reads "
-                f"{self._max_length}, and the answer must fit in too; choose a scorer that reads more, shorten the data's "
+                f"{sample.sample_id}: its prompt and gold answer take {length} tokens of the perplexity scorer, "
+                f"which reads "
+                f"{self._max_length}, and the answer must fit in too; choose a scorer that reads more, shorten the "
+                f"data's "
                 "documents, or raise perplexity_reward.max_length if the model allows it"
             )
         return Frame(
@@ -129,7 +132,8 @@ class ScorerPrompt:
         ids = self._plain(sample.gold or "")
         if not ids:
             raise DataError(
-                f"{sample.sample_id} has a gold answer of zero tokens, and perplexity_reward measures how well it is foreseen; "
+                f"{sample.sample_id} has a gold answer of zero tokens, and perplexity_reward measures how well it is "
+                f"foreseen; "
                 "use a data set with gold answers, or leave such samples out"
             )
         return [*ids, self._tokenizer.eos_token_id] if self._config.end_of_turn else ids
@@ -151,14 +155,16 @@ class ScorerPrompt:
         _require_a_users_turn(sample, prompt)
         if self._tokenizer.chat_template is None:
             raise DataError(
-                f"{sample.sample_id}: the scorer's tokenizer has no chat template; use an instruction-tuned scorer, or form: text"
+                f"{sample.sample_id}: the scorer's tokenizer has no chat template; use an instruction-tuned scorer, "
+                f"or form: text"
             )
         last: Message = {"role": "user", "content": prompt[-1]["content"] + self._config.prompt_end + PLACE}
         text = self._tokenizer.apply_chat_template([*prompt[:-1], last], add_generation_prompt=True, tokenize=False)
         pieces = str(text).split(PLACE)
         if len(pieces) != 2:
             raise DataError(
-                f"{sample.sample_id}: the scorer's chat template shows the last user turn {len(pieces) - 1} times, so the answer has "
+                f"{sample.sample_id}: the scorer's chat template shows the last user turn {len(pieces) - 1} times, "
+                f"so the answer has "
                 "no one place in it; use place: assistant"
             )
         head, tail = (list(self._tokenizer(piece, add_special_tokens=False)["input_ids"]) for piece in pieces)
@@ -222,6 +228,7 @@ def _conversation(sample: Sample, config: ReadingConfig) -> str | Sequence[Messa
 def _require_a_users_turn(sample: Sample, prompt: Sequence[Message]) -> None:
     if prompt[-1]["role"] != "user":
         raise DataError(
-            f"{sample.sample_id}: place: user puts the answer behind the last turn, which is the {prompt[-1]['role']}'s; "
+            f"{sample.sample_id}: place: user puts the answer behind the last turn, which is the "
+            f"{prompt[-1]['role']}'s; "
             "use place: assistant"
         )

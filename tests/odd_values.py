@@ -18,15 +18,17 @@ TEXTS = [
 NUMBERS = [0, 1, 2, 3, 7, 16, 64, 100, 512, 4096, -1, 0.0, 0.5, 1e-6, 0.1, 1.0, 2.5, 1e5, 3e-8, 123456.789]
 ODD = [
     "", "null", "true", "yes", "1", "-1", "0", "1.0", "1e400", "1e26", ".inf", ".nan", "12:30:45", "0x1F", "010", "x", "'$(id)'", '"\\0"',
-    '"\\ud800"', "[]", "[1]", "[x]", "[[1]]", "{}", "{a: 1}", "{1: 2}", "{a: {b: [1]}}", "[{fn: x}]", "[{fn: [1]}]", "[null]", "{type: x}",
-    "{type: [1]}", "{type: null}", "{type: {a: 1}}", "{path: x}", "{path: [x]}", "{fn: x, weight: .inf}", "[", "{", "a: b: c", "&a [*a]", "*a",
+    '"\\ud800"', "[]", "[1]", "[x]", "[[1]]", "{}", "{a: 1}", "{1: 2}", "{a: {b: [1]}}", "[{fn: x}]", "[{fn: [1]}]", "[null]", "{type: " "x}",
+    "{type: [1]}", "{type: null}", "{type: {a: 1}}", "{path: x}", "{path: [x]}", "{fn: x, weight: .inf}", "[", "{", "a: " "b: " "c", "&a " "[*a]", "*a",
     "!!binary aGk=", "!!set {a}", "!!python/object:os.system x", "2026-01-01", "${x}", "${run.name}", "${oc.env:NO_SUCH}", "${a.b", "${oc.decode:'['}",
     "9" * 400, "9" * 5000, "[" * 3000, "|", "? x", "\x00", "\ud800", "@", "%", "- a", "{a: ${run}}", "${run}", "${data.path}", "''", "' '",
 ]  # fmt: skip
 
 
 def odd_argument(rng: random.Random, fields: list[str]) -> str:
-    """A setting as nobody should write it: any value for a field, a part of one, a list's member, or a name that is not there."""
+    """A setting as nobody should write it: any value for a field, a part of one, a list's member, or a name that is
+    not there.
+    """
     name = rng.choice(fields)
     shape = rng.randrange(8)
     if shape == 0:

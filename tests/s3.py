@@ -67,7 +67,9 @@ Fault = Callable[[Request], str | None]
 
 @dataclass
 class S3Proxy:
-    """Between a client and the server; every request is told to `fault`, and `after` is called when one changed the store."""
+    """Between a client and the server; every request is told to `fault`, and `after` is called when one changed the
+    store.
+    """
 
     server: str
     fault: Fault = lambda request: None

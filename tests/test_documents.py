@@ -37,7 +37,8 @@ def blocks(language: str) -> list[tuple[str, str]]:
     ]
 
 
-# -- command lines ------------------------------------------------------------------------------------------------------
+# -- command lines
+# ------------------------------------------------------------------------------------------------------
 
 
 def commands() -> Iterator[tuple[str, str]]:
@@ -102,7 +103,8 @@ def test_the_commands_are_found() -> None:
     assert len(COMMANDS) > 90
 
 
-# -- names of fields ----------------------------------------------------------------------------------------------------
+# -- names of fields
+# ----------------------------------------------------------------------------------------------------
 
 CLASSES = {*JOB_CONFIGS.values()} | {
     section
@@ -146,7 +148,8 @@ def test_every_field_that_a_help_text_names_exists(job: str) -> None:
     assert unknown_fields("`{policy.optimizer.learning_rate: 1e-5}`") == ["policy.optimizer.learning_rate"]
 
 
-# -- code -----------------------------------------------------------------------------------------------------------------
+# -- code
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def test_python_in_documents_is_written_as_ours_is(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_an_import_of_a_name_of_before_ends_in_one_sentence_with_the_new_one(
 def test_an_address_that_a_config_of_before_names_is_still_found(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(ANSWER)
     scored = run(
-        sys.executable, "-m", "troupe.cli", "score", "file=a.jsonl", "rewards=[{fn: 'rewards.form:Length', args: {limit: 9, unit: chars}}]",
+        sys.executable, "-m", "troupe.cli", "score", "file=a.jsonl", "rewards=[{fn: 'rewards.form:Length', args: " "{limit: " "9, " "unit: " "chars}}]",
         folder=tmp_path,
     )  # fmt: skip
     assert scored.returncode == 0, scored.stderr

@@ -28,11 +28,14 @@ ROOMS = {
     "training": "root config processes algorithms environments data rewards runs report engines actors ops",
     "evaluation": "root config processes algorithms environments data rewards runs report engines actors training",
     "serving": "root config processes algorithms rewards runs engines",
-    "jobs": "root config processes algorithms environments data rewards runs report engines actors ops training evaluation serving",
+    "jobs": "root config processes algorithms environments data rewards runs report engines actors ops training "
+    "evaluation serving",
     "doors": "root config jobs training evaluation",
 }
-"""Room -> the rooms below it, which it may import; `root` is the modules of troupe/ itself. Every list names rooms above it
-alone, so there is no circle."""
+"""Room -> the rooms below it, which it may import; `root` is the modules of troupe/ itself. Every list names rooms
+above it
+alone, so there is no circle.
+"""
 
 DOORS = ("api", "cli")
 """Modules of troupe/ that stand above the jobs: the functions for Python programs and the console script."""
@@ -160,7 +163,9 @@ LIGHT = ("root", "processes", "config", "runs", "report", "engines", "ops")
 
 
 def test_the_light_rooms_import_without_ray_deepspeed_vllm_and_torch():
-    """The doctor and every `--dry-run` must work where the stack is broken, and start in less than torch's two seconds."""
+    """The doctor and every `--dry-run` must work where the stack is broken, and start in less than torch's two
+    seconds.
+    """
     files = [file for file in source_files() if room_of(file) in LIGHT and file != "troupe/engines/worker.py"]
     modules = [
         file.removesuffix("/__init__.py").removesuffix(".py").replace("/", ".") for file in files

@@ -211,7 +211,9 @@ def test_ppo_on_gpt_j_takes_the_originals_6400_optimizer_steps() -> None:
 
 @pytest.fixture(scope="module")
 def answers() -> dict[tuple[str, str], Any]:
-    """(pipeline, stage) -> what the stage's job said to its dry run; all of them in one process, for it takes seconds."""
+    """(pipeline, stage) -> what the stage's job said to its dry run; all of them in one process, for it takes
+    seconds.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         stages = [(path.stem, name) for path in PIPELINES for name in pipeline(path).stages]

@@ -58,7 +58,9 @@ NO_VERBS = frozenset(
         "none",
     ]
 )
-"""Words that do not begin an imperative; a function whose docstring begins with one describes a thing, not what it does."""
+"""Words that do not begin an imperative; a function whose docstring begins with one describes a thing, not what it
+does.
+"""
 NO_NOUNS = frozenset(["what", "who", "whether", "how", "where", "when", "why", "if", "that", "which"])
 DIALECT = re.compile(r"\b(who|whoever|told|says|lies|everybody)\b", re.IGNORECASE)
 

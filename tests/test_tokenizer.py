@@ -17,7 +17,8 @@ TEXTS = ["Tom has 12 pens. How many?", "user: Emma buys 7 cups \u2014 caf\u00e9 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "  2+2?\n"}]
 TEMPLATES = {
     "chatml": None,
-    "json and loops": "{%- for m in messages %}\n  {{- m | tojson }}\n{%- if loop.last %}{% break %}{% endif %}\n{% endfor %}{{ eos_token }}",
+    "json and loops": "{%- for m in messages %}\n  {{- m | tojson }}\n{%- if loop.last %}{% break %}{% endif %}\n{% "
+    "endfor %}{{ eos_token }}",
 }
 
 

@@ -1,4 +1,4 @@
-"""Who worked when, and who waited: spans of the driver and of every worker, and `timeline.json` for chosen steps.
+"""When each process worked and waited: spans of the driver and of every worker, and `timeline.json` for chosen steps.
 
 Each process has one `RECORDER`. It is always on, since an entry costs a microsecond or two and the oldest fall off; the
 steps that are to be seen are chosen afterwards, when the driver asks the workers for theirs. There is one clock,
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 TIMELINE_FILE = "timeline.json"
 REQUEST_FILE = "timeline.request"
-"""Whoever wants the timeline of the step that is running makes this file in the run directory."""
+"""A file of this name in the run directory requests the timeline of the step that is running."""
 MOST_ENTRIES = 20_000
 """What a process remembers, a few megabytes."""
 MOST_STEPS = 16
@@ -33,7 +33,7 @@ MOST_STEPS = 16
 DRIVER = "driver"
 
 TRACK: ContextVar[str] = ContextVar("track", default=DRIVER)
-"""Whose work is recorded here, where one process plays several roles: `generator 0`."""
+"""The track of the work that is recorded here, where one process has several roles: `generator 0`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ class Recorder:
         return key
 
     def end(self, key: int) -> float:
-        """End it; its seconds."""
+        """End it and return its seconds."""
         span = replace(self._open.pop(key), ended_ns=time.time_ns())
         self._entries.append(span)
         return (span.ended_ns - span.begun_ns) / 1e9
@@ -114,7 +114,7 @@ class InFlight:
         self._lock = threading.Lock()
 
     def change(self, by: int) -> int:
-        """So many more, or fewer; how many there are now."""
+        """Count so many more, or fewer; return how many there are now."""
         with self._lock:
             before, self.count = self.count, self.count + by
             if before == 0 and self.count:
@@ -131,11 +131,11 @@ class StepTimelines:
     def __init__(self, directory: Path, *, every: int, steps: Collection[int]) -> None:
         self._directory, self._every, self._steps = directory, every, steps
         self.workers: list[Spans] = []
-        """Who else has spans; the driver's own are known."""
+        """Where the workers' spans come from; the driver's own are known."""
         self.begin_step()
 
     def begin_step(self) -> None:
-        """Begin a step: what came before does not belong to it."""
+        """Begin the next step: what came before does not belong to it."""
         self._begun_ns = time.time_ns()
 
     def end_step(self, step: int) -> None:
@@ -202,7 +202,7 @@ def lanes(spans: Sequence[Span]) -> Iterator[tuple[int, Span]]:
 
 
 def _within(whole: Span, found: Iterable[Entry]) -> list[Entry]:
-    """Return the parts of the entries that lie in the step."""
+    """Return the parts of the entries within the step."""
     kept: list[Entry] = []
     for entry in found:
         if isinstance(entry, Counter):
@@ -216,7 +216,7 @@ def _within(whole: Span, found: Iterable[Entry]) -> list[Entry]:
 
 
 def _order(track: str) -> tuple[int, str]:
-    """Return the policy first, then what serves it."""
+    """Order tracks: the policy first, then the roles that work for it."""
     roles = ("policy", "critic", "generator", "rewarder")
     role = track.split(" ")[0]
     return (roles.index(role) if role in roles else len(roles), track)

@@ -32,7 +32,9 @@ SMALL = Qwen2Config(
 
 
 def write_weights(config: PreTrainedConfig, directory: Path, seed: int = 0) -> str:
-    """A random model without tokenizer, its matrices six times the usual size: nearly uniform attention hides mistakes."""
+    """A random model without tokenizer, its matrices six times the usual size: nearly uniform attention hides
+    mistakes.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config).float()

@@ -1,4 +1,6 @@
-"""What is saved and published of a model with an adapter is what peft itself would merge, under the names of checkpoints."""
+"""What is saved and published of a model with an adapter is what peft itself would merge, under the names of
+checkpoints.
+"""
 
 from __future__ import annotations
 

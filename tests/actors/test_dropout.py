@@ -1,4 +1,6 @@
-"""Where two passes over the same tokens are compared, a training pass is without noise, whatever the model's config says."""
+"""Where two passes over the same tokens are compared, a training pass is without noise, whatever the model's config
+says.
+"""
 
 from __future__ import annotations
 

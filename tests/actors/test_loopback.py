@@ -28,9 +28,14 @@ def test_the_ranks_meet_on_the_address_they_were_given_and_on_no_other(monkeypat
 
 
 def test_jobs_leave_ray_alone_until_they_start() -> None:
-    """Ray decides when it is imported whether it stays on loopback, so nothing may import it before a stage has said so."""
+    """Ray decides when it is imported whether it stays on loopback, so nothing may import it before a stage has said
+    so.
+    """
     jobs = sorted(file.stem for file in (ROOT / "jobs").glob("*.py") if file.stem != "__init__")
-    program = f"import importlib, sys\nfor job in {jobs!r}:\n    importlib.import_module('jobs.' + job)\nprint('ray' in sys.modules)"
+    program = (
+        f"import importlib, sys\nfor job in {jobs!r}:\n    importlib.import_module('jobs.' + job)\nprint('ray' "
+        f"in sys.modules)"
+    )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.stdout.split() == ["False"], run.stderr[-2000:]
 

@@ -1,4 +1,6 @@
-"""Two ZeRO-3 ranks whose rows need different numbers of logits chunks are one plain trainer, and never wait for each other."""
+"""Two ZeRO-3 ranks whose rows need different numbers of logits chunks are one plain trainer, and never wait for each
+other.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ class Compared(TrainedWorker):
         prepare_extension()
 
     def compare(self, path: str, config: PolicyConfig, objective: Objective) -> dict[str, Any]:
-        """(plain, engine) of the first log-probabilities and gradient, and of each batch's held-out and training loss."""
+        """(plain, engine) of the first log-probabilities and gradient, and of each batch's held-out and training
+        loss.
+        """
         from troupe.actors.engine import Engine
 
         every = {name: as_batch(groups) for name, groups in batches().items()}

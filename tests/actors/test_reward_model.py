@@ -1,4 +1,6 @@
-"""A reward model in the reward: scores relative to the reference answer by id, in any order, beside reward functions."""
+"""A reward model in the reward: scores relative to the reference answer by id, in any order, beside reward
+functions.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A game that is trained as one branch has the gradient of its answers trained one by one, each behind all that it read."""
+"""A game that is trained as one branch has the gradient of its answers trained one by one, each behind all that it
+read.
+"""
 
 from __future__ import annotations
 

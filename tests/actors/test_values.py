@@ -1,6 +1,8 @@
-"""The scalar head: it reads the position that Hugging Face's own classifier reads, and it is trained, saved and refused as it should be.
+"""The scalar head: it reads the position that Hugging Face's own classifier reads, and it is trained, saved and refused
+as it should be.
 
-Hugging Face's `...ForSequenceClassification`, run on one unpadded sequence, returns the head's output at the last token.
+Hugging Face's `...ForSequenceClassification`, run on one unpadded sequence, returns the head's output at the last
+token.
 """
 
 from __future__ import annotations

@@ -139,7 +139,9 @@ def test_what_an_engine_does_not_hold_is_named_after_one_update_and_rounding_sto
 
 
 def require_the_gap_sees_an_old_head(pair: Pair) -> None:
-    """By log-probabilities alone: 40 updates at 1e-5 move what this head gives by 0.0067 nats, more than three bounds."""
+    """By log-probabilities alone: 40 updates at 1e-5 move what this head gives by 0.0067 nats, more than three
+    bounds.
+    """
     pair.fault.write_text("head")
     for _ in range(40):
         pair.learn()

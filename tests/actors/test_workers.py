@@ -153,14 +153,17 @@ def test_an_inline_group_runs_coroutines_side_by_side() -> None:
 def test_a_worker_that_ray_kills_for_memory_is_told_with_who_held_it() -> None:
     # What Ray 2.60 wrote on a machine of 24 GB, shortened.
     text = (
-        "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: 80011) was "
+        "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: "
+        "80011) was "
         "23.30GB used / 23.54GB limit (0.989691)\nOOM kill reason: Memory usage exceeded threshold\n"
-        "Top 10 memory users: PID\tMEM(GB)\tCOMMAND\n11848\t18.53\tpython sweep.py\n17012\t0.90\tray::TrainedWorker.update\n"
+        "Top 10 memory users: PID\tMEM(GB)\tCOMMAND\n11848\t18.53\tpython "
+        "sweep.py\n17012\t0.90\tray::TrainedWorker.update\n"
         "Refer to the documentation on how to address the out of memory issue"
     )
     error = memory_death("policy rank 0", "update", text)
     assert str(error).startswith(
-        "policy rank 0 died: Ray killed it for memory with 23.30 of 23.54 GB in use on its machine while it ran `update`; "
+        "policy rank 0 died: Ray killed it for memory with 23.30 of 23.54 GB in use on its machine while it ran "
+        "`update`; "
     )
     assert "policy.row_tokens" in str(error)
     assert "11848\t18.53\tpython sweep.py" in error.details

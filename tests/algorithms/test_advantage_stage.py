@@ -110,7 +110,8 @@ def test_token_rewards_and_values_become_advantages_and_returns() -> None:
     )
     # k1 = [1, 0, -0.5] and [0]; rewards -0.2 k1, and at the last token the clipped score 4: [-0.2, 0, 4.1]; b was cut
     # off: 1 - 0.75 = 0.25.
-    # deltas: 4.1 - 2 = 2.1; 0 + 2 - 1 = 1; -0.2 + 1 - 0.5 = 0.3. A: 2.1; 1 + 0.5 x 2.1 = 2.05; 0.3 + 0.5 x 2.05 = 1.325.
+    # deltas: 4.1 - 2 = 2.1; 0 + 2 - 1 = 1; -0.2 + 1 - 0.5 = 0.3. A: 2.1; 1 + 0.5 x 2.1 = 2.05; 0.3 + 0.5 x 2.05 =
+    # 1.325.
     assert batch["advantages"].tolist() == approx(1.325, 2.05, 2.1, 0.0)
     assert batch["returns"].tolist() == approx(1.825, 3.05, 4.1, 0.25)
     assert metrics["value/return"] == pytest.approx((1.825 + 3.05 + 4.1 + 0.25) / 4)

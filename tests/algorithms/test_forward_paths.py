@@ -1,4 +1,6 @@
-"""Whatever the architecture: the log-probabilities of a loaded model are those of its own forward pass, one sequence at a time."""
+"""Whatever the architecture: the log-probabilities of a loaded model are those of its own forward pass, one sequence
+at a time.
+"""
 
 from __future__ import annotations
 

@@ -46,7 +46,9 @@ MANY_ROWS = 60
 
 
 def preferences() -> list[Group]:
-    """Five prompts with ranked answers: K = 2, 3 and 4, with ties and margins; one answer has tokens outside its loss."""
+    """Five prompts with ranked answers: K = 2, 3 and 4, with ties and margins; one answer has tokens outside its
+    loss.
+    """
     shapes = [(6, [5, 9], "2", 0.5), (12, [4, 8, 3], "3", None), (9, [7, 2, 6], "3, a tie", None)]
     shapes += [(20, [3, 5, 4, 6], "4, two ties", None), (2, [11, 10], "2", 1.25)]
     groups = []
@@ -161,7 +163,9 @@ def test_neither_rows_nor_the_order_of_groups_change_a_gradient(
 
 
 def padded(groups: list[Group]) -> tuple[torch.Tensor, torch.Tensor, list[int], list[int]]:
-    """(ids [B, S], attention mask [B, S], where each answer starts, where it ends) of prompt and branch, right-padded."""
+    """(ids [B, S], attention mask [B, S], where each answer starts, where it ends) of prompt and branch,
+    right-padded.
+    """
     rows = [[*group.prompt_ids, *branch.token_ids] for group in groups for branch in group.branches]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])

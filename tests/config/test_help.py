@@ -1,4 +1,6 @@
-"""`--help`: an overview that fits on a screen, a section, a field, all of it; a name that is not there gets the nearest."""
+"""`--help`: an overview that fits on a screen, a section, a field, all of it; a name that is not there gets the
+nearest.
+"""
 
 from __future__ import annotations
 

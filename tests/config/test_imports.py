@@ -7,7 +7,8 @@ HEAVY = "ray deepspeed vllm torch transformers wandb tensorboard"
 
 def test_run_program_checkpoint_and_report_import_no_heavy_library(start_python) -> None:
     process = start_python(
-        "import sys, troupe.runs.run, troupe.config.program, troupe.runs.checkpoint, troupe.report.report, troupe.report.trackers, troupe.runs.model_check, troupe.jobs.report\n"
+        "import sys, troupe.runs.run, troupe.config.program, troupe.runs.checkpoint, troupe.report.report, "
+        "troupe.report.trackers, troupe.runs.model_check, troupe.jobs.report\n"
         "print(*(name for name in sys.argv[1].split() if name in sys.modules))",
         HEAVY,
     )

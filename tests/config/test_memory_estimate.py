@@ -14,7 +14,9 @@ from troupe.config.models import LoraConfig, PolicyConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Shape(width=4, layers=2, heads=2, kv_heads=1, head_size=2, mlp_width=8, vocab_size=10, tied=True)
-"""A layer: query and output 16 each, key and value 8 each, three maps of the MLP 32 each: 144. Embedding 40. All: 328."""
+"""A layer: query and output 16 each, key and value 8 each, three maps of the MLP 32 each: 144. Embedding 40. All:
+328.
+"""
 
 
 def test_parameters_and_cache_follow_from_the_shape() -> None:

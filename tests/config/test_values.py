@@ -1,4 +1,6 @@
-"""Every command line gives a config or a sentence; every field refuses what it cannot hold; what is written is what is read."""
+"""Every command line gives a config or a sentence; every field refuses what it cannot hold; what is written is what
+is read.
+"""
 
 from __future__ import annotations
 
@@ -68,14 +70,14 @@ def test_an_odd_file_gives_a_config_or_sentences(job: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("recipe", "argument", "sentence"),
     [
-        (GRPOConfig, "rollout=[1]", "rollout: a section is needed, but the list [1] was given; set its fields, as in rollout.prompts_per_step=..."),
-        (GRPOConfig, "rollout=3", "rollout: a section is needed, but the number 3 was given; set its fields, as in rollout.prompts_per_step=..."),
-        (GRPOConfig, "rewards.fn=length", "rewards: a list of sections is needed, but the section {'fn': 'length'} was given"),
+        (GRPOConfig, "rollout=[1]", "rollout: a section is needed, but the list [1] was given; set its fields, as in " "rollout.prompts_per_step=..."),
+        (GRPOConfig, "rollout=3", "rollout: a section is needed, but the number 3 was given; set its fields, as in " "rollout.prompts_per_step=..."),
+        (GRPOConfig, "rewards.fn=length", "rewards: a list of sections is needed, but the section {'fn': 'length'} " "was given"),
         (GRPOConfig, "steps=[3]", "steps: a whole number is needed, but the list [3] was given"),
         (GRPOConfig, "run.name=2026", """run.name: text is needed, but the number 2026 was given; in quotes it is text: run.name='"2026"'"""),
-        (GRPOConfig, "algorithm.std=smple", "algorithm.std: one of sample, population is needed, but the text 'smple' was given; did you mean 'sample'?"),
+        (GRPOConfig, "algorithm.std=smple", "algorithm.std: one of sample, population is needed, but the text " "'smple' was given; did you mean 'sample'?"),
         (ServeConfig, "models=runs/x", "models: a list of sections is needed, but the text 'runs/x' was given"),
-        (ServeConfig, "engine=null", "engine: a section is needed, but null was given; set its fields, as in engine.tensor_parallel_size=..."),
+        (ServeConfig, "engine=null", "engine: a section is needed, but null was given; set its fields, as in " "engine.tensor_parallel_size=..."),
     ],
 )  # fmt: skip
 def test_a_value_of_another_kind_is_told_with_the_field_and_what_it_is(
@@ -119,8 +121,8 @@ def test_whole_numbers_may_be_grouped_and_floats_be_whole_or_in_any_decimal_form
         "rollout.temperature=1e26", "policy.learning_rate=1e400", "policy.learning_rate=3", "policy.learning_rate=.nan", "seed=-1",
         "rollout.timeout_s=1e10", "policy.num_ranks=1000000", "rewards=[{fn: length, weight: .inf}]", f"steps={10**13}", f"steps={'9' * 400}",
         "policy.betas=[0.9, 1.5]", "policy.zero_stage=true", "policy.zero_stage=1.0", "checkpoint.every=1e2", "policy.gradient_checkpointing=1",
-        'run.directory="a\\0b"', "model.path='$(id)'", "model.path='`id`'", "model.path='$HOME/x'", "model.path='~/x'", "data.path=' x'", "data.path=''",
-        'run.directory="a\\nb"', 'rollout.stop=["\\0"]', 'rewards=[{fn: length, args: {a: {b: ["\\0"]}}}]', "rewards=[{fn: length, args: {1: 2}}]",
+        'run.directory="a\\0b"', "model.path='$(id)'", "model.path='`id`'", "model.path='$HOME/x'", "model.path='~/x'", "data.path=' " "x'", "data.path=''",
+        'run.directory="a\\nb"', 'rollout.stop=["\\0"]', 'rewards=[{fn: length, args: {a: {b: ["\\0"]}}}]', "rewards=[{fn: " "length, " "args: {1: 2}}]",
     ],
 )  # fmt: skip
 def test_what_no_run_could_mean_is_refused(argument: str) -> None:

@@ -101,7 +101,8 @@ def test_only_docstrings_are_harvested_and_read_as_python_reads_them(tmp_path: P
         f'"""The summary of this module.\n\n{text}\n"""\n'
         f'x = """A text that is no docstring.\n\n{text}1\n"""\n'
         f"class A:\n    r'''A raw \\d in the summary.\n\n    {text}2 {'different ' * 9}\n    '''\n"
-        f'    async def f(\n        self,\n    ) -> int:  # comment\n        """An escaped \\\\d in a summary.\n\n        {"another " * 20}\n        """\n'
+        f'    async def f(\n        self,\n    ) -> int:  # comment\n        """An escaped \\\\d in a summary.\n\n   '
+        f'     {"another " * 20}\n        """\n'
     )
     pairs = harvested(tmp_path, source)
     assert [(pair.place, pair.summary) for pair in pairs] == [

@@ -135,8 +135,10 @@ def test_a_document_keeps_to_its_length_and_needs_enough_questions(source: Path)
 @pytest.mark.parametrize(
     "text",
     [
-        "Rows are skipped.\n\nParameters\n----------\naxis : int, optional\n    Axis along which they are counted. More.\n",
-        "Rows are skipped.\n\nArgs:\n    axis (int, optional): Axis along which\n        they are counted. More.\n    n: rows\n",
+        "Rows are skipped.\n\nParameters\n----------\naxis : int, optional\n    Axis along which they are counted. "
+        "More.\n",
+        "Rows are skipped.\n\nArgs:\n    axis (int, optional): Axis along which\n        they are counted. More.\n   "
+        " n: rows\n",
         "Rows are skipped.\n\n:param int axis: Axis along which they are counted. More.\n:param n: rows\n",
     ],
     ids=["numpy", "google", "sphinx"],

@@ -1,4 +1,6 @@
-"""What is held out follows from the row, so that a file may grow, and be put in another order, without mixing the sides."""
+"""What is held out follows from the row, so that a file may grow, and be put in another order, without mixing the
+sides.
+"""
 
 from __future__ import annotations
 

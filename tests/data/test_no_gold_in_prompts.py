@@ -20,7 +20,9 @@ Row = dict[str, Any]
 
 
 def prompts_of(sample: Sample) -> list[str]:
-    """Everything that a model reads before it answers: the policy's prompt, and the frozen scorer's where there is one."""
+    """Everything that a model reads before it answers: the policy's prompt, and the frozen scorer's where there is
+    one.
+    """
     prompts = [sample.prompt, *([sample.fields["scorer_prompt"]] if "scorer_prompt" in sample.fields else [])]
     return [prompt_text(Sample(sample_id=sample.sample_id, prompt=prompt)) for prompt in prompts]
 

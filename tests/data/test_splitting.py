@@ -35,7 +35,8 @@ def test_a_key_is_in_one_file_and_every_row_is_kept() -> None:
     keys = [{item.key for item in part} for part in parts.values()]
     assert sum(len(each) for each in keys) == len(set().union(*keys)) == 40
     assert sorted(id(item) for part in parts.values() for item in part) == sorted(id(item) for item in whole)
-    # 155 rows in all: sixteen each for val and test (15.5, to the nearest even), to be filled by stories of one to seven.
+    # 155 rows in all: sixteen each for val and test (15.5, to the nearest even), to be filled by stories of one to
+    # seven.
     assert 14 <= len(parts["val"]) <= 16
     assert 14 <= len(parts["test"]) <= 16
 

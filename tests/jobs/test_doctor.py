@@ -339,7 +339,10 @@ def test_a_port_is_told_by_what_its_process_is_for(command, purpose):
 
 def test_a_real_port_of_a_process_of_ours_is_found():
     """A job is known by its command line, here one that only listens."""
-    source = "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); sys.stdin.read()"
+    source = (
+        "import socket, sys; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], "
+        "flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", source, "jobs/serve.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

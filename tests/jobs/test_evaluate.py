@@ -1,4 +1,5 @@
-"""The evaluation job: refusals before anything starts, answers that survive a crash, and numbers that can be recomputed.
+"""The evaluation job: refusals before anything starts, answers that survive a crash, and numbers that can be
+recomputed.
 
 Only the fixture `examined` starts an engine; every other call goes on from the answers that it left.
 """
@@ -313,7 +314,9 @@ def shorter(sample: Sample, branch: Branch) -> float:
 
 @pytest.fixture(scope="module")
 def examined(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of an evaluation that crashed in its last phase: the engine and the reward model had done their work."""
+    """The output of an evaluation that crashed in its last phase: the engine and the reward model had done their
+    work.
+    """
     output = tmp_path_factory.mktemp("evaluation")
     with pytest.raises(RewardError, match="a bug"):
         evaluate(recipe(models, output, metrics=[{"fn": "tests.jobs.test_evaluate:broken"}]))

@@ -1,4 +1,6 @@
-"""Exports hold the weights that were trained: whatever stage, precision or adapter they come from, and nothing less is kept."""
+"""Exports hold the weights that were trained: whatever stage, precision or adapter they come from, and nothing less
+is kept.
+"""
 
 from __future__ import annotations
 

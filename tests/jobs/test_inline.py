@@ -74,7 +74,8 @@ def test_a_model_is_made_warmed_up_and_trained_in_one_process_without_ray_over_a
     assert (run / "checkpoints" / "best").readlink() == Path("step-000001")
     assert {row["place"] for row in json.loads((run / "placement.json").read_text())} == {"this process"}
     assert len(list((tmp_path / "cache").iterdir())) == 1  # the warmed-up model, and no half-made one
-    # A secret in the recipe, and one in prompts, answers and calls: in no file, the checkpoint's among them, and not printed.
+    # A secret in the recipe, and one in prompts, answers and calls: in no file, the checkpoint's among them, and not
+    # printed.
     written = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert len([path for path in written if "checkpoints" in path.parts]) > 5
     assert {path.name for path, content in written.items() if b"$PLANTED_TOKEN" in content} >= {

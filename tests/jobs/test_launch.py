@@ -48,7 +48,8 @@ def test_a_dashboard_that_is_not_there_is_one_sentence_on_the_command_line() -> 
 
 def test_a_cluster_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert refused(capsys, "up", "--cluster", "none.yaml") == (
-        "error: none.yaml cannot be read: No such file or directory; give --cluster the file that describes your cluster"
+        "error: none.yaml cannot be read: No such file or directory; give --cluster the file that describes your "
+        "cluster"
     )
 
 

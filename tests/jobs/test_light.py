@@ -41,6 +41,9 @@ def test_a_dry_run_of_a_model_that_is_made_loads_no_heavy_library(tmp_path: Path
 
 
 def test_the_installer_imports_the_standard_library_only() -> None:
-    code = "import troupe.extension, sys; print([name for name in sys.modules if 'site-packages' in str(getattr(sys.modules[name], '__file__', ''))])"
+    code = (
+        "import troupe.extension, sys; print([name for name in sys.modules if 'site-packages' in "
+        "str(getattr(sys.modules[name], '__file__', ''))])"
+    )
     ran = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ran.stdout.strip() == "[]", ran.stderr

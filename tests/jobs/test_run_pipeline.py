@@ -29,7 +29,10 @@ from troupe.processes.subprocesses import run_logged
 
 ROOT = Path(__file__).resolve().parents[2]
 # Without torch, which a run would only seed: it takes two seconds to import.
-HEAD = f"import sys, time, json, subprocess\nsys.modules['torch'] = None\nfrom pathlib import Path\nsys.path.insert(0, {str(ROOT)!r})\n"
+HEAD = (
+    f"import sys, time, json, subprocess\nsys.modules['torch'] = None\nfrom pathlib import "
+    f"Path\nsys.path.insert(0, {str(ROOT)!r})\n"
+)
 TRAIN = (
     HEAD
     + '''
@@ -282,13 +285,13 @@ def test_the_jobs_accept_the_recipes_of_every_pipeline_that_comes_with_us(monkey
 @pytest.mark.parametrize(
     ("stage", "sentence"),
     [
-        ({"job": "train", "inputs": {"start": "sfft"}}, "inputs: start names the stage 'sfft', which is not there; did you mean 'sft'?"),
-        ({"job": "train", "inputs": {"start": "evaluate"}}, "inputs: start takes 'evaluate', which does not come before it"),
+        ({"job": "train", "inputs": {"start": "sfft"}}, "inputs: start names the stage 'sfft', which is not there; " "did " "you " "mean " "'sft'?"),
+        ({"job": "train", "inputs": {"start": "evaluate"}}, "inputs: start takes 'evaluate', which does not come " "before " "it"),
         ({"job": "train", "inputs": {"start": "dpo"}}, "inputs: start takes 'dpo', which does not come before it"),
-        ({"job": "train", "inputs": {"start": 3}}, "stages.dpo.inputs: start must name a stage, `stage/file`, or a list of them (got 3)"),
+        ({"job": "train", "inputs": {"start": 3}}, "stages.dpo.inputs: start must name a stage, `stage/file`, or a " "list of them (got 3)"),
         ({"job": "trane"}, "stages.dpo.job: there is no job 'trane' in "),
         ({"job": "train", "recipe": "no.yaml"}, "stages.dpo.recipe: there is no file 'no.yaml'"),
-        ({"job": "train", "set": {"stepz": 3}}, "the stage 'dpo' (train) cannot run: stepz: unknown key; did you mean 'steps'?"),
+        ({"job": "train", "set": {"stepz": 3}}, "the stage 'dpo' (train) cannot run: stepz: unknown key; did you " "mean 'steps'?"),
         ({"job": "train", "set": {"run.name": "x"}}, "stages.dpo: run.name is given by the pipeline"),
         ({"job": "loose"}, "the job 'loose' has neither a `run` section nor an `output`"),
         ({"job": "train", "recipes": "a.yaml"}, "stages.dpo.recipes: unknown key; did you mean 'recipe'?"),

@@ -1,4 +1,6 @@
-"""Whole games on the real stack: turns of an environment between the model's tokens, overlapped with training or not."""
+"""Whole games on the real stack: turns of an environment between the model's tokens, overlapped with training or
+not.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""PPO as a real job: policy, critic, reference, reward model and engines together, and a resume that takes all of it up again."""
+"""PPO as a real job: policy, critic, reference, reward model and engines together, and a resume that takes all of it
+up again.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def recipe(directory: Path, *, steps: int) -> PPOConfig:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The policy's model, a reward model with the same tokenizer, and a run of two steps that was resumed for a third."""
+    """The policy's model, a reward model with the same tokenizer, and a run of two steps that was resumed for a
+    third.
+    """
     path = tmp_path_factory.mktemp("ppo")
     write_model(path / "model", tied=True)
     write_model(path / "reward_model", tied=True, seed=1)
@@ -107,7 +111,8 @@ def test_a_checkpoint_holds_the_critic_and_a_resume_goes_on_with_it(directory: P
     assert critic.config.num_labels == 1
     start = load_file(directory / "reward_model" / "model.safetensors")
     began = torch.cat([start[name].flatten() for name in sorted(start)])
-    # Eight optimizer steps to step 2, four more to step 3: had the resume begun anew, step 3 would be closer to the start.
+    # Eight optimizer steps to step 2, four more to step 3: had the resume begun anew, step 3 would be closer to the
+    # start.
     assert 0 < (critic_at(directory, 3) - critic_at(directory, 2)).norm() < (critic_at(directory, 3) - began).norm()
     assert (critic_at(directory, 2) - began).norm() < (critic_at(directory, 3) - began).norm()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import itertools
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -244,3 +245,16 @@ def test_a_held_out_tile_has_the_interval_of_its_change_and_one_evaluation_no_ar
 )  # fmt: skip
 def test_a_number_is_shown_with_the_digits_that_matter(value: float | None, text: str) -> None:
     assert short(value) == text
+
+
+def test_a_secret_is_masked_however_the_page_would_escape_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = fake_run(tmp_path, steps=2)
+    secret = "sécret\"<b>&'12345"
+    line = {"step": 0, "set": "a", "sample_id": f"id {secret}", "prompt": secret, "text": secret, "metrics": {}}
+    with open(directory / "answers.jsonl", "a") as file:  # written before the variable was known
+        file.write(json.dumps(line) + "\n")
+    monkeypatch.setenv("MY_API_KEY", secret)
+    page = build_report(directory).read_text()
+    assert data_of(page)["groups"][48]["prompt"] == "$MY_API_KEY"
+    assert "12345" not in page
+    assert "id $MY_API_KEY" in page

@@ -177,7 +177,8 @@ def test_a_judge_that_is_down_for_good_is_missing_once_the_patience_is_over(capl
     assert "does not answer (ConnectError" in caplog.text
     assert caplog.text.count("is waited for no longer than 0.2 s") == 1
 
-    # From then on a wave of questions costs an attempt (another for a question that comes after it failed), not one each.
+    # From then on a wave of questions costs an attempt (another for a question that comes after it failed), not one
+    # each.
     requests = endpoint.counters["requests"]
     time.sleep(0.25)
     assert [judgement.value for judgement in ask(endpoint, *"abcdefgh")] == [None] * 8

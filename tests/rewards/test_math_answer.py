@@ -29,7 +29,7 @@ def test_strict_accepts_an_answer_that_ends_with_the_gold_line(text: str) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["", "8", "So the answer is 8.", "3+5=8 #### 8", "#### 8\nThank you!", "#### 8 pens", "#### 8.", "#### 08", "##### 8",
+    ["", "8", "So the answer is 8.", "3+5=8 #### 8", "#### 8\nThank you!", "#### 8 pens", "#### 8.", "#### 08", "##### " "8",
      "#### 8\n#### 9", "#### 8 #### 8", "####", "####\n8", "#### eight"],
 )  # fmt: skip
 def test_strict_refuses_whatever_else_ends_an_answer(text: str) -> None:

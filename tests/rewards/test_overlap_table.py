@@ -10,7 +10,8 @@ from troupe.rewards.overlap import VARIANTS, rouge, rouge_table
 
 GOLD = Sample(sample_id="s", prompt="?", gold="the cat sat on the mat")
 ANSWER = branch("the cat sat")
-# Words: 3 of 3 are in the gold's 6, so P 1, R 1/2, F1 2/3; pairs: 2 of 2 in the gold's 5, so P 1, R 2/5, F1 4/7; order as words.
+# Words: 3 of 3 are in the gold's 6, so P 1, R 1/2, F1 2/3; pairs: 2 of 2 in the gold's 5, so P 1, R 2/5, F1 4/7; order
+# as words.
 
 
 def test_three_variants_with_recall_and_precision_and_the_mean_of_the_f1() -> None:

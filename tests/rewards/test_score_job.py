@@ -41,7 +41,8 @@ def test_every_answer_gets_its_score_and_the_table_sums_them_up(tmp_path: Path) 
     rows = scored(tmp_path / "answers.scored.jsonl")
     assert [row["score"] for row in rows] == [1.0, 0.5, 0.0]
     assert rows[1] == {**ANSWERS[1], "score": 0.5, "parts": {"math_answer": 0.0, "length": 1.0}}
-    # count, mean, std, min, max, missing; of 1, 1/2, 0 the mean is 1/2 and the sample deviation sqrt((1/4 + 1/4) / 2) = 1/2.
+    # count, mean, std, min, max, missing; of 1, 1/2, 0 the mean is 1/2 and the sample deviation sqrt((1/4 + 1/4) / 2) =
+    # 1/2.
     assert cells(ran.stdout, "score") == ["3", "0.5000", "0.5000", "0.0000", "1.0000", "0"]
     assert cells(ran.stdout, "length")[:2] == ["3", "0.3333"]
 

@@ -1,4 +1,6 @@
-"""Objects in a real S3 server: what was stored is there whole, what was fetched is what was stored, and trouble is one sentence."""
+"""Objects in a real S3 server: what was stored is there whole, what was fetched is what was stored, and trouble is
+one sentence.
+"""
 
 from __future__ import annotations
 

@@ -159,7 +159,8 @@ def test_a_log_that_cannot_be_written_is_told_once_and_costs_no_run(
     assert caplog.text.count("cannot be written") == 1
 
 
-# -- in a run ------------------------------------------------------------------------------------------------------------
+# -- in a run
+# ------------------------------------------------------------------------------------------------------------
 
 
 def calls_of(config: GRPOConfig) -> list[int]:

@@ -1,4 +1,6 @@
-"""An upload is one commit of all files to a hub; what fails says so without the token. The hub here is a small server."""
+"""An upload is one commit of all files to a hub; what fails says so without the token. The hub here is a small
+server.
+"""
 
 from __future__ import annotations
 

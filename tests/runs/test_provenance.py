@@ -41,7 +41,10 @@ def run(path: Path, recipe: str, *, metrics: dict[int, float]) -> Path:
 @pytest.fixture
 def grpo(tmp_path: Path) -> Path:
     sft = run(tmp_path / "sft", "model: {type: pretrained, path: Qwen/Qwen2.5-0.5B}", metrics={5: 1.0})
-    recipe = f"model: {{type: pretrained, path: {sft}/checkpoints/best}}\ndata: {{type: gsm8k}}\npolicy: {{lora: {{rank: 4}}}}"
+    recipe = (
+        f"model: {{type: pretrained, path: {sft}/checkpoints/best}}\ndata: {{type: gsm8k}}\npolicy: {{lora: "
+        f"{{rank: 4}}}}"
+    )
     return run(tmp_path / "grpo", recipe, metrics={10: 0.25, 20: 0.75, 30: 0.5})
 
 

@@ -1,4 +1,6 @@
-"""What stands between two answers of a game is what the chat template puts there, and nothing that was sampled changes."""
+"""What stands between two answers of a game is what the chat template puts there, and nothing that was sampled
+changes.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,13 @@ HEADERS = (  # a system turn of its own, texts are trimmed, an end after each tu
 BRACKETS = (  # roles must take turns; the model's next answer begins right behind the bracket
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}"
-    "{% if m['role'] == 'user' %}[Q] {{ m['content'] }} [/Q]{% else %} {{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if m['role'] == 'user' %}[Q] {{ m['content'] }} [/Q]{% else %} {{ m['content'] }}<|im_end|>{% endif %}{% "
+    "endfor %}"
 )
 DROPS_REASONING_LATER = CHATML.replace(  # what was thought stays in the last turn alone
     "{{ message['content'] }}",
-    "{% if loop.last %}{{ message['content'] }}{% else %}{{ message['content'].split('</think>')[-1] | trim }}{% endif %}",
+    "{% if loop.last %}{{ message['content'] }}{% else %}{{ message['content'].split('</think>')[-1] | trim }}{% "
+    "endif %}",
 )
 DROPS_REASONING = CHATML.replace("{{ message['content'] }}", "{{ message['content'].split('</think>')[-1] }}")
 THINKS_FIRST = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")

@@ -1,4 +1,6 @@
-"""The real client against a real endpoint: one vLLM engine behind Ray Serve, which follows a run that the tests write."""
+"""The real client against a real endpoint: one vLLM engine behind Ray Serve, which follows a run that the tests
+write.
+"""
 
 from __future__ import annotations
 

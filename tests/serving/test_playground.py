@@ -172,7 +172,8 @@ def test_two_models_answer_side_by_side_as_the_api_does(page: Page, url: str, ap
         ]
         text = api.models[name].tokenizer.decode([token for token, _ in expected], skip_special_tokens=True)
         assert side["content"] == text.rstrip("�")
-        # Every token is on the page once, those of a character that takes several together; but for one cut off at the end.
+        # Every token is on the page once, those of a character that takes several together; but for one cut off at the
+        # end.
         assert side["tokens"] == pytest.approx([logprob for _, logprob in expected], abs=1e-6)
         item = {"prompt": [{"role": "user", "content": EXAMPLES[0]["prompt"]}], "response": side["content"]}
         headers = {"Authorization": f"Bearer {KEY}"}
@@ -187,7 +188,8 @@ def test_two_models_answer_side_by_side_as_the_api_does(page: Page, url: str, ap
 def test_a_token_under_the_pointer_shows_its_probability_and_the_alternatives(page: Page) -> None:
     run(page, temperature=1)
     box = page.js(
-        "(r => [r.left + r.width / 2, r.top + r.height / 2])(answers[1].text.querySelector('.t').getBoundingClientRect())"
+        "(r => [r.left + r.width / 2, r.top + r.height / "
+        "2])(answers[1].text.querySelector('.t').getBoundingClientRect())"
     )
     page.move(*box)
     shown = page.until("hint.style.visibility === 'visible' && hint.innerText")

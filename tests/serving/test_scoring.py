@@ -1,4 +1,6 @@
-"""Scores over HTTP: those of training, for single answers and pairs, for the reward that asks a judge, and for nobody's nonsense."""
+"""Scores over HTTP: those of training, for single answers and pairs, for the reward that asks a judge, and for
+nobody's nonsense.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +151,8 @@ def test_reward_functions_are_served_as_a_recipe_names_them(url: str) -> None:
     assert [datum["score"] for datum in answer["data"]] == [1.0, 0.0]
 
 
-# -- as a judge ----------------------------------------------------------------------------------------------------------
+# -- as a judge
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, CHAT])
@@ -195,7 +198,8 @@ def test_an_answer_that_is_too_long_is_missing_and_does_not_stop_a_run(url: str)
     assert short.value is not None
 
 
-# -- what cannot be answered ------------------------------------------------------------------------------------------------
+# -- what cannot be answered
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -215,7 +219,7 @@ def test_an_answer_that_is_too_long_is_missing_and_does_not_stop_a_run(url: str)
         ({"model": "judge", "pairs": [{"prompt": "x", "chosen": "y"}]}, 400, "pairs.0.rejected: Field required"),
         ({"model": "jugde", "input": [{"prompt": "x", "response": "y"}]}, 404, "there are: judge, rewards"),
         ({"input": [{"prompt": "x", "response": "y"}]}, 404, "there are: judge, rewards"),
-        ({"model": "judge", "input": [{"prompt": "x", "response": "8 " * 400}]}, 400, "maximum context length of judge is 128"),
+        ({"model": "judge", "input": [{"prompt": "x", "response": "8 " * 400}]}, 400, "maximum context length of " "judge " "is 128"),
         ({"model": "judge", "input": [{"prompt": "x", "response": "8" * 2**24}]}, 400, "larger than"),
     ],
 )  # fmt: skip

@@ -1,4 +1,6 @@
-"""A game becomes one branch: the model's tokens as they were sampled, the environment's masked, whatever else is played."""
+"""A game becomes one branch: the model's tokens as they were sampled, the environment's masked, whatever else is
+played.
+"""
 
 from __future__ import annotations
 
@@ -195,7 +197,9 @@ def test_scores_are_the_environments_with_its_parts() -> None:
 
 @pytest.mark.parametrize("max_tokens", [9, 30, 31, 60, 90])
 def test_a_game_that_no_longer_fits_ends_as_truncated(max_tokens: int) -> None:
-    """A move takes 9 tokens here and must have one left; a turn of the environment is wanted only in front of a move."""
+    """A move takes 9 tokens here and must have one left; a turn of the environment is wanted only in front of a
+    move.
+    """
     groups, generators = played(GAMES.train, a_legal_move, max_tokens=max_tokens, unfinished_reward=-0.25)
     cut = 0
     for branch, score in ((branch, branch.outcome) for branch in branches_of(groups)):

@@ -57,14 +57,14 @@ MISTAKES = [
     ("train_grpo", [*RL, "rewards=[{{fn: math_anwser}}]"], "unknown reward 'math_anwser'; did you mean 'math_answer'?"),
     ("train_rloo", [*RL, "data.path={at}/nowhere.jsonl"], "nowhere.jsonl; name a JSONL file"),
     ("train_grpo", [*RL, "data.prompt_field=qestion"], "rows.jsonl line 1: field 'qestion' is missing"),
-    ("train_grpo", [*RL, "data.path={at}/nobody.jsonl"], "reward math_answer: the gold answer 'nobody' holds no number"),
+    ("train_grpo", [*RL, "data.path={at}/nobody.jsonl"], "reward math_answer: the gold answer 'nobody' holds no " "number"),
     ("train_grpo", [*RL, "model.path={at}/endless"], "endless has no end token, so no answer could ever end"),
     ("train_grpo", [*RL, "data.gold_field=null"], "reward math_answer: the sample has no gold answer"),
     ("train_sft", [MODEL, DATA, SHORT[1], "data.gold_field=null"], "has no answer to imitate"),
     ("train_sft", ["model.path={at}/endless", DATA, SHORT[1]], "endless has no end token"),
     ("train_dpo", [MODEL, DATA, SHORT[1]], "answers"),
     ("train_reward_model", [MODEL, DATA, SHORT[1]], "answers"),
-    ("evaluate", ["model={at}/model", DATA, *LENGTHS, "data.path={at}/nobody.jsonl"], "the gold answer 'nobody' holds no number"),
+    ("evaluate", ["model={at}/model", DATA, *LENGTHS, "data.path={at}/nobody.jsonl"], "the gold answer 'nobody' " "holds " "no " "number"),
     ("score", ["file={at}/rows.jsonl", "gold_field=bad", "answer_field=good"], "the gold answer 'no' holds no number"),
 ]  # fmt: skip
 

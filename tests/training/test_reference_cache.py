@@ -1,4 +1,6 @@
-"""Log-probabilities of a reference are computed once, found again, and never those of another model, tokenizer or answer."""
+"""Log-probabilities of a reference are computed once, found again, and never those of another model, tokenizer or
+answer.
+"""
 
 from __future__ import annotations
 

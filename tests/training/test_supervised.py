@@ -1,4 +1,5 @@
-"""SFT, reward models and DPO as real jobs: they learn what is there to learn, and survive a stop and the death of a worker.
+"""SFT, reward models and DPO as real jobs: they learn what is there to learn, and survive a stop and the death of a
+worker.
 
 They run in this process; SFT on two ranks of Ray is in test_supervised_ranks.py.
 """
@@ -77,7 +78,9 @@ GOOD, FAIR, BAD = "4+4=8", "Lin has 5 pens", "books and books"
 
 
 def write_preferences(path: Path, *, count: int, first: int = 0, with_three: bool = True) -> str:
-    """Prompts with two answers, every third with three, of which every sixth has its worse ones tie; the last words tell."""
+    """Prompts with two answers, every third with three, of which every sixth has its worse ones tie; the last words
+    tell.
+    """
     lines = []
     for index in range(first, first + count):
         prompt = f"Tom has {index} pens and gets {index % 7} more. How many?\n"
@@ -157,7 +160,8 @@ def test_a_reward_model_learns_which_of_two_or_three_answers_is_better(reward_mo
     assert column(reward_model, "eval/jsonl/nll")[0] == pytest.approx(0.693147, abs=1e-5)
     assert column(reward_model, "eval/jsonl/calibration_error")[-1] < 0.5
     bins = json.loads((reward_model / "calibration.json").read_text())
-    # Held out are 24 prompts: 16 pairs; of 8 triples 4 with three pairs each, and 4 with two, as two of their answers tie.
+    # Held out are 24 prompts: 16 pairs; of 8 triples 4 with three pairs each, and 4 with two, as two of their answers
+    # tie.
     assert sum(one["count"] for one in bins) == 16 + 4 * 3 + 4 * 2
     assert CheckpointStore(reward_model / "checkpoints").best() == 16
 

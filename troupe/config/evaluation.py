@@ -44,7 +44,9 @@ class AnsweringConfig(SamplingConfig):
     reward_model: RewardModelConfig | None = None
     """A reward model that scores the answers once all of them are there; `path` may be a run directory."""
     environment: EnvironmentConfig | None = None
-    """What answers the models in games of several turns: one game per held-out sample; its reward and parts are reported as `environment` and `environment/<part>`."""
+    """What answers the models in games of several turns: one game per held-out sample; its reward and parts are
+    reported as `environment` and `environment/<part>`.
+    """
     precision: Precision = "auto"
     """Precision of the engines."""
     generator: GeneratorConfig = GeneratorConfig()
@@ -134,9 +136,13 @@ class EvaluateConfig(AnsweringConfig):
     page = "docs/evaluation.md"
 
     model: str | None = None
-    """A run directory (its best checkpoint), a directory in Hugging Face format, or a hub name; or name several in `models`."""
+    """A run directory (its best checkpoint), a directory in Hugging Face format, or a hub name; or name several in
+    `models`.
+    """
     models: dict[str, str] = {}
-    """The models by the name that tables give them: `{sft: runs/sft, ppo: runs/ppo}`. A list of paths is named after the runs."""
+    """The models by the name that tables give them: `{sft: runs/sft, ppo: runs/ppo}`. A list of paths is named after
+    the runs.
+    """
     contexts: dict[str, str] = {}
     """Model -> JSONL file of another model's answers, such as this job writes: the model continues what a perplexity
     scorer would read, the sample's prompt and that answer. Models that are not named here get that prompt alone; with
@@ -151,9 +157,13 @@ class EvaluateConfig(AnsweringConfig):
     answers by `sample_id`.
     """
     judge: str | None = None
-    """The judge: `reward_model`, the name of a metric, a part of the environment's, or a reward function; the reward model when unset, else the first metric, else the environment, else `rouge`."""
+    """The judge: `reward_model`, the name of a metric, a part of the environment's, or a reward function; the reward
+    model when unset, else the first metric, else the environment, else `rouge`.
+    """
     tie_margin: float | None = Field(default=None, ge=0)
-    """Judgements closer than this are a tie, in both directions; 0.1 for the reward model and 0 for functions when unset."""
+    """Judgements closer than this are a tie, in both directions; 0.1 for the reward model and 0 for functions when
+    unset.
+    """
 
     @field_validator("models", mode="before")
     @classmethod
@@ -359,13 +369,17 @@ class PreferencesConfig(Section):
     better, 0.5 as good, 0 worse.
     """
     dimensions: dict[str, str] = {"overall": CRITERIA["overall"]}
-    """Name -> what is compared; those of plot, character, creativity, development, language and overall may be listed by name alone."""
+    """Name -> what is compared; those of plot, character, creativity, development, language and overall may be
+    listed by name alone.
+    """
     between: list[str] = []
     """Models that take part; empty: all, the trained model at its last step (a name is `<run>@<step>`)."""
     num_samples: int | None = Field(default=None, ge=1)
     """First n samples that are compared; all when unset."""
     ties: Literal["half", "drop"] = "half"
-    """Whether a tie is half a win for each in the strengths, or left out. A judge that contradicts itself when the order is turned says tie."""
+    """Whether a tie is half a win for each in the strengths, or left out. A judge that contradicts itself when the
+    order is turned says tie.
+    """
     genre_field: str | None = None
     """Field of the sample by which win rates are split; unset: none."""
 
@@ -419,7 +433,9 @@ class EndpointModelConfig(Section):
     api_key_env: str | None = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; null for an endpoint without one."""
     options: dict[str, Any] = {}
-    """Further fields of the request, over temperature and max_tokens; null leaves one of these out, for models that refuse it."""
+    """Further fields of the request, over temperature and max_tokens; null leaves one of these out, for models that
+    refuse it.
+    """
     prompt_price: float = Field(default=0.0, ge=0)
     """Price of a million prompt tokens."""
     completion_price: float = Field(default=0.0, ge=0)
@@ -479,7 +495,9 @@ class BenchmarkConfig(AnsweringConfig):
     max_missing: float = Field(default=0.1, ge=0, le=1)
     """Share of a model's answers that may be missing; beyond it the model is not measured, and its row says so."""
     charts: list[str] | None = None
-    """Metrics that are drawn, by label or `<label>/<part>`; unset: every metric by its label, rouge, and `reward` of the reward model."""
+    """Metrics that are drawn, by label or `<label>/<part>`; unset: every metric by its label, rouge, and `reward` of
+    the reward model.
+    """
     preferences: PreferencesConfig | None = None
     """Pairwise comparison by a judge; unset: none."""
     diversity: bool = True

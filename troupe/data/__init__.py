@@ -50,7 +50,8 @@ def _refuse_shared_ids(data: DataSet) -> None:
     sample_id, count = counts.most_common(1)[0]
     if count > 1:
         raise DataError(
-            f"{data.name}: {count} samples have the id {sample_id!r}; an id names one sample, in training and held out together"
+            f"{data.name}: {count} samples have the id {sample_id!r}; an id names one sample, in training and held "
+            f"out together"
         )
 
 

@@ -35,7 +35,9 @@ SKIPPED_DIRECTORIES = {"test", "tests", "site-packages", "dist-packages", "__pyc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One docstring: `Pair(place="json/decoder.py:284", package="json", text="...", summary="Simple JSON decoder.")`."""
+    """One docstring: `Pair(place="json/decoder.py:284", package="json", text="...", summary="Simple JSON
+    decoder.")`.
+    """
 
     place: str
     package: str

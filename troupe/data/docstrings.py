@@ -35,7 +35,9 @@ Item = TypeVar("Item", bound=HasPair)
 
 CACHE = Path(".cache/data")
 MIN_HELDOUT_PACKAGES = 8
-"""A package that would fill more than an eighth of the held-out set stays in training, as long as smaller ones suffice."""
+"""A package that would fill more than an eighth of the held-out set stays in training, as long as smaller ones
+suffice.
+"""
 
 
 def load_docstrings(config: HarvestConfig, cache: Path = CACHE) -> DataSet:
@@ -83,7 +85,8 @@ def _heldout_packages(pairs: Sequence[Pair], config: HarvestConfig) -> set[str]:
         num_chosen += sizes[package]
     if num_chosen < config.num_heldout:
         raise DataError(
-            f"{config.type}: {len(pairs)} pairs of {len(sizes)} packages are too few to hold out {config.num_heldout} and "
+            f"{config.type}: {len(pairs)} pairs of {len(sizes)} packages are too few to hold out "
+            f"{config.num_heldout} and "
             "keep a package for training; lower data.num_heldout or add data.roots"
         )
     return chosen

@@ -1,8 +1,10 @@
 """Documents with questions and answers without a download: short texts from the docstrings of the installed packages.
 
 A document is a docstring's summary, the beginning of its prose, and a line for each parameter that it explains; the
-questions ask what the parameters are. The authors of a held-out document wrote none that was trained on. Its form is that
-of `repliqa`, its size that of a model which two cores train in minutes. Facts are read in the forms of NumPy (`axis : int`,
+questions ask what the parameters are. The authors of a held-out document wrote none that was trained on. Its form is
+that
+of `repliqa`, its size that of a model which two cores train in minutes. Facts are read in the forms of NumPy (`axis :
+int`,
 then indented text), Google (`Args:`, then `axis: text`) and Sphinx (`:param axis: text`).
 """
 
@@ -156,7 +158,8 @@ def _demonstration(document: Document, rng: random.Random, config: DocumentsConf
 def split_facts(text: str) -> tuple[str, list[Fact]]:
     """Return (the prose before the first fact, the facts in their order, each name once) of a docstring's text.
 
-    >>> split_facts("Rows of zeros are skipped.\\n\\nArgs:\\n    path (str): where the table lies on disk.\\n    n: rows")
+    >>> split_facts("Rows of zeros are skipped.\\n\\nArgs:\\n    path (str): where the table lies on disk.\\n    n:
+    rows")
     ('Rows of zeros are skipped.', [Fact(name='path', text='where the table lies on disk')])
     """
     matches = sorted(_matches(text), key=lambda match: match.start())

@@ -29,7 +29,8 @@ def load_jsonl(config: JsonlConfig) -> DataSet:
     train, held = hold_out(whole.train, config.num_heldout, f"jsonl/{config.seed}", whole.key)
     if not train:
         raise DataError(
-            f"{config.path} has {len(held)} samples, too few different ones to hold out {config.num_heldout or 1} and train on the others; "
+            f"{config.path} has {len(held)} samples, too few different ones to hold out {config.num_heldout or 1} "
+            f"and train on the others; "
             "lower data.num_heldout, or name a data.heldout_path"
         )
     return dataclasses.replace(whole, train=train, heldout=held)

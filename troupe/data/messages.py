@@ -26,7 +26,8 @@ def messages_of(row: Mapping[str, Any], name: str, where: str) -> list[Message]:
 def _message(turn: Any, where: str, name: str) -> Message:
     if not isinstance(turn, Mapping) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
         raise DataError(
-            f"{where}: each message in {name!r} needs a role ({', '.join(ROLES)}) and a text as content, got {turn!r:.60}"
+            f"{where}: each message in {name!r} needs a role ({', '.join(ROLES)}) and a text as content, got "
+            f"{turn!r:.60}"
         )
     return {"role": turn["role"], "content": turn["content"]}
 

@@ -31,13 +31,17 @@ HEADINGS = {
 }
 CONTEXT_TEMPLATE = f"\n\n### Detailed Plan for the Next Chapter\n{CONTEXT}"
 PLAN_REQUEST = (
-    "Work out what the next chapter should do before anybody writes it. Take the sections above one after the other: quote a "
-    "passage that matters, then say in a sentence or two what follows from it for the events, the people and the tone of the "
-    "chapter. Do not write the chapter. When you are done, write '{marker}' and behind it a plan that a writer who knows "
+    "Work out what the next chapter should do before anybody writes it. Take the sections above one after the other: "
+    "quote a "
+    "passage that matters, then say in a sentence or two what follows from it for the events, the people and the "
+    "tone of the "
+    "chapter. Do not write the chapter. When you are done, write '{marker}' and behind it a plan that a writer who "
+    "knows "
     "the same sections can follow: scenes in their order, who acts, what changes, how it ends."
 )
 CHAPTER_REQUEST = (
-    "Write the next chapter in full. Continue from where the previous chapter ends, keep its voice, tense and point of view, "
+    "Write the next chapter in full. Continue from where the previous chapter ends, keep its voice, tense and point "
+    "of view, "
     "and give nothing but the text of the chapter."
 )
 
@@ -133,7 +137,8 @@ def _refuse_shared_stories(data: DataSet) -> None:
     shared = _stories(data.train) & _stories(data.heldout)
     if shared:
         raise DataError(
-            f"next_chapter: {len(shared)} stories are in training and held out ({min(shared)!r} the first), so what is held out "
+            f"next_chapter: {len(shared)} stories are in training and held out ({min(shared)!r} the first), so what "
+            f"is held out "
             "has been read; split them by story with jobs/prepare_data.py (key=story_id)"
         )
 

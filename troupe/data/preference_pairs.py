@@ -84,7 +84,8 @@ def _ranks(sample: Sample, num_answers: int) -> list[int]:
         )
     if len(ranks) != num_answers:
         raise DataError(
-            f"{sample.sample_id}: {len(ranks)} ranks for {num_answers} answers; give each answer one rank, equal ones for a tie"
+            f"{sample.sample_id}: {len(ranks)} ranks for {num_answers} answers; give each answer one rank, equal "
+            f"ones for a tie"
         )
     return ranks
 

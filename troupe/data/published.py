@@ -1,6 +1,7 @@
 """The rows of a published data set: of the Hugging Face hub, or of JSONL files with the same fields.
 
-The data sets say what a row becomes and which splits they use; a sample is named by data set, split (or file) and the row's
+The data sets say what a row becomes and which splits they use; a sample is named by data set, split (or file) and the
+row's
 number, whatever filters leave out. Only here is the hub asked.
 """
 
@@ -96,7 +97,8 @@ def _split(rows: Sequence[tuple[str, str, Row]], config: PublishedConfig) -> tup
     train, heldout = hold_out(rows, wanted, config.type, lambda named: json.dumps(named[2], sort_keys=True))
     if not train:
         raise DataError(
-            f"{config.path} has {len(rows)} rows, too few different ones to hold out one and train on the others; give more rows"
+            f"{config.path} has {len(rows)} rows, too few different ones to hold out one and train on the others; "
+            f"give more rows"
         )
     if config.num_heldout is not None and wanted is None:
         log.info("%s: held out %d of %d rows, fewer than data.num_heldout", config.path, len(heldout), len(rows))
@@ -117,7 +119,8 @@ def _hub_split(name: str, subset: str | None, split: str, files: str) -> Any:
         return datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # the hub's failures have no common base: network, missing repository, missing split
         raise DataError(
-            f"data set {name!r} cannot be loaded from the Hugging Face hub ({type(error).__name__}: {error}); check the "
+            f"data set {name!r} cannot be loaded from the Hugging Face hub ({type(error).__name__}: {error}); check "
+            f"the "
             f"name and the network, or put {files} into a directory and set data.path to it"
         ) from None
 

@@ -13,7 +13,8 @@ TEXT_FIELDS = ("prediction", "answer", "text")
 
 
 def read_answers(path: Path, samples: Sequence[Sample]) -> dict[str, Branch]:
-    """Return the answers of a JSONL file to these samples, by `sample_id`; the text is in `prediction`, `answer` or `text`.
+    """Return the answers of a JSONL file to these samples, by `sample_id`; the text is in `prediction`, `answer` or
+    `text`.
 
     A branch has no tokens, since their tokenizer is not known; one with `finish_reason: length` was cut off.
     Raises DataError for a line without an id or a text, two answers to one sample, and samples without an answer.
@@ -31,7 +32,8 @@ def read_answers(path: Path, samples: Sequence[Sample]) -> dict[str, Branch]:
     missing = [sample.sample_id for sample in samples if sample.sample_id not in found]
     if missing:
         raise DataError(
-            f"{path} has no answer to {len(missing)} of the {len(samples)} samples, {missing[0]} the first; compare on the samples "
+            f"{path} has no answer to {len(missing)} of the {len(samples)} samples, {missing[0]} the first; compare "
+            f"on the samples "
             "that it was made for (data, num_samples, max_prompt_tokens)"
         )
     return {sample.sample_id: found[sample.sample_id] for sample in samples}

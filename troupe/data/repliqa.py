@@ -53,7 +53,8 @@ def load_repliqa(config: RepliqaConfig) -> DataSet:
     fitting = [fits for document in documents if (fits := _fitting(document, config, dropped)) is not None]
     if len(fitting) <= config.num_heldout:
         raise DataError(
-            f"{config.path} has {len(fitting)} documents, too few to hold out {config.num_heldout} and train on the others; "
+            f"{config.path} has {len(fitting)} documents, too few to hold out {config.num_heldout} and train on the "
+            f"others; "
             "lower data.num_heldout or give more documents"
         )
     if dropped["cut_documents"]:

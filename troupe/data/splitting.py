@@ -142,7 +142,8 @@ def split(items: Sequence[Item], shares: Mapping[str, float], *, seed: int, key:
     if len(by_key) < len(shares):
         named = key or "rows"
         raise DataError(
-            f"{len(by_key)} different {named} are too few for {len(shares)} files ({', '.join(shares)}): none may stay empty, and what "
+            f"{len(by_key)} different {named} are too few for {len(shares)} files ({', '.join(shares)}): none may "
+            f"stay empty, and what "
             "belongs together stays together; give more rows, or fewer shares"
         )
     keys = sorted(by_key)

@@ -1,6 +1,7 @@
 """How varied a model's texts are, and how much of them comes from the prompt: words, n-grams, ROUGE-L.
 
-Words are those of Google's `rouge-score` (lower case, letters and digits), so the numbers agree with the metric `rouge`;
+Words are those of Google's `rouge-score` (lower case, letters and digits), so the numbers agree with the metric
+`rouge`;
 the longest common subsequence is our own, because that library's takes minutes on whole chapters.
 """
 
@@ -69,7 +70,8 @@ def diversity(texts: Sequence[Text], *, seed: int = 0) -> Diversity:
 def statistics_of(text: Text) -> dict[str, float]:
     """Measure one answer: `words`, and what an answer of so many words can have.
 
-    >>> found = statistics_of(Text(sample_id="s", answer="a cat sat on a mat", prompt="A cat sat.", gold="a cat on a mat"))
+    >>> found = statistics_of(Text(sample_id="s", answer="a cat sat on a mat", prompt="A cat sat.", gold="a cat on a
+    mat"))
     >>> found["words"], found["unseen_trigram_percent"], round(found["unique_word_percent"], 1)  # 3 of 4; 5 of 6
     (6.0, 75.0, 83.3)
     """

@@ -195,8 +195,10 @@ def check_samples(config: AnsweringConfig, samples: Sequence[Sample], rewards: R
     lacking = [sample.sample_id for sample in samples if not (sample.gold or "").strip()]
     if lacking and config.needs_gold is not None:
         raise DataError(
-            f"{config.needs_gold} needs a reference answer for every sample, and {len(lacking)} of {len(samples)} have none, "
-            f"{lacking[0]} the first; use a data set with gold answers, or leave it out (metrics: [], rouge: false, references: false)"
+            f"{config.needs_gold} needs a reference answer for every sample, and {len(lacking)} of {len(samples)} "
+            f"have none, "
+            f"{lacking[0]} the first; use a data set with gold answers, or leave it out (metrics: [], rouge: false, "
+            f"references: false)"
         )
     if rewards is not None:
         rewards.check(samples)
@@ -255,7 +257,8 @@ def fitting_samples(
     ]
     if not fitting:
         raise DataError(
-            f"all {len(samples)} held-out prompts are longer than max_prompt_tokens ({config.max_prompt_tokens}); raise it"
+            f"all {len(samples)} held-out prompts are longer than max_prompt_tokens ({config.max_prompt_tokens}); "
+            f"raise it"
         )
     return fitting
 

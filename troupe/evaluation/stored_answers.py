@@ -63,7 +63,8 @@ class AnswerLog:
     """`<name>.jsonl` with what an endpoint was asked, a line as soon as it is answered or given up.
 
     A line holds `question` (a hash of all that the answer depends on), `sample_id`, `repeat`, `text` (null: missing),
-    `finish_reason`, tokens, cost and calls. Lines of other settings stay, for they were paid for, and are not looked at.
+    `finish_reason`, tokens, cost and calls. Lines of other settings stay, for they were paid for, and are not looked
+    at.
     """
 
     def __init__(self, directory: Path, name: str) -> None:

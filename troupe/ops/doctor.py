@@ -103,7 +103,8 @@ def check_packages(installed: Mapping[str, str] | None = None, locks: Path = ROO
     more = f" and {len(different) - 4} more" if len(different) > 4 else ""
     return Finding(
         status="fail" if decisive else "warn",
-        message=f"{len(different)} of {len(locked)} packages differ from requirements/{stack}.txt: {', '.join(different[:4])}{more}",
+        message=f"{len(different)} of {len(locked)} packages differ from requirements/{stack}.txt: "
+        f"{', '.join(different[:4])}{more}",
         remedy=f"python3 install.py --force --stack={stack}",
     )
 
@@ -140,7 +141,8 @@ def check_project(group: str = "vllm.general_plugins") -> Finding:
     if "troupe" not in names:
         return Finding(
             status="fail",
-            message="this project is not installed in the environment: vLLM's processes will not find the weight transfer",
+            message="this project is not installed in the environment: vLLM's processes will not find the weight "
+            "transfer",
             remedy="make install",
         )
     return Finding(status="ok", message="the project is importable and its vLLM plugin is registered")
@@ -175,7 +177,8 @@ def check_extension(directory: Path | None = None, device: Literal["cpu", "cuda"
     if state == "stale":
         return Finding(
             status="fail",
-            message=f"{directory / 'lock'} was left by a build that was killed; every run on a CPU would wait for it for ever",
+            message=f"{directory / 'lock'} was left by a build that was killed; every run on a CPU would wait for "
+            f"it for ever",
             remedy=f"rm {directory / 'lock'}",
         )
     if state == "building":
@@ -251,7 +254,10 @@ def check_memory(available_gib: float | None = None) -> Finding:
     available_gib = available_memory_gib() if available_gib is None else available_gib
     message = f"{available_gib:.1f} GiB of memory available"
     if available_gib < 4:
-        remedy = "free some: the quickstart's processes take about 4 GiB together, and Ray kills the largest when memory ends"
+        remedy = (
+            "free some: the quickstart's processes take about 4 GiB together, and Ray kills the largest when "
+            "memory ends"
+        )
         return Finding(status="fail" if available_gib < 2 else "warn", message=message, remedy=remedy)
     return Finding(status="ok", message=message)
 
@@ -278,7 +284,8 @@ def require_shared_memory(ranks: int, place: Path = Path("/dev/shm")) -> None:
     free = shutil.disk_usage(place).free / 2**20 if place.is_dir() else 0
     if free < needed:
         raise ConfigError(
-            f"{place} has {free:.0f} MiB free, and {ranks} {'rank needs' if ranks == 1 else 'ranks need'} {needed} MiB there; start the container "
+            f"{place} has {free:.0f} MiB free, and {ranks} {'rank needs' if ranks == 1 else 'ranks need'} {needed} "
+            f"MiB there; start the container "
             f"with docker run --shm-size=4g (Docker's default is 64m), or as root: mount -o remount,size=4g {place}"
         )
 
@@ -291,7 +298,10 @@ def check_shared_memory(place: Path = Path("/dev/shm"), enough_gib: float = 2) -
     size = shutil.disk_usage(place)
     message = f"{place}: {size.free / 2**30:.1f} of {size.total / 2**30:.1f} GiB free"
     if size.free < enough_gib * 2**30:
-        remedy = "docker run --shm-size=4g; outside a container, see what fills it: Ray's objects and DeepSpeed's collectives live there"
+        remedy = (
+            "docker run --shm-size=4g; outside a container, see what fills it: Ray's objects and DeepSpeed's "
+            "collectives live there"
+        )
         too_small = size.free < DEEPSPEED_SHARED_MIB * 2**20 and hardware().device == "cpu"
         return Finding(status="fail" if too_small else "warn", message=message, remedy=remedy)
     return Finding(status="ok", message=message)

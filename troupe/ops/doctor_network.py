@@ -69,7 +69,8 @@ def check_cluster(
     if environment.get("RAY_AUTH_MODE") != "token":
         return Finding(
             status="warn",
-            message="a Ray cluster runs and takes our token, but RAY_AUTH_MODE is not set: ray job submit will be Unauthorized",
+            message="a Ray cluster runs and takes our token, but RAY_AUTH_MODE is not set: ray job submit will be "
+            "Unauthorized",
             remedy="export RAY_AUTH_MODE=token",
         )
     return Finding(status="ok", message="a Ray cluster runs and takes our token")

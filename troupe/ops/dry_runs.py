@@ -32,7 +32,8 @@ class DryRun:
 
 
 def dry_runs(commands: Sequence[Sequence[str]]) -> list[DryRun]:
-    """Return the dry run of each command, `[jobs/x.py, recipe.yaml, a.b=value]`, in the caller's directory and environment.
+    """Return the dry run of each command, `[jobs/x.py, recipe.yaml, a.b=value]`, in the caller's directory and
+    environment.
 
     Raises WorkerError when the process that reads the jobs dies of one of them.
     """
@@ -41,7 +42,8 @@ def dry_runs(commands: Sequence[Sequence[str]]) -> list[DryRun]:
             return list(process.map(dry_run, commands))
     except BrokenProcessPool:
         raise WorkerError(
-            "the recipes could not be checked, the process that reads the jobs died; try the jobs one by one with --dry-run"
+            "the recipes could not be checked, the process that reads the jobs died; try the jobs one by one with "
+            "--dry-run"
         ) from None
 
 

@@ -47,7 +47,9 @@ class Cluster:
     """A cluster as a file of `ray up` describes it."""
 
     def __init__(self, file: Path) -> None:
-        """Read the file. Raises ConfigError where it is no cluster's, or ssh and rsync, which Ray calls, are missing."""
+        """Read the file. Raises ConfigError where it is no cluster's, or ssh and rsync, which Ray calls, are
+        missing.
+        """
         self.file = file.resolve()
         try:
             self._settings: dict[str, Any] = yaml.safe_load(self.file.read_text())
@@ -71,7 +73,9 @@ class Cluster:
 
     @property
     def runs(self) -> str | None:
-        """Return where the run directories are on the cluster: beside the project; None where the file does not mount it."""
+        """Return where the run directories are on the cluster: beside the project; None where the file does not
+        mount it.
+        """
         mounts = self._settings.get("file_mounts") or {}
         project = next((Path(there).parent for there, here in mounts.items() if here == "troupe"), None)
         return str(project.with_name("runs")) if project is not None and project.is_absolute() else None
@@ -119,7 +123,10 @@ class Cluster:
             return
         # The launcher puts the key on the head under this name, where the file has one.
         key = "-i ~/ray_bootstrap_key.pem" if auth.get("ssh_private_key") else ""
-        ssh = f"ssh -o StrictHostKeyChecking=no -o ConnectTimeout=10 {key} -l {shlex.quote(str(auth.get('ssh_user', 'root')))}"
+        ssh = (
+            f"ssh -o StrictHostKeyChecking=no -o ConnectTimeout=10 {key} -l "
+            f"{shlex.quote(str(auth.get('ssh_user', 'root')))}"
+        )
         stop = "\"bash --login -c -i 'source ~/.bashrc; ray stop'\""  # the shell in which the launcher started it
         stops = " & ".join(f"{ssh} {shlex.quote(str(machine))} {stop}" for machine in machines)
         self._run(["exec", str(self.file), f"{stops} & wait"], timeout_s)
@@ -187,7 +194,8 @@ class Jobs:
             return JobSubmissionClient(self.url)
         except (AuthenticationError, requests.HTTPError) as error:
             raise ClusterError(
-                f"the cluster at {self.url} does not let us in ({str(error).splitlines()[0]}); the token in ~/.ray/auth_token must be the one that "
+                f"the cluster at {self.url} does not let us in ({str(error).splitlines()[0]}); the token in "
+                f"~/.ray/auth_token must be the one that "
                 "it was started with"
             ) from None
         except (ConnectionError, RuntimeError) as error:
@@ -205,7 +213,8 @@ class Jobs:
         """Return the machines, once there are `count` of them."""
         if not _wait(lambda: len(self.machines()) >= count, timeout_s):
             raise ClusterError(
-                f"{len(self.machines())} of {count} machines joined within {timeout_s:.0f} s; `ray monitor FILE` shows why the others did not. "
+                f"{len(self.machines())} of {count} machines joined within {timeout_s:.0f} s; `ray monitor FILE` "
+                f"shows why the others did not. "
                 "What is up stays up, and costs"
             )
         return self.machines()
@@ -276,7 +285,9 @@ class Jobs:
 
 
 def env_file() -> dict[str, str]:
-    """Return what `.env` gives a job and Ray's launcher. Raises ConfigError with file and line where it is malformed."""
+    """Return what `.env` gives a job and Ray's launcher. Raises ConfigError with file and line where it is
+    malformed.
+    """
     file = ROOT / ENV_FILE
     return read_env_file(file) if file.is_file() else {}
 

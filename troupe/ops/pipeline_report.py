@@ -1,6 +1,7 @@
 """The report of a pipeline: its stages in a row, what each reached, its curves, and the tables of its evaluations.
 
-Built from the directory alone, like a run's (`troupe.report.report`), whose pages it links to; one file without a network.
+Built from the directory alone, like a run's (`troupe.report.report`), whose pages it links to; one file without a
+network.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class StageView:
 
     @property
     def inputs(self) -> list[str]:
-        """The stages from which it takes something."""
+        """Return the stages from which it takes something."""
         return list(dict.fromkeys(item["stage"] for given in self.record.inputs.values() for item in given))
 
 
@@ -128,7 +129,8 @@ def _evaluation(stage: StageView) -> Iterator[dict[str, Any]]:
 
 
 def measured_groups(measured: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], dict[str, Any]]:
-    """Return path -> metrics, from a metrics.json however deep it nests them; a metric is a number or `{mean, low, high}`.
+    """Return path -> metrics, from a metrics.json however deep it nests them; a metric is a number or `{mean, low,
+    high}`.
 
     Example: `{"models": {"sft": {"rouge": {"mean": 0.2}}}}` gives `{("models", "sft"): {"rouge": {"mean": 0.2}}}`.
     """

@@ -1,4 +1,4 @@
-"""The two charts of a benchmark as SVG: a metric over the training steps, and its first and last step beside other models.
+"""The two charts of a benchmark as SVG: a metric over the training steps, and its first and last step beside others.
 
 They are files for other pages (docs/evaluation.md), so they are drawn here, by matplotlib, and not in the browser.
 """
@@ -47,7 +47,7 @@ class ChartData:
 
     @property
     def percent(self) -> bool:
-        """Whether the metric is a share."""
+        """Return whether the metric is a share."""
         means = [estimate.mean for estimate in (*(estimate for _, estimate in self.points), *self.others.values())]
         return bool(means) and min(means) >= 0 and max(means) <= PERCENT_UP_TO
 

@@ -97,8 +97,9 @@ def chart_groups(runs: Sequence[RunRecord], *, first: int = 0) -> tuple[dict[str
     folded = _folded(runs, names)
     drawn = [name for name in names if name not in folded]
     groups: dict[str, list[Chart]] = {}
+    headline = runs[0].headline
     for group in [*GROUPS, OTHER]:
-        members = sorted((name for name in drawn if group_of(name) == group), key=lambda name: _rank(runs[0], name))
+        members = sorted((name for name in drawn if group_of(name) == group), key=lambda name: _rank(name, headline))
         one_each = [Plot(*title_of(name), {name: ""}) for name in members]
         charts = [_chart(runs, plot, first) for plot in (plots(members) if len(runs) == 1 else one_each)]
         if charts:
@@ -109,7 +110,7 @@ def chart_groups(runs: Sequence[RunRecord], *, first: int = 0) -> tuple[dict[str
 
 
 def _folded(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, str]:
-    """Return metric -> what is said of it in place of a chart."""
+    """Return metric -> the words that stand for its chart."""
     said: dict[str, str] = {}
     seen: dict[tuple[tuple[float, float | None], ...], str] = {}
     for name in sorted(names, key=lambda name: list(TITLES).index(name) if name in TITLES else len(TITLES)):
@@ -125,7 +126,8 @@ def _folded(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, str]:
             said[name] = short(high)
         elif same != name and len(points) > 1:
             said[name] = f"equals {same}"
-    return {name: said[name] for name in names if name in said and name not in [run.headline for run in runs]}
+    always_drawn = {GAP, *(run.headline for run in runs)}
+    return {name: said[name] for name in names if name in said and name not in always_drawn}
 
 
 def _chart(runs: Sequence[RunRecord], plot: Plot, first: int) -> Chart:
@@ -154,7 +156,7 @@ def _chart(runs: Sequence[RunRecord], plot: Plot, first: int) -> Chart:
 def phase_chart(run: RunRecord, number: int = 0) -> Chart:
     """Return the seconds of the phases, stacked over the steps."""
     curves = [
-        {"run": number, "metric": f"time/{phase}_s", "label": phase, "color": phase_color(run, phase)}
+        {"run": number, "metric": f"time/{phase}_s", "label": phase, "color": phase_color(run, phase), "bars": True}
         for phase in run.phases
     ]
     return {
@@ -184,12 +186,13 @@ def reliability_chart(bins: Sequence[dict[str, Any]]) -> Chart:
         "title": "Reliability",
         "hint": "share of pairs that it ranks rightly, by its confidence",
         "metrics": ["calibration.json"],
+        "x": "confidence",
         "table": [x, [accuracy.get(one) for one in x], x],
         "curves": [{"label": "accuracy", "color": 0}, {"label": "as sure as right", "color": 8, "dashed": True}],
     }
 
 
-def _rank(run: RunRecord, name: str) -> tuple[int, int, str]:
+def _rank(name: str, headline: str | None) -> tuple[int, int, str]:
     """Order by: the headline metric, held-out ones, those with a title, the rest by name."""
     titled = list(TITLES).index(name) if name in TITLES else len(TITLES)
-    return (0 if name == run.headline else 1 if name.startswith("eval/") else 2, titled, name)
+    return (0 if name == headline else 1 if name.startswith("eval/") else 2, titled, name)

@@ -1,4 +1,4 @@
-"""The live page: the report of any run of a directory over HTTP, which is loaded again when a file of the run has changed.
+"""The live page: the report of any run of a directory over HTTP, loaded again when a file of the run has changed.
 
 `LiveServer` answers two paths. `/<run>` is the report; `/<run>?since=<signature>`, which its script fetches every few
 seconds, is 204 while nothing has changed and 200 otherwise. It reads, and never writes.

@@ -16,7 +16,10 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def open_run(config: Section) -> Iterator[Run]:
-    """Open the run of `config` with its observers; raises what `Run.open` does, and ConfigError for a tracker that lacks something."""
+    """Open the run of `config` with its observers.
+
+    Raises what `Run.open` does, and ConfigError for a tracker that lacks something.
+    """
     settings = config.run  # type: ignore[attr-defined]
     if settings.trackers:
         from troupe.report.trackers import check_trackers

@@ -14,7 +14,7 @@ from troupe.files import to_json, write_atomically
 from troupe.processes.progress import duration
 from troupe.report.charts import run_numbers, short
 from troupe.report.report_data import RunRecord, day_and_time
-from troupe.secrets import public_record, public_text
+from troupe.secrets import public_text
 from troupe.style import STYLE
 
 HERE = Path(__file__).parent
@@ -38,7 +38,7 @@ def render(
 
     The script gets the numbers of `runs`, which the charts name by their place, and the `groups` of samples.
     """
-    data = public_record({"runs": [run_numbers(run) for run in runs], "groups": groups, "live": live})
+    data = {"runs": [run_numbers(run) for run in runs], "groups": groups, "live": live}
     text = _environment().get_template(template).render(data=data, runs=runs, live=live, **context)
     # A lone surrogate, which JSON can hold, has no place in a file.
     return text.encode("utf-8", "replace").decode("utf-8")
@@ -74,5 +74,7 @@ def _read(name: str) -> str:
 
 
 def _dumps(value: Any, **_: Any) -> str:
-    """Return JSON for jinja's `tojson`, which escapes markup itself; line ends that old scripts take for their own, too."""
-    return to_json(value).replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    """Return JSON for jinja's `tojson`, which escapes markup, without the line ends that old scripts take for
+    theirs.
+    """
+    return public_text(to_json(value)).replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

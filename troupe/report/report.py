@@ -18,8 +18,8 @@ from troupe.report.page import render, write_page
 from troupe.report.report_benchmark import BENCHMARK, build_benchmark_report
 from troupe.report.report_data import RunRecord, read_run
 from troupe.report.report_timeline import timeline_steps
-from troupe.report.report_titles import LEARNING, title_of
-from troupe.report.samples import before_and_after, change_within, difference_between, kept_groups
+from troupe.report.report_titles import title_of
+from troupe.report.samples import OPEN_PAIRS, before_and_after, change_within, difference_between, kept_groups
 
 METHODS = {"sft": "SFT", "reward_model": "reward model", "dpo": "DPO", "grpo": "GRPO", "rloo": "RLOO", "ppo": "PPO"}
 HEADLINES = ("reward/mean", "loss", "sft/nll", "reward_model/accuracy", "dpo/accuracy")
@@ -49,16 +49,17 @@ def _context(run: RunRecord) -> dict[str, Any]:
         "words": _in_words(run),
         "failure": next((event for event in reversed(run.events) if event.get("kind") == "failed"), None),
         "tiles": list(_tiles(run)),
-        "charts": {LEARNING: charts.pop(LEARNING, []), **charts},
+        "charts": charts,
         "folded": folded,
         "calibration": reliability_chart(run.calibration) if run.calibration else None,
         "phases": _phases(run),
         "phase_chart": phase_chart(run) if run.phases else None,
         "timeline": list(timeline_steps(run.timeline)),
         "answers": list(before_and_after(run)),
+        "open_pairs": OPEN_PAIRS,
         "groups": groups,
         "groups_in_files": of,
-        "headline": run.headline,
+        "environment": list(_environment(run.environment)),
     }
 
 
@@ -129,6 +130,18 @@ def _phases(run: RunRecord) -> list[dict[str, Any]]:
         }
         for phase, seconds in sorted(means.items(), key=lambda item: -item[1])
     ]
+
+
+def _environment(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what the run ran on: code, packages, machine."""
+    code = facts.get("code") or {}
+    changed = " with uncommitted changes" if code.get("dirty") else ""
+    yield "Code", str(code.get("commit") or "unknown")[:12] + changed
+    yield "Python", str(facts.get("python", ""))
+    yield from (facts.get("packages") or {}).items()
+    yield "Cores", str(facts.get("cores", ""))
+    yield "Memory", f"{facts.get('memory_gib', '?')} GiB"
+    yield "Platform", str(facts.get("platform", ""))
 
 
 # -- several runs ------------------------------------------------------------------------------------------------

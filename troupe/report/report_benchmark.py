@@ -1,4 +1,4 @@
-"""The report of a benchmark: the charts, the tables and some answers side by side; one file, from the directory alone."""
+"""The report of a benchmark: charts, tables and some answers side by side; one file, from the directory alone."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def build_benchmark_report(directory: Path, output: Path | None = None) -> Path:
         found=found,
         state=str((read_json(directory / "status.json") or {}).get("state", "finished")),
         drawings={
-            "Over the training steps": [_inline(over_steps(chart)) for chart in charts],
-            "First and last step": [_inline(first_and_last(chart)) for chart in charts],
+            "Over the training steps": [_inline(svg) for chart in charts if (svg := over_steps(chart))],
+            "First and last step": [_inline(svg) for chart in charts if (svg := first_and_last(chart))],
         },
         samples=_samples(directory, [one["name"] for one in found["contestants"]]),
         config_text=config.read_text(encoding="utf-8") if config.is_file() else "",
@@ -57,7 +57,7 @@ def _estimate(numbers: Mapping[str, float]) -> Estimate:
 
 def _inline(svg: str) -> Markup:
     """Return the file without its declaration; matplotlib has escaped its texts."""
-    return Markup(svg[svg.find("<svg") :] if svg else "")
+    return Markup(svg[svg.index("<svg") :])
 
 
 def _samples(directory: Path, names: Sequence[str]) -> dict[str, tuple[Any, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""What a report knows of a run: the files of its directory, read once, and the questions asked of them."""
+"""A run directory read once: its files, and what follows from their numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Point = tuple[float, float | None]
 """(step, value); None where the value was not a finite number."""
 NOT_METRICS = ("step", "at", "wall_s")
 DEFAULT_BEST = {"sft/nll": "nll", "reward_model/accuracy": "accuracy", "dpo/accuracy": "accuracy"}
-"""What decides in supervised training, where the recipe does not say it."""
+"""The deciding metric of supervised training, where the recipe names none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,24 +54,24 @@ class RunRecord:
 
     @property
     def training(self) -> list[dict[str, Any]]:
-        """The lines of the training steps, without step 0."""
+        """Return the lines of the training steps, without step 0."""
         return [line for line in self.metrics if line["step"] > 0]
 
     @property
     def wall_s(self) -> float:
-        """Seconds that processes worked on the run, all of them together."""
+        """Return the seconds that processes worked on the run, all of them together."""
         return float(self.metrics[-1].get("wall_s") or 0.0) if self.metrics else 0.0
 
     def names(self) -> list[str]:
-        """Every metric in order of appearance."""
+        """Return every metric in order of appearance."""
         return list(dict.fromkeys(name for line in self.metrics for name in line if name not in NOT_METRICS))
 
     def points(self, name: str) -> list[Point]:
-        """(step, value) where the metric was logged; None where it was not a finite number."""
+        """Return (step, value) where the metric was logged; None where it was not a finite number."""
         return [(line["step"], line[name]) for line in self.metrics if name in line]
 
     def values(self, name: str) -> list[float]:
-        """Its finite values in training steps."""
+        """Return the finite values of a metric in training steps."""
         return [line[name] for line in self.training if isinstance(line.get(name), int | float)]
 
     def mean(self, name: str) -> float | None:
@@ -80,7 +80,7 @@ class RunRecord:
 
     @property
     def best_name(self) -> str | None:
-        """The held-out metric that decides which checkpoint is best."""
+        """Return the held-out metric that decides which checkpoint is best."""
         evaluation = self.config.get("evaluation") or {}
         if evaluation.get("best_metric"):
             return str(evaluation["best_metric"])
@@ -91,7 +91,7 @@ class RunRecord:
 
     @property
     def headline(self) -> str | None:
-        """`eval/<set>/<best metric>`, or the first held-out metric there is."""
+        """Return `eval/<set>/<best metric>`, or the first held-out metric there is."""
         held_out = [name for name in self.names() if name.startswith("eval/")]
         chosen = [name for name in held_out if name.rpartition("/")[2] == self.best_name]
         return next(iter([*chosen, *held_out]), None)
@@ -102,18 +102,18 @@ class RunRecord:
 
     @property
     def method(self) -> str:
-        """The job: `sft`, `reward_model`, `grpo`; `run` where it is not known."""
+        """Return the job: `sft`, `reward_model`, `grpo`; `run` where it is not known."""
         program = str(self.environment.get("program") or "")
         return program.removeprefix("train_").removesuffix(".py") if program.startswith("train_") else "run"
 
     @property
     def restarts(self) -> int:
-        """Times that workers died and were started again."""
+        """Count how often workers died and were started again."""
         return sum(event.get("kind") == "restarted" for event in self.events)
 
     @property
     def phases(self) -> list[str]:
-        """The timed phases of training steps in order of appearance, `other` last."""
+        """Return the timed phases of training steps in order of appearance, `other` last."""
         found = dict.fromkeys(
             name.removeprefix("time/").removesuffix("_s")
             for line in self.training
@@ -123,11 +123,11 @@ class RunRecord:
         return [phase for phase in found if phase != "other"] + (["other"] if "other" in found else [])
 
     def seconds(self, phase: str) -> float:
-        """Mean over all training steps, also over those without the phase."""
+        """Return the mean over all training steps, also over those without the phase."""
         return sum(self.values(f"time/{phase}_s")) / max(len(self.training), 1)
 
     def tokens_per_second(self, phase: str) -> float | None:
-        """Mean speed of a phase: logged as `<phase>/tokens_per_second`, or `<phase>/tokens` over its seconds."""
+        """Return a phase's mean speed: logged as `<phase>/tokens_per_second`, or `<phase>/tokens` over its seconds."""
         logged = self.mean(f"{phase}/tokens_per_second")
         if logged is not None:
             return logged
@@ -136,7 +136,7 @@ class RunRecord:
 
     @property
     def consistency_bound(self) -> float | None:
-        """The gate's largest bound: as logged, as set, or that of fp32 where the recipe names it."""
+        """Return the gate's largest bound: as logged, as set, or that of fp32 where the recipe names it."""
         logged = [value for _, value in self.points("consistency/max_gap") if value is not None]
         configured = (self.config.get("consistency") or {}).get("max_gap")
         in_fp32 = (self.config.get("policy") or {}).get("precision") == "fp32"
@@ -144,7 +144,7 @@ class RunRecord:
 
 
 def read_run(directory: Path) -> RunRecord:
-    """The run in `directory`; it may still be running, and any file but config.yaml may be missing."""
+    """Read the run in `directory`; it may still be running, and any file but config.yaml may be missing."""
     directory = Path(directory)
     config_file = directory / "config.yaml"
     if not config_file.is_file():
@@ -170,7 +170,7 @@ def read_run(directory: Path) -> RunRecord:
 
 
 def _bins(found: Any) -> list[dict[str, Any]]:
-    """The bins of calibration.json that have all their numbers."""
+    """Return the bins of calibration.json that have all their numbers."""
     return [
         one
         for one in (found if isinstance(found, list) else [])
@@ -181,7 +181,7 @@ def _bins(found: Any) -> list[dict[str, Any]]:
 
 
 def day_and_time(at: str) -> str:
-    """`2026-03-01 12:30:05` from the ISO time that the files hold; UTC."""
+    """Return `2026-03-01 12:30:05` from the ISO time that the files hold; UTC."""
     try:
         return datetime.fromisoformat(at).strftime("%Y-%m-%d %H:%M:%S")
     except ValueError:

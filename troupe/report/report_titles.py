@@ -116,7 +116,7 @@ TOGETHER = (
 
 
 def group_of(name: str) -> str | None:
-    """The part of the report a metric belongs to; None for those that are shown elsewhere."""
+    """Return the part of the report that a metric belongs to; None for those that are shown elsewhere."""
     if name.endswith(("tokens_per_second", "/tokens")):
         return SPEED
     if name.startswith(FAMILIES) and name.endswith(("/grad_norm", "/learning_rate")):
@@ -128,7 +128,7 @@ def group_of(name: str) -> str | None:
 
 
 def title_of(name: str) -> tuple[str, str]:
-    """(title, hint) of a metric; an unknown one is called by its own name."""
+    """Return (title, hint) of a metric; an unknown one is called by its own name."""
     if name in TITLES:
         return TITLES[name]
     family, _, leaf = name.rpartition("/")

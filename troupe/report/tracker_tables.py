@@ -37,7 +37,7 @@ class Labels:
 
 
 def labels(directory: Path, values: Mapping[str, Any], *, program: str) -> Labels:
-    """The labels of the run in `directory`, begun by `program` (jobs/train_sft.py, say) with the recipe `values`.
+    """Return the labels of the run in `directory`, begun by `program` (jobs/train_sft.py) with the recipe `values`.
 
     A run is called by its own name, which its directory makes unique; one that was left at a name which says no
     more than the method is called `{method}_{model}_{data}`, and an evaluation `eval_{models}_{data}`.
@@ -65,7 +65,7 @@ def _tags(*tags: str) -> list[str]:
 
 
 def _models(values: Mapping[str, Any]) -> list[str]:
-    """The models' names: of a training one, of an evaluation or a benchmark those it compares."""
+    """Return the models' names: of a training one, of an evaluation or a benchmark those it compares."""
     trained = values.get("trained")
     compared = [
         *([model_name(trained)] if trained else []),
@@ -84,7 +84,7 @@ def _models(values: Mapping[str, Any]) -> list[str]:
 
 
 def model_name(path: str) -> str:
-    """The last part of a path or hub name; of a checkpoint, the name of its run."""
+    """Return the last part of a path or hub name; of a checkpoint, the name of its run."""
     parts = [part for part in Path(path).parts if part != "/"]
     if "checkpoints" in parts[1:]:
         parts = parts[: parts.index("checkpoints")]
@@ -97,7 +97,7 @@ def _data(data: Mapping[str, Any]) -> str:
 
 
 class NewLines:
-    """The lines of a JSON-lines file that were appended since they were last asked for."""
+    """The lines of a JSON-lines file that were appended since the last look."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -105,7 +105,7 @@ class NewLines:
         """(inode, bytes): a resumed or restarted run replaces the file by its beginning."""
 
     def of_step(self, step: int) -> list[dict[str, Any]]:
-        """The new lines of `step`; those of other steps are passed over."""
+        """Return the new lines of `step`; those of other steps are passed over."""
         return [line for line in self._read() if line.get("step") == step]
 
     def _read(self) -> Iterator[dict[str, Any]]:
@@ -144,7 +144,7 @@ def _answer_table(lines: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def sample_table(lines: Sequence[Mapping[str, Any]]) -> Table:
-    """The held-out answers of the first and the last evaluation, from the lines of answers.jsonl."""
+    """Return the held-out answers of the first and the last evaluation, from the lines of answers.jsonl."""
     steps = [line.get("step") for line in lines]
     ends = [line for line in lines if line.get("step") in (*steps[:1], *steps[-1:])]
     table = _answer_table(ends)
@@ -169,7 +169,7 @@ def rollout_table(lines: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def rewards_of(table: Table) -> list[float]:
-    """The rewards that are there, of a `rollout_table`."""
+    """Return the rewards that are there, of a `rollout_table`."""
     return [row[-1] for row in table.rows if row[-1] is not None]
 
 
@@ -200,7 +200,7 @@ def evaluation_metrics(measured: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _mean(value: Any) -> float | None:
-    """A number, or the mean of a number with its interval."""
+    """Return a number, or the mean of a number with its interval."""
     mean = value.get("mean") if isinstance(value, Mapping) else value
     return float(mean) if isinstance(mean, int | float) else None
 

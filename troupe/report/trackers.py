@@ -67,13 +67,14 @@ def check_trackers(names: Sequence[str], *, mode: str | None = None) -> None:
     online = (mode or os.environ.get("WANDB_MODE", "online")) == "online"
     if "wandb" in names and online and not os.environ.get(WANDB_KEY) and not find_wandb_login():
         raise ConfigError(
-            f"run.trackers names wandb, but there is neither {WANDB_KEY} in the environment nor a login; set it, or run "
+            f"run.trackers names wandb, but there is neither {WANDB_KEY} in the environment nor a login; set it, or "
+            f"run "
             "`wandb login`, or set WANDB_MODE=offline"
         )
 
 
 def find_wandb_login() -> bool:
-    """Whether W&B's own library finds a login: of `wandb login` in its settings or ~/.netrc, or an identity token's file.
+    """Return whether W&B finds a login: of `wandb login` in its settings or ~/.netrc, or an identity token's file.
 
     Nothing is asked of the user or the network. A key that is found is masked from now on like one of the environment.
     """
@@ -94,7 +95,7 @@ def find_wandb_login() -> bool:
 
 
 def build_trackers(names: Sequence[str], *, directory: Path, values: Mapping[str, Any]) -> list[Tracker]:
-    """The trackers of the run in `directory`, whose recipe is `values`."""
+    """Return the trackers of the run in `directory`, whose recipe is `values`."""
     builders: dict[str, type[WandbTracker] | type[TensorBoardTracker]] = {
         "wandb": WandbTracker,
         "tensorboard": TensorBoardTracker,
@@ -122,7 +123,7 @@ def log_evaluation(
 
 
 class WandbTracker:
-    """Weights & Biases, as `run.wandb` says; offline runs lie in `<run>/wandb`.
+    """Weights & Biases by `run.wandb`; offline runs lie in `<run>/wandb`.
 
     Beside the metrics it gets, with every evaluation, the answers and the sampled rollouts as tables and their rewards
     as histograms, and checkpoints as artifacts.
@@ -190,7 +191,7 @@ class WandbTracker:
             raise RuntimeError(f"{len(problems)} checkpoints were not uploaded, the first: {problems[0]}")
 
     def _log_report(self) -> None:
-        """The report, and what the model answered before and after, as an artifact of their own."""
+        """Log the report, and what the model answered before and after, as an artifact of their own."""
         artifact = self._wandb.Artifact(f"{self._called}-report", type="report")
         report = self._directory / "report.html"
         if report.is_file():
@@ -201,7 +202,7 @@ class WandbTracker:
         self._run.log_artifact(artifact)
 
     def _of_rollouts(self) -> dict[str, Any]:
-        """The rollouts since the last evaluation, and the distribution of their rewards."""
+        """Return the rollouts since the last evaluation, and the distribution of their rewards."""
         table, self._sampled = rollout_table(self._sampled), []
         if not table.rows:
             return {}
@@ -290,7 +291,7 @@ class _Artifacts:
 
 
 def _stable_id(file: Path) -> str:
-    """The id under which W&B knows this run directory, so that a resumed run continues its curves."""
+    """Return the id under which W&B knows this run directory, so that a resumed run continues its curves."""
     if not file.is_file():
         file.write_text(uuid.uuid4().hex[:12] + "\n")
     return file.read_text().strip()

@@ -1,4 +1,4 @@
-"""A run at a glance in a terminal: where it stands, whether it learns, where the time goes, what it said last."""
+"""A run at a glance in a terminal: its progress, curves, phases, last events and last sample."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STATE_STYLES = {"running": "bold blue", "finished": "bold green", "stopped": "bo
 
 
 def screen(run: RunRecord, *, width: int, gone: bool, moment: datetime | None = None) -> RenderableType:
-    """The run as it is at `moment` (now); `gone`: the process that wrote it has ended without saying so."""
+    """Return the run as it is at `moment` (now); `gone`: its process has ended without a last word in status.json."""
     parts = [_head(run, gone, moment or datetime.now(UTC))]
     if run.metrics:
         parts += [_curves(run, width), _phases(run, width)]
@@ -49,7 +49,7 @@ def screen(run: RunRecord, *, width: int, gone: bool, moment: datetime | None = 
 
 
 def sparkline(values: Sequence[float | None], width: int) -> str:
-    """At most `width` bars from the lowest to the highest value; a gap where there is none."""
+    """Return at most `width` bars from the lowest to the highest value; a gap where there is none."""
     each = max(math.ceil(len(values) / width), 1)
     parts = [
         [value for value in values[start : start + each] if value is not None] for start in range(0, len(values), each)
@@ -65,7 +65,7 @@ def sparkline(values: Sequence[float | None], width: int) -> str:
 
 
 def remaining_s(run: RunRecord) -> float | None:
-    """Seconds that are left at the pace of the last steps; None where it has none yet, or has ended."""
+    """Return the seconds that are left at the pace of the last steps; None where it has none yet, or has ended."""
     steps, recent = run.status.get("steps"), run.values("time/step_s")[-RECENT:]
     if run.state != "running" or not isinstance(steps, int) or not recent:
         return None
@@ -161,7 +161,7 @@ def _events(run: RunRecord) -> RenderableType:
 
 
 def _sample(run: RunRecord) -> RenderableType:
-    """The last sampled group: its prompt, and its best answer."""
+    """Show the last sampled group: its prompt, and its best answer."""
     if not run.rollouts:
         return Text()
     group = run.rollouts[-1]
@@ -182,12 +182,12 @@ def _sample(run: RunRecord) -> RenderableType:
 
 
 def _lines(text: str) -> list[str]:
-    """The first lines, cut where they are long."""
+    """Return the first lines, cut where they are long."""
     lines = [line for line in plain(text).splitlines() if line.strip()]
     shown = [line[:300] for line in lines[:SAMPLE_LINES]]
     return shown + (["..."] if len(lines) > SAMPLE_LINES else [])
 
 
 def plain(text: str) -> str:
-    """What a model wrote, without the control characters by which it could steer the terminal."""
+    """Return what a model wrote, without the control characters by which it could steer the terminal."""
     return "".join(char if char.isprintable() or char == "\n" else "·" for char in text)

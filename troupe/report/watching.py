@@ -1,4 +1,4 @@
-"""What a watcher knows of runs that somebody else writes: which there are, whether they changed, whether their process lives.
+"""Runs that another process writes: which there are, whether they changed, whether their process lives.
 
 Nothing here writes into a run directory, and no lock is taken that a writer might want; `request_timeline` alone leaves
 a file, which is what it is for.
@@ -28,18 +28,18 @@ WATCHED = (
 
 
 def runs_in(directory: Path) -> list[str]:
-    """The names of the runs in a directory, the one that was written to last first."""
+    """Return the names of the runs in a directory, the one that was written to last first."""
     found = [path.parent for path in directory.glob("*/config.yaml") if not path.parent.name.startswith(".")]
     return [path.name for path in sorted(found, key=last_change, reverse=True)]
 
 
 def last_change(run: Path) -> float:
-    """When a file of the run changed, in seconds since 1970."""
+    """Return when a file of the run changed, in seconds since 1970."""
     return max((file.stat().st_mtime for name in WATCHED if (file := run / name).is_file()), default=0.0)
 
 
 def signature(run: Path) -> str:
-    """Another text whenever a file of the run is another."""
+    """Return another text whenever a file of the run is another."""
     marks = []
     for name in WATCHED:
         try:
@@ -51,14 +51,14 @@ def signature(run: Path) -> str:
 
 
 def _status_mark(file: Path) -> str:
-    """What status.json says but its time, which a run that waits writes every few seconds."""
+    """Return a mark of status.json without its time, which a run that waits writes every few seconds."""
     status = read_json(file)
     said = {key: value for key, value in status.items() if key != "updated"} if isinstance(status, dict) else None
     return f"{zlib.crc32(to_json(said).encode()):x}"
 
 
 def writer_is_gone(run: Path) -> bool:
-    """Whether the process that wrote the run has ended without saying so; of another machine's that is not known."""
+    """Return whether the process of the run has ended; False where another machine's holds the lock."""
     try:
         holder = json.loads((run.parent / f".{run.name}.lock").read_text())
         if holder["host"] != socket.gethostname():
@@ -72,7 +72,7 @@ def writer_is_gone(run: Path) -> bool:
 
 
 def require_run(run: Path) -> Path:
-    """The run's directory; DataError when it is none, with those that there are."""
+    """Return the run's directory; raise DataError with the runs that there are where it is none."""
     if (run / "config.yaml").is_file():
         return run
     around = runs_in(run) or runs_in(run.parent)

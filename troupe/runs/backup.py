@@ -210,7 +210,8 @@ def settle(run: StoredRun, settings: RunConfig) -> None:
         raise StorageError(f"{address} holds another run than {path}; {remedy}")
     elif max(there) > (CheckpointStore(path / CHECKPOINTS).latest() or 0):
         raise StorageError(
-            f"{address} is at step {max(there)}, which {path} has not; bring it here: python jobs/runs.py pull {address} "
+            f"{address} is at step {max(there)}, which {path} has not; bring it here: python jobs/runs.py pull "
+            f"{address} "
             f"--into {path.parent}"
         )
 

@@ -50,7 +50,8 @@ class Bucket:
         with self._described("cannot be used"):
             if session.get_credentials() is None:
                 raise StorageError(
-                    f"{self.address} needs credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_ENDPOINT_URL for "
+                    f"{self.address} needs credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
+                    f"(AWS_ENDPOINT_URL for "
                     "another store than Amazon's)"
                 )
             self._region = region or os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
@@ -134,7 +135,9 @@ class Bucket:
             )
 
     def get(self, key: str, file: Path, *, size: int | None = None, sha256: str | None = None) -> None:
-        """Fetch an object into `file`, which must have that size and hash; without both, those that it was stored with."""
+        """Fetch an object into `file`, which must have that size and hash; without both, those that it was stored
+        with.
+        """
         file.parent.mkdir(parents=True, exist_ok=True)
         with self._described(f"does not give {key}"):
             if size is None or sha256 is None:
@@ -220,7 +223,8 @@ class Bucket:
             raise StorageError(f"{self.address} {what}: {self._refusal(error)}") from None
         except (HTTPClientError, ConnectionError) as error:
             raise StorageError(
-                f"{self.address} {what}: {self._client.meta.endpoint_url} does not answer ({_last(error)}); check the address, "
+                f"{self.address} {what}: {self._client.meta.endpoint_url} does not answer ({_last(error)}); check "
+                f"the address, "
                 "AWS_ENDPOINT_URL, and the network"
             ) from None
         except (Boto3Error, BotoCoreError, ValueError) as error:
@@ -231,7 +235,10 @@ class Bucket:
         answer = error.response.get("ResponseMetadata", {})
         region = answer.get("HTTPHeaders", {}).get("x-amz-bucket-region") or error.response["Error"].get("Region")
         if region and region != self._region:
-            return f"bucket {self.name!r} is in region {region}, not {self._region}; set the region (AWS_REGION) to {region}"
+            return (
+                f"bucket {self.name!r} is in region {region}, not {self._region}; set the region (AWS_REGION) "
+                f"to {region}"
+            )
         if code in ("NoSuchBucket", "404"):
             return f"there is no bucket {self.name!r} at {endpoint}; create it, or correct the address"
         if answer.get("HTTPStatusCode") in (401, 403):
@@ -241,7 +248,9 @@ class Bucket:
 
 @functools.cache
 def _session() -> Any:
-    """Make the one session of the process: it reads descriptions of the service, which takes longer than most requests."""
+    """Make the one session of the process: it reads descriptions of the service, which takes longer than most
+    requests.
+    """
     import boto3
 
     return boto3.session.Session()

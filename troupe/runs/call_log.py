@@ -127,6 +127,7 @@ def _show(group: Group, step: int, purpose: str, latency_s: float) -> None:
     shown = public_text(text[:MAX_SHOWN] + (" ..." if len(text) > MAX_SHOWN else ""))
     reward = "missing" if score.value is None else f"{score.value:.3g}"
     rich.print(
-        f"[dim]step {step} {purpose} {escape(group.sample.sample_id)}: {latency_s:.1f} s, {len(group.branches)} answers, "
+        f"[dim]step {step} {purpose} {escape(group.sample.sample_id)}: {latency_s:.1f} s, {len(group.branches)} "
+        f"answers, "
         f"{num_judged} judge calls; reward of the first {reward}[/dim]\n{escape(shown)}"
     )

@@ -187,7 +187,8 @@ class CheckpointStore:
                 f"{self.directory} holds no whole checkpoint ({'; '.join(problems)}); copy or fetch it again"
             )
         raise CheckpointError(
-            f"{self.directory.parent} has no complete checkpoint yet; let the run write one, or give a checkpoint directory"
+            f"{self.directory.parent} has no complete checkpoint yet; let the run write one, or give a checkpoint "
+            f"directory"
         )
 
     def resumable(self, check: Check | None = None, *, model: str | None = None) -> int | None:
@@ -226,7 +227,8 @@ class CheckpointStore:
         if broken and self.latest() is None:
             newest = max(broken)
             raise CheckpointError(
-                f"none of the checkpoints in {self.directory} is complete ({newest.name}: {self._problem(newest)}); bring one back, "
+                f"none of the checkpoints in {self.directory} is complete ({newest.name}: {self._problem(newest)}); "
+                f"bring one back, "
                 "or begin anew: run.resume=never moves this run aside"
             )
 
@@ -259,7 +261,8 @@ class CheckpointStore:
         for key, kind in needed.items():
             if not isinstance(state.get(key), kind):
                 raise CheckpointError(
-                    f"{self.path(step) / STATE} says {key}={state.get(key)!r}, which is no {kind.__name__}; remove {self.path(step)}, "
+                    f"{self.path(step) / STATE} says {key}={state.get(key)!r}, which is no {kind.__name__}; remove "
+                    f"{self.path(step)}, "
                     "and the checkpoint before it is taken"
                 )
         return state
@@ -302,7 +305,8 @@ class CheckpointStore:
     def writing(self, step: int, metadata: Mapping[str, Any] | None = None, *, needs: int = 0) -> Iterator[Path]:
         """Provide a directory to fill; at the end of the block it becomes the checkpoint of `step`, or nothing at all.
 
-        `metadata` goes into the manifest; its `model` is what `verify(model=...)` compares. `needs`: about how many bytes
+        `metadata` goes into the manifest; its `model` is what `verify(model=...)` compares. `needs`: about how many
+        bytes
         it will have, which a full disk's error states; where there is an earlier checkpoint, that one's size is known.
         """
         with self._filling(step, needs) as temporary:

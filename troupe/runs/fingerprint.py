@@ -1,4 +1,6 @@
-"""What a file of computed numbers belongs to: the weights and the tokenizer that it was computed with, as short hashes."""
+"""What a file of computed numbers belongs to: the weights and the tokenizer that it was computed with, as short
+hashes.
+"""
 
 from __future__ import annotations
 

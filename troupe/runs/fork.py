@@ -1,4 +1,6 @@
-"""A new run that begins where another one stood: its checkpoint, its lines up to that step, and its recipe, changed or not."""
+"""A new run that begins where another one stood: its checkpoint, its lines up to that step, and its recipe, changed
+or not.
+"""
 
 from __future__ import annotations
 

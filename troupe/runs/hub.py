@@ -47,7 +47,8 @@ def upload(directory: Path, repository: str, *, private: bool) -> str:
         )
     except Exception as error:  # the hub's errors have no common base: network, rights, names
         raise ConfigError(
-            f"{directory} is complete, but {repository} could not be written on the hub: {public_text(str(error)).splitlines()[0]}; "
+            f"{directory} is complete, but {repository} could not be written on the hub: "
+            f"{public_text(str(error)).splitlines()[0]}; "
             "check the name and the token's rights, and upload the directory again"
         ) from None
     return str(commit.commit_url)
@@ -68,6 +69,7 @@ def hub_config(repository: str) -> dict[str, Any]:
     except Exception as error:  # as above
         reason = public_text(str(error)).strip().splitlines()[0]
         raise ConfigError(
-            f"{repository} cannot be read from the hub: {reason}; check the name, the network and the login ({TOKEN}, or `hf auth login`), or give a directory"
+            f"{repository} cannot be read from the hub: {reason}; check the name, the network and the login "
+            f"({TOKEN}, or `hf auth login`), or give a directory"
         ) from None
     return dict(read_json(Path(file)) or {})

@@ -47,7 +47,8 @@ def _table(origin: Provenance, base: str | None, facts: Mapping[str, Any]) -> li
         "step": origin.step,
         "metric at that step": None if origin.metric is None else f"{origin.metric:.4g}",
         "training data": data,
-        "weights": f"{facts['dtype']}, {'adapter apart' if facts['adapter'] == 'apart' else 'one model'}, from the {facts['source']}",
+        "weights": f"{facts['dtype']}, {'adapter apart' if facts['adapter'] == 'apart' else 'one model'}, from the "
+        f"{facts['source']}",
     }
     return ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items() if value is not None)]
 

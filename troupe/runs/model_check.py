@@ -1,6 +1,8 @@
-"""Whether a model can be used, from its files alone: what would end in a library's traceback minutes later is one sentence here.
+"""Whether a model can be used, from its files alone: what would end in a library's traceback minutes later is one
+sentence here.
 
-`check_models(recipe)` looks at every model that a recipe names, before the first process; jobs without such a recipe, and
+`check_models(recipe)` looks at every model that a recipe names, before the first process; jobs without such a recipe,
+and
 serving, take `check_model` for one. Imports neither torch nor transformers.
 """
 
@@ -23,7 +25,9 @@ SCALAR = "ForSequenceClassification"
 LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 """What configs call the most tokens of a sequence."""
 SCALED = ("linear", "dynamic")
-"""Rotary embeddings whose `factor` stretches that number; others have it stretched already (as vLLM reads them, too)."""
+"""Rotary embeddings whose `factor` stretches that number; others have it stretched already (as vLLM reads them,
+too).
+"""
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
 """Files of which every tokenizer has one, save those of bytes."""
@@ -35,8 +39,10 @@ LFS = b"version https://git-lfs"
 
 
 def check_models(config: Any) -> None:
-    """Check every model that a training recipe names, before its first process; whether their mathematics fit the recipe,
-    `troupe.training.preparation.require_fit` states."""
+    """Check every model that a training recipe names, before its first process; whether their mathematics fit the
+    recipe,
+    `troupe.training.preparation.require_fit` states.
+    """
     model, longest = config.model, config.longest_sequence
     trust = getattr(model, "trust_remote_code", False)
     if model.type == "pretrained":
@@ -77,7 +83,8 @@ def check_model(
     """Return the directory or hub name of the model that a person `named` in `field`, checked.
 
     `longest` is (tokens of the longest sequence, the fields they come from); `sampled`: vLLM runs it; `scalar`: whether
-    it must have a scalar head (None: either will do); `tokenizer`: whether it needs one of its own. Raises CheckpointError
+    it must have a scalar head (None: either will do); `tokenizer`: whether it needs one of its own. Raises
+    CheckpointError
     or ConfigError with the cause in one sentence.
     """
     path = locate(named)
@@ -140,7 +147,8 @@ def weight_files(directory: Path, where: str) -> list[Path]:
         missing = [file for file in files if not (directory / file).is_file()]
         if missing:
             raise CheckpointError(
-                f"{where} lacks {len(missing)} of the {len(files)} files that its {name} names, {missing[0]} the first; copy or "
+                f"{where} lacks {len(missing)} of the {len(files)} files that its {name} names, {missing[0]} the "
+                f"first; copy or "
                 "download them"
             )
         return [directory / file for file in files]
@@ -175,7 +183,8 @@ def require_model_type(where: str, settings: Mapping[str, Any]) -> None:
     known = settings.get("model_type")
     if not known:
         raise CheckpointError(
-            f"the config.json of {where} has no model_type, so nothing says what architecture it is; copy the one of its base "
+            f"the config.json of {where} has no model_type, so nothing says what architecture it is; copy the one of "
+            f"its base "
             'model, or add it ("model_type": "llama", say)'
         )
     # Importing transformers' table imports torch, and it is text.
@@ -195,7 +204,8 @@ def require_scalar_head(where: str, settings: Mapping[str, Any]) -> None:
     kinds = kinds_of(settings)
     if not any(kind.endswith(SCALAR) for kind in kinds):
         raise CheckpointError(
-            f"{where} is a {', '.join(kinds) or 'model of unknown kind'} and has no trained scalar head; train one with "
+            f"{where} is a {', '.join(kinds) or 'model of unknown kind'} and has no trained scalar head; train one "
+            f"with "
             "jobs/train_reward_model.py"
         )
     labels = settings.get("num_labels") or len(settings.get("id2label") or (0, 1))  # two where the config says nothing
@@ -212,7 +222,8 @@ def require_vllm_knows(where: str, settings: Mapping[str, Any]) -> None:
     table = _source_of("vllm", "model_executor/models/registry.py")
     if not any(f'"{kind}"' in table for kind in kinds):
         raise ConfigError(
-            f"{where} is a {', '.join(kinds) or 'model of unnamed architecture'}, which the installed vLLM does not know; "
+            f"{where} is a {', '.join(kinds) or 'model of unnamed architecture'}, which the installed vLLM does not "
+            f"know; "
             "take a model of its list (vllm.ai, supported models)"
         )
 
@@ -230,7 +241,8 @@ def require_publishable(where: str, settings: Mapping[str, Any]) -> None:
     experts = max((inner.get(key) or 0 for key in EXPERTS), default=0)
     if experts > 1 and settings.get("model_type") not in PUBLISHABLE_MIXTURES:
         raise ConfigError(
-            f"{where} is a mixture of experts ({settings.get('model_type')}), and of these only {', '.join(PUBLISHABLE_MIXTURES)} can be "
+            f"{where} is a mixture of experts ({settings.get('model_type')}), and of these only "
+            f"{', '.join(PUBLISHABLE_MIXTURES)} can be "
             "given to engines while it is trained; use a dense model, or train it without held-out generation"
         )
 
@@ -269,8 +281,10 @@ def require_tokenizer(where: str, directory: Path, settings: Mapping[str, Any]) 
     if set(beyond.values()) <= {_content(own.get("pad_token"))}:
         return  # prompts and answers have none
     raise CheckpointError(
-        f"{where} has embeddings for {rows} tokens, and its tokenizer knows {len(beyond)} more ({', '.join(map(repr, list(beyond.values())[:3]))}); "
-        "enlarge the model (model.resize_token_embeddings(len(tokenizer)), then save_pretrained), or take them out of the tokenizer"
+        f"{where} has embeddings for {rows} tokens, and its tokenizer knows {len(beyond)} more "
+        f"({', '.join(map(repr, list(beyond.values())[:3]))}); "
+        "enlarge the model (model.resize_token_embeddings(len(tokenizer)), then save_pretrained), or take them out "
+        "of the tokenizer"
     )
 
 
@@ -301,7 +315,9 @@ def _content(token: Any) -> Any:
 
 
 def locate_reward_model(settings: RewardModelConfig) -> RewardModelConfig:
-    """Return the settings with the directory of the model's checkpoint; refused without a trained head, before anything starts."""
+    """Return the settings with the directory of the model's checkpoint; refused without a trained head, before
+    anything starts.
+    """
     path = check_model(
         settings.path, field="reward_model.path", scalar=True, trust_remote_code=settings.trust_remote_code
     )

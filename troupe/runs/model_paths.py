@@ -1,4 +1,6 @@
-"""Where the model lies that a person named: in a run directory, in a directory of its own, in an object store, or on the hub."""
+"""Where the model lies that a person named: in a run directory, in a directory of its own, in an object store, or on
+the hub.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def locate(model: str, checkpoint: Wanted = "best", *, whole: bool = False) -> s
     if not checkpoints.is_dir():
         if not Path(model).is_dir() and not is_hub_name(model):
             raise CheckpointError(
-                f"there is no model at {model!r}; give a run directory, a checkpoint directory, s3://bucket/run or a hub name such as Qwen/Qwen2.5-0.5B-Instruct"
+                f"there is no model at {model!r}; give a run directory, a checkpoint directory, s3://bucket/run or a "
+                f"hub name such as Qwen/Qwen2.5-0.5B-Instruct"
             )
         _require_whole(Path(model), _damage_of_what_is_there if whole else model_damage, parts=whole)
         return model
@@ -33,7 +36,9 @@ def locate(model: str, checkpoint: Wanted = "best", *, whole: bool = False) -> s
 
 
 def _require_whole(directory: Path, check: Check, *, parts: bool) -> None:
-    """CheckpointError where `directory` is a damaged checkpoint, or a part of one; files may be gone where `parts` do."""
+    """CheckpointError where `directory` is a damaged checkpoint, or a part of one; files may be gone where `parts`
+    do.
+    """
     directory = directory.resolve()  # `latest` and `best` are links
     for path in (directory, directory.parent):
         step = step_of(path.name)

@@ -92,7 +92,8 @@ class Run:
     def open(cls, config: Section, observers: Callable[[Run], Sequence[Observer]] = lambda run: ()) -> Iterator[Run]:
         """Open the run of `config`, which has at least `run` and `seed`, and `steps` where there are training steps.
 
-        `observers` are built when the directory is there. Raises ConfigError when another process writes it, or when it was begun with another recipe, and Interrupted after
+        `observers` are built when the directory is there. Raises ConfigError when another process writes it, or when it
+        was begun with another recipe, and Interrupted after
         Ctrl-C or SIGTERM, also when the run was saved.
         """
         settings = config.run  # type: ignore[attr-defined]
@@ -147,7 +148,8 @@ class Run:
         """Continue after `step`, the checkpoint's: what an earlier process wrote of later steps is dropped.
 
         True where that process died before it had ended `step` itself: what it had logged is taken out of the
-        checkpoint (`so_far`), its evaluation is forgotten, and the job evaluates where that is due and calls `end_step`.
+        checkpoint (`so_far`), its evaluation is forgotten, and the job evaluates where that is due and calls
+        `end_step`.
         """
         self._forget_from(step + 1)
         self.step = step

@@ -21,7 +21,8 @@ FETCHED = ".fetched.json"
 
 
 def fetch(url: str, into: Path = CACHE, *, checkpoint: Wanted = "best", bucket: Bucket | None = None) -> Path:
-    """Fetch the model at `s3://...` to a directory below `into`: a run (its best checkpoint, or the wanted one), one of a
+    """Fetch the model at `s3://...` to a directory below `into`: a run (its best checkpoint, or the wanted one), one of
+    a
     run's checkpoints, or any directory of model files. What is there already and unchanged is not fetched again.
 
     Of a checkpoint the trainer's state, several times the weights, is left out. StorageError where there is no model.
@@ -59,7 +60,8 @@ def _fetch_directory(bucket: Bucket, directory: Path) -> Path:
     listing = bucket.listing()
     if "config.json" not in listing:
         raise StorageError(
-            f"{bucket.address} holds neither a run with checkpoints nor a model (there is no config.json); correct the address"
+            f"{bucket.address} holds neither a run with checkpoints nor a model (there is no config.json); correct "
+            f"the address"
         )
     as_written = {name: list(facts) for name, facts in listing.items()}
     if read_json(directory / FETCHED) != as_written:

@@ -1,6 +1,8 @@
-"""Runs in an object store: the files of a run directory under `<url>/<name>`, and checkpoints that can be trusted there too.
+"""Runs in an object store: the files of a run directory under `<url>/<name>`, and checkpoints that can be trusted there
+too.
 
-A checkpoint's manifest is stored after everything it names, and removed before anything it names: whatever is cut off in
+A checkpoint's manifest is stored after everything it names, and removed before anything it names: whatever is cut off
+in
 between, a reader finds a whole checkpoint or none. What was fetched is compared with the manifest byte for byte.
 """
 
@@ -126,7 +128,8 @@ class StoredRun:
         if isinstance(wanted, int):
             if wanted not in steps:
                 raise StorageError(
-                    f"{self.bucket.address} has no complete checkpoint of step {wanted}; it has {', '.join(map(str, steps))}"
+                    f"{self.bucket.address} has no complete checkpoint of step {wanted}; it has "
+                    f"{', '.join(map(str, steps))}"
                 )
             return wanted
         best = self.best(steps) if wanted == "best" else None
@@ -151,7 +154,9 @@ class StoredRun:
     # -- writing ---------------------------------------------------------------------------------------------
 
     def push(self, checkpoints: Mapping[int, Path], files: Sequence[RunFile], *, keep: int | None = None) -> None:
-        """Store checkpoints (step -> directory) and files of the run; each marker last. Then retire all but `keep` and the best."""
+        """Store checkpoints (step -> directory) and files of the run; each marker last. Then retire all but `keep`
+        and the best.
+        """
         sizes = self.bucket.sizes(f"{CHECKPOINTS}/")
         there = self.manifests(sizes) if checkpoints else {}
         new = {}
