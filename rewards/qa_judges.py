@@ -47,7 +47,7 @@ VERDICT = re.compile(r"""[\s*_`"'(\[]*(?i:verdict\s*[:=]\s*)?[*_`"']*([01])[\s*_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """Example: `Question(question="Who built the mill?", answer="Ada Brook", answerable=True)`."""
+    """Example: `Question(question="What built the mill?", answer="Ada Brook", answerable=True)`."""
 
     question: str
     answer: str

@@ -25,7 +25,8 @@ from troupe.files import read_lines, to_json, write_atomically
 SCAN_VERSION = 1
 """Part of the cache's key; raise it whenever the scan would find other pairs in the same files."""
 DOCSTRING = re.compile(
-    r"""(?:\A(?:[ \t]*(?:\#[^\n]*)?\n)*|:[ \t]*(?:\#[^\n]*)?\n\s*)(?P<prefix>[rRuU]?)(?P<quote>\"""|''')(?P<body>.*?)(?<!\\)(?P=quote)""",
+    r"""(?:\A(?:[ \t]*(?:\#[^\n]*)?\n)*|:[ \t]*(?:\#[^\n]*)?\n\s*)"""
+    r"""(?P<prefix>[rRuU]?)(?P<quote>\"""|''')(?P<body>.*?)(?<!\\)(?P=quote)""",
     re.DOTALL,
 )
 """A triple-quoted text that opens a file or stands under a line that ends with a colon."""

@@ -158,9 +158,8 @@ def _demonstration(document: Document, rng: random.Random, config: DocumentsConf
 def split_facts(text: str) -> tuple[str, list[Fact]]:
     """Return (the prose before the first fact, the facts in their order, each name once) of a docstring's text.
 
-    >>> split_facts("Rows of zeros are skipped.\\n\\nArgs:\\n    path (str): where the table lies on disk.\\n    n:
-    rows")
-    ('Rows of zeros are skipped.', [Fact(name='path', text='where the table lies on disk')])
+    >>> split_facts("Rows of zeros are skipped.\\n\\nArgs:\\n    path (str): where the table is on disk.\\n    n: rows")
+    ('Rows of zeros are skipped.', [Fact(name='path', text='where the table is on disk')])
     """
     matches = sorted(_matches(text), key=lambda match: match.start())
     if not matches:

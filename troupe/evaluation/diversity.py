@@ -70,8 +70,8 @@ def diversity(texts: Sequence[Text], *, seed: int = 0) -> Diversity:
 def statistics_of(text: Text) -> dict[str, float]:
     """Measure one answer: `words`, and what an answer of so many words can have.
 
-    >>> found = statistics_of(Text(sample_id="s", answer="a cat sat on a mat", prompt="A cat sat.", gold="a cat on a
-    mat"))
+    >>> text = Text(sample_id="s", answer="a cat sat on a mat", prompt="A cat sat.", gold="a cat on a mat")
+    >>> found = statistics_of(text)
     >>> found["words"], found["unseen_trigram_percent"], round(found["unique_word_percent"], 1)  # 3 of 4; 5 of 6
     (6.0, 75.0, 83.3)
     """

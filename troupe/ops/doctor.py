@@ -33,7 +33,7 @@ Status = Literal["ok", "info", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What one check saw. `warn` slows a run or stops a part of it, `fail` stops every run."""
+    """The result of one check. `warn` slows a run or stops a part of it, `fail` stops every run."""
 
     status: Status
     message: str
@@ -110,7 +110,7 @@ def check_packages(installed: Mapping[str, str] | None = None, locks: Path = ROO
 
 
 def check_torch(installed: Mapping[str, str] | None = None, num_gpus: int | None = None) -> Finding:
-    """The build for this device, read from the package's metadata: importing torch takes seconds, or fails."""
+    """Return the build for this device, read from the package's metadata: importing torch takes seconds, or fails."""
     installed = installed_versions() if installed is None else installed
     num_gpus = hardware().num_gpus if num_gpus is None else num_gpus
     version = installed.get("torch")
@@ -149,7 +149,7 @@ def check_project(group: str = "vllm.general_plugins") -> Finding:
 
 
 def check_compiler() -> Finding:
-    """The compiler that torch calls, $CXX or c++, with Python's headers and ninja."""
+    """Return the compiler that torch calls, $CXX or c++, with Python's headers and ninja."""
     wanted = os.environ.get("CXX", "c++")
     beside_python = Path(sys.executable).parent / "ninja"
     missing = {
@@ -220,7 +220,7 @@ def check_processor() -> Finding:
 
 
 def check_engine(device: Literal["cpu", "cuda"] | None = None) -> Finding:
-    """The first request to an engine, in a process of its own: about 20 seconds, or what an earlier one showed.
+    """Return the first request to an engine, in a process of its own: about 20 seconds, or what an earlier one showed.
 
     An earlier one that showed a death is made again.
     """
@@ -263,7 +263,7 @@ def check_memory(available_gib: float | None = None) -> Finding:
 
 
 def check_disk(run_directory: Path = Path("runs"), enough_gib: float = 5) -> Finding:
-    """Where runs are written, and the temporary directory, where Ray keeps its session."""
+    """Return where runs are written, and the temporary directory, where Ray keeps its session."""
     places = [_existing_parent(run_directory), Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()))]
     free = {str(place): shutil.disk_usage(place).free / 2**30 for place in dict.fromkeys(places)}
     message = ", ".join(f"{gib:.0f} GiB free at {place}" for place, gib in free.items())
@@ -327,7 +327,7 @@ def _existing_parent(path: Path) -> Path:
 
 
 def check_port(port: int, purpose: str, way_out: str) -> Finding:
-    """Whether `port` is free on every address; a Ray of one's own in it is no fault."""
+    """Return whether `port` is free on every address; a Ray of one's own in it is no fault."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -341,7 +341,7 @@ def check_port(port: int, purpose: str, way_out: str) -> Finding:
 
 
 def port_holder(port: int) -> str:
-    """`name (pid 12)` of the process that listens on `port`, as far as this user may know."""
+    """Return `name (pid 12)` of the process that listens on `port`, as far as this user may know."""
     try:
         import psutil
 

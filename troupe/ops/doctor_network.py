@@ -18,7 +18,7 @@ from troupe.processes.sockets import Listener, all_listeners, our_listeners
 
 
 def check_listening(found: Callable[[], Iterable[Listener]] = all_listeners) -> Finding:
-    """Every port that Troupe, Ray or vLLM have open now; beyond loopback they should be on purpose."""
+    """Return every port that Troupe, Ray or vLLM have open now; beyond loopback they should be on purpose."""
     try:
         ours = our_listeners(found)
     except ImportError:
@@ -39,7 +39,7 @@ def check_listening(found: Callable[[], Iterable[Listener]] = all_listeners) -> 
 
 
 def ray_token(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The token as Ray looks for it: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
+    """Return the token as Ray looks for it: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
     if environment.get("RAY_AUTH_TOKEN"):
         return environment["RAY_AUTH_TOKEN"]
     path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
@@ -49,7 +49,7 @@ def ray_token(environment: Mapping[str, str] = os.environ) -> str | None:
 def check_cluster(
     dashboard: str = "http://127.0.0.1:8265", environment: Mapping[str, str] = os.environ, timeout_s: float = 3
 ) -> Finding:
-    """Whether a cluster runs here and would let a job in; Ray's dashboard answers both without importing Ray."""
+    """Return whether a cluster runs here and would let a job in; Ray's dashboard answers both without importing Ray."""
     mode = _answer(f"{dashboard}/api/authentication_mode", {}, timeout_s)
     if mode is None or mode[0] != 200:
         return Finding(status="ok", message="no Ray cluster on this machine; a job starts its own")
@@ -77,7 +77,7 @@ def check_cluster(
 
 
 def _answer(url: str, headers: Mapping[str, str], timeout_s: float) -> tuple[int, str] | None:
-    """(status, body) of a GET that uses no proxy; None where nobody answers."""
+    """Return (status, body) of a GET that uses no proxy; None where nobody answers."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(urllib.request.Request(url, headers=dict(headers)), timeout=timeout_s) as reply:
@@ -102,7 +102,7 @@ SECRETS = (
 
 
 def check_hub(environment: Mapping[str, str] = os.environ, timeout_s: float = 3) -> Finding:
-    """Only for information: the quickstart makes its data and its model itself."""
+    """Return only for information: the quickstart makes its data and its model itself."""
     if environment.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
         return Finding(status="info", message="HF_HUB_OFFLINE is set: only models and data already on this machine")
     hub = environment.get("HF_ENDPOINT", "https://huggingface.co")
@@ -129,7 +129,7 @@ def check_secrets(environment: Mapping[str, str] = os.environ) -> Finding:
 
 
 def check_env_file(path: Path = ENV_FILE) -> Finding:
-    """Whether `.env` can be read, and by whom; the names in it."""
+    """Return whether `.env` can be read, and by whom; the names in it."""
     if not path.is_file():
         return Finding(status="info", message=f"there is no {path} here; jobs take what the environment has")
     try:

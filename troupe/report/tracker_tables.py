@@ -28,7 +28,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """How a tracker calls a run. Example: name `sft_smol-135m_docstrings`, method `sft`, group `summaries`."""
+    """Names of a run in a tracker. Example: name `sft_smol-135m_docstrings`, method `sft`, group `summaries`."""
 
     name: str
     method: str
@@ -39,7 +39,7 @@ class Labels:
 def labels(directory: Path, values: Mapping[str, Any], *, program: str) -> Labels:
     """Return the labels of the run in `directory`, begun by `program` (jobs/train_sft.py) with the recipe `values`.
 
-    A run is called by its own name, which its directory makes unique; one that was left at a name which says no
+    A run is called by its own name, which its directory makes unique; one that was left at a name which states no
     more than the method is called `{method}_{model}_{data}`, and an evaluation `eval_{models}_{data}`.
     """
     method = Path(program).stem.removeprefix("train_")
@@ -127,7 +127,7 @@ class NewLines:
 
 
 def answer_tables(lines: Sequence[Mapping[str, Any]]) -> dict[str, Table]:
-    """`answers/<set>`: prompts, answers and what was measured of them, from lines of answers.jsonl."""
+    """Return `answers/<set>`: prompts, answers and what was measured of them, from lines of answers.jsonl."""
     return {
         f"answers/{name}": _answer_table([line for line in lines if line.get("set") == name])
         for name in dict.fromkeys(str(line.get("set")) for line in lines)
@@ -174,7 +174,9 @@ def rewards_of(table: Table) -> list[float]:
 
 
 def evaluation_tables(measured: Mapping[str, Any]) -> dict[str, Table]:
-    """`evaluation/models` and `evaluation/comparisons` from an evaluation's metrics.json: a row per model or pair."""
+    """Return `evaluation/models` and `evaluation/comparisons` from an evaluation's metrics.json: a row per model or
+    pair.
+    """
     found = {}
     for part in ("models", "comparisons"):
         rows = measured.get(part) or {}
@@ -189,7 +191,9 @@ def evaluation_tables(measured: Mapping[str, Any]) -> dict[str, Table]:
 
 
 def evaluation_metrics(measured: Mapping[str, Any]) -> dict[str, float]:
-    """`evaluation/<model>/<metric>` and `evaluation/<model> against <other>/<metric>`: the means of metrics.json."""
+    """Return `evaluation/<model>/<metric>` and `evaluation/<model> against <other>/<metric>`: the means of
+    metrics.json.
+    """
     return {
         f"evaluation/{name}/{key}": mean
         for part in ("models", "comparisons")

@@ -52,7 +52,7 @@ FINISH_S = 600.0
 
 
 class Tracker(Observer, Protocol):
-    """Where metrics go beside metrics.jsonl."""
+    """A place for metrics beside metrics.jsonl."""
 
     def log_tables(self, step: int, tables: Mapping[str, Table]) -> None:
         """Show tables beside the metrics of `step`."""
