@@ -1,4 +1,4 @@
-"""The door of the endpoint: bearer token, size of requests, which model, errors in OpenAI's shape.
+"""The settings of the endpoint: bearer token, size of requests, which model, errors in OpenAI's shape.
 
 What is asked of a model is passed on as bytes, and what the model's replica answers is passed back as it comes; this
 file knows neither vLLM nor what is in a request besides the model's name. Why it is not Ray's own ingress: decision
@@ -64,13 +64,13 @@ def hash_key(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def build_app(models: Mapping[str, Model], door: IngressSettings, *, scorers: Mapping[str, Scorer] = {}) -> FastAPI:
+def build_app(models: Mapping[str, Model], settings: IngressSettings, *, scorers: Mapping[str, Scorer] = {}) -> FastAPI:
     """Return the HTTP application in front of `models` and `scorers`, by the names that requests call them."""
     app = FastAPI(title="Troupe", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(BearerToken, key_hash=door.key_hash)
+    app.add_middleware(BearerToken, key_hash=settings.key_hash)
     if scorers:
-        app.include_router(scoring_router(scorers, max_bytes=door.max_bytes))
-    if door.playground:
+        app.include_router(scoring_router(scorers, max_bytes=settings.max_bytes))
+    if settings.playground:
         app.include_router(playground_router())
 
     @app.get("/health")
@@ -80,20 +80,19 @@ def build_app(models: Mapping[str, Model], door: IngressSettings, *, scorers: Ma
     @app.get("/v1/models")
     async def list_models() -> Response:
         cards = await asyncio.gather(*(_card(name, model) for name, model in models.items()))
-        listed = list(cards)
-        for card in cards:
-            on_it = [name for name, base in door.adapters.items() if base == card["id"]]
-            listed += [
-                {**card, "id": name, "parent": card["id"], "metadata": {**card.get("metadata", {}), "base": False}}
-                for name in on_it
-            ]
-        return JSONResponse({"object": "list", "data": [*listed, *map(scorer_card, scorers)]})
+        adapters = [
+            {**card, "id": name, "parent": card["id"], "metadata": {**card.get("metadata", {}), "base": False}}
+            for card in cards
+            for name, base in settings.adapters.items()
+            if base == card["id"]
+        ]
+        return JSONResponse({"object": "list", "data": [*cards, *adapters, *map(scorer_card, scorers)]})
 
     @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> Response:
         if name in scorers:
             return JSONResponse(scorer_card(name))
-        base = door.adapters.get(name, name)
+        base = settings.adapters.get(name, name)
         if base not in models:
             return _unknown(name)
         return JSONResponse({**await _card(base, models[base]), "id": name})
@@ -101,7 +100,7 @@ def build_app(models: Mapping[str, Model], door: IngressSettings, *, scorers: Ma
     @app.post("/v1/chat/completions")
     @app.post("/v1/completions")
     async def generate(request: Request) -> Response:
-        body = await read_body(request, door.max_bytes)
+        body = await read_body(request, settings.max_bytes)
         if isinstance(body, Response):
             return body
         try:
@@ -115,7 +114,7 @@ def build_app(models: Mapping[str, Model], door: IngressSettings, *, scorers: Ma
             return openai_error(400, f"model must be one of: {_names()}", param="model")
         if name in scorers and request.url.path.endswith("/chat/completions"):
             return await chat_reply(name, scorers[name], asked)
-        base = door.adapters.get(name, name)
+        base = settings.adapters.get(name, name)
         if base not in models:
             return _unknown(name)
         if (mistake := request_mistake(asked)) is not None:
@@ -139,7 +138,7 @@ def build_app(models: Mapping[str, Model], door: IngressSettings, *, scorers: Ma
         return openai_error(404, message, code="model_not_found", param="model")
 
     def _names() -> str:
-        return ", ".join([*models, *door.adapters, *scorers])
+        return ", ".join([*models, *settings.adapters, *scorers])
 
     return app
 
