@@ -89,16 +89,16 @@ def test_one_flipped_byte_costs_a_step_and_not_the_run(
 def test_a_death_after_the_checkpoint_costs_neither_line_nor_evaluation_nor_best(
     directory: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured, died = TrainedModel.measure, []
+    measured, died = TrainedModel.evaluate_loss, []
 
-    def measure(self: TrainedModel, *arguments, **options):
+    def evaluate_loss(self: TrainedModel, *arguments, **options):
         saved = sorted(path.name for path in (directory / "owing" / "checkpoints").glob("step-*"))
         if saved and saved[-1] in ("step-000002", "step-000004") and saved[-1] not in died:
             died.append(saved[-1])
             raise WorkerError("policy rank 0 died")
         return measured(self, *arguments, **options)
 
-    monkeypatch.setattr(TrainedModel, "measure", measure)
+    monkeypatch.setattr(TrainedModel, "evaluate_loss", evaluate_loss)
     train_sft(sft(directory, "owing", steps=4))
     run = directory / "owing"
     assert died == ["step-000002", "step-000004"]

@@ -329,4 +329,4 @@ def test_the_recipes_of_the_documentation_can_be_built(tmp_path: Path, monkeypat
         for recipe in recipes
         if yaml.safe_load(recipe)["rewards"]
     ]
-    assert labels == [["math_answer", "length", "brief"], ["judge_qa"], ["nemotron"], ["beats_human"]]
+    assert labels == [["math_answer", "length", "brief"], ["judge_qa"], ["remote_reward"], ["remote_comparison"]]

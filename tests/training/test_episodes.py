@@ -483,4 +483,4 @@ def test_a_round_that_is_asked_during_a_sync_waits_for_the_new_weights() -> None
     assert group.called == []  # nothing ran, so nothing had to be paused, and nothing has begun
     generators.receive(1)
     asking.join(10)
-    assert group.called == ["receive", "begin"]
+    assert group.called == ["receive", "submit"]

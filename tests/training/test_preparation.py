@@ -175,9 +175,9 @@ def test_answers_that_are_cut_at_the_first_step_are_told_with_the_end_tokens(
     assert ends == f"<pad> {other}, <|im_end|> {tokenizer.eos_token_id}"
     config = GRPOConfig()
     with caplog.at_level(logging.WARNING):
-        train_grpo.tell_of_cut_answers(run, {"rollout/truncated_fraction": 0.9}, config, ends)
+        train_grpo.warn_of_cut_answers(run, {"rollout/truncated_fraction": 0.9}, config, ends)
         assert not events
-        train_grpo.tell_of_cut_answers(run, {"rollout/truncated_fraction": 0.96}, config, ends)
+        train_grpo.warn_of_cut_answers(run, {"rollout/truncated_fraction": 0.96}, config, ends)
     assert events == [{"kind": "answers_cut", "fraction": 0.96, "max_response_tokens": 40, "end_tokens": ends}]
     assert "96 % of the first step's answers were cut at rollout.max_response_tokens (40)" in caplog.text
     assert ends in caplog.text

@@ -182,7 +182,7 @@ def _link(source: Path, place: Path) -> Path:
 # -- before the run ------------------------------------------------------------------------------------------
 
 
-def stored_run(settings: RunConfig) -> StoredRun:
+def open_stored_run(settings: RunConfig) -> StoredRun:
     """Return the run in the store that the config names. Raises StorageError where it cannot be used."""
     storage = settings.storage
     assert storage.url is not None

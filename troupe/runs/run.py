@@ -97,7 +97,7 @@ class Run:
         Ctrl-C or SIGTERM, also when the run was saved.
         """
         settings = config.run  # type: ignore[attr-defined]
-        stored = runs.stored_run(settings) if settings.storage.url is not None else None
+        stored = runs.open_stored_run(settings) if settings.storage.url is not None else None
         with locked(settings.path):
             if stored is not None:
                 runs.settle(stored, settings)

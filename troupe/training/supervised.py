@@ -249,7 +249,7 @@ def resume(task: SupervisedTask, supervised: SupervisedContext) -> tuple[int, bo
     step = run.checkpoints.resumable(supervised.model.damage, model=supervised.model.facts["identity"])
     if step is None:
         return 0, False
-    state = run.checkpoints.load_state(step, position=int, task=dict)
+    state = run.checkpoints.load_state(step, position=int, lesson=dict)
     supervised.model.load(str(run.checkpoints.path(step)))
     supervised.examples.start_at(position_in(state, supervised.examples.stream.size))
     task.restore(state["lesson"], supervised)
