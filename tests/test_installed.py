@@ -121,6 +121,8 @@ def test_the_console_script_lists_its_commands_and_refuses_others(tmp_path: Path
     assert listed.returncode == 0
     assert all((ROOT / "jobs" / f"{path.stem}.py").is_file() for path in (ROOT / "jobs").glob("*.py"))
     assert "train grpo" in listed.stdout
+    one = run(sys.executable, "-m", "troupe.cli", "train", "grpo", "--help", folder=tmp_path)
+    assert one.stdout.startswith("usage: troupe train grpo ")
     wrong = run(sys.executable, "-m", "troupe.cli", "trian", "grpo", folder=tmp_path)
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: there is no command 'trian grpo'")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import runpy
+import signal
 import sys
+
+from troupe.project import CONSOLE_COMMAND
 
 COMMANDS = {
     "train grpo": ("train_grpo", "train with groups of answers and their rewards"),
@@ -32,6 +35,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run a command; its own `--help` documents it."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `troupe --help | head` is no error
     arguments = sys.argv[1:]
     command = next((name for name in COMMANDS if arguments[: len(name.split())] == name.split()), None)
     if command is None:
@@ -39,6 +43,8 @@ def main() -> None:
         wrong = "" if asked else f"error: there is no command {' '.join(arguments[:2])!r}\n\n"
         print(wrong + overview(), file=sys.stdout if asked else sys.stderr)
         raise SystemExit(0 if asked else 2)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    CONSOLE_COMMAND.append(f"troupe {command}")
     sys.argv = [f"troupe {command}", *arguments[len(command.split()) :]]
     runpy.run_module(f"troupe.jobs.{COMMANDS[command][0]}", run_name="__main__", alter_sys=True)
 

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from troupe.config.fields import Cls, dotted_fields, kind_of, sections_of, tag_of
 from troupe.config.mistakes import nearest
 from troupe.errors import ConfigError
+from troupe.project import call_of
 
 if TYPE_CHECKING:
     from troupe.config.loader import Section
@@ -54,7 +55,7 @@ def help_text(cls: type[Section], program: str, topic: str = "") -> str:
 
 
 def _overview(cls: type[Section], program: str, width: int) -> Iterator[str]:
-    run = f"python {program}"
+    run = call_of(program)
     yield f"usage: {run} [recipe.yaml ...] [section.field=value ...] [--dry-run]"
     yield f"       {run} --help [section | section.field | {EVERYTHING}]"
     yield ""
@@ -92,7 +93,7 @@ def _topic(cls: Cls, program: str, topic: str, width: int) -> Iterator[str]:
     else:
         near = nearest(topic, [*known, EVERYTHING]) or f"the nearest is {_least_far(topic, cls.model_fields)!r}"
         raise ConfigError(
-            f"--help {topic}: there is no such section or field; {near}. `python {program} --help` lists them"
+            f"--help {topic}: there is no such section or field; {near}. `{call_of(program)} --help` lists them"
         )
 
 
