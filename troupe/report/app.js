@@ -108,7 +108,7 @@ function optionsOf(chart, options, exact, width) {
       y: isLog ? {distr: 3} : {range: (u, low, high) => range(chart, low, high)},
     },
     axes: [{...axis, size: 30, values: marks},
-      {...axis, size: 56, values: isLog ? (u, values) => values.map(one => one === null ? '' : short(one)) : marks}],
+      {...axis, size: room, values: isLog ? (u, values) => values.map(one => one === null ? '' : short(one)) : marks}],
     cursor: {sync: chart.x ? undefined : {key: 'report', scales: ['x', null]}, drag: {x: true, y: false}, y: false},
   };
 }
@@ -160,6 +160,11 @@ function onKey(entry, event) {
 }
 
 // A chart in a closed part of the page has no width yet, and is drawn when it gets one.
+// As wide as the longest mark of the axis.
+function room(u, values) {
+  return Math.max(56, 18 + 6.5 * Math.max(0, ...(values ?? []).map(one => String(one).length)));
+}
+
 const sizes = new ResizeObserver(changes => {
   for (const {target} of changes) {
     const entry = charts.find(one => one.figure === target.parentElement), width = target.clientWidth;
