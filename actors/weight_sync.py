@@ -39,7 +39,7 @@ from troupe.actors.arrivals import Arrivals, digest
 from troupe.actors.engine import Engine
 from troupe.actors.generator import GeneratorWorker
 from troupe.actors.workers import DEATH_IS_KNOWN_S, Workers
-from troupe.engines.arguments import pack_heads
+from troupe.engines.arguments import pack_again
 from troupe.errors import SyncError, TroupeError
 from troupe.hardware import hardware
 from troupe.processes.sockets import listen
@@ -172,7 +172,7 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
-        pack_heads(self.model)
+        pack_again(self.model)
 
     def shutdown(self) -> None:
         self._group = None

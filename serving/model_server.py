@@ -22,7 +22,7 @@ from typing import Any
 import ray
 
 from troupe.config.serve import ServeConfig
-from troupe.engines.arguments import engine_arguments, pack_heads
+from troupe.engines.arguments import engine_arguments, pack_again
 from troupe.engines.process import EngineProcess
 from troupe.errors import ConfigError
 from troupe.files import read_json
@@ -45,7 +45,7 @@ class ReloadExtension:
     def load_checkpoint(self, path: str) -> None:
         self.reload_weights(weights_path=path)  # type: ignore[attr-defined]
         if hardware().device == "cpu":
-            pack_heads(self.model_runner.get_model())  # type: ignore[attr-defined]
+            pack_again(self.model_runner.get_model())  # type: ignore[attr-defined]
 
 
 class ModelServer:

@@ -64,15 +64,20 @@ def _share_cores(ranks: int) -> None:
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(part) for part in parts)
 
 
-def pack_heads(model: Module) -> None:
+def pack_again(model: Module) -> None:
     """Call after new weights were loaded into a running model on a CPU.
 
-    vLLM packs the head's weight for the CPU's kernels when it loads a model. A head tied to the embedding is not
-    reloaded, so its packed copy would silently stay the old one.
+    vLLM packs some weights for the CPU's kernels when it loads a model, and not when it loads new weights: a head tied
+    to the embedding keeps its old packed copy, and experts hold the new weights unpacked, which their kernel misreads.
     """
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     for module in model.modules():
         if isinstance(module, ParallelLMHead) and hasattr(module, "cpu_linear"):
             dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+        kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+        experts = getattr(kernel, "fused_experts", None)
+        if isinstance(experts, CPUUnquantizedExperts) and hasattr(module, "w13_weight"):
+            experts.process_weights_after_loading(module)
