@@ -93,7 +93,7 @@ def placement_table(config: GRPOConfig | SupervisedConfig, *, device: str) -> li
 def policy_placement(
     ranks: int, generator: GeneratorConfig | None, *, others: Mapping[str, int] = {}, colocated: bool, gpu: int
 ) -> list[RankPlacement]:
-    """Seats of a policy with `ranks` ranks, its generators, and further roles by their number of ranks.
+    """Place a policy with `ranks` ranks, its generators, and further roles by their number of ranks.
 
     Colocated roles share the policy's bundles; otherwise each rank has a bundle of its own. `gpu` is 1 or 0.
     """
@@ -155,7 +155,7 @@ class Cluster:
         self.inline = config.backend == "inline"
         self._started_ray = False
         self._reservation: Any = None
-        self._seats: list[RankPlacement] = []
+        self._table: list[RankPlacement] = []
         self._machines: dict[int, str] = {}
         """Address of the machine that holds each bundle."""
         if not self.inline:
@@ -174,13 +174,13 @@ class Cluster:
 
     def reserve(self, table: Sequence[RankPlacement], timeout_s: float) -> None:
         """Reserve the bundles of `table`; a WorkerError names what the cluster lacks."""
-        self._seats = list(table)
+        self._table = list(table)
         if self.inline:
             return
         import ray
         from ray.util.placement_group import placement_group, placement_group_table
 
-        gpus = {seat.bundle: seat.bundle_gpus for seat in sorted(table, key=lambda seat: seat.bundle)}
+        gpus = {place.bundle: place.bundle_gpus for place in sorted(table, key=lambda place: place.bundle)}
         bundles = [{"CPU": 1.0, **({"GPU": float(count)} if count else {})} for count in gpus.values()]
         wanted = {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for kind in ("CPU", "GPU")}
         offered = ray.cluster_resources()
@@ -231,10 +231,10 @@ class Cluster:
     def workers(
         self, worker_cls: Callable[..., W], arguments: Sequence[dict[str, Any]], *, role: str, max_concurrency: int = 1
     ) -> Workers[W]:
-        """Workers of a role at their seats; roles without seats (a warm start) run anywhere."""
+        """Start the workers of a role in their placement; roles without a placement (a warm start) run anywhere."""
         if self.inline:
             return InlineWorkers(worker_cls, arguments, role=role)
-        places = {seat.rank: seat for seat in self._seats if seat.role == role}
+        places = {place.rank: place for place in self._table if place.role == role}
         slots = [
             Slot(
                 placement_group=self._reservation,
@@ -269,15 +269,15 @@ class Cluster:
         where = "this process" if self.inline else "bundle"
         return [
             {
-                "role": seat.role,
-                "rank": seat.rank,
-                "place": where if self.inline else f"{where} {seat.bundle}",
-                "machine": "" if self.inline else self._machines[seat.bundle],
-                "device": f"{seat.bundle_gpus} GPU, {'shared' if seat.num_gpus < seat.bundle_gpus else 'own'}"
-                if seat.bundle_gpus
+                "role": place.role,
+                "rank": place.rank,
+                "place": where if self.inline else f"{where} {place.bundle}",
+                "machine": "" if self.inline else self._machines[place.bundle],
+                "device": f"{place.bundle_gpus} GPU, {'shared' if place.num_gpus < place.bundle_gpus else 'own'}"
+                if place.bundle_gpus
                 else "CPU",
             }
-            for seat in self._seats
+            for place in self._table
         ]
 
     def close(self) -> None:

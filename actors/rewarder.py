@@ -101,12 +101,12 @@ class Rewarder:
 
     def _measure(self, in_flight: int, waited_s: float | None = None, *, judged: int = 0, failed: int = 0) -> None:
         """Record for Prometheus, also where workers or models do the work."""
-        seat = {"role": "rewarder", "rank": "0"}
-        record("rewarder_judgements_in_flight", in_flight, **seat)
-        record("rewarder_judgements", judged, **seat)
-        record("rewarder_failures", failed, **seat)
+        rank = {"role": "rewarder", "rank": "0"}
+        record("rewarder_judgements_in_flight", in_flight, **rank)
+        record("rewarder_judgements", judged, **rank)
+        record("rewarder_failures", failed, **rank)
         if waited_s is not None:
-            record("rewarder_latency_seconds", waited_s, **seat)
+            record("rewarder_latency_seconds", waited_s, **rank)
 
     def _functions(self, group: Group) -> Future[Group]:
         """Return the group scored by the reward functions alone."""

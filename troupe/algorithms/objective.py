@@ -86,7 +86,9 @@ class SupervisedObjective:
 
 @dataclass(frozen=True)
 class PreferenceObjective:
-    """DPO or IPO on groups of ranked branches; needs `ref_logprobs` and the columns of `columns.with_ranks`."""
+    """DPO or IPO on groups of ranked branches; needs `ref_logprobs` and the columns of
+    `advantage_stage.with_preference_pairs`.
+    """
 
     beta: float
     label_smoothing: float = 0.0
@@ -118,7 +120,7 @@ class PreferenceObjective:
 @dataclass(frozen=True)
 class RankingObjective:
     """Bradley-Terry on groups of ranked branches, each scored at its last token; needs the columns of
-    `columns.with_ranks`.
+    `advantage_stage.with_preference_pairs`.
     """
 
     options: Mapping[str, Any] = field(default_factory=lambda: {"reads": "after"})
