@@ -7,9 +7,11 @@ import sys
 import traceback
 from pathlib import Path
 
-from troupe.project import ROOT
+from troupe.project import IS_CHECKOUT, ROOT
 
 OLD_PACKAGES = ("core", "algorithms", "data", "environments", "actors", "rewards", "serving", "jobs")
+
+AT_THE_ROOT = ("actors", "rewards", "serving", "jobs")
 
 
 def is_moved(module: str | None) -> bool:
@@ -46,7 +48,8 @@ def second_copies() -> list[str]:
     """Forget and return our modules that were imported by an old name, such as `rewards.answers`: their classes are
     others.
     """
-    folders = {ROOT / package for package in OLD_PACKAGES}
+    # Folders of these names elsewhere, in site-packages or beside ours, are other people's.
+    folders = {ROOT / package for package in AT_THE_ROOT} if IS_CHECKOUT else set()
     found = [
         name
         for name, module in sys.modules.items()

@@ -69,10 +69,12 @@ def _import(address: str, section: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module does while it is imported
-        if is_moved(getattr(error, "name", None)):
+        if is_moved(missing := getattr(error, "name", None)):
             if (renamed := new_name(module_name)) is not None:  # in a config that an earlier version wrote
                 return _import(f"{renamed}:{name}", section)
-            raise ConfigError(f"{section}: {describe_move(address, imported_name(error) or module_name)}") from error
+            wanted = imported_name(error) or module_name
+            if new_name(wanted) is not None or missing == "core":  # else a package of the user's own lacks something
+                raise ConfigError(f"{section}: {describe_move(address, wanted)}") from error
         raise ConfigError(
             f"{section}: cannot import {module_name!r} of {address!r} ({type(error).__name__}: {error}); "
             "it must be importable from the directory the job is started in"
