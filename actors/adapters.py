@@ -66,9 +66,8 @@ def _require_mergeable(model: Any) -> None:
     for name, module in inner.named_modules():
         if isinstance(module, LoraLayer) and not isinstance(module, Linear | Embedding | ParamWrapper):
             raise ConfigError(
-                f"lora.target_modules name {name}, a {type(module.get_base_layer()).__name__}, whose adapter cannot "
-                f"be published; "
-                "leave it out"
+                f"lora.target_modules name {name}, a {type(module.get_base_layer()).__name__}, whose adapter cannot be "
+                "published; leave it out"
             )
     head, embedding = inner.get_output_embeddings(), inner.get_input_embeddings()
     if head is not None and _weight(head) is _weight(embedding):

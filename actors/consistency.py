@@ -134,9 +134,8 @@ class LogprobCheck:
                     raise ConsistencyError(
                         f"engine {engine} does not hold the weights that were sent: {'; '.join(wrong[:3])}"
                         + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-                        + ". It must not sample; start the run again, which goes on from its last "
-                        "checkpoint, and report the "
-                        "model's type if it happens twice"
+                        + ". It must not sample; start the run again, which goes on from its last checkpoint, and "
+                        "report the model's type if it happens twice"
                     )
 
     def measure_gap(self, expected: torch.Tensor, generators: Generators) -> float:
@@ -150,11 +149,9 @@ class LogprobCheck:
         if not worst <= self.bound:  # NaN fails too
             raise ConsistencyError(
                 f"engine {gaps.index(worst)} and the trainer disagree by {worst:.4g} nats a token on {len(expected)} "
-                f"probe tokens "
-                f"(allowed: {self.bound:.4g}{self._reason()}); the generator does not run the weights that were "
-                f"sent. Check that both "
-                "use the same precision and model, and whether the model's head is tied; consistency.max_gap sets "
-                "the bound"
+                f"probe tokens (allowed: {self.bound:.4g}{self._reason()}); the generator does not run the weights "
+                "that were sent. Check that both use the same precision and model, and whether the model's head is "
+                "tied; consistency.max_gap sets the bound"
             )
         return worst
 

@@ -62,9 +62,8 @@ def stored(path: str, *, trust_remote_code: bool = False) -> Stored:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} has no readable config.json ({str(error).splitlines()[0]}); give a checkpoint's directory, or "
-            f"put the config.json of its "
-            "model there"
+            f"{path} has no readable config.json ({str(error).splitlines()[0]}); give a checkpoint's directory, or put "
+            "the config.json of its model there"
         ) from None
     layout_file = directory / TRAINER_STATE / "layout.json"
     found = read_json(layout_file)
@@ -110,8 +109,7 @@ def model_of_shards(source: Stored, lora: LoraConfig | None, *, trust_remote_cod
     if lora is None:
         raise CheckpointError(
             f"the shards of {source.path} hold adapters, and no recipe beside them says their scale; export from "
-            f"within the run's "
-            "directory, where config.yaml has it"
+            "within the run's directory, where config.yaml has it"
         )
     adapted = with_adapter(model, lora, source.head)
     _load(adapted, adapters, source.path, within=".lora_")
@@ -134,8 +132,7 @@ def _load(model: PreTrainedModel, state: Mapping[str, torch.Tensor], path: str, 
     if missing or unknown:
         raise CheckpointError(
             f"the shards of {path} do not fit its config.json: missing {sorted(missing)[:2] or 'nothing'}, unknown "
-            f"{sorted(unknown)[:2] or 'nothing'}; "
-            "put the config.json of the trained model there"
+            f"{sorted(unknown)[:2] or 'nothing'}; put the config.json of the trained model there"
         )
 
 

@@ -1,8 +1,7 @@
 """A generator: one vLLM engine that continues prompts and takes new weights while it runs.
 
 `GeneratorWorker` wraps an AsyncLLM in a process of its own. Requests travel in batches, which the engine sees whole
-before
-it runs the first. The jobs hold `Generators`, the facade over N of them, in `actors/generators.py`.
+before it runs the first. The jobs hold `Generators`, the facade over N of them, in `actors/generators.py`.
 """
 
 from __future__ import annotations
@@ -265,8 +264,7 @@ class GeneratorWorker:
 
     async def arrived(self) -> list[tuple[dict[str, int], list[str]]]:
         """Return, for each worker of the engine, digests of what it received in the last sync, and what of it it does
-        not
-        hold.
+        not hold.
         """
         with working("check weights"):
             return list(await self._llm.collective_rpc("arrived"))

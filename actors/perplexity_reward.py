@@ -1,10 +1,8 @@
 """How well a frozen model foresees the gold answer, as a part of the reward: groups in, one score per branch out.
 
 The scorer reads a group's prompt once, and behind it, as branches, the gold answer after each of the policy's answers;
-the
-gold answer without any rides along until it is known. What it reads is `troupe.rewards.scorer_prompt`'s, what the
-numbers are worth
-`troupe.algorithms.perplexity`'s.
+the gold answer without any rides along until it is known. What it reads is `troupe.rewards.scorer_prompt`'s, what the
+numbers are worth `troupe.algorithms.perplexity`'s.
 """
 
 from __future__ import annotations
@@ -137,9 +135,8 @@ def gold_nll(frozen: FrozenModel, groups: Sequence[Group]) -> list[float]:
     if not bool(torch.isfinite(nll).all()):
         first = int((~torch.isfinite(nll)).nonzero()[0])
         raise RewardError(
-            f"the perplexity scorer gives the gold answer of {groups[int(batch.group_ids[first])].sample.sample_id} "
-            f"a mean "
-            f"log-likelihood of {-float(nll[first])}; look at perplexity_reward.path, and at its precision"
+            f"the perplexity scorer gives the gold answer of {groups[int(batch.group_ids[first])].sample.sample_id} a "
+            f"mean log-likelihood of {-float(nll[first])}; look at perplexity_reward.path, and at its precision"
         )
     return nll.tolist()
 
@@ -174,10 +171,9 @@ class MarkerWatch:
             share, self._seen, self._missing = self._missing / self._seen, 0, 0
             if share > FREQUENT and not self._told:
                 log.warning(
-                    "%.0f %% of the last answers have no marker (%s), so the scorer sees nothing of them and they earn "
-                    "perplexity_reward.missing_marker_score; ask for it in the prompt, warm the policy up on answers "
-                    "that have it, "
-                    "or raise rollout.max_response_tokens",
+                    "%.0f %% of the last answers have no marker (%s), so the scorer sees nothing of them and they "
+                    "earn perplexity_reward.missing_marker_score; ask for it in the prompt, warm the policy up on "
+                    "answers that have it, or raise rollout.max_response_tokens",
                     100 * share,
                     " or ".join(map(repr, self._markers)),
                 )

@@ -49,8 +49,7 @@ class RankPlacement:
 
 GPU_SHARES = {"policy": 0.3, "critic": 0.2, "reference": 0.2, "reward_model": 0.15, "perplexity": 0.15}
 """What the roles that work in turn take of a shared GPU in Ray's books; a generator takes nothing, since it sleeps
-while
-they work.
+while they work.
 """
 
 
@@ -63,8 +62,7 @@ def placement_table(config: GRPOConfig | SupervisedConfig, *, device: str) -> li
     if colocated and device == "cuda" and config.rollout.max_lag > 0:
         raise ConfigError(
             f"rollout.max_lag ({config.rollout.max_lag}) lets generation and training overlap, which on shared GPUs "
-            f"they cannot; "
-            "set placement.mode: separate, or max_lag: 0"
+            "they cannot; set placement.mode: separate, or max_lag: 0"
         )
     others = {}
     if isinstance(config, PPOConfig):
@@ -112,10 +110,9 @@ def policy_placement(
         engines, width = generator.num_engines, generator.tensor_parallel_size
         if colocated and gpu and engines * width > ranks:
             raise ConfigError(
-                f"placement.mode colocated puts generator.num_engines x tensor_parallel_size ({engines} x {width}) "
-                f"on the policy's GPUs, "
-                f"of which there are {ranks} (policy.num_ranks); lower the engines, raise the ranks, or set "
-                f"placement.mode: separate"
+                f"placement.mode colocated puts generator.num_engines x tensor_parallel_size ({engines} x {width}) on "
+                f"the policy's GPUs, of which there are {ranks} (policy.num_ranks); lower the engines, raise the "
+                "ranks, or set placement.mode: separate"
             )
         table += [
             RankPlacement(
@@ -334,8 +331,7 @@ def _connect(address: str | None, metrics_port: int) -> bool:
         where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
         raise WorkerError(
             f"cannot reach {where}: {(str(error) or type(error).__name__).splitlines()[0]}; `ray status` shows "
-            f"clusters, `python jobs/doctor.py` checks ports and "
-            "the authentication token (RAY_AUTH_MODE=token)"
+            "clusters, `python jobs/doctor.py` checks ports and the authentication token (RAY_AUTH_MODE=token)"
         ) from None
     return address is None
 

@@ -70,8 +70,7 @@ class RewardModel:
         if not gold:
             raise DataError(
                 f"{group.sample.sample_id} has no reference answer, and reward_model.relative_to_reference compares "
-                f"with one; "
-                "use a data set with gold answers, or set it to false"
+                "with one; use a data set with gold answers, or set it to false"
             )
         return Branch(token_ids=encode_answer(self._tokenizer, gold), text=gold)
 
@@ -83,15 +82,13 @@ def require_same_tokenizer(
     policy: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, path: str, field: str
 ) -> None:
     """Raise ConfigError, naming the `field`, unless `other`, which reads the policy's tokens, gives each the same id;
-    added
-    tokens of its own, such as a pad token, do no harm.
+    added tokens of its own, such as a pad token, do no harm.
     """
     same = policy.get_vocab().items() <= other.get_vocab().items()
     own = other.get_vocab().keys() - policy.get_vocab().keys()
     if not same or not own <= other.get_added_vocab().keys() or policy.eos_token_id != other.eos_token_id:
         raise ConfigError(
             f"{field} {path} has another tokenizer ({len(other)} tokens, end of turn {other.eos_token!r}) than the "
-            f"policy "
-            f"({len(policy)}, {policy.eos_token!r}), whose tokens it reads; use a model that was trained from the "
-            f"policy's family"
+            f"policy ({len(policy)}, {policy.eos_token!r}), whose tokens it reads; use a model that was trained from "
+            "the policy's family"
         )

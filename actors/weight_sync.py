@@ -256,10 +256,8 @@ def _gloo_group(host: str, port: int, rank: int, world_size: int, timeout: timed
 
 class _beside:
     """Run a call in a thread while the body runs. Its error is the one that is raised: when an engine refuses or dies,
-    our
-    own side only sees a peer that went away, and sees it first. After the body failed, the call gets a few seconds: it
-    may
-    wait for us.
+    our own side only sees a peer that went away, and sees it first. After the body failed, the call gets a few seconds:
+    it may wait for us.
     """
 
     def __init__(self, call: Callable[..., Any], *args: Any) -> None:

@@ -1,12 +1,11 @@
 """Groups of workers: one method call fans out to every rank, and answers come back as futures.
 
 `RayWorkers` runs each rank as a Ray actor, `InlineWorkers` runs the same classes in this process for tests and
-debugging. A remote call is written with the method itself, never its name in a string, so readers can follow
-it and checkers can check it. The only `ray.remote` of the project is here.
+debugging. A remote call is written with the method itself, never its name in a string, so readers can follow it and
+checkers can check it. The only `ray.remote` of the project is here.
 
 A failure arrives as one of ours, whichever way a caller waits: what a worker raised for the user as it is, its death as
-a
-WorkerError, anything else as a WorkerBug. Ray's own errors stay here.
+a WorkerError, anything else as a WorkerBug. Ray's own errors stay here.
 """
 
 from __future__ import annotations
@@ -132,8 +131,7 @@ class RayWorkers(Workers[W]):
         logs: ProcessLogs | None = None,
     ) -> None:
         """Start a worker per rank; `arguments` holds each rank's constructor arguments, `logs` keeps what the workers
-        print. Returns at once; the
-        first call waits for the start.
+        print. Returns at once; the first call waits for the start.
         """
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy

@@ -4,8 +4,7 @@
     python jobs/benchmark.py trained=runs/x 'endpoints.gpt={base_url: "https://api.openai.com/v1", model: gpt-4o}'
 
 It is `jobs/evaluate.py` with another config: all candidates answer the same held-out prompts; then the answers are
-scored.
-Every answer is on disk at once, so that a second call goes on from there and pays for nothing twice.
+scored. Every answer is on disk at once, so that a second call goes on from there and pays for nothing twice.
 """
 
 from __future__ import annotations

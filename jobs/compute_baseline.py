@@ -133,9 +133,8 @@ def summary(file: BaselineFile) -> str:
     """Describe what the file holds in a sentence."""
     perplexities = sorted(file.perplexities())
     return (
-        f"{len(file)} baselines in {file.path}: perplexity of the gold answer {statistics.median(perplexities):.3g} "
-        f"in the median, "
-        f"{perplexities[0]:.3g} to {perplexities[-1]:.3g}"
+        f"{len(file)} baselines in {file.path}: perplexity of the gold answer {statistics.median(perplexities):.3g} in "
+        f"the median, {perplexities[0]:.3g} to {perplexities[-1]:.3g}"
     )
 
 

@@ -3,8 +3,7 @@
     python jobs/distil.py recipe.yaml [section.field=value ...]
 
 Writes one line an answer, `{"sample_id", "text"}`, which `data.demonstrations` of `repliqa` reads. Replies are
-remembered
-on disk, so a second call asks only for what is missing. `--help` lists the settings.
+remembered on disk, so a second call asks only for what is missing. `--help` lists the settings.
 """
 
 from __future__ import annotations

@@ -149,8 +149,7 @@ def check(
     if not mean <= bound:  # NaN fails too
         raise CheckpointError(
             f"what was written differs from its source by {mean:.3g} nats a token (allowed: {bound:.4g}), so it was "
-            f"removed; check that "
-            "trainer_state and safetensors are of one step, or set max_gap"
+            "removed; check that trainer_state and safetensors are of one step, or set max_gap"
         )
     return {
         "dtype": config.dtype,

@@ -153,8 +153,7 @@ def refuse_another_origin(path: Path, origin: Mapping[str, Any]) -> None:
     if different:
         raise ConfigError(
             f"output {path} was prepared from other {' and '.join(different)}; runs may depend on it, so it stays: "
-            f"choose another "
-            "output, or remove the directory yourself"
+            "choose another output, or remove the directory yourself"
         )
 
 

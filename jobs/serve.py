@@ -112,8 +112,7 @@ def api_key(config: ServeConfig) -> tuple[str | None, bool]:
     if len(given) < SHORTEST_SECRET or not given.isascii() or any(sign.isspace() for sign in given):
         raise ConfigError(
             f"{KEY} of the environment is no token: it needs {SHORTEST_SECRET} or more ASCII characters without "
-            f"blanks; set another "
-            "one, or unset it to have one made"
+            "blanks; set another one, or unset it to have one made"
         )
     return given, False
 

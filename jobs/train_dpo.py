@@ -88,10 +88,8 @@ class DPOTask(SupervisedTask):
         if not abs(loss - expected) <= TOLERANCE[supervised.context.precision] * max(1.0, expected):
             raise NumericalError(
                 f"the loss before the first step is {loss:.6f}, but that of a policy that is its own reference is "
-                f"{expected:.6f}: the "
-                "reference is another model (look at reference_cache and model.path), its tokens differ (tokenizer, "
-                "chat template), "
-                "or the model is not deterministic (dropout, bf16 overflow)"
+                f"{expected:.6f}: the reference is another model (look at reference_cache and model.path), its tokens "
+                "differ (tokenizer, chat template), or the model is not deterministic (dropout, bf16 overflow)"
             )
 
     def _fill_cache(self, supervised: training.SupervisedContext, steps: int) -> training.ReferenceCache:

@@ -204,8 +204,7 @@ def warn_of_cut_answers(run: Run, metrics: Mapping[str, float], config: GRPOConf
         run.event("answers_cut", fraction=cut, max_response_tokens=limit, end_tokens=ends)
         log.warning(
             "%.0f %% of the first step's answers were cut at rollout.max_response_tokens (%d) and %.0f %% ended with "
-            "an end token (%s): raise the "
-            "limit, or see that the model writes one of these at the end of a turn",
+            "an end token (%s): raise the limit, or see that the model writes one of these at the end of a turn",
             *(100 * cut, limit, 100 * (1 - cut), ends),
         )
 

@@ -89,8 +89,7 @@ def gold_number(gold: str) -> str:
         found = "holds no number" if not numbers else "is more than one plain number"
         raise ValueError(
             f"the gold answer {gold[-60:]!r} {found}, so no answer could be right; write the number alone or behind "
-            f"'#### ', "
-            "or set `strict: false` for other mathematics"
+            "'#### ', or set `strict: false` for other mathematics"
         )
     digits, exponent, divisor = numbers[0].groups(default="")
     digits = plain_number(digits)

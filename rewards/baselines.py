@@ -78,8 +78,7 @@ class BaselineFile:
         if baseline.digest != digest:
             raise CheckpointError(
                 f"{self.path} has a baseline of another prompt or gold answer for {sample_id} ({baseline.digest} in "
-                f"the file, {digest} "
-                "now): the data changed; remove the file and run jobs/compute_baseline.py again"
+                f"the file, {digest} now): the data changed; remove the file and run jobs/compute_baseline.py again"
             )
         return baseline.nll
 
@@ -93,8 +92,7 @@ class BaselineFile:
         if lacking:
             raise DataError(
                 f"{self.path} lacks the baselines of {len(lacking)} of {len(sample_ids)} samples, {lacking[0]} the "
-                f"first; run "
-                "jobs/compute_baseline.py with this recipe, which computes what is missing, or set "
+                "first; run jobs/compute_baseline.py with this recipe, which computes what is missing, or set "
                 "perplexity_reward.baseline_file: null"
             )
 

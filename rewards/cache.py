@@ -23,8 +23,7 @@ class ReplyCache:
     """A file of replies by the hash of their question.
 
     A file that cannot be opened is a ValueError at once. Failures later, of a full disk for example, are logged once
-    and
-    cost only money: a question that is not found is asked.
+    and cost only money: a question that is not found is asked.
     """
 
     def __init__(self, path: Path) -> None:

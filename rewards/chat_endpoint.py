@@ -91,8 +91,7 @@ class ChatEndpoint:
     """A chat endpoint with its limits, its cache and its counters.
 
     ValueError for a config that cannot work; `counters` holds requests, retries, cached, unreadable, missing, tokens,
-    and
-    cost where there are prices.
+    and cost where there are prices.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
@@ -267,8 +266,7 @@ class ChatEndpoint:
             if limit is not None and self.counters[name] >= limit:
                 raise RewardError(
                     f"the judge at {self._url} has used up its budget: {name} {self.counters[name]:g} of "
-                    f"budget.max_{name} "
-                    f"{limit:g}; raise it and resume: what was answered is in the cache"
+                    f"budget.max_{name} {limit:g}; raise it and resume: what was answered is in the cache"
                 )
 
     def _remedy(self, status: int) -> str:

@@ -2,8 +2,7 @@
 the gold answers.
 
 The sample carries the document and its questions; `troupe/data/repliqa.py` and `troupe/data/documents.py` make such
-samples. The
-judges are in `troupe.rewards.qa_judges`: a model behind an endpoint, or rules.
+samples. The judges are in `troupe.rewards.qa_judges`: a model behind an endpoint, or rules.
 """
 
 from __future__ import annotations
@@ -55,11 +54,10 @@ class Side:
 class JudgeQA:
     """Questions of the sample that the answer, a summary, lets a judge answer as the gold answers do.
 
-    With `extract` the answer names lines of the document by their numbers, and the summary is these lines.
-    A summary beyond `max_length`, or with a letter of an `unwanted_scripts`, is gated: 0, and nobody is asked about it.
-    A verdict that could not be had makes the score missing. The same questions are asked of the whole document, once
-    for
-    each document in the life of the process. Arguments beyond these are those of an endpoint (EndpointConfig).
+    With `extract` the answer names lines of the document by their numbers, and the summary is these lines. A summary
+    beyond `max_length`, or with a letter of an `unwanted_scripts`, is gated: 0, and nobody is asked about it. A verdict
+    that could not be had makes the score missing. The same questions are asked of the whole document, once for each
+    document in the life of the process. Arguments beyond these are those of an endpoint (EndpointConfig).
     """
 
     def __init__(

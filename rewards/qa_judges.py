@@ -143,11 +143,9 @@ class RulesJudge:
 
     Without a model, deterministic, in microseconds. A word of the question counts the more, the fewer sentences of the
     document have it; a sentence is about the question if it has at least half of that weight, else the text does not
-    say.
-    It answers if it has `min_overlap` of the gold answer's words. Its limits: another word for the same thing is
-    another
-    word, order and negation are not seen, and a sentence that lists many words answers many questions. So it wants data
-    with answers that stand in the document word by word, such as `documents`, and a limit on length.
+    say. It answers if it has `min_overlap` of the gold answer's words. Its limits: another word for the same thing is
+    another word, order and negation are not seen, and a sentence that lists many words answers many questions. So it
+    wants data with answers that stand in the document word by word, such as `documents`, and a limit on length.
     """
 
     is_priced = False

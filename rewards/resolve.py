@@ -2,8 +2,7 @@
 
 A class is built here, with the configured arguments; its instance is the reward and may keep what it likes. Everything
 that can be wrong with a reward's name and arguments is a ConfigError, before anything starts (`troupe.resolve`);
-calling is
-`troupe.rewards.calls`'s.
+calling is `troupe.rewards.calls`'s.
 """
 
 from __future__ import annotations

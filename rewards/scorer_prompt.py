@@ -35,8 +35,7 @@ class Frame:
     """A sample as the scorer reads it, but for the answer.
 
     Example, `place: user`: prompt_ids of `<|im_start|>user ... synopsis`, close_ids of `<|im_end|>
-    <|im_start|>assistant`,
-    gold_ids of the chapter.
+    <|im_start|>assistant`, gold_ids of the chapter.
     """
 
     sample: Sample
@@ -84,11 +83,9 @@ class ScorerPrompt:
         length = len(prompt_ids) + fixed + len(close_ids) + len(gold_ids)
         if length >= self._max_length:
             raise DataError(
-                f"{sample.sample_id}: its prompt and gold answer take {length} tokens of the perplexity scorer, "
-                f"which reads "
-                f"{self._max_length}, and the answer must fit in too; choose a scorer that reads more, shorten the "
-                f"data's "
-                "documents, or raise perplexity_reward.max_length if the model allows it"
+                f"{sample.sample_id}: its prompt and gold answer take {length} tokens of the perplexity scorer, which "
+                f"reads {self._max_length}, and the answer must fit in too; choose a scorer that reads more, shorten "
+                "the data's documents, or raise perplexity_reward.max_length if the model allows it"
             )
         return Frame(
             sample=sample, prompt_ids=prompt_ids, close_ids=close_ids, gold_ids=gold_ids, before=before, after=after
@@ -133,8 +130,7 @@ class ScorerPrompt:
         if not ids:
             raise DataError(
                 f"{sample.sample_id} has a gold answer of zero tokens, and perplexity_reward measures how well it is "
-                f"foreseen; "
-                "use a data set with gold answers, or leave such samples out"
+                "foreseen; use a data set with gold answers, or leave such samples out"
             )
         return [*ids, self._tokenizer.eos_token_id] if self._config.end_of_turn else ids
 
@@ -163,9 +159,8 @@ class ScorerPrompt:
         pieces = str(text).split(PLACE)
         if len(pieces) != 2:
             raise DataError(
-                f"{sample.sample_id}: the scorer's chat template shows the last user turn {len(pieces) - 1} times, "
-                f"so the answer has "
-                "no one place in it; use place: assistant"
+                f"{sample.sample_id}: the scorer's chat template shows the last user turn {len(pieces) - 1} times, so "
+                "the answer has no one place in it; use place: assistant"
             )
         head, tail = (list(self._tokenizer(piece, add_special_tokens=False)["input_ids"]) for piece in pieces)
         return head, tail
@@ -229,6 +224,5 @@ def _require_a_users_turn(sample: Sample, prompt: Sequence[Message]) -> None:
     if prompt[-1]["role"] != "user":
         raise DataError(
             f"{sample.sample_id}: place: user puts the answer behind the last turn, which is the "
-            f"{prompt[-1]['role']}'s; "
-            "use place: assistant"
+            f"{prompt[-1]['role']}'s; use place: assistant"
         )

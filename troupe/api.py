@@ -41,8 +41,7 @@ def load_config(kind: str, *arguments: str) -> Any:
     """Build a config from YAML files and `a.b=value` overrides, later ones win.
 
     Example: `load_config("grpo", "configs/quickstart.yaml", "steps=100")`, `load_config("evaluate",
-    "model=runs/mine")`.
-    Raises ConfigError with a sentence per mistake.
+    "model=runs/mine")`. Raises ConfigError with a sentence per mistake.
     """
     if kind not in CONFIGS:
         raise ConfigError(f"there is no config {kind!r}; known are {', '.join(CONFIGS)}")
@@ -60,9 +59,8 @@ def train(config: Any, *, rewards: Sequence[Callable[..., Any] | RewardConfig] |
     """Train what `config` describes, in this process and those it starts; return what the run left.
 
     `rewards` take the place of the config's: functions of (sample, branch) that return a number, classes that are
-    called
-    like one, or `RewardConfig`. A resumed run is given the same functions again. Raises TroupeError with the sentence
-    that the command line prints.
+    called like one, or `RewardConfig`. A resumed run is given the same functions again. Raises TroupeError with the
+    sentence that the command line prints.
     """
     job = next((job for config_cls, job in METHODS.values() if type(config) is config_cls), None)
     if job is None:

@@ -22,8 +22,7 @@ State = Literal["built", "absent", "building", "stale"]
 
 def extension_directory(environment: str | Path = sys.prefix) -> Path:
     """Return the directory of the extension of a Python environment: inside it, unless TORCH_EXTENSIONS_DIR names
-    another
-    place.
+    another place.
 
     torch's own default is one directory for all environments of a user, which would rebuild it in turns.
     """

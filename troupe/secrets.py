@@ -1,11 +1,9 @@
 """What must not be told, and the one place that takes it out of text: files of a run, logs, console, trackers, errors.
 
 A secret is the value of an environment variable whose name says so (HF_TOKEN, OPENAI_API_KEY, ...) or that a recipe
-names
-as one (`api_key_env`), a login that a library keeps (`hide_login`), what stands before the @ of an address, and what
-follows `Bearer`. `troupe.files` masks the texts
-that it writes and `troupe.config.program` the console; whoever sends text another way calls `public_text` or
-`public_record`.
+names as one (`api_key_env`), a login that a library keeps (`hide_login`), what stands before the @ of an address, and
+what follows `Bearer`. `troupe.files` masks the texts that it writes and `troupe.config.program` the console; whoever
+sends text another way calls `public_text` or `public_record`.
 """
 
 from __future__ import annotations

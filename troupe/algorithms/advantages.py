@@ -1,8 +1,7 @@
 """From the scores of branches to their advantages: how much better an answer is than its baseline.
 
-Runs once per step on all scores [B] of the step; the losses take the result spread over tokens (`to_tokens`).
-A missing score is the caller's business: the branch is dropped before, and with it a group that has fewer than two
-branches left.
+Runs once per step on all scores [B] of the step; the losses take the result spread over tokens (`to_tokens`). A missing
+score is the caller's business: the branch is dropped before, and with it a group that has fewer than two branches left.
 """
 
 from __future__ import annotations

@@ -42,8 +42,7 @@ def supports_branches(config: PreTrainedConfig) -> bool:
 
 def rope_reach(config: PreTrainedConfig) -> int | None:
     """Tokens up to which a rotary embedding that depends on the length of a row (dynamic NTK, long-rope) does not; None
-    for
-    any other embedding.
+    for any other embedding.
     """
     inner = config.get_text_config()
     rope = getattr(inner, "rope_parameters", None) or {}

@@ -1,13 +1,10 @@
 """How a model is run so that a token's log-probability is the model's own: tried out once per architecture, and kept.
 
 Packed branches and padded rows are fast, and right for most architectures. Others compute something else there without
-an
-error: a rotary embedding that depends on the row's length, a convolution that runs into padding, an attention kernel
-that
-forgets a bias, logits that are scaled in a way of their own. So two random layers of a model's config (more where its
-layers
-alternate) are run in each way, fastest first, until one agrees with the model's own `forward` with eager attention, one
-sequence at a time. `load_model` asks `forward_path`; the answer is remembered in `.cache/forward_paths`.
+an error: a rotary embedding that depends on the row's length, a convolution that runs into padding, an attention kernel
+that forgets a bias, logits that are scaled in a way of their own. So two random layers of a model's config (more where
+its layers alternate) are run in each way, fastest first, until one agrees with the model's own `forward` with eager
+attention, one sequence at a time. `load_model` asks `forward_path`; the answer is remembered in `.cache/forward_paths`.
 """
 
 from __future__ import annotations
@@ -342,8 +339,7 @@ def _shorten(config: Any, rope: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' advice on models that exist for a second, on one thread, which is fastest for them, and
-    with
-    the caller's random numbers untouched.
+    with the caller's random numbers untouched.
     """
     level, threads = transformers.logging.get_verbosity(), torch.get_num_threads()
     transformers.logging.set_verbosity_error()

@@ -1,8 +1,7 @@
 """A vocabulary head whose weights are gathered once for a row, however many chunks the row's logits are computed in.
 
 ZeRO-3 gathers the weights of a layer whenever it is called, on all ranks together: a rank that called it more often
-than
-another would wait for ever. So the whole loop over chunks runs inside one call of each layer of the head.
+than another would wait for ever. So the whole loop over chunks runs inside one call of each layer of the head.
 """
 
 from __future__ import annotations

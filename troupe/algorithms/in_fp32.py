@@ -33,8 +33,7 @@ WIDENED = frozenset(
     }
 )
 """Operations that want one dtype of all they read. Element-wise ones promote to fp32 by themselves; copies and views,
-with
-which ZeRO gathers, must be left alone.
+with which ZeRO gathers, must be left alone.
 """
 
 

@@ -50,8 +50,7 @@ class SummedEmbedding(torch.nn.Embedding):
     """An embedding whose gradient adds the places of a token in fp32.
 
     On a CPU torch adds them one by one in the weights' own precision: in bf16 the gradient of a token that stands in a
-    row
-    hundreds of times is off by several per cent.
+    row hundreds of times is off by several per cent.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """A pad token that no text has, for models with a scalar head: plain transformers takes the last token that is no
-padding
-for the end of a text, so a pad token that is also the end token would hide it.
+padding for the end of a text, so a pad token that is also the end token would hide it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Perplexity of a gold answer, and the rewards made of it: pure functions of log-probabilities.
 
 Everything is computed from the mean negative log-likelihood in nats per token, in float64 and in logarithms, so that
-one
-unlikely token overflows nothing and a small improvement keeps its digits. What the tokens are is
+one unlikely token overflows nothing and a small improvement keeps its digits. What the tokens are is
 `troupe.rewards.scorer_prompt`'s.
 """
 

@@ -17,8 +17,7 @@ from troupe.algorithms.packing import Row
 
 Reads = Literal["before", "after"]
 """before: the state that predicts the token (a critic's V of the state in which it is chosen); after: the state that
-has
-seen it (a reward model's score; that of the branch is the one at its last token).
+has seen it (a reward model's score; that of the branch is the one at its last token).
 """
 
 

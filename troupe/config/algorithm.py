@@ -133,9 +133,8 @@ class AlgorithmConfig(Section):
             )
         if self.ratio == "sequence" and self.aggregation != "sequence_mean":
             raise ValueError(
-                f"ratio: sequence treats an answer as one action and needs aggregation: sequence_mean (got "
-                f"{self.aggregation}), "
-                "or long answers would count more"
+                "ratio: sequence treats an answer as one action and needs aggregation: sequence_mean (got "
+                f"{self.aggregation}), or long answers would count more"
             )
         if self.importance.low >= self.importance.high:
             raise ValueError(

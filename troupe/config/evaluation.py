@@ -99,8 +99,7 @@ class AnsweringConfig(SamplingConfig):
         if self.reward_model is not None and (self.reward_model.relative_to_reference or self.reward_model.weight != 1):
             raise ValueError(
                 "reward_model.weight and relative_to_reference belong to training; an evaluation reports scores as "
-                "they are, "
-                "and the difference to the references beside them, so leave both out"
+                "they are, and the difference to the references beside them, so leave both out"
             )
         ranks = 1 if self.reward_model is None else self.reward_model.num_ranks
         if self.placement.backend == "inline" and (ranks > 1 or self.generator.num_engines > 1):
@@ -530,8 +529,7 @@ class BenchmarkConfig(AnsweringConfig):
         if self.environment is not None:
             raise ValueError(
                 "environment: a benchmark compares answers and plays no games, which models behind endpoints and "
-                "stored "
-                "answers could not; leave it out, and play with jobs/evaluate.py"
+                "stored answers could not; leave it out, and play with jobs/evaluate.py"
             )
         if self.base == START and self.trained is None:
             raise ValueError("base start means what the run's recipe starts from, and trained names none; name a model")

@@ -95,8 +95,7 @@ class GRPOConfig(Section):
         if algorithm.advantage in ("grpo", "dr_grpo", "rloo") and rollout.group_size < 2:
             raise ValueError(
                 f"algorithm.advantage {algorithm.advantage!r} compares answers of one prompt and needs "
-                f"rollout.group_size >= 2 "
-                f"(got {rollout.group_size}); set group_size, or advantage: reinforce"
+                f"rollout.group_size >= 2 (got {rollout.group_size}); set group_size, or advantage: reinforce"
             )
         if algorithm.advantage == "gae" and not self.has_critic:
             raise ValueError("algorithm.advantage gae needs a critic; use jobs/train_ppo.py")
@@ -109,10 +108,9 @@ class GRPOConfig(Section):
             )
         if self.policy.num_ranks * algorithm.minibatches > rollout.prompts_per_step:
             raise ValueError(
-                f"policy.num_ranks x algorithm.minibatches ({self.policy.num_ranks} x {algorithm.minibatches}) must "
-                f"be at most "
-                f"rollout.prompts_per_step ({rollout.prompts_per_step}), so that every rank has a group in every "
-                f"minibatch"
+                f"policy.num_ranks x algorithm.minibatches ({self.policy.num_ranks} x {algorithm.minibatches}) must be "
+                f"at most rollout.prompts_per_step ({rollout.prompts_per_step}), so that every rank has a group in "
+                "every minibatch"
             )
         if algorithm.overlong.penalty_tokens >= rollout.max_response_tokens:
             raise ValueError(
@@ -175,10 +173,9 @@ class GRPOConfig(Section):
         rollout, algorithm = self.rollout, self.algorithm
         return (
             f"{rollout.prompts_per_step} prompts x {rollout.group_size} branches = {rollout.branches_per_step} "
-            f"sequences a step, "
-            f"{algorithm.minibatches * algorithm.epochs} optimizer steps of about "
-            f"{rollout.prompts_per_step // algorithm.minibatches} groups "
-            f"over {self.policy.num_ranks} rank{'s' if self.policy.num_ranks > 1 else ''}, {self.steps} steps"
+            f"sequences a step, {algorithm.minibatches * algorithm.epochs} optimizer steps of about "
+            f"{rollout.prompts_per_step // algorithm.minibatches} groups over {self.policy.num_ranks} "
+            f"rank{'s' if self.policy.num_ranks > 1 else ''}, {self.steps} steps"
         )
 
 

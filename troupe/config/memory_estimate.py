@@ -2,8 +2,7 @@
 arithmetic.
 
 The formulae are those of the papers that their functions name. Left out: biases and norms (well under a thousandth),
-CUDA
-contexts and fragmentation (2 to 4 GB), and whatever a role without a known shape takes. GB are 10^9 bytes.
+CUDA contexts and fragmentation (2 to 4 GB), and whatever a role without a known shape takes. GB are 10^9 bytes.
 """
 
 from __future__ import annotations
@@ -118,12 +117,9 @@ def state_bytes(shape: Shape, config: PolicyConfig) -> float:
     """Weights, gradients, masters and AdamW's moments of one rank.
 
     Rajbhandari et al. 2020 (ZeRO), figure 1: 2 + 2 + 12 bytes a parameter; stage 1 divides the 12 among the ranks,
-    stage 2
-    the gradients too, stage 3 all. Gradients are added in fp32, so with bf16 they take 4 bytes, of which ZeRO from
-    stage 2
-    on leaves each rank its share, and below it 2 more for those of the row. In fp32 it is 4 + 4 + 8. With LoRA (Hu et
-    al. 2021) the base has weights alone, and
-    a matrix [in, out] trains rank x (in + out) parameters.
+    stage 2 the gradients too, stage 3 all. Gradients are added in fp32, so with bf16 they take 4 bytes, of which ZeRO
+    from stage 2 on leaves each rank its share, and below it 2 more for those of the row. In fp32 it is 4 + 4 + 8. With
+    LoRA (Hu et al. 2021) the base has weights alone, and a matrix [in, out] trains rank x (in + out) parameters.
     """
     ranks, cluster = config.num_ranks, config.zero_stage
     weight, gradient, optimizer = (4, 4, 8) if config.precision == "fp32" else (2, 4 if cluster >= 2 else 6, 12)
@@ -145,8 +141,7 @@ def working_bytes(shape: Shape, config: PolicyConfig) -> float:
 
     Korthikanti et al. 2022, equation 1: 34 x s x width bytes a layer in bf16 (the scores of attention are never stored
     here); with checkpointing 2 x s x width a layer and one layer in full. The logits of a chunk and their gradient in
-    fp32.
-    Under ZeRO-3 the largest module is gathered.
+    fp32. Under ZeRO-3 the largest module is gathered.
     """
     values = 2 if config.precision == "fp32" else 1
     tokens = config.row_tokens * shape.width * values
@@ -189,8 +184,7 @@ def _engine_lines(shape: Shape, config: GRPOConfig) -> list[str]:
     lines = [
         f"  generator on {generator.num_engines * width}: {generator.memory_fraction * GPU_GB:.1f} of {GPU_GB} GB; "
         f"{2 * shape.parameters / width / 1e9:.1f} GB of weights, {cache:.1f} GB of KV cache when {answers} answers "
-        f"are "
-        f"{longest:,} tokens long"
+        f"are {longest:,} tokens long"
     ]
     if config.kl_needs_reference and config.reference.source == "own_weights":
         share = 2 * shape.parameters / config.reference.num_ranks / 1e9

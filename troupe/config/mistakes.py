@@ -140,8 +140,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _meant(cls: Cls, where: str, annotation: Any, given: Any) -> str:
     """Suggest, for an unknown key, the field that is meant, of this section, else of another one, else all that are
-    known
-    here.
+    known here.
     """
     section, _, key = where.rpartition(".")
     here = list(dict.fromkeys(name for one in sections_of(annotation) for name in one.model_fields))

@@ -139,8 +139,7 @@ def _without_dropout(config: C) -> C:
     for name, rate in config.dropouts.items():
         raise ValueError(
             f"{name} ({rate:g}) must be 0: outputs of two passes are compared here, and dropout would count as a "
-            f"change of the "
-            "weights; only SFT may have it"
+            "change of the weights; only SFT may have it"
         )
     return config
 

@@ -1,12 +1,9 @@
 """How a job is started: `run_program(train, GRPOConfig, "jobs/train_grpo.py")` at the end of its file, or `with
-program():`
-around one that has a command line of its own.
+program():` around one that has a command line of its own.
 
 It takes what `.env` adds to the environment, reads the command line, calls the job with its config and says what the
-user
-did wrong in one sentence.
-Exit status: 0 done, 2 a TroupeError, 130 Ctrl-C, 143 SIGTERM, also where the job has saved and could go on; any other
-exception is our bug and keeps its traceback.
+user did wrong in one sentence. Exit status: 0 done, 2 a TroupeError, 130 Ctrl-C, 143 SIGTERM, also where the job has
+saved and could go on; any other exception is our bug and keeps its traceback.
 """
 
 from __future__ import annotations

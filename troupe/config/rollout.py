@@ -182,8 +182,7 @@ class EnvironmentConfig(Section):
     """Answers of the model in a game; a game that is not over by then is cut off and counts as truncated."""
     max_turn_tokens: int = Field(default=128, ge=1)
     """Longest answer of one turn in tokens, its end-of-turn token included. rollout.max_response_tokens bounds the
-    whole
-    game, the environment's tokens included.
+    whole game, the environment's tokens included.
     """
     unfinished_reward: float = Field(default=0.0, allow_inf_nan=False)
     """Added to the reward of a game that was cut off."""

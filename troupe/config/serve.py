@@ -112,8 +112,7 @@ class ServeConfig(Section):
     """Requests that a model has running or waiting; more are answered with 429."""
     stream_parts_per_s: float = Field(default=150, gt=0)
     """Parts a second in which an engine passes on its streams, all together: a lone stream comes token by token, many
-    come
-    in larger parts. The first token comes at once.
+    come in larger parts. The first token comes at once.
     """
     max_length: int | None = Field(default=None, ge=2)
     """Prompt and answer in tokens; unset: what the model takes, on a CPU at most 8,192."""

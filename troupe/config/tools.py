@@ -42,8 +42,7 @@ class ExportConfig(Section):
     """Precision of the weights."""
     source: Literal["auto", "weights", "shards"] = "auto"
     """weights: the checkpoint's safetensors; shards: its ZeRO state, whose masters are fp32; auto: shards where only
-    they have what is
-    asked (an adapter apart, fp32 of a bf16 run, no safetensors), else weights.
+    they have what is asked (an adapter apart, fp32 of a bf16 run, no safetensors), else weights.
     """
     adapter: Literal["merged", "apart"] = "merged"
     """merged: one model; apart: a peft directory, and the base model in `base` below it unless that is on the hub."""
@@ -141,8 +140,7 @@ class PrepareConfig(Section):
     """Data set whose samples, both sides of it, are split and written with id, prompt, gold and their other fields."""
     key: str | None = None
     """Field of what must not be torn apart, such as story_id or document_id: no value of it is in two files. Unset:
-    equal prompts
-    stay together (`data`), each row is on its own (`file`).
+    equal prompts stay together (`data`), each row is on its own (`file`).
     """
     filters: list[RowFilterConfig] = []
     """Bounds on the rows of `file`; a data set has filters of its own."""

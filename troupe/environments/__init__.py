@@ -1,9 +1,8 @@
 """Who answers the model when an answer is a turn: environments, which the recipe's `environment` section names.
 
 An environment is a class with `reset` and `step` (`troupe.environments.turn`). The built-in ones are `BUILT_IN`, your
-own is
-`package.module:Class` (docs/environments.md). How games are played many at a time is `troupe.training.episodes`'s
-business.
+own is `package.module:Class` (docs/environments.md). How games are played many at a time is
+`troupe.training.episodes`'s business.
 """
 
 from __future__ import annotations
@@ -65,8 +64,7 @@ def build_environment(config: EnvironmentConfig) -> Games:
     if config.timeout_s is not None and not all(inspect.iscoroutinefunction(getattr(found, name)) for name in METHODS):
         raise ConfigError(
             f"environment: timeout_s ({config.timeout_s:g}) can only end calls that wait, and {config.fn} is not "
-            f"async; "
-            "write `async def reset` and `async def step`, or leave timeout_s out"
+            "async; write `async def reset` and `async def step`, or leave timeout_s out"
         )
     games = Games(config.fn, found, class_arguments(config.fn, found, config.args, section=LABEL))
     games.new()

@@ -31,9 +31,8 @@ class TicTacToe:
 
     def __init__(self, *, perfect_share: Share = 0.0, invalid_reward: Reward = -1.0) -> None:
         """Set the opponent; `perfect_share` is the share of the games whose opponent plays perfectly, in the others it
-        plays at random.
-        `invalid_reward`: the reward of a move that cannot be read or made is this + ln(moves + 1) / ln(100), with
-        `moves` those that the agent made before; -100 is what ART's example takes.
+        plays at random. `invalid_reward`: the reward of a move that cannot be read or made is this + ln(moves + 1) /
+        ln(100), with `moves` those that the agent made before; -100 is what ART's example takes.
         """
         self._perfect_share, self._invalid_reward = perfect_share, invalid_reward
 

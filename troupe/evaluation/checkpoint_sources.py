@@ -58,8 +58,7 @@ class TrainedRun:
         if not model.get("path"):
             raise ConfigError(
                 f"base start: {self.directory} starts from a model of its own making, which is not kept; leave base "
-                f"out "
-                "(step 0 is that model), or name a directory or hub name"
+                "out (step 0 is that model), or name a directory or hub name"
             )
         return str(model["path"])
 
@@ -83,9 +82,8 @@ class TrainedRun:
         missing = sorted(chosen - set(there))
         if missing:
             raise DataError(
-                f"{self.directory} has neither a checkpoint of step {missing[0]} nor its answers to all "
-                f"{len(samples)} samples; "
-                f"there are {', '.join(map(str, there))}"
+                f"{self.directory} has neither a checkpoint of step {missing[0]} nor its answers to all {len(samples)} "
+                f"samples; there are {', '.join(map(str, there))}"
             )
         return {step: str(self._checkpoints.path(step)) if step in kept else None for step in sorted(chosen)}
 
@@ -105,9 +103,8 @@ class TrainedRun:
         found = [sample for sample in samples if sample.sample_id in kept]
         if not found:
             raise DataError(
-                f"{self.directory}/answers.jsonl has answers to none of the {len(samples)} held-out samples; give "
-                f"the run's own "
-                "data, or kept_samples_only: false"
+                f"{self.directory}/answers.jsonl has answers to none of the {len(samples)} held-out samples; give the "
+                "run's own data, or kept_samples_only: false"
             )
         return found
 

@@ -1,8 +1,7 @@
 """How varied a model's texts are, and how much of them comes from the prompt: words, n-grams, ROUGE-L.
 
 Words are those of Google's `rouge-score` (lower case, letters and digits), so the numbers agree with the metric
-`rouge`;
-the longest common subsequence is our own, because that library's takes minutes on whole chapters.
+`rouge`; the longest common subsequence is our own, because that library's takes minutes on whole chapters.
 """
 
 from __future__ import annotations

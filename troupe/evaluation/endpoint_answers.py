@@ -1,8 +1,7 @@
 """Models behind chat endpoints as contestants: a prompt goes out, the answer comes back with what it took.
 
 Limits, retries and patience are `troupe.rewards.chat_endpoint`'s, the transport of judges; here is what a request
-holds, and
-what of a failure is the model's own: an answer that could not be had is missing, never empty.
+holds, and what of a failure is the model's own: an answer that could not be had is missing, never empty.
 """
 
 from __future__ import annotations

@@ -195,10 +195,9 @@ def check_samples(config: AnsweringConfig, samples: Sequence[Sample], rewards: R
     lacking = [sample.sample_id for sample in samples if not (sample.gold or "").strip()]
     if lacking and config.needs_gold is not None:
         raise DataError(
-            f"{config.needs_gold} needs a reference answer for every sample, and {len(lacking)} of {len(samples)} "
-            f"have none, "
-            f"{lacking[0]} the first; use a data set with gold answers, or leave it out (metrics: [], rouge: false, "
-            f"references: false)"
+            f"{config.needs_gold} needs a reference answer for every sample, and {len(lacking)} of {len(samples)} have "
+            f"none, {lacking[0]} the first; use a data set with gold answers, or leave it out (metrics: [], rouge: "
+            "false, references: false)"
         )
     if rewards is not None:
         rewards.check(samples)

@@ -85,9 +85,8 @@ def _values(score: Score, settings: PreferencesConfig, sample: Sample) -> dict[s
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise RewardError(
-                f"the judge {settings.judge.fn} said {value:g} of {name} on sample {sample.sample_id}; a comparison "
-                f"is 1 (better), "
-                "0.5 (as good) or 0 (worse)"
+                f"the judge {settings.judge.fn} said {value:g} of {name} on sample {sample.sample_id}; a comparison is "
+                "1 (better), 0.5 (as good) or 0 (worse)"
             )
     return values
 

@@ -195,8 +195,7 @@ class Jobs:
         except (AuthenticationError, requests.HTTPError) as error:
             raise ClusterError(
                 f"the cluster at {self.url} does not let us in ({str(error).splitlines()[0]}); the token in "
-                f"~/.ray/auth_token must be the one that "
-                "it was started with"
+                "~/.ray/auth_token must be the one that it was started with"
             ) from None
         except (ConnectionError, RuntimeError) as error:
             raise ClusterError(f"no Ray dashboard answers at {self.url}: {error}") from None
@@ -213,9 +212,8 @@ class Jobs:
         """Return the machines, once there are `count` of them."""
         if not _wait(lambda: len(self.machines()) >= count, timeout_s):
             raise ClusterError(
-                f"{len(self.machines())} of {count} machines joined within {timeout_s:.0f} s; `ray monitor FILE` "
-                f"shows why the others did not. "
-                "What is up stays up, and costs"
+                f"{len(self.machines())} of {count} machines joined within {timeout_s:.0f} s; `ray monitor FILE` shows "
+                "why the others did not. What is up stays up, and costs"
             )
         return self.machines()
 

@@ -1,8 +1,7 @@
 """How a process ended, as a sentence that a person can use: by which signal or status, what it did, and what helps.
 
 A native death (an illegal instruction, a crash in C++, the kernel's memory killer) leaves no Python error. What is left
-is
-the exit status, where somebody collected it, the process's own stderr, and the kernel's log; this module reads the
+is the exit status, where somebody collected it, the process's own stderr, and the kernel's log; this module reads the
 three.
 """
 

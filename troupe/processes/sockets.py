@@ -2,8 +2,7 @@
 
 `jobs/doctor.py` shows the list; docs/operations.md has the table of all ports with the settings that move them. Nothing
 here needs Ray, only psutil, and only processes whose connections this user may see are found. `listen` opens a port on
-one
-address only.
+one address only.
 """
 
 from __future__ import annotations

@@ -68,8 +68,7 @@ def check_trackers(names: Sequence[str], *, mode: str | None = None) -> None:
     if "wandb" in names and online and not os.environ.get(WANDB_KEY) and not find_wandb_login():
         raise ConfigError(
             f"run.trackers names wandb, but there is neither {WANDB_KEY} in the environment nor a login; set it, or "
-            f"run "
-            "`wandb login`, or set WANDB_MODE=offline"
+            "run `wandb login`, or set WANDB_MODE=offline"
         )
 
 

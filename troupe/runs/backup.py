@@ -211,8 +211,7 @@ def settle(run: StoredRun, settings: RunConfig) -> None:
     elif max(there) > (CheckpointStore(path / CHECKPOINTS).latest() or 0):
         raise StorageError(
             f"{address} is at step {max(there)}, which {path} has not; bring it here: python jobs/runs.py pull "
-            f"{address} "
-            f"--into {path.parent}"
+            f"{address} --into {path.parent}"
         )
 
 

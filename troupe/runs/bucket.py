@@ -51,8 +51,7 @@ class Bucket:
             if session.get_credentials() is None:
                 raise StorageError(
                     f"{self.address} needs credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-                    f"(AWS_ENDPOINT_URL for "
-                    "another store than Amazon's)"
+                    "(AWS_ENDPOINT_URL for another store than Amazon's)"
                 )
             self._region = region or os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
             self._client: Any = session.client(
@@ -223,9 +222,8 @@ class Bucket:
             raise StorageError(f"{self.address} {what}: {self._refusal(error)}") from None
         except (HTTPClientError, ConnectionError) as error:
             raise StorageError(
-                f"{self.address} {what}: {self._client.meta.endpoint_url} does not answer ({_last(error)}); check "
-                f"the address, "
-                "AWS_ENDPOINT_URL, and the network"
+                f"{self.address} {what}: {self._client.meta.endpoint_url} does not answer ({_last(error)}); check the "
+                "address, AWS_ENDPOINT_URL, and the network"
             ) from None
         except (Boto3Error, BotoCoreError, ValueError) as error:
             raise StorageError(f"{self.address} {what}: {_last(error)}") from None

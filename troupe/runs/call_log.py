@@ -128,6 +128,5 @@ def _show(group: Group, step: int, purpose: str, latency_s: float) -> None:
     reward = "missing" if score.value is None else f"{score.value:.3g}"
     rich.print(
         f"[dim]step {step} {purpose} {escape(group.sample.sample_id)}: {latency_s:.1f} s, {len(group.branches)} "
-        f"answers, "
-        f"{num_judged} judge calls; reward of the first {reward}[/dim]\n{escape(shown)}"
+        f"answers, {num_judged} judge calls; reward of the first {reward}[/dim]\n{escape(shown)}"
     )

@@ -228,8 +228,7 @@ class CheckpointStore:
             newest = max(broken)
             raise CheckpointError(
                 f"none of the checkpoints in {self.directory} is complete ({newest.name}: {self._problem(newest)}); "
-                f"bring one back, "
-                "or begin anew: run.resume=never moves this run aside"
+                "bring one back, or begin anew: run.resume=never moves this run aside"
             )
 
     def preferred(self, wanted: Literal["best", "latest"], *, also: Collection[int] = ()) -> list[int]:
@@ -262,8 +261,7 @@ class CheckpointStore:
             if not isinstance(state.get(key), kind):
                 raise CheckpointError(
                     f"{self.path(step) / STATE} says {key}={state.get(key)!r}, which is no {kind.__name__}; remove "
-                    f"{self.path(step)}, "
-                    "and the checkpoint before it is taken"
+                    f"{self.path(step)}, and the checkpoint before it is taken"
                 )
         return state
 

@@ -93,8 +93,7 @@ class Run:
         """Open the run of `config`, which has at least `run` and `seed`, and `steps` where there are training steps.
 
         `observers` are built when the directory is there. Raises ConfigError when another process writes it, or when it
-        was begun with another recipe, and Interrupted after
-        Ctrl-C or SIGTERM, also when the run was saved.
+        was begun with another recipe, and Interrupted after Ctrl-C or SIGTERM, also when the run was saved.
         """
         settings = config.run  # type: ignore[attr-defined]
         stored = runs.open_stored_run(settings) if settings.storage.url is not None else None

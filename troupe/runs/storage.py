@@ -22,8 +22,7 @@ FETCHED = ".fetched.json"
 
 def fetch(url: str, into: Path = CACHE, *, checkpoint: Wanted = "best", bucket: Bucket | None = None) -> Path:
     """Fetch the model at `s3://...` to a directory below `into`: a run (its best checkpoint, or the wanted one), one of
-    a
-    run's checkpoints, or any directory of model files. What is there already and unchanged is not fetched again.
+    a run's checkpoints, or any directory of model files. What is there already and unchanged is not fetched again.
 
     Of a checkpoint the trainer's state, several times the weights, is left out. StorageError where there is no model.
     """

@@ -2,8 +2,7 @@
 too.
 
 A checkpoint's manifest is stored after everything it names, and removed before anything it names: whatever is cut off
-in
-between, a reader finds a whole checkpoint or none. What was fetched is compared with the manifest byte for byte.
+in between, a reader finds a whole checkpoint or none. What was fetched is compared with the manifest byte for byte.
 """
 
 from __future__ import annotations

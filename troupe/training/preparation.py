@@ -1,8 +1,7 @@
 """What a training job finds out before its first process, and `--dry-run` shows: one function for both.
 
 Rewards, models, data and the chat template are tried here, on the first and the last samples. Whatever is wrong with
-them
-is one sentence, seconds after the start; what only looks wrong is a warning.
+them is one sentence, seconds after the start; what only looks wrong is a warning.
 """
 
 from __future__ import annotations
@@ -102,8 +101,7 @@ def prepare(
 
 def require_fit(config: Any) -> None:
     """Raise unless every given model takes its adapter, and can be run so that its log-probabilities are its own; how
-    is
-    remembered.
+    is remembered.
     """
     models = list(given_models(config))
     if not models:
@@ -122,8 +120,7 @@ def require_fit(config: Any) -> None:
             beyond, lower = (f" beyond {reach} tokens", f", or lower {fields} ({longest})") if reach else ("", "")
             raise ConfigError(
                 f"{path} needs a pass for each sequence{beyond}, which ZeRO stage 3 on {trained.num_ranks} ranks "
-                f"cannot do in "
-                f"step; set zero_stage: 2{lower}"
+                f"cannot do in step; set zero_stage: 2{lower}"
             )
 
 
@@ -157,9 +154,8 @@ def starting_tokenizer(config: Any, data: DataSet) -> PreTrainedTokenizerBase | 
     tokenizer = read_tokenizer(Path(path)) or load_tokenizer(path, trust_remote_code=config.trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ConfigError(
-            f"the tokenizer of model.path {config.path} has no end token, so no answer could ever end; name the "
-            f"token that ends a turn as "
-            "eos_token in its tokenizer_config.json, or use an instruction-tuned model"
+            f"the tokenizer of model.path {config.path} has no end token, so no answer could ever end; name the token "
+            "that ends a turn as eos_token in its tokenizer_config.json, or use an instruction-tuned model"
         )
     return tokenizer
 
@@ -177,9 +173,8 @@ def misfits(config: Any, settings: Mapping[str, Any], prompt: str) -> Iterator[s
     if engine.lora is None and engine.learning_rate > highest:
         yield (
             f"{section}.learning_rate {engine.learning_rate:g} is for small models made here: full fine-tuning of a "
-            f"pretrained model "
-            f"mostly breaks it above {highest:g}; set {section}.learning_rate={highest / 10:g}, or train an adapter "
-            f"({section}.lora)"
+            f"pretrained model mostly breaks it above {highest:g}; set {section}.learning_rate={highest / 10:g}, or "
+            f"train an adapter ({section}.lora)"
         )
     if not samples:
         return
@@ -194,7 +189,6 @@ def misfits(config: Any, settings: Mapping[str, Any], prompt: str) -> Iterator[s
     if config.rollout.max_response_tokens < SHORTEST_ANSWERS and config.environment is None:
         yield (
             f"rollout.max_response_tokens {config.rollout.max_response_tokens} is for small models made here: most "
-            f"answers of a pretrained "
-            "model are longer and would be cut; set rollout.max_response_tokens=256 or more, unless short answers "
-            "are the task"
+            "answers of a pretrained model are longer and would be cut; set rollout.max_response_tokens=256 or more, "
+            "unless short answers are the task"
         )

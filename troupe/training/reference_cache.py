@@ -48,9 +48,8 @@ class ReferenceCache:
             found = {name: metadata.get(name) for name in self._identity}
             if found != self._identity:
                 raise CheckpointError(
-                    f"{self.path} holds log-probabilities of {found}, this run's reference is {self._identity}; "
-                    f"remove it, or name "
-                    "another reference_cache"
+                    f"{self.path} holds log-probabilities of {found}, this run's reference is {self._identity}; remove "
+                    "it, or name another reference_cache"
                 )
             flat, start = file.get_tensor("logprobs"), 0
         for sample_id, digest, count in metadata["samples"]:
@@ -87,8 +86,7 @@ class ReferenceCache:
             if found != wanted:
                 raise CheckpointError(
                     f"{self.path} has log-probabilities of other answers for {name} ({found} in the file, {wanted} "
-                    f"now; the data or "
-                    "max_length changed); remove it, or name another reference_cache"
+                    "now; the data or max_length changed); remove it, or name another reference_cache"
                 )
         return torch.cat([self._logprobs[group.sample.sample_id] for group in groups])
 

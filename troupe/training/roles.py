@@ -323,9 +323,8 @@ def _share_devices(arguments: list[dict[str, object]], policy: Policy, width: in
         own = places[index * width : (index + 1) * width]
         if len({machine for machine, _ in own}) > 1:
             raise ConfigError(
-                f"generator.tensor_parallel_size ({width}) puts engine {index} on the GPUs of several machines, "
-                f"which colocated engines cannot "
-                "use; lower it, or set placement.mode: separate"
+                f"generator.tensor_parallel_size ({width}) puts engine {index} on the GPUs of several machines, which "
+                "colocated engines cannot use; lower it, or set placement.mode: separate"
             )
         engine["visible_devices"] = ",".join(gpus[0] for _, gpus in own)
 

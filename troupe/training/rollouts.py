@@ -1,9 +1,8 @@
 """Rollouts: from prompts to scored groups, on-policy or a bounded number of steps ahead of the trainer.
 
-`Rollouts.next_batch(step)` is the whole interface. Prompts of step s are handed to the generators once version
-s - 1 - max_lag is published and not before, so no token can be older than `max_lag` steps when it is trained on;
-nothing has to be thrown away to keep that bound. Groups are consumed in the order of their prompts, whatever
-order they finish in.
+`Rollouts.next_batch(step)` is the whole interface. Prompts of step s are handed to the generators once version s - 1 -
+max_lag is published and not before, so no token can be older than `max_lag` steps when it is trained on; nothing has to
+be thrown away to keep that bound. Groups are consumed in the order of their prompts, whatever order they finish in.
 """
 
 from __future__ import annotations
@@ -214,8 +213,7 @@ class Rollouts:
         if waiting:
             raise WorkerError(
                 f"{len(waiting)} of {len(futures)} groups were not finished within rollout.timeout_s "
-                f"({self._config.timeout_s:.0f} s); "
-                f"branches in flight per engine: {self._generators.loads()}"
+                f"({self._config.timeout_s:.0f} s); branches in flight per engine: {self._generators.loads()}"
             )
         return [future.result() for future in futures]
 
