@@ -213,7 +213,7 @@ class ChatEndpoint:
         import httpx2
         import openai  # seconds of import that other rewards do not need
 
-        turns = [Message(role=turn["role"], content=public_text(turn["content"])) for turn in body["messages"]]
+        turns = [Message(role=turn["role"], content=public_text(turn["content"] or "")) for turn in body["messages"]]
         client, response, trouble = self._client, None, ""  # making a client reads certificates: not the judge's time
         requested_at, started = time.time(), time.monotonic()
         headers = {"Authorization": openai.Omit()} if self._config.api_key_env is None else {}

@@ -173,7 +173,7 @@ def _last(pattern: re.Pattern[str], reply: str) -> str | None:
 
 def _messages(sample: Sample) -> list[Message]:
     turns = prompt_messages(sample)
-    if not any(turn["content"].strip() for turn in turns):
+    if not any((turn["content"] or "").strip() for turn in turns):
         raise ValueError("the sample has no prompt, so there is nothing to judge its answer by")
     return turns
 

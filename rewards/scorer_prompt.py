@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from troupe.chat import encode_prompt
+from troupe.chat import encode_prompt, turn_text
 from troupe.config.algorithm import CONTEXT, PerplexityRewardConfig, ReadingConfig
 from troupe.errors import DataError
 from troupe.records import Branch, Message, Sample
@@ -154,7 +154,7 @@ class ScorerPrompt:
                 f"{sample.sample_id}: the scorer's tokenizer has no chat template; use an instruction-tuned scorer, "
                 f"or form: text"
             )
-        last: Message = {"role": "user", "content": prompt[-1]["content"] + self._config.prompt_end + PLACE}
+        last: Message = {"role": "user", "content": turn_text(prompt[-1]) + self._config.prompt_end + PLACE}
         text = self._tokenizer.apply_chat_template([*prompt[:-1], last], add_generation_prompt=True, tokenize=False)
         pieces = str(text).split(PLACE)
         if len(pieces) != 2:
@@ -184,7 +184,7 @@ def prompt_with(
         return replace(sample, prompt=prompt + end)
     if config.place == "user":
         _require_a_users_turn(sample, prompt)
-        return replace(sample, prompt=[*prompt[:-1], {"role": "user", "content": prompt[-1]["content"] + end}])
+        return replace(sample, prompt=[*prompt[:-1], {"role": "user", "content": turn_text(prompt[-1]) + end}])
     text = str(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False))
     # A tokenizer that puts a first token before every text would put it before the template's own.
     if tokenizer.bos_token and tokenizer("")["input_ids"]:
@@ -217,7 +217,7 @@ def _conversation(sample: Sample, config: ReadingConfig) -> str | Sequence[Messa
     turns = [turn for turn in prompt if given is not None or config.keep_system or turn["role"] != "system"]
     if not turns:
         raise DataError(f"{sample.sample_id}: its prompt has system turns alone; set keep_system")
-    return turns[-1]["content"] if config.form == "text" else turns
+    return turn_text(turns[-1]) if config.form == "text" else turns
 
 
 def _require_a_users_turn(sample: Sample, prompt: Sequence[Message]) -> None:

@@ -11,14 +11,45 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Literal, NotRequired, Required, TypeAlias, TypedDict
 
 
-class Message(TypedDict):
-    """One turn of a conversation, as chat templates expect it."""
+class FunctionCall(TypedDict):
+    """The name of a tool and what it is called with."""
 
-    role: str
-    content: str
+    name: str
+    arguments: dict[str, Any]
+
+
+class ToolCall(TypedDict):
+    """One call of a tool, in OpenAI's form save that the arguments are a mapping and not its JSON."""
+
+    id: NotRequired[str]
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class Message(TypedDict, total=False):
+    """One turn of a conversation; `troupe.chat` gives it to the model's chat template.
+
+    Example: `{"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name":
+    "get_weather", "arguments": {"city": "Paris"}}}]}`.
+    """
+
+    role: Required[str]
+    """system, developer, user, assistant or tool."""
+    content: Required[str | None]
+    """Parts of text are joined; None only beside calls."""
+    tool_calls: list[ToolCall]
+    reasoning: str
+    """What the assistant thought before it answered."""
+    name: str
+    tool_call_id: str
+
+
+Answer: TypeAlias = str | Sequence[Message]
+"""An assistant's answer: its text, or turns of which the first is the assistant's (one with calls or reasoning; a game;
+what follows a shared beginning)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +66,10 @@ class Sample:
     gold: str | None = None
     """The reference answer that rewards and metrics compare with; never part of the prompt."""
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else the data set knows; `demonstration` is what supervised training imitates: a text, or the
-    turns of a whole game, the assistant's first."""
+    """Whatever else the data set knows; `demonstration` is the Answer that supervised training imitates, `answers` are
+    Answers to choose between."""
+    tools: Sequence[Mapping[str, Any]] | None = None
+    """Descriptions of the tools that the model may call, in OpenAI's form, for the chat template."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +89,8 @@ class Branch:
     """[T]."""
     text: str = ""
     """`token_ids` decoded without special tokens."""
+    raw_text: str = ""
+    """`token_ids` decoded with special tokens, such as those that mark a call of a tool."""
     loss_mask: Sequence[bool] | None = None
     """[T]; True where the model is trained. None: on every token."""
     logprobs: Sequence[float] | None = None

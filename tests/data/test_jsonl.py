@@ -65,7 +65,7 @@ def test_without_a_held_out_file_the_seed_decides_the_split(tmp_path: Path) -> N
         ({"question": "x"}, {}, r"train\.jsonl line 2: field 'prompt' is missing; the line has question"),
         ({"prompt": " "}, {}, r"line 2: field 'prompt' must be a text or a list of messages, not empty, got ' '"),
         ({"prompt": []}, {}, r"line 2: field 'prompt' must be a text or a list of messages"),
-        ({"prompt": [{"role": "bot", "content": "x"}]}, {}, r"line 2: each message in 'prompt' needs a role \(system"),
+        ({"prompt": [{"role": "bot", "content": "x"}]}, {}, r"line 2: turn 1 of 'prompt' needs a role \(system"),
         ({"prompt": [{"role": "assistant", "content": "x"}]}, {}, "assistant's turn alone; there is no prompt"),
         ({"prompt": "x"}, {"gold_field": "gold"}, "line 2: field 'gold' is missing"),
         (

@@ -448,8 +448,16 @@ class JsonlConfig(Section):
     """Field with a list of whole numbers, one per answer: smaller is better, equal is a tie."""
     margin_field: str | None = None
     """Field with a number: by how much, in reward units, the better of two answers is better."""
+    tools_field: str = "tools"
+    """Field with descriptions of the tools that the model may call, in OpenAI's form; a row may lack it."""
+    continue_final_message: bool | None = None
+    """Whether the model goes on from an assistant's turn that ends a prompt. false: that turn is the answer; unset: the
+    same, and refused where gold_field names another answer.
+    """
     system_prompt: str | None = None
-    """System message put before a string prompt, which then becomes a user message."""
+    """System message put before every prompt; a string prompt then becomes a user message."""
+    system_prompt_wins: bool = False
+    """Whether it replaces the system message that a prompt of messages has of its own."""
     seed: int = 0
     """Seed of the split."""
 

@@ -1,7 +1,8 @@
 """Any JSONL file as a data set: the config says which field is the prompt, the gold answer, the demonstration.
 
 A prompt is a string or a list of messages. Messages that end with an assistant's turn are a conversation with its
-answer: that turn is taken off, so that the answer is never part of the prompt. Other fields travel in `fields`.
+answer: that turn is taken off, so that the answer is never part of the prompt, unless the config says that the model
+goes on from it. Other fields travel in `fields`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from troupe.chat import answer_text
 from troupe.config.data import JsonlConfig
 from troupe.data.dataset import DataSet, conversation, hold_out
 from troupe.data.lines import Row, field_of, read_rows, text_of
-from troupe.data.messages import answer_of, messages_of, part
+from troupe.data.messages import answer_of, as_answer, messages_of, part, tools_of, with_system
 from troupe.errors import DataError
-from troupe.records import Message, Sample
+from troupe.records import Answer, Message, Sample
 
 
 def load_jsonl(config: JsonlConfig) -> DataSet:
@@ -43,8 +45,10 @@ def _samples(path: Path, config: JsonlConfig) -> list[Sample]:
 def _sample(path: Path, number: int, row: Row, config: JsonlConfig) -> Sample:
     where = f"{path} line {number}"
     prompt, answer = _prompt(row, where, config)
-    gold = answer if config.gold_field is None else answer_of(row, config.gold_field, where)
-    demonstration = answer or gold
+    gold = None if answer is None else answer["content"]
+    if config.gold_field is not None:
+        gold = answer_text(answer_of(row, config.gold_field, where))
+    demonstration: Answer | None = gold if answer is None else as_answer([answer])
     if config.demonstration_field is not None:
         demonstration = answer_of(row, config.demonstration_field, where)
     elif "demonstration" in row:
@@ -57,11 +61,12 @@ def _sample(path: Path, number: int, row: Row, config: JsonlConfig) -> Sample:
         sample_id=f"{path.name}:{number}" if config.id_field is None else text_of(row, config.id_field, where),
         prompt=prompt,
         gold=gold,
-        fields=fields if demonstration is None else {**fields, "demonstration": demonstration},
+        fields=fields if not demonstration else {**fields, "demonstration": demonstration},
+        tools=tools_of(row, config.tools_field, where),
     )
 
 
-def _prompt(row: Row, where: str, config: JsonlConfig) -> tuple[str | list[Message], str | None]:
+def _prompt(row: Row, where: str, config: JsonlConfig) -> tuple[str | list[Message], Message | None]:
     """Return (prompt, the answer that ended its messages or None)."""
     name = config.prompt_field
     value = field_of(row, name, where)
@@ -69,8 +74,17 @@ def _prompt(row: Row, where: str, config: JsonlConfig) -> tuple[str | list[Messa
         return (value if config.system_prompt is None else conversation(value, system=config.system_prompt)), None
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: field {name!r} must be a text or a list of messages, not empty, got {value!r:.60}")
-    prompt, answer = part(messages_of(row, name, where))
-    if not prompt:
+    messages = messages_of(row, name, where)
+    if config.system_prompt is not None:
+        messages = with_system(messages, config.system_prompt, wins=config.system_prompt_wins)
+    prompt, answer = (messages, None) if config.continue_final_message else part(messages)
+    if answer is not None and config.continue_final_message is None and config.gold_field is not None:
+        raise DataError(
+            f"{where}: {name!r} ends with an assistant's turn, and gold_field names another answer; set "
+            "data.continue_final_message=true if the model is to go on from that turn, or =false if it is a "
+            "demonstration and no part of the prompt"
+        )
+    if not any(turn["role"] != "assistant" for turn in prompt):
         raise DataError(f"{where}: field {name!r} holds an assistant's turn alone; there is no prompt")
     return prompt, answer
 

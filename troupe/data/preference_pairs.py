@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from operator import itemgetter
 
+from troupe.chat import answer_text
 from troupe.data.dataset import DataSet, Dropped
 from troupe.errors import DataError
-from troupe.records import Sample
+from troupe.records import Answer, Sample
 
 
 def sort_answers(data: DataSet) -> DataSet:
@@ -46,7 +47,7 @@ def _sorted_sample(sample: Sample) -> Sample | Dropped:
     _check_margin(sample, len(answers))
     if len(set(ranks)) == 1:
         return Dropped("tied_answers")
-    if len({answer.strip() for answer in answers}) == 1:
+    if len({answer_text(answer).strip() for answer in answers}) == 1:
         return Dropped("equal_answers")
     if "ranks" not in sample.fields:
         return sample
@@ -60,7 +61,7 @@ def _sorted_sample(sample: Sample) -> Sample | Dropped:
     return dataclasses.replace(sample, fields=fields)
 
 
-def _answers(sample: Sample) -> list[str]:
+def _answers(sample: Sample) -> list[Answer]:
     answers = sample.fields["answers"]
     if not isinstance(answers, list) or len(answers) < 2:
         raise DataError(
@@ -68,7 +69,7 @@ def _answers(sample: Sample) -> list[str]:
             "give the missing side, leave the sample out, or rename a field that is no preference"
         )
     for number, answer in enumerate(answers):
-        if not isinstance(answer, str) or not answer.strip():
+        if not isinstance(answer, str | list) or not answer_text(answer).strip():
             raise DataError(
                 f"{sample.sample_id}: answer {number + 1} of {len(answers)} must be a text that is not empty, "
                 f"got {answer!r:.60}; mend it or leave the sample out"

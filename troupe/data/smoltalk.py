@@ -11,7 +11,7 @@ from functools import partial
 from troupe.config.data import SmolTalkConfig
 from troupe.data.dataset import DataSet, Dropped
 from troupe.data.lines import Row
-from troupe.data.messages import messages_of, num_chars, part
+from troupe.data.messages import as_answer, is_empty, messages_of, num_chars, part
 from troupe.data.published import load_published
 from troupe.records import Sample
 
@@ -23,7 +23,7 @@ def load_smoltalk(config: SmolTalkConfig) -> DataSet:
 def _sample(config: SmolTalkConfig, sample_id: str, where: str, row: Row) -> Sample | Dropped:
     messages = messages_of(row, "messages", where)
     prompt, answer = part(messages)
-    if answer is None or not answer.strip():
+    if answer is None or is_empty(answer):
         return Dropped("no_answer")
     if not prompt:
         return Dropped("no_prompt")
@@ -34,6 +34,6 @@ def _sample(config: SmolTalkConfig, sample_id: str, where: str, row: Row) -> Sam
     return Sample(
         sample_id=sample_id,
         prompt=prompt,
-        gold=answer,
-        fields={"demonstration": answer, "source": row.get("source")},
+        gold=answer["content"],
+        fields={"demonstration": as_answer([answer]), "source": row.get("source")},
     )

@@ -50,7 +50,7 @@ def _side(row: Row, name: str, where: str) -> tuple[list[Message], str]:
     prompt, answer = part(messages_of(row, name, where))
     if not prompt or answer is None:
         raise DataError(f"{where}: {name!r} must hold the prompt's turns and end with an assistant's turn")
-    return prompt, answer
+    return prompt, answer["content"] or ""
 
 
 def _scores(config: UltraFeedbackConfig, where: str, row: Row) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from troupe.chat import turn_text
 from troupe.config.evaluation import BenchmarkConfig
 from troupe.config.loader import dump_config
 from troupe.evaluation.collection import Usage
@@ -96,7 +97,7 @@ def measure_diversity(
 
 
 def _plain_text(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
+    return prompt if isinstance(prompt, str) else "\n\n".join(map(turn_text, prompt))
 
 
 # -- tables -------------------------------------------------------------------------------------------------------
