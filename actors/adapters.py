@@ -49,9 +49,7 @@ def with_adapter(model: PreTrainedModel, lora: LoraConfig, head: Head) -> PreTra
 
 
 def check_adapter(path: str, lora: LoraConfig, head: Head, *, trust_remote_code: bool = False) -> None:
-    """Raise ConfigError unless the model at a directory or hub name can be trained with this adapter; no weight is
-    read.
-    """
+    """Raise ConfigError unless this adapter can train the model at a directory or hub name; no weight is read."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     kind = AutoModelForSequenceClassification if head == "scalar" else AutoModelForCausalLM
     options = {"trust_remote_code": True} if trust_remote_code else {}
@@ -100,9 +98,7 @@ def in_checkpoint(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> di
 
 
 def base_name(name: str) -> str:
-    """Return a name in the model before adapters were put around its layers: `experts.base_layer.base_layer.down_proj`
-    -> `experts.down_proj`.
-    """
+    """Return a weight's name before adapters were put around it: `mlp.base_layer.down_proj` -> `mlp.down_proj`."""
     return WRAPPED.sub("", name)
 
 
@@ -126,9 +122,7 @@ def adapter_of(layer: Any | None) -> list[torch.nn.Parameter]:
 
 
 def merged(parameter: torch.nn.Parameter, layer: Any | None) -> torch.Tensor:
-    """Return a copy of a weight with its adapter's update, W + (alpha / r) B A, in fp32: a small update would vanish in
-    bf16's product before the sum.
-    """
+    """Return W + (alpha / r) B A in fp32: in bf16 a small update would vanish before the sum."""
     weight = parameter.detach().clone()
     if layer is None:
         return weight

@@ -177,9 +177,7 @@ class Arrivals(TorchDispatchMode):
                     yield f"the packed copy of {path}.weight is an old one"
 
     def _read_back(self, module: Any, width: int, like: torch.Tensor) -> torch.Tensor:
-        """Return [N, columns] of a packed weight, by its own kernel: all other terms of a unit vector's product are
-        zero.
-        """
+        """Return [N, columns] of a packed weight by its own kernel: other terms of a unit vector's product are 0."""
         columns = self._columns(width)
         units = torch.zeros(columns.stop - columns.start, width, dtype=like.dtype, device=like.device)
         units[:, columns].fill_diagonal_(1)

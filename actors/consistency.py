@@ -43,9 +43,7 @@ class LogprobCheck:
         max_length: int = PROMPT_TOKENS + 2 * ANSWER_TOKENS,
         seed: int = 0,
     ) -> None:
-        """Prepare the check; `prompts` are token ids of real prompts, of which the first `num_probes` are taken;
-        `max_length` is the engines'.
-        """
+        """Prepare the check with the first `num_probes` prompts (token ids); `max_length` is the engines'."""
         room = max_length - 1  # scoring generates a token
         self._answer_tokens = max(1, min(ANSWER_TOKENS, room // 2))
         kept = max(1, min(PROMPT_TOKENS, room - self._answer_tokens))
@@ -73,9 +71,7 @@ class LogprobCheck:
         return {"noise": self.noise, "bound": self.bound, "gap": self.gap}
 
     def publish(self, policy: Policy, generators: Generators, version: int) -> dict[str, float]:
-        """Give the policy's weights to the generators as `version` and compare; the metrics. Raises
-        ConsistencyError.
-        """
+        """Give the policy's weights to the generators as `version` and compare. Raises ConsistencyError."""
         self.prepare(generators)
         expected = self.expect(policy)
         sent = policy.publish(generators, version)
@@ -122,9 +118,7 @@ class LogprobCheck:
         return expected
 
     def require_arrived(self, sent: Mapping[str, int], generators: Generators) -> None:
-        """Raise ConsistencyError unless every engine holds what was sent, bit for bit; `sent` are the tensors'
-        digests.
-        """
+        """Raise ConsistencyError unless every engine holds what was sent, bit for bit; `sent` has the digests."""
         asked = generators.workers.start(GeneratorWorker.arrived)
         engines = generators.workers.gather(asked, generators.config.sync_timeout_s, "the check of its weights")
         for engine, workers in enumerate(engines):
@@ -139,9 +133,7 @@ class LogprobCheck:
                     )
 
     def measure_gap(self, expected: torch.Tensor, generators: Generators) -> float:
-        """Return the largest of the engines' mean |differences| from `expected`, in nats. Raises ConsistencyError above
-        the bound.
-        """
+        """Return the engines' largest mean |difference| from `expected` in nats. Raises ConsistencyError."""
         asked = generators.workers.start(GeneratorWorker.logprobs, self._sequences)
         engines = generators.workers.gather(asked, generators.config.sync_timeout_s, "scoring the gate's probes")
         gaps = [float((expected - self._of_answers(values)).abs().mean()) for values in engines]

@@ -149,9 +149,7 @@ def write_model(model: PreTrainedModel, directory: Path, *, dtype: str, max_shar
 
 
 def write_adapter(model: Any, directory: Path, *, dtype: str, base: str) -> None:
-    """Write the adapter of a peft model in peft's format; `base` is where its configuration looks for the base
-    model.
-    """
+    """Write a peft model's adapter in peft's format; `base` is where its configuration looks for the base model."""
     model.peft_config["default"].base_model_name_or_path = base
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
@@ -161,9 +159,7 @@ def write_adapter(model: Any, directory: Path, *, dtype: str, base: str) -> None
 
 
 def read_back(source: Stored, directory: Path, *, base: str | None = None) -> PreTrainedModel:
-    """Return what was written, in fp32 so that only its rounding differs; with `base` the adapter on that base model's
-    directory.
-    """
+    """Return what was written, in fp32 so that only its rounding differs; an adapter goes on `base`."""
     written = _class(source)
     if base is None:
         return written.from_pretrained(directory, dtype=torch.float32)
@@ -191,9 +187,7 @@ def tokenizer_of(path: str, *, trust_remote_code: bool = False) -> PreTrainedTok
 def readings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], head: Head
 ) -> torch.Tensor:
-    """Return [N]: the log-probability of each token of the texts behind their first, or with a scalar head the texts'
-    scores.
-    """
+    """Return [N]: log-probabilities of the texts' tokens behind their first, or with a scalar head their scores."""
     model.eval()
     values = []
     for text in texts:

@@ -53,9 +53,7 @@ class FrozenWorker:
             self._model.to(hardware().device)
 
     def outputs(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
-        """Return [N]: the head's output at this rank's tokens; with `wanted`, bool [N], at those alone, and 0
-        elsewhere.
-        """
+        """Return [N]: the head's output at this rank's tokens; 0 where `wanted`, bool [N], is given and false."""
         with working("read"):
             if self._offload:
                 self._model.to(hardware().device)
@@ -100,9 +98,7 @@ class FrozenModel:
         self.workers.gather(self._starting, timeout_s, "loading the model")
 
     def logprobs(self, batch: Batch, *, temperature: float = 1.0, wanted: torch.Tensor | None = None) -> torch.Tensor:
-        """Return [N]: log-probabilities of the batch's tokens; where `wanted`, bool [N], is false, 0 and no logits
-        computed.
-        """
+        """Return [N]: the tokens' log-probabilities; where `wanted`, bool [N], is false, 0 and no logits computed."""
         return self._outputs(batch, wanted=wanted, temperature=temperature)
 
     def scores(self, batch: Batch) -> torch.Tensor:

@@ -216,9 +216,7 @@ class GeneratorWorker:
         ]
 
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return the log-probabilities of all tokens of each sequence but its first, each given those before it, in one
-        prefill at temperature 1.
-        """
+        """Return the log-probabilities of each sequence's tokens but its first, from one prefill at temperature 1."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -257,15 +255,11 @@ class GeneratorWorker:
         await self._engine.run("receiving weights", self._llm.finish_weight_update())
 
     async def load_weights(self, request: WeightTransferUpdateRequest) -> None:
-        """Make one update from its start to its end. vLLM takes calls in order, so none waits for the answer to
-        another.
-        """
+        """Make one update from start to end. vLLM takes calls in order, so none waits for another's answer."""
         await asyncio.gather(self.start_weight_update(), self.update_weights(request), self.finish_weight_update())
 
     async def arrived(self) -> list[tuple[dict[str, int], list[str]]]:
-        """Return, for each worker of the engine, digests of what it received in the last sync, and what of it it does
-        not hold.
-        """
+        """Return, for each worker, digests of what it received in the last sync and what of it it does not hold."""
         with working("check weights"):
             return list(await self._llm.collective_rpc("arrived"))
 

@@ -33,9 +33,7 @@ class Generators:
         self._batches = itertools.count()
         self._lock = threading.Condition(threading.RLock())
         self._open = True
-        """Whether batches may be submitted; not while new weights are on their way, which an engine must not sample
-        from.
-        """
+        """Whether batches may be submitted: no engine may sample while new weights are on their way to it."""
 
     def submit(self, requests: Sequence[Request], *, alone: bool = True) -> list[Future[list[Branch]]]:
         """Start a batch; each future holds the branches of one request, as soon as it has them.

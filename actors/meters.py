@@ -174,9 +174,7 @@ class PrometheusTracker:
 
 @contextlib.contextmanager
 def write_prometheus_targets(directory: Path, run: str, addresses: list[str]) -> Iterator[None]:
-    """While the block runs, prometheus.json tells Prometheus (`file_sd_configs`) where the agents of the cluster
-    are.
-    """
+    """While the block runs, prometheus.json tells Prometheus (`file_sd_configs`) where the cluster's agents are."""
     file = directory / TARGETS_FILE
     if not addresses:  # without Ray
         yield

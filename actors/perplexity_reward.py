@@ -45,9 +45,7 @@ class PerplexityReward:
     label = LABEL
 
     def __init__(self, frozen: FrozenModel, plan: ScorerPlan) -> None:
-        """Baselines are taken from the plan's file where there is one, and else computed with a sample's first
-        answers.
-        """
+        """Baselines are taken from the plan's file, or computed with a sample's first answers where there is none."""
         config = plan.config
         self.weight = config.weight
         self._frozen, self._config, self._prompt, self._file = frozen, config, plan.prompt, plan.baselines

@@ -48,9 +48,7 @@ class RankPlacement:
 
 
 GPU_SHARES = {"policy": 0.3, "critic": 0.2, "reference": 0.2, "reward_model": 0.15, "perplexity": 0.15}
-"""What the roles that work in turn take of a shared GPU in Ray's books; a generator takes nothing, since it sleeps
-while they work.
-"""
+"""What roles that work in turn take of a shared GPU in Ray's books; a generator, asleep meanwhile, takes nothing."""
 
 
 def placement_table(config: GRPOConfig | SupervisedConfig, *, device: str) -> list[RankPlacement]:

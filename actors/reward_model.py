@@ -37,9 +37,7 @@ class RewardModel:
         self._references: dict[str, float] = {}
 
     def score(self, group: Group) -> Future[list[Mapping[str, float]]]:
-        """Return the parts of each branch: `reward_model`, and when relative `reward_model/raw` and
-        `reward_model/reference`.
-        """
+        """Return each branch's parts: `reward_model`; when relative `reward_model/raw` and `.../reference` too."""
         return self._thread.submit(self._score, group)
 
     def _score(self, group: Group) -> list[Mapping[str, float]]:

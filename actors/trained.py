@@ -149,9 +149,7 @@ class TrainedWorker:
             self._engine.save(directory, self._tokenizer, trainer_state=trainer_state)
 
     def damage(self, directory: str) -> str | None:
-        """Return what is wrong with this rank's share of a checkpoint's files; it is what the rank reads when it
-        loads.
-        """
+        """Return what is wrong with this rank's share of a checkpoint's files: what the rank reads when it loads."""
         return damage(Path(directory), mine=lambda name: file_rank(name) % self.world_size == self.rank)
 
     def load(self, directory: str) -> None:
@@ -175,9 +173,7 @@ class TrainedModel(Generic[W]):
     """A trained model, whatever number of ranks holds it."""
 
     def __init__(self, workers: Workers[W], config: PolicyConfig, *, name: str, head: str = "vocabulary") -> None:
-        """Set up the model; `name` goes before the metrics that have no path of their own, such as
-        `policy/grad_norm`.
-        """
+        """Set up the model; `name` goes before metrics without a path of their own, such as `policy/grad_norm`."""
         self.workers, self.config = workers, config
         self.name, self.head = name, head
         self.facts: dict[str, Any] = {}
@@ -224,9 +220,7 @@ class TrainedModel(Generic[W]):
         return values
 
     def update(self, minibatches: Sequence[Batch], objective: Objective) -> dict[str, float]:
-        """Make an optimizer step per batch (with `loss_weights`), each sharded over the ranks by tokens; mean
-        metrics.
-        """
+        """Make an optimizer step per batch (with `loss_weights`), sharded over the ranks by tokens; mean metrics."""
         sharded = [[batch.select(shard) for shard in batch.split(self.workers.size)] for batch in minibatches]
         by_rank = [list(shards) for shards in zip(*sharded, strict=True)]
         results = self.workers.scatter(TrainedWorker.update, by_rank, objective=objective)[0]
@@ -250,9 +244,7 @@ class TrainedModel(Generic[W]):
         self.workers.call(TrainedWorker.save, directory, trainer_state=trainer_state)
 
     def damage(self, directory: Path) -> str | None:
-        """Return what is wrong with a checkpoint's files, every byte of which some rank reads; None where nothing
-        is.
-        """
+        """Return what is wrong with a checkpoint's files, all of which some rank reads; None where nothing is."""
         return next((problem for problem in self.workers.call(TrainedWorker.damage, str(directory)) if problem), None)
 
     def load(self, directory: str) -> None:

@@ -21,9 +21,7 @@ TRAINER_STATE = "trainer_state"
 
 
 def read_state(path: str | Path, map_location: Any = "cpu", *, mmap: bool = False) -> dict[str, Any]:
-    """Return the content of one file; CheckpointError names a file that holds code, that is damaged, or that is another
-    thing.
-    """
+    """Return the content of one file; CheckpointError where it holds code, is damaged, or is another thing."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address

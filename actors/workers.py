@@ -95,15 +95,11 @@ class Workers(ABC, Generic[W]):
         return [future.result() for future in futures]
 
     def first_cause(self, error: BaseException) -> BaseException:
-        """Return the error that a failed call should raise: that of a peer whose death made it fail, where there was
-        one.
-        """
+        """Return the error that a failed call should raise: that of a peer whose death made it fail, if any."""
         return error
 
     def spans(self, since_ns: int) -> list[Entry]:
-        """Return what the ranks did in processes of their own after `since_ns`; of one that does not answer soon,
-        nothing.
-        """
+        """Return what the ranks did in their processes after `since_ns`; nothing of one that does not answer soon."""
         return []
 
 
@@ -207,9 +203,7 @@ class RayWorkers(Workers[W]):
         self.handles = []
 
     def first_cause(self, error: BaseException) -> BaseException:
-        """Return a rank whose peer died fails in its collective before anybody knows of the death: then the death is
-        the error.
-        """
+        """Return the death that explains an error: a rank fails in its collective before its peer's death is known."""
         if not isinstance(error, WorkerBug | SyncError) or self.size == 1:
             return error
         asked = [handle.__ray_call__.remote(_identity).future() for handle in self.handles]
@@ -343,9 +337,7 @@ def _identity(worker: object) -> Identity:
 
 
 def _tail_of(stderr: str | None, pid: int) -> list[str]:
-    """Return the last lines of a worker on this machine; one that died before it introduced itself is found by its
-    process.
-    """
+    """Return a local worker's last lines; one that died before it introduced itself is found by its process."""
     if stderr is None:
         sessions = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray"
         stderr = str(next(iter(sessions.glob(f"session_*/logs/worker-*-{pid}.err")), ""))

@@ -123,9 +123,7 @@ def write(config: ExportConfig, source: Stored, origin: Provenance, kind: str, t
 
 
 def base_name(origin: Provenance) -> str | None:
-    """Return the hub name of the model that the adapter belongs to; None where that is another run's, or was made
-    here.
-    """
+    """Return the hub name of the adapter's base model; None where that is another run's, or was made here."""
     start = origin.chain[1] if len(origin.chain) == 2 else ""
     return start if hub_name(start) else None
 

@@ -83,9 +83,7 @@ def submit(options: argparse.Namespace) -> int:
 
 
 def with_run_directory(command: Sequence[str], runs: str | None) -> list[str]:
-    """Return the command; a training job writes to `runs` unless it names a directory, since a job's own is
-    temporary.
-    """
+    """Return the command; a training job that names no directory writes to `runs`: a job's own is temporary."""
     trains = any(Path(part).name.startswith("train_") and part.endswith(".py") for part in command)
     if not trains or any(part.startswith("run.directory=") for part in command):
         return list(command)

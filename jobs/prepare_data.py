@@ -37,9 +37,7 @@ from troupe.runs.run_directory import environment
 
 MANIFEST = "manifest.json"
 NAME_WORDS = 3
-"""Fields of a row that have no more words than this are names and labels; they are in the manifest and not in the
-table.
-"""
+"""Fields with at most this many words are names and labels: in the manifest, and not in the table."""
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -161,9 +159,7 @@ def refuse_another_origin(path: Path, origin: Mapping[str, Any]) -> None:
 
 
 def load_with(config: PrepareConfig, parts: Mapping[str, Sequence[Item]]) -> dict[str, Any]:
-    """Return a data section that reads the files: the largest share trains, the next in the recipe's order is held
-    out.
-    """
+    """Return a data section for the files: the largest share trains, the next in order is held out."""
     train = max(config.shares, key=lambda name: config.shares[name])
     heldout = next((name for name in config.shares if name != train), train)
     paths = {"path": f"{config.output}/{train}.jsonl", "heldout_path": f"{config.output}/{heldout}.jsonl"}

@@ -97,9 +97,7 @@ def show_plan(config: PipelineConfig) -> None:
 
 
 def with_secrets_named(config: PipelineConfig) -> PipelineConfig:
-    """Write secrets of the environment as `${oc.env:NAME}` again: they stay out of command lines, and stages inherit
-    them.
-    """
+    """Write secrets as `${oc.env:NAME}` again: stages inherit them, and command lines do not show them."""
     return PipelineConfig.model_validate(public_values(config))
 
 
@@ -164,9 +162,7 @@ def check_command(config: PipelineConfig, name: str) -> list[str]:
 
 
 def checked_stage(config: PipelineConfig, name: str, answer: DryRun) -> CheckedStage:
-    """Return a stage whose job printed its resolved recipe; raises ConfigError with the job's own sentence if it did
-    not.
-    """
+    """Return a stage whose job printed its resolved recipe; raises ConfigError with the job's own sentence."""
     stage = config.stages[name]
     if answer.status:
         raise ConfigError(f"the stage {name!r} ({stage.job}) cannot run: {sentence_of(answer.said)}")
@@ -223,9 +219,7 @@ def override(key: str, value: Any) -> str:
 
 
 def plan(config: PipelineConfig, checked: Mapping[str, CheckedStage], state: PipelineState) -> dict[str, Decision]:
-    """Decide what happens to each selected stage; raises CheckpointError when one needs another that will not have
-    run.
-    """
+    """Decide what happens to each selected stage; raises CheckpointError where one needs another that will not run."""
     decisions: dict[str, Decision] = {}
     for name in config.selected:
         stage = checked[name].config
@@ -311,9 +305,7 @@ def outcome_of(stage: CheckedStage, ended: Ended) -> tuple[State, str | None]:
 
 
 def interruption_of(ended: Ended) -> int | None:
-    """Return the signal by which a stage was interrupted: by its exit status, its death, or because we passed one
-    on.
-    """
+    """Return the signal that interrupted a stage: its exit status, its death, or one that we passed on."""
     number = ended.status - 128 if ended.status > 0 else -ended.status
     if number in (signal.SIGINT, signal.SIGTERM):
         return number

@@ -35,9 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
-"""How far the first loss may be from that of a policy which is its own reference; bf16 rounds otherwise in other
-rows.
-"""
+"""How far the first loss may be from that of a policy which is its own reference: bf16 rounds by row."""
 
 
 class DPOTask(SupervisedTask):

@@ -137,9 +137,7 @@ def finish(config: GRPOConfig, run: Run, roles: training.Roles, step: int, *, la
 
 
 def compute_logprobs(config: GRPOConfig, run: Run, roles: training.Roles, groups: Sequence[Group]) -> algorithms.Batch:
-    """Return the groups as a batch with the log-probabilities that learning compares: those before it, and the
-    reference's.
-    """
+    """Return the groups as a batch with the log-probabilities before learning, and the reference's."""
     temperature = config.rollout.temperature
     roles.generators.sleep()
     with run.timed("logprobs"):
@@ -185,9 +183,7 @@ def update(
 
 
 def evaluate(config: EvaluationConfig, run: Run, roles: training.Roles, step: int) -> tuple[float, int]:
-    """Answer the held-out set; return the value of the metric that chooses the best checkpoint, and the tokens that
-    were sampled.
-    """
+    """Answer the held-out set; return the metric that chooses the best checkpoint, and the tokens sampled."""
     with run.timed("evaluate"):
         evaluation = roles.evaluator.evaluate(run.watch_calls(step, "evaluation"))
         run.log(evaluation.metrics)
@@ -210,9 +206,7 @@ def warn_of_cut_answers(run: Run, metrics: Mapping[str, float], config: GRPOConf
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, model_path: str) -> str:
-    """Name the tokens at which engines end an answer: the tokenizer's, and those of the model's
-    generation_config.json.
-    """
+    """Name the tokens that end an answer: the tokenizer's, and those of the model's generation_config.json."""
     own = (read_json(Path(model_path) / "generation_config.json") or {}).get("eos_token_id")
     ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     return ", ".join(f"{tokenizer.decode([each])} {each}" for each in sorted(ids)) or "none"
@@ -245,9 +239,7 @@ def save_on_stop(
 
 
 def resume(run: Run, roles: training.Roles, kl: algorithms.KLCoefficient, *, num_samples: int) -> tuple[int, int, bool]:
-    """Load the newest whole checkpoint, if there is one: (step, data position, whether that step still owes its
-    end).
-    """
+    """Load the newest whole checkpoint, if any: (step, data position, whether the step still owes its end)."""
     step = run.checkpoints.resumable(roles.policy.damage, model=roles.policy.facts["identity"])
     if step is None:
         return 0, 0, False

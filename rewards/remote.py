@@ -23,9 +23,7 @@ _LINE_END = r"""[\s*_`"'.,;!)}]{0,16}$"""
 NUMBER_REPLY = re.compile(
     rf"(?im)\breward{_ORNAMENT}[:=]{_ORNAMENT}([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?){_LINE_END}"
 )
-"""`reward:-3.5`, also in bold, on two lines, with an exponent; the number ends its line, so `7/10` and `3,5` are not
-read as 7 and 3.
-"""
+"""`reward:-3.5`, also bold, on two lines, with an exponent; it ends its line, so `7/10` and `3,5` are no 7 and 3."""
 
 VERDICTS = {"a": 1.0, "b": 0.0, "tie": 0.5, "c": 0.5}
 VERDICT_REPLY = re.compile(
@@ -33,9 +31,7 @@ VERDICT_REPLY = re.compile(
     r"|\[\[(a|b|c|tie)\]\]"
     r"|\A\W{0,16}(?:answer\s)?(a|b|tie)\W{0,16}\Z"
 )
-"""`verdict: A` at the end of a line, `[[A]]` anywhere, or a bare `A` as the whole reply; C is a tie in the second
-form.
-"""
+"""`verdict: A` at a line's end, `[[A]]` anywhere, or a bare `A` as the whole reply; C is a tie in the second form."""
 
 TEMPLATE = """\
 Two assistants answered the same request. Judge which answer serves the request better: is it correct, does it do what \

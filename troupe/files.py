@@ -64,9 +64,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file, or None when there is no such file or it is not JSON: half of it, or another
-    kind of file.
-    """
+    """Return the content of a JSON file; None where there is none, or what is there is not whole JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError):
@@ -119,9 +117,7 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
 
 
 class JsonLines:
-    """An append-only JSON Lines file; each record reaches the file whole and without secrets, from whatever thread it
-    comes.
-    """
+    """An append-only JSON Lines file; records of any thread reach the file whole and without secrets."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,6 +1,4 @@
-"""Names of a package that are imported when they are first used (PEP 562): torch and Ray load where something
-computes.
-"""
+"""Names of a package that are imported when they are first used (PEP 562), so that torch and Ray load late."""
 
 from __future__ import annotations
 

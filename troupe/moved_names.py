@@ -20,9 +20,7 @@ def is_moved(module: str | None) -> bool:
 
 
 def new_name(module: str) -> str | None:
-    """Return the new name of a module: `core.records` -> `troupe.records`; None for others, and for those with new
-    names.
-    """
+    """Return a module's new name: `core.records` -> `troupe.records`; None for those that did not move."""
     if not is_moved(module):
         return None
     stem, here = module.rpartition(".")[2], Path(__file__).parent
@@ -45,9 +43,7 @@ def describe_move(address: str, old: str) -> str:
 
 
 def second_copies() -> list[str]:
-    """Forget and return our modules that were imported by an old name, such as `rewards.answers`: their classes are
-    others.
-    """
+    """Forget and return our modules imported by an old name (`rewards.answers`): their classes are others."""
     # Folders of these names elsewhere, in site-packages or beside ours, are other people's.
     folders = {ROOT / package for package in AT_THE_ROOT} if IS_CHECKOUT else set()
     found = [

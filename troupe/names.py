@@ -17,7 +17,5 @@ def step_of(name: str) -> int | None:
 
 
 def is_hub_name(model: str) -> bool:
-    """Return whether `model` is a repository of the hub rather than a path: nothing is there, and it has a hub name's
-    form.
-    """
+    """Return whether `model` has the form of a repository on the hub and there is no such path."""
     return not Path(model).exists() and model.count("/") == 1 and not model.startswith((".", "/", "runs/"))

@@ -50,16 +50,12 @@ def name_secret(variable: str) -> None:
 
 
 def hide_login(variable: str, value: str) -> None:
-    """Treat `value`, which a library keeps in a file of its own, as the secret that this environment variable would
-    hold.
-    """
+    """Treat `value`, which a library keeps in its own file, as the secret of this environment variable."""
     _logins[variable] = value
 
 
 def known_secrets() -> dict[str, str]:
-    """Name -> value of the secrets in the environment and of logins, longest first, since one may be a part of
-    another.
-    """
+    """Name -> value of the secrets in the environment and of logins, longest first: one may be part of another."""
     secrets = {
         name: value.strip()
         for name, value in (_logins | dict(os.environ)).items()

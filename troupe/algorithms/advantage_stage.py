@@ -163,9 +163,7 @@ def _value(score: float | None) -> Any:
 
 
 def split_minibatches(batch: Batch, settings: AlgorithmConfig, *, max_response_tokens: int, seed: int) -> list[Batch]:
-    """Split a batch into those, with loss weights, of `epochs` passes of `minibatches` optimizer steps, drawn by
-    seed.
-    """
+    """Split a batch, with loss weights, into `epochs` passes of `minibatches` optimizer steps, drawn by seed."""
     return [
         with_loss_weights(batch.select(part), settings.aggregation, max_response_tokens=max_response_tokens)
         for epoch in range(settings.epochs)

@@ -41,9 +41,7 @@ def supports_branches(config: PreTrainedConfig) -> bool:
 
 
 def rope_reach(config: PreTrainedConfig) -> int | None:
-    """Tokens up to which a rotary embedding that depends on the length of a row (dynamic NTK, long-rope) does not; None
-    for any other embedding.
-    """
+    """Tokens up to which a rotary embedding ignores its row's length (dynamic NTK, long-rope); None for all others."""
     inner = config.get_text_config()
     rope = getattr(inner, "rope_parameters", None) or {}
     parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]
@@ -98,9 +96,7 @@ def layout_of(row: Row, device: torch.device) -> TileLayout | BlockLayout | None
 
 
 def visible(row: Row) -> torch.Tensor:
-    """Return [S, S] bool: which key (column) a query (row) sees; the definition that the fast layouts are tested
-    against.
-    """
+    """Return [S, S] bool: which key (column) a query (row) sees; the definition that fast layouts are tested by."""
     group, branch = _owners(row)
     slots = torch.arange(len(group))
     causal = slots[:, None] >= slots[None, :]

@@ -338,9 +338,7 @@ def _shorten(config: Any, rope: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' advice on models that exist for a second, on one thread, which is fastest for them, and
-    with the caller's random numbers untouched.
-    """
+    """Without transformers' advice, on one thread (fastest for tiny models), the caller's random state kept."""
     level, threads = transformers.logging.get_verbosity(), torch.get_num_threads()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)

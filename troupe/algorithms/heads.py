@@ -26,9 +26,7 @@ class _OneCall(torch.nn.Linear):
 
 
 def prepare_head(head: Any) -> None:
-    """Make the layers of a head, and of an adapter on it, ready for `in_one_call`; they stay what they are
-    otherwise.
-    """
+    """Make the layers of a head, and of an adapter on it, ready for `in_one_call`; else they stay as they are."""
     for layer in (_base(head), *getattr(head, "lora_B", {}).values()):
         if not isinstance(layer, torch.nn.Linear):
             raise CheckpointError(

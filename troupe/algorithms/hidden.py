@@ -1,6 +1,4 @@
-"""What a model computes for a packed row: hidden states, the same for every head that is put on them, or its own
-logits.
-"""
+"""What a model computes for a packed row: hidden states, the same for every head that is put on them, or its logits."""
 
 from __future__ import annotations
 
@@ -25,9 +23,7 @@ class ForwardPath:
     attention: str | None = None
     """transformers' name of the attention; None: the architecture's default."""
     own_logits: bool = False
-    """Whether logits come from the model's own `forward`, for all positions, instead of its head at those that are
-    read.
-    """
+    """Whether logits come from the model's own `forward`, at all positions, instead of its head where they are read."""
 
     def __str__(self) -> str:
         layout = "packed branches" if self.branches else "one sequence per pass" if self.alone else "padded rows"
@@ -76,9 +72,7 @@ def _computed(
 
 
 def _needs_passes_of_its_own(model: PreTrainedModel, row: Row) -> bool:
-    """Return whether the row's sequences do not bear padding; a rotary embedding that depends on the length bears it
-    below its reach.
-    """
+    """Return whether sequences must not be padded: they do not bear it, or reach where a rotary embedding changes."""
     if not path_of(model).alone:
         return False
     forget_lengths(model)

@@ -39,9 +39,7 @@ def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """k3 = r - 1 - log r; [N]. Unbiased, never negative; log r is clamped at MAX_LOG_RATIO. GRPO's Eq. 4,
-    2402.03300.
-    """
+    """k3 = r - 1 - log r; [N]. Unbiased, never negative; log r is clamped at MAX_LOG_RATIO (GRPO's Eq. 4)."""
     log_r = (ref_logprobs - logprobs).clamp(max=MAX_LOG_RATIO)
     return torch.expm1(log_r) - log_r  # expm1: close to the reference, exp(log_r) - 1 is all rounding error
 

@@ -1,6 +1,4 @@
-"""Models out of checkpoints, with the attention and the head that packed rows need: for training, and for serving
-alike.
-"""
+"""Models out of checkpoints, with the attention and the head that packed rows need, for training and serving."""
 
 from __future__ import annotations
 

@@ -65,9 +65,7 @@ class PackedModel(torch.nn.Module):
 
 
 def _read_logits(logits: torch.Tensor, tokens: torch.Tensor, entropy_grad: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (log-probability [n] of the tokens, entropy [n]) from logits [n, V]: H = logsumexp(z) - sum softmax(z)
-    z.
-    """
+    """Return the tokens' log-probability [n] and the entropy [n] of logits [n, V]: H = logsumexp(z) - softmax(z) z."""
     normaliser = torch.logsumexp(logits, dim=-1)
     logprobs = logits.gather(-1, tokens[:, None])[:, 0] - normaliser
     with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):

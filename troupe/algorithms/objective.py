@@ -86,9 +86,7 @@ class SupervisedObjective:
 
 @dataclass(frozen=True)
 class PreferenceObjective:
-    """DPO or IPO on groups of ranked branches; needs `ref_logprobs` and the columns of
-    `advantage_stage.with_preference_pairs`.
-    """
+    """DPO or IPO on groups of ranked branches; needs `ref_logprobs` and the columns of `with_preference_pairs`."""
 
     beta: float
     label_smoothing: float = 0.0
@@ -119,9 +117,7 @@ class PreferenceObjective:
 
 @dataclass(frozen=True)
 class RankingObjective:
-    """Bradley-Terry on groups of ranked branches, each scored at its last token; needs the columns of
-    `advantage_stage.with_preference_pairs`.
-    """
+    """Bradley-Terry on groups of branches, scored at their last tokens; needs `with_preference_pairs`' columns."""
 
     options: Mapping[str, Any] = field(default_factory=lambda: {"reads": "after"})
 

@@ -35,9 +35,7 @@ class Batch:
     token_ids: torch.Tensor
     """[N] int64."""
     columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """[N] each: loss_mask, rollout_logprobs, old_logprobs, ref_logprobs, advantages, loss_weights, ... as stages add
-    them.
-    """
+    """[N] each: loss_mask, rollout_logprobs, old_logprobs, ref_logprobs, advantages, ... as stages add them."""
 
     @staticmethod
     def from_groups(groups: Sequence[Group]) -> Batch:
@@ -203,9 +201,7 @@ def last_tokens(branch_ids: torch.Tensor) -> torch.Tensor:
 
 
 def branch_scores(values: torch.Tensor, branch_ids: torch.Tensor) -> torch.Tensor:
-    """Return a scalar head's output behind each token of whole branches, [n], -> [b]: a branch's score is the one at
-    its last token.
-    """
+    """Return a scalar head's output behind each token of whole branches, [n], -> [b]: that at each one's last token."""
     return values[last_tokens(branch_ids)]
 
 

@@ -39,9 +39,7 @@ def perplexity(nll: Tensor) -> Tensor:
 
 
 def _gain(nll: Tensor, baseline: Tensor) -> Tensor:
-    """Return 1 - PPL / PPL_base; [B], [B] -> [B]. expm1 keeps the digits of ratios near 1, which is where plans move
-    them.
-    """
+    """Return 1 - PPL / PPL_base; [B], [B] -> [B]. expm1 keeps the digits of ratios near 1, which plans have."""
     return -torch.expm1((nll - baseline).clamp(max=MAX_NATS))
 
 
@@ -67,9 +65,7 @@ def hybrid(nll: Tensor, baseline: Tensor, alpha: float) -> Tensor:
 
 
 def improvement(nll: Tensor, baseline: Tensor) -> Tensor:
-    """I = 100 (PPL_base - PPL) / PPL_base, in percent; [B], [B] -> [B]. At most 100; negative where the answer
-    hurts.
-    """
+    """I = 100 (PPL_base - PPL) / PPL_base, in percent; [B], [B] -> [B]. At most 100; negative where it hurts."""
     return 100 * _gain(nll, baseline)
 
 

@@ -48,9 +48,7 @@ class InferenceModel:
 
     @torch.no_grad()
     def outputs(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
-        """Return [N] fp32 on the CPU: the head's output at the batch's tokens; with `wanted`, bool [N], at those alone,
-        and 0 elsewhere.
-        """
+        """Return [N] fp32 on the CPU: the head's output at the batch's tokens; 0 where `wanted`, bool [N], is false."""
         values = torch.zeros(batch.num_tokens)
         for whole in pack(batch, self._row_tokens, branches=self._branches):
             row = whole if wanted is None else whole.reading(wanted)

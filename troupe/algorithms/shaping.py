@@ -43,9 +43,7 @@ def kl_in_reward(scores: Tensor, token_kl: Tensor, loss_mask: Tensor, branch_ids
 
 
 def missing_eos_penalty(scores: Tensor, truncated: Tensor, penalty: float) -> Tensor:
-    """Return the score minus `penalty` where the answer was cut off before its end-of-turn token; [B], bool [B] ->
-    [B].
-    """
+    """Return the score minus `penalty` where the answer was cut before its end of turn; [B], bool [B] -> [B]."""
     return torch.where(truncated, scores - penalty, scores)
 
 

@@ -36,7 +36,5 @@ class PackedScalarModel(torch.nn.Module):
 
 
 def score_mean(model: PreTrainedModel) -> float:
-    """Return what is subtracted, so that reference answers score 0 on average (Stiennon et al. 2009.01325, section
-    3.4).
-    """
+    """Return what is subtracted so that reference answers score 0 on average (Stiennon et al. 2009.01325, 3.4)."""
     return float(getattr(model.config, "score_mean", 0.0))

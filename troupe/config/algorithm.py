@@ -18,9 +18,7 @@ class AdaptiveKLConfig(Section):
     target: float = Field(gt=0)
     """KL to hold, in nats per answer."""
     form: Literal["ziegler", "trlx"] = "ziegler"
-    """ziegler: 1909.08593, section 2.2; trlx: that library's rule, driven by its estimate of the KL, for comparison
-    with its curves.
-    """
+    """ziegler: 1909.08593, section 2.2; trlx: that library's rule and KL estimate, to compare with its curves."""
     rate: float = Field(default=0.1, gt=0)
     """ziegler: the coefficient changes by at most a fifth of this share in a step."""
     horizon: int = Field(default=10_000, ge=1)
@@ -160,9 +158,7 @@ class ReadingConfig(Section):
     A sample's field `scorer_prompt`, where there is one, takes the place of its prompt.
     """
     keep_system: bool = False
-    """Whether the prompt's system turns are shown to it too; mostly they tell the policy how to answer. Those of a
-    `scorer_prompt` always are.
-    """
+    """Whether the prompt's system turns are shown to it too; those of a `scorer_prompt` always are."""
     prompt_end: str = ""
     """Text put behind the prompt, with and without an answer: a line break after plain text, say."""
     place: Literal["assistant", "user"] = "assistant"
@@ -176,9 +172,7 @@ class ReadingConfig(Section):
     baseline_context: str = ""
     """What stands there without an answer; empty: the gold answer follows the prompt."""
     marker: list[str] | None = None
-    """Texts after which the part of the answer begins that is handed over; the last one found counts. null: all of the
-    answer.
-    """
+    """Texts after which the part of the answer begins that is handed over; the last one found counts. null: all."""
 
     @field_validator("context_template")
     @classmethod
@@ -204,9 +198,7 @@ class ReadingConfig(Section):
 
 
 class PerplexityRewardConfig(ReadingConfig):
-    """The help of the policy's answer to a frozen model that foresees the gold answer; a part of the reward, as
-    `perplexity`.
-    """
+    """The help of the answer to a frozen model that foresees the gold answer; a part of the reward: `perplexity`."""
 
     path: str | None = None
     """The frozen model: a run directory, a directory or a hub name; null: the model that the run starts from."""
@@ -233,9 +225,7 @@ class PerplexityRewardConfig(ReadingConfig):
     sample's first answers, and kept.
     """
     max_length: int | None = Field(default=None, ge=2)
-    """Most tokens that the frozen model reads at once; null: what its config.json says. An answer that does not fit is
-    cut at its end.
-    """
+    """Most tokens that the frozen model reads at once; null: as its config.json. A longer answer loses its end."""
     num_ranks: int = Field(default=1, ge=1)
     """Processes."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -38,9 +38,7 @@ class AnsweringConfig(SamplingConfig):
     metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]
     """Reward functions whose means are reported. With `against`, a sample's field `against` holds the other answer."""
     rouge: bool = False
-    """Report ROUGE-1, -2 and -L as F1, recall and precision, and the mean of the three F1 (unstemmed, as `evaluate`
-    computes them).
-    """
+    """Report ROUGE-1, -2 and -L as F1, recall and precision, and the mean of the three F1, all unstemmed."""
     reward_model: RewardModelConfig | None = None
     """A reward model that scores the answers once all of them are there; `path` may be a run directory."""
     environment: EnvironmentConfig | None = None
@@ -135,13 +133,9 @@ class EvaluateConfig(AnsweringConfig):
     page = "docs/evaluation.md"
 
     model: str | None = None
-    """A run directory (its best checkpoint), a directory in Hugging Face format, or a hub name; or name several in
-    `models`.
-    """
+    """A run directory (its best checkpoint), a directory in Hugging Face format, or a hub name."""
     models: dict[str, str] = {}
-    """The models by the name that tables give them: `{sft: runs/sft, ppo: runs/ppo}`. A list of paths is named after
-    the runs.
-    """
+    """The models by the name that tables give them: `{sft: runs/sft, ppo: runs/ppo}`, or a list of runs."""
     contexts: dict[str, str] = {}
     """Model -> JSONL file of another model's answers, such as this job writes: the model continues what a perplexity
     scorer would read, the sample's prompt and that answer. Models that are not named here get that prompt alone; with
@@ -152,17 +146,13 @@ class EvaluateConfig(AnsweringConfig):
     references: bool = True
     """Whether the reward model scores the data's own answers too, and the difference to them is reported."""
     against: str | None = None
-    """What each model is compared with: the name of a model, `reference` (the data's own answers), or a JSONL file of
-    answers by `sample_id`.
-    """
+    """What each model is compared with: a model's name, `reference` (the data's), or a JSONL file of answers."""
     judge: str | None = None
     """The judge: `reward_model`, the name of a metric, a part of the environment's, or a reward function; the reward
     model when unset, else the first metric, else the environment, else `rouge`.
     """
     tie_margin: float | None = Field(default=None, ge=0)
-    """Judgements closer than this are a tie, in both directions; 0.1 for the reward model and 0 for functions when
-    unset.
-    """
+    """Judgements closer than this are a tie, both ways; unset: 0.1 for the reward model, 0 for functions."""
 
     @field_validator("models", mode="before")
     @classmethod
@@ -368,17 +358,13 @@ class PreferencesConfig(Section):
     better, 0.5 as good, 0 worse.
     """
     dimensions: dict[str, str] = {"overall": CRITERIA["overall"]}
-    """Name -> what is compared; those of plot, character, creativity, development, language and overall may be
-    listed by name alone.
-    """
+    """Name -> what is compared; plot, character, creativity, development, language and overall are known by name."""
     between: list[str] = []
     """Models that take part; empty: all, the trained model at its last step (a name is `<run>@<step>`)."""
     num_samples: int | None = Field(default=None, ge=1)
     """First n samples that are compared; all when unset."""
     ties: Literal["half", "drop"] = "half"
-    """Whether a tie is half a win for each in the strengths, or left out. A judge that contradicts itself when the
-    order is turned says tie.
-    """
+    """Whether a tie, which a judge that contradicts itself gives too, is half a win for each, or left out."""
     genre_field: str | None = None
     """Field of the sample by which win rates are split; unset: none."""
 
@@ -432,9 +418,7 @@ class EndpointModelConfig(Section):
     api_key_env: str | None = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; null for an endpoint without one."""
     options: dict[str, Any] = {}
-    """Further fields of the request, over temperature and max_tokens; null leaves one of these out, for models that
-    refuse it.
-    """
+    """Further fields of the request, over temperature and max_tokens; null leaves out one that a model refuses."""
     prompt_price: float = Field(default=0.0, ge=0)
     """Price of a million prompt tokens."""
     completion_price: float = Field(default=0.0, ge=0)
@@ -480,9 +464,7 @@ class BenchmarkConfig(AnsweringConfig):
     (the run's evaluation.keep_answers says how many it keeps).
     """
     kept_samples_only: bool = False
-    """Ask only the samples whose answers the run has kept, so that every step it evaluated takes part without its
-    weights.
-    """
+    """Ask only the samples whose answers the run has kept, so that its steps take part without their weights."""
     base: str | None = None
     """The model before training: a directory or hub name, or `start`, what the run's recipe starts from."""
     models: dict[str, str] = {}
@@ -494,9 +476,7 @@ class BenchmarkConfig(AnsweringConfig):
     max_missing: float = Field(default=0.1, ge=0, le=1)
     """Share of a model's answers that may be missing; beyond it the model is not measured, and its row says so."""
     charts: list[str] | None = None
-    """Metrics that are drawn, by label or `<label>/<part>`; unset: every metric by its label, rouge, and `reward` of
-    the reward model.
-    """
+    """Metrics that are drawn, by label or `<label>/<part>`; unset: every metric, rouge, and `reward`."""
     preferences: PreferencesConfig | None = None
     """Pairwise comparison by a judge; unset: none."""
     diversity: bool = True

@@ -41,9 +41,7 @@ def sections_of(annotation: Any) -> list[Cls]:
 
 
 def tag_of(cls: Cls) -> str | None:
-    """Return the value of `type` that chooses this section among others; a `type` of several values is a field like any
-    other.
-    """
+    """Return the value of `type` that chooses this section among others; where it has several, None."""
     values = get_args(cls.model_fields["type"].annotation) if "type" in cls.model_fields else ()
     return values[0] if len(values) == 1 else None
 
@@ -57,9 +55,7 @@ def dotted_fields(cls: Cls, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]
 
 
 def type_at(annotation: Any, part: Any) -> Any:
-    """Return the type of what `part` (a field, an index, a name, a section's `type`) names inside a type; None where
-    nothing is called so.
-    """
+    """Return the type of what `part` (field, index, name, a section's `type`) names inside a type, or None."""
     if get_origin(annotation) in (Annotated, Union, types.UnionType):
         tagged = [section for section in sections_of(annotation) if tag_of(section) == part]
         if tagged:

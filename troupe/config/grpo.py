@@ -149,9 +149,7 @@ class GRPOConfig(Section):
 
     @property
     def model_parts(self) -> list[str]:
-        """What is measured of every answer besides the functions, in training and held out, by the names that metrics
-        have.
-        """
+        """What is measured of every answer besides the functions, in training and held out, by its metric's name."""
         measured = ["reward_model"] if self.reward_model is not None else []
         measured += ["perplexity", *PERPLEXITY_PARTS] if self.perplexity_reward is not None else []
         return measured + ([ENVIRONMENT] if self.environment is not None else [])

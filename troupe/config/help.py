@@ -41,9 +41,7 @@ def wanted_help(arguments: Sequence[str]) -> str | None:
 
 
 def help_text(cls: type[Section], program: str, topic: str = "") -> str:
-    """Return the overview; with a topic one section or field by its dotted name, or `all`. ConfigError for one that is
-    not there.
-    """
+    """Return the overview, or of a topic one section or field by its dotted name, or `all`. Raises ConfigError."""
     width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
     if topic == "":
         lines = list(_overview(cls, program, width))
@@ -98,9 +96,7 @@ def _topic(cls: Cls, program: str, topic: str, width: int) -> Iterator[str]:
 
 
 def _section(cls: Cls, prefix: str, default: Any, width: int) -> Iterator[str]:
-    """Yield the fields of a section, with the defaults that this job has (`default`, a section of this class) or else
-    the class.
-    """
+    """Yield a section's fields with the defaults that this job has (`default`, a section), or else the class."""
     if tag_of(cls) is not None:
         yield from textwrap.wrap(f"-- type: {tag_of(cls)} -- {_words(cls.__doc__)}", width, subsequent_indent="   ")
     for name, info in cls.model_fields.items():
@@ -128,9 +124,7 @@ def _field(name: str, info: FieldInfo, default: Any, width: int, *, many_types: 
 
 
 def _between(info: FieldInfo) -> str:
-    """Return what stands between a field and those of the sections in it: of a list's members, or of sections by
-    name.
-    """
+    """Return what stands between a field and the fields of the sections in it: a list's members, or names."""
     kind = kind_of(info.annotation)
     return "[]." if kind.startswith("a list") else ".<name>." if kind.startswith("a section of names") else "."
 

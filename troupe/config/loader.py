@@ -134,9 +134,7 @@ def _onto_section(default: Section, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def dump_config(config: Section) -> str:
-    """Return the resolved config as YAML; it is itself a valid recipe. Secrets of the environment are named, not
-    shown.
-    """
+    """Return the resolved config as YAML, itself a valid recipe; secrets of the environment are only named."""
     return OmegaConf.to_yaml(OmegaConf.create(public_values(config, escaped=True)))
 
 

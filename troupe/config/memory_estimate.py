@@ -83,9 +83,7 @@ PUBLISHED = {
 
 
 def shape_of(model: str) -> Shape | None:
-    """Return the shape of a model's directory or of a published one; None where it is not known here, or of another
-    kind.
-    """
+    """Return the shape of a model's directory or of a published model; None where it is not known."""
     if model in PUBLISHED:
         return PUBLISHED[model]
     found = read_json(Path(model) / "config.json") if Path(model).is_dir() else None

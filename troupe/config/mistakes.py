@@ -1,6 +1,4 @@
-"""What is wrong with a recipe, a sentence each: the field, what it is, what was given, and the nearest name that
-exists.
-"""
+"""What is wrong with a recipe, a sentence each: the field, what it is, what was given, and the nearest known name."""
 
 from __future__ import annotations
 
@@ -53,9 +51,7 @@ WRONG_KIND = ("_type", "_parsing", "_from_float", "literal_error", "finite_numbe
 
 
 def sentences(cls: Cls, error: ValidationError) -> str:
-    """Return a line for each mistake; of several about one field, as unions give them, those that are not about its
-    kind.
-    """
+    """Return a line for each mistake; of a union's several about one field, those that are not about its kind."""
     told: dict[str, dict[str, None]] = {}
     kinds: dict[str, str] = {}
     for detail in error.errors():
@@ -70,9 +66,7 @@ def sentences(cls: Cls, error: ValidationError) -> str:
 
 
 def _place(cls: Cls, loc: Sequence[str | int]) -> tuple[str, Any]:
-    """Return the dotted name of a mistake's place, without pydantic's labels of unions, and the type that belongs
-    there.
-    """
+    """Return the dotted name of a mistake's place, without pydantic's labels of unions, and the type there."""
     names: list[str] = []
     annotation: Any = cls
     for index, part in enumerate(loc):
@@ -131,17 +125,13 @@ def _shown(given: Any) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return  "did you mean 'x'?" of the known name that is meant, the last part of a dotted one counting; "" where
-    none is near.
-    """
+    """Return "did you mean 'x'?" of the nearest known name (of a dotted one, its last part), or ""."""
     near = _near(name, list(known))
     return f"did you mean {near!r}?" if near else ""
 
 
 def _meant(cls: Cls, where: str, annotation: Any, given: Any) -> str:
-    """Suggest, for an unknown key, the field that is meant, of this section, else of another one, else all that are
-    known here.
-    """
+    """Suggest, for an unknown key, a field of this section, else of another one, else all that are known here."""
     section, _, key = where.rpartition(".")
     here = list(dict.fromkeys(name for one in sections_of(annotation) for name in one.model_fields))
     fitting = difflib.get_close_matches(key, here, n=1, cutoff=0.8)
@@ -170,9 +160,7 @@ def _other_types(cls: Cls, section: str, annotation: Any, key: str) -> list[str]
 
 
 def _near(name: str, known: Sequence[str]) -> str | None:
-    """Return the known name that `name` means: a synonym, the same last part, initials, or what is written nearly
-    so.
-    """
+    """Return the known name that `name` means: a synonym, the same last part, initials, or a near spelling."""
     leaf = name.rpartition(".")[2]
     ours = SYNONYMS.get(leaf, leaf)
     same = [one for one in known if f".{one}".endswith(f".{ours}")]

@@ -99,9 +99,7 @@ class PolicyConfig(Section):
     row_tokens: int = Field(default=2560, ge=16)
     """Token budget of a packed row, the unit of one forward and backward pass; a larger group gets a row of its own."""
     logits_chunk: int = Field(default=2**26, ge=1)
-    """Most logits (tokens x vocabulary) held at once; beyond it the head runs in chunks and recomputes in the backward
-    pass.
-    """
+    """Most logits (tokens x vocabulary) held at once; beyond it the head runs in chunks, again in the backward pass."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     frozen_layers: float = Field(default=0.0, ge=0, lt=1)
@@ -123,9 +121,7 @@ class SFTEngineConfig(PolicyConfig):
     """The engine of SFT, where no two passes over the same tokens are compared."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout in all places where the architecture has one, whatever the model's config says; above 0 without packed
-    attention.
-    """
+    """Dropout wherever the architecture has one, whatever the model's config says; above 0 without packed attention."""
 
     @property
     def dropouts(self) -> dict[str, float]:
@@ -216,9 +212,7 @@ class PlacementConfig(Section):
 
 
 class ConsistencyConfig(Section):
-    """The gate: after each sync the generator must hold the weights that were sent, and log-probabilities of probe
-    tokens must agree.
-    """
+    """The gate: after a sync the generator holds the weights that were sent, and log-probabilities of probes agree."""
 
     num_probes: int = Field(default=4, ge=1)
     """Probes: answers that the starting policy sampled."""

@@ -84,9 +84,7 @@ def program() -> Iterator[None]:
 
 
 def user_error(error: BaseException) -> BaseException:
-    """Return the error behind a worker's: ray hands its text over with a remote traceback, and the original as
-    `cause`.
-    """
+    """Return the error behind a worker's: ray gives its text, a remote traceback, and the original as `cause`."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, TroupeError) else error
 

@@ -55,9 +55,7 @@ class RolloutConfig(Section):
     long_prompts: Literal["drop", "refuse"] = "drop"
     """What happens to longer prompts: dropped and counted, or the run is refused."""
     max_response_tokens: int = Field(default=40, ge=1)
-    """Longest answer in tokens, its end-of-turn token included; with an environment the longest game, both sides'
-    tokens counted.
-    """
+    """Longest answer in tokens, its end of turn included; with an environment the longest game, both sides counted."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature; the trainer divides its logits by it too. top_p, top_k and min_p stay off: they would make
     the sampled distribution another one than the policy's.
@@ -88,9 +86,7 @@ class RewarderConfig(Section):
 
 
 class SamplingConfig(Section):
-    """Sampling of held-out answers. Rollouts have the temperature alone; here no ratio needs the sampler's
-    distribution.
-    """
+    """Sampling of held-out answers; rollouts have the temperature alone: a ratio needs the sampler's distribution."""
 
     temperature: float = Field(default=0.0, ge=0)
     """0 is greedy; above it one answer is sampled for each prompt."""
@@ -140,9 +136,7 @@ class EvaluationConfig(SamplingConfig):
     measured without being named.
     """
     best_metric: str | None = None
-    """Metric of the best checkpoint, `environment/win` say; when unset the first of `metrics`, or the reward model
-    where there are none.
-    """
+    """Metric of the best checkpoint, `environment/win` say; unset: the first of `metrics`, else the reward model."""
     higher_is_better: bool = True
     """Direction of best_metric."""
 
@@ -151,9 +145,7 @@ class EvaluationConfig(SamplingConfig):
         return self.best_metric or (self.metrics[0].label if self.metrics else "reward_model")
 
     def check(self, model_parts: Sequence[str]) -> None:
-        """Raise ValueError unless the best checkpoint's metric is measured, by a function or by one of
-        `model_parts`.
-        """
+        """Raise ValueError unless a function or one of `model_parts` measures the best checkpoint's metric."""
         names = [*(metric.label for metric in self.metrics), *model_parts]
         if not names:
             raise ValueError("evaluation.metrics must name at least one metric")
@@ -216,9 +208,7 @@ class BatchingConfig(Section):
 
 
 class ServedRewardModelConfig(Section):
-    """A reward model behind `/v1/score`, and behind `/v1/chat/completions` as a judge that replies
-    `reward:<number>`.
-    """
+    """A reward model behind `/v1/score`, and behind `/v1/chat/completions` as a judge: `reward:<number>`."""
 
     type: Literal["reward_model"] = "reward_model"
     path: str
@@ -230,9 +220,7 @@ class ServedRewardModelConfig(Section):
     max_length: int | None = Field(default=None, ge=2)
     """Most tokens of prompt and answer; null: what the model's positions reach."""
     single_turn: Literal["template", "text"] = "template"
-    """How a chat with one user turn is read: through the chat template, or as the plain text that some data sets train
-    on.
-    """
+    """How a chat with one user turn is read: through the chat template, or as the plain text of some data sets."""
     batching: BatchingConfig = BatchingConfig()
     """What is read together."""
     trust_remote_code: bool = False
@@ -248,9 +236,7 @@ class ServedRewardsConfig(Section):
     name: str = "rewards"
     """What requests call it."""
     tokenizer: str | None = None
-    """Run directory, checkpoint directory or hub name whose tokenizer counts tokens; null: for functions that count
-    none.
-    """
+    """Run, checkpoint directory or hub name whose tokenizer counts tokens; null: for functions that count none."""
 
 
 ScorerConfig = Annotated[ServedRewardModelConfig | ServedRewardsConfig, Field(discriminator="type")]

@@ -19,9 +19,7 @@ class WatchConfig(Section):
     timeline_every: int = Field(default=0, ge=0)
     """Steps between further timelines; 0: none."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Port on which a Ray that is started here shows the metrics to Prometheus; 0: a free one. prometheus.json in the
-    run directory has it.
-    """
+    """Port where a Ray that is started here shows metrics to Prometheus; 0: a free one, named in prometheus.json."""
 
 
 def check_address(address: str, field: str) -> str:
@@ -42,9 +40,7 @@ class StorageConfig(Section):
     region: str | None = None
     """Region of the bucket; null: AWS_REGION or AWS_DEFAULT_REGION of the environment, else us-east-1."""
     every: int | None = Field(default=None, ge=0)
-    """Steps between backups, which take the newest and the best checkpoint; null: whenever there is a new one; 0: only
-    at the end.
-    """
+    """Steps between backups of the newest and the best checkpoint; null: whenever there is a new one; 0: at the end."""
     keep: int | None = Field(default=2, ge=1)
     """Newest checkpoints kept in the store, beside the best; null: all."""
     queue: int = Field(default=2, ge=1)
@@ -73,9 +69,7 @@ class StorageConfig(Section):
 
 
 class WandbConfig(Section):
-    """Weights & Biases, where `run.trackers` names it. The key is WANDB_API_KEY in the environment or that of `wandb
-    login`, never here.
-    """
+    """Weights & Biases, where `run.trackers` names it. The key is WANDB_API_KEY or that of `wandb login`."""
 
     project: str | None = None
     """Project; null: WANDB_PROJECT of the environment, else troupe."""
@@ -90,18 +84,14 @@ class WandbConfig(Section):
     well; or each when it is complete. Without the trainer's state.
     """
     mode: Literal["online", "offline"] | None = None
-    """offline keeps it on this machine, in `<run>/wandb`, until `wandb sync`; null: WANDB_MODE of the environment, else
-    online.
-    """
+    """offline: keep it in `<run>/wandb` until `wandb sync`; null: WANDB_MODE of the environment, else online."""
 
 
 class CallLogConfig(Section):
     """The log of model calls, calls.jsonl in the run directory."""
 
     fraction: float = Field(default=1.0, ge=0, le=1)
-    """Share of the prompts whose calls are written, those of their judges with them; 0: no file. Drawn by sample and
-    step.
-    """
+    """Share of the prompts whose calls, judges' included, are written; 0: no file. Drawn by sample and step."""
     console_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of the prompts whose calls are shown on the console."""
 
@@ -114,9 +104,7 @@ class RunConfig(Section):
     directory: str = "runs"
     """Directory that holds the runs."""
     resume: Literal["auto", "never", "must"] = "auto"
-    """auto: continue where the directory stands, or start; never: start anew, the old run is moved aside; must: refuse
-    to start anew.
-    """
+    """auto: continue, or start; never: start anew, the old run is moved aside; must: refuse to start anew."""
     trackers: list[Literal["wandb", "tensorboard"]] = []
     """Trackers beside the run directory; their keys come from the environment."""
     wandb: WandbConfig = WandbConfig()

@@ -23,9 +23,7 @@ class ServedModelConfig(Section):
     path: str
     """A run directory, `runs/x@10` (that step of it), a checkpoint's directory, a hub name, or s3://bucket/prefix."""
     name: str | None = None
-    """What requests call it; unset: the run's or directory's name, with `@step` where one was asked for, or the hub
-    name.
-    """
+    """What requests call it; unset: the run's or directory's name, `@step` where asked for, or the hub name."""
     adapters: dict[str, str] = {}
     """Name -> peft directory: LoRA adapters on this model, each served under its own name by the same engine."""
 
@@ -85,9 +83,7 @@ class ServeConfig(Section):
     following: FollowConfig = FollowConfig()
     """How `follow` follows."""
     reward_model: str | None = None
-    """A reward model (run, checkpoint or hub name) whose scores /v1/score and the playground give; short for one of
-    `scorers`.
-    """
+    """A reward model (run, checkpoint or hub name) behind /v1/score and the playground; short for `scorers`."""
     scorers: list[ScorerConfig] = []
     """Reward models and reward functions behind /v1/score."""
     playground: bool = True
@@ -119,9 +115,7 @@ class ServeConfig(Section):
     max_request_mib: float = Field(default=8.0, gt=0)
     """Largest request body in MiB; a larger one is answered with 400 before it is read to its end."""
     request_timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds that a client may take to send a request, head and body; a slower one is answered with 408 and hung up
-    on.
-    """
+    """Seconds that a client may take to send a request; a slower one is answered with 408 and hung up on."""
     precision: Precision = "auto"
     """Precision of the weights."""
     engine: EngineConfig = EngineConfig()

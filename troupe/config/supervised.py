@@ -58,9 +58,7 @@ class SupervisedConfig(Section):
     batch_size: int = Field(default=64, ge=1)
     """Prompts in an optimizer step, over all ranks; rows and ranks change nothing about it."""
     max_length: int = Field(default=512, ge=8)
-    """Longest sequence in tokens, prompt and answer; what does not fit is left out (SFT) or cut (preferences), and
-    counted.
-    """
+    """Longest sequence in tokens, prompt and answer; a longer one is left out (SFT) or cut (preferences)."""
     seed: int = 0
     """Seed of everything: data order, initialisation."""
     run: RunConfig = RunConfig()
@@ -191,9 +189,7 @@ class DPOConfig(GeneratingConfig):
     without its LoRA adapter, at every step.
     """
     reference_cache: str | None = None
-    """File of the cached log-probabilities, for runs to share; null: reference_logprobs.safetensors in the run's
-    directory.
-    """
+    """File of the cached log-probabilities, to share; null: reference_logprobs.safetensors of the run."""
 
     @model_validator(mode="after")
     def _settings_fit(self) -> DPOConfig:

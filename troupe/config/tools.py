@@ -59,9 +59,7 @@ class ExportConfig(Section):
     license: str | None = None
     """Licence identifier of the model card, such as apache-2.0; unset: the card says that none was given."""
     push: str | None = None
-    """Repository `owner/name` on the Hugging Face hub that gets the directory; needs HF_TOKEN in the environment or `hf
-    auth login`.
-    """
+    """Repository `owner/name` on the Hugging Face hub that gets the directory; needs HF_TOKEN or `hf auth login`."""
     private: bool = True
     """Whether a repository that `push` creates is private."""
     trust_remote_code: bool = False
@@ -124,9 +122,7 @@ class RowFilterConfig(Section):
 
 
 class PrepareConfig(Section):
-    """Split a file or a data set into JSONL files by story, document or row, with statistics and a manifest of
-    hashes.
-    """
+    """Split a file or a data set into JSONL files by story, document or row, with statistics and hashes."""
 
     examples = (
         "file=stories.jsonl key=story_id output=data/stories",
@@ -210,9 +206,7 @@ class StageConfig(Section):
     """One stage: a job with its recipe."""
 
     job: str
-    """File in `jobs/` without `.py`: train_sft, train_reward_model, train_dpo, train_grpo, train_rloo, train_ppo,
-    evaluate, score.
-    """
+    """File in `jobs/` without `.py`: train_sft, train_reward_model, train_dpo, train_grpo, evaluate, score, ..."""
     recipe: str | None = None
     """Recipe of the job, a YAML file; unset: the job's defaults."""
     set: dict[str, Any] = {}

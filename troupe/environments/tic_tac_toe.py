@@ -110,9 +110,7 @@ def best_moves(board: str, symbol: Symbol) -> tuple[str, ...]:
 
 @cache
 def _value(board: str, symbol: Symbol) -> int:
-    """Return what the board is worth to `symbol`, whose turn it is: 1 won, 0 drawn, -1 lost, both sides playing
-    perfectly.
-    """
+    """Return what the board is worth to `symbol`, whose turn it is, under perfect play: 1 won, 0 drawn, -1 lost."""
     if is_over(board):
         return 0 if winner(board) is None else -1  # the one who moved last has won
     return max(-_value(place(board, cell, symbol), other(symbol)) for cell in free_cells(board))

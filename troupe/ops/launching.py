@@ -47,9 +47,7 @@ class Cluster:
     """A cluster as a file of `ray up` describes it."""
 
     def __init__(self, file: Path) -> None:
-        """Read the file. Raises ConfigError where it is no cluster's, or ssh and rsync, which Ray calls, are
-        missing.
-        """
+        """Read the file. Raises ConfigError where it is no cluster's, or Ray's tools, ssh and rsync, are missing."""
         self.file = file.resolve()
         try:
             self._settings: dict[str, Any] = yaml.safe_load(self.file.read_text())
@@ -73,9 +71,7 @@ class Cluster:
 
     @property
     def runs(self) -> str | None:
-        """Return where the run directories are on the cluster: beside the project; None where the file does not
-        mount it.
-        """
+        """Return where runs are on the cluster: beside the project; None where the file does not mount it."""
         mounts = self._settings.get("file_mounts") or {}
         project = next((Path(there).parent for there, here in mounts.items() if here == "troupe"), None)
         return str(project.with_name("runs")) if project is not None and project.is_absolute() else None
@@ -283,9 +279,7 @@ class Jobs:
 
 
 def env_file() -> dict[str, str]:
-    """Return what `.env` gives a job and Ray's launcher. Raises ConfigError with file and line where it is
-    malformed.
-    """
+    """Return what `.env` gives a job and Ray's launcher. Raises ConfigError with the malformed line."""
     file = ROOT / ENV_FILE
     return read_env_file(file) if file.is_file() else {}
 

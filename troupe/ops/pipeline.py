@@ -168,17 +168,13 @@ def comparable(recipe: Mapping[str, Any], inputs: Iterable[str]) -> dict[str, An
 
 
 def handover(output: Path, *, is_run: bool) -> Path:
-    """Return what a finished stage hands over: a run's best checkpoint, else its latest; where there is none, its
-    output.
-    """
+    """Return what a finished stage hands over: its best checkpoint, else its latest, else its output."""
     store = CheckpointStore(output / "checkpoints")
     return store.path(store.choose("best", model_damage)) if is_run and store.steps() else output
 
 
 def identity(path: Path) -> str:
-    """Return a digest of what is at `path`: of a checkpoint its manifest, which has every file's; else of all
-    content.
-    """
+    """Return a digest of what is at `path`: of a checkpoint its manifest, else of all content."""
     digest = hashlib.sha256()
     files = [path / MANIFEST] if (path / MANIFEST).is_file() else [path]
     if files == [path] and path.is_dir():

@@ -179,9 +179,7 @@ def last_lines(path: Path | str, count: int = TAIL_LINES) -> list[str]:
 
 
 def is_worth_reading(line: str) -> bool:
-    """Return whether a line of a worker's stderr states something: blank lines, Ray's marks and lists of modules do
-    not.
-    """
+    """Return whether a line of stderr states something: not blank, no mark of Ray, no list of modules."""
     return bool(line.strip()) and not line.startswith(
         (":job_id:", ":actor_name:", ":task_name:", "Extension modules: ")
     )

@@ -50,9 +50,7 @@ class ProcessLogs:
         self._thread: threading.Thread | None = None
 
     def add(self, name: str, *sources: Path) -> None:
-        """Copy `sources`, files that need not exist yet, into `<name>.log` from now on; a restarted process adds its
-        own.
-        """
+        """Copy `sources`, which need not exist yet, into `<name>.log` from now on; a restarted process adds its own."""
         with self._lock:
             log = self._logs.setdefault(name, _Log(self.directory / f"{name}.log"))
             known = {source.path for source in log.sources}

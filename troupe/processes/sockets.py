@@ -72,9 +72,7 @@ class Listener:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on this one address, for torch's stores: left to themselves they listen on all of
-    them.
-    """
+    """Return a socket on this one address, for torch's stores, which by themselves listen on all of them."""
     return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
 
 
@@ -95,8 +93,6 @@ def all_listeners() -> Iterable[Listener]:
 
 
 def our_listeners(found: Callable[[], Iterable[Listener]] = all_listeners) -> list[Listener]:
-    """Return those of Troupe, Ray and vLLM, those beyond loopback first, then by port; this process is not among
-    them.
-    """
+    """Return those of Troupe, Ray and vLLM but this process, those beyond loopback first, then by port."""
     ours = {listener for listener in found() if listener.purpose is not None and listener.pid != os.getpid()}
     return sorted(ours, key=lambda listener: (listener.ip.is_loopback, listener.port, listener.address))

@@ -73,9 +73,7 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take both signals; also when a library took one in between. The first handlers found are kept for
-        `restore`.
-        """
+        """Take both signals, again where a library took one; the first handlers found are kept for `restore`."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGINT, signal.SIGTERM):

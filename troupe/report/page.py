@@ -74,7 +74,5 @@ def _read(name: str) -> str:
 
 
 def _dumps(value: Any, **_: Any) -> str:
-    """Return JSON for jinja's `tojson`, which escapes markup, without the line ends that old scripts take for
-    theirs.
-    """
+    """Return JSON for jinja's `tojson`, which escapes markup, without the line ends that old scripts stumble over."""
     return public_text(to_json(value)).replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

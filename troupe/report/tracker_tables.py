@@ -174,9 +174,7 @@ def rewards_of(table: Table) -> list[float]:
 
 
 def evaluation_tables(measured: Mapping[str, Any]) -> dict[str, Table]:
-    """Return `evaluation/models` and `evaluation/comparisons` from an evaluation's metrics.json: a row per model or
-    pair.
-    """
+    """Return `evaluation/models` and `evaluation/comparisons` of a metrics.json: a row per model or pair."""
     found = {}
     for part in ("models", "comparisons"):
         rows = measured.get(part) or {}
@@ -191,9 +189,7 @@ def evaluation_tables(measured: Mapping[str, Any]) -> dict[str, Table]:
 
 
 def evaluation_metrics(measured: Mapping[str, Any]) -> dict[str, float]:
-    """Return `evaluation/<model>/<metric>` and `evaluation/<model> against <other>/<metric>`: the means of
-    metrics.json.
-    """
+    """Return the means of a metrics.json: `evaluation/<model>/<metric>` and `evaluation/<a> against <b>/<metric>`."""
     return {
         f"evaluation/{name}/{key}": mean
         for part in ("models", "comparisons")

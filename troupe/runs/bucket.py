@@ -134,9 +134,7 @@ class Bucket:
             )
 
     def get(self, key: str, file: Path, *, size: int | None = None, sha256: str | None = None) -> None:
-        """Fetch an object into `file`, which must have that size and hash; without both, those that it was stored
-        with.
-        """
+        """Fetch an object into `file`, which must have that size and hash; by default those it was stored with."""
         file.parent.mkdir(parents=True, exist_ok=True)
         with self._described(f"does not give {key}"):
             if size is None or sha256 is None:
@@ -246,9 +244,7 @@ class Bucket:
 
 @functools.cache
 def _session() -> Any:
-    """Make the one session of the process: it reads descriptions of the service, which takes longer than most
-    requests.
-    """
+    """Make the process's one session: it reads descriptions of the service, slower than most requests."""
     import boto3
 
     return boto3.session.Session()

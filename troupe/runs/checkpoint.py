@@ -99,9 +99,7 @@ def checked_index(found: Any) -> dict[str, Any]:
 
 
 def best_of(index: Mapping[str, Any] | None, steps: Collection[int]) -> int | None:
-    """Return the step with the best metric in `index` (index.json); the earliest of equals, None when none was
-    measured.
-    """
+    """Return the step with the best metric in index.json; the earliest of equals, None when none was measured."""
     index = checked_index(index)
     sign = 1 if index["higher_is_better"] else -1
     measured = [step for step in steps if str(step) in index["metrics"]]

@@ -1,6 +1,4 @@
-"""What a file of computed numbers belongs to: the weights and the tokenizer that it was computed with, as short
-hashes.
-"""
+"""What a file of computed numbers belongs to: short hashes of the weights and the tokenizer behind it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A new run that begins where another one stood: its checkpoint, its lines up to that step, and its recipe, changed
-or not.
-"""
+"""A new run that begins where another one stood: its checkpoint, its lines up to that step, and its recipe."""
 
 from __future__ import annotations
 

@@ -13,7 +13,5 @@ LEAST, MOST = 1e-3, 0.5
 
 
 def allowed_gap(noise: float) -> float:
-    """Return the largest mean |difference| in nats, where computing in bf16 instead of fp32 makes `noise`; 0 in
-    fp32.
-    """
+    """Return the largest mean |difference| in nats, where bf16 instead of fp32 makes `noise`; 0 in fp32."""
     return min(max(MULTIPLE * noise, LEAST), MOST)

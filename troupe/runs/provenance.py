@@ -38,17 +38,13 @@ class Provenance:
 
     @property
     def engine(self) -> Mapping[str, Any]:
-        """Return the recipe's section of the trained model: the critic's, the policy's, or a supervised job's
-        engine.
-        """
+        """Return the recipe's section of the trained model: critic, policy, or a supervised job's engine."""
         name = "critic" if self.directory.name == "critic" else "policy" if "policy" in self.recipe else "engine"
         return self.recipe.get(name) or {}
 
 
 def provenance(directory: str) -> Provenance:
-    """Return what is known of the checkpoint (or part of one) in `directory`; of a foreign model that is its name
-    alone.
-    """
+    """Return what is known of the checkpoint (or part of one) in `directory`; of a foreign model its name alone."""
     # Links such as `best` lead to the step; a relative path has no parents to look through.
     path = Path(directory).resolve() if Path(directory).exists() else Path(directory)
     run = next((parent.parent for parent in path.parents if parent.name == "checkpoints"), None)

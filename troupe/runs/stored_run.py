@@ -153,9 +153,7 @@ class StoredRun:
     # -- writing ---------------------------------------------------------------------------------------------
 
     def push(self, checkpoints: Mapping[int, Path], files: Sequence[RunFile], *, keep: int | None = None) -> None:
-        """Store checkpoints (step -> directory) and files of the run; each marker last. Then retire all but `keep`
-        and the best.
-        """
+        """Store checkpoints (step -> directory) and files, each marker last; retire all but `keep` and the best."""
         sizes = self.bucket.sizes(f"{CHECKPOINTS}/")
         there = self.manifests(sizes) if checkpoints else {}
         new = {}

@@ -1,6 +1,4 @@
-"""What a job shows a person at its start and at its end: placement, arithmetic, the warm start's bar, before and
-after.
-"""
+"""What a job shows a person: placement, arithmetic, the warm start's bar, and at the end before and after."""
 
 from __future__ import annotations
 
@@ -37,9 +35,7 @@ def print_opening(config: Any, cluster: Cluster, precision: str) -> None:
 
 @contextlib.contextmanager
 def warm_start_progress() -> Iterator[Callable[[int, int, dict[str, float]], None]]:
-    """Provide a bar for the warm start, or lines where nobody watches; with the first report, so a cached model shows
-    none.
-    """
+    """Provide a bar for the warm start, or lines where nobody watches; none for a cached model, which never reports."""
     console = rich.get_console()
     if not console.is_terminal:
         yield _warm_start_lines
@@ -95,9 +91,7 @@ def paired_answers(answers: Sequence[dict[str, Any]]) -> Pairs:
 
 
 def change(name: str, pairs: Pairs) -> Estimate | None:
-    """Estimate the change of `<set>/<metric>`, over the kept answers that have it before and after; None without
-    two.
-    """
+    """Estimate the change of `<set>/<metric>` over the kept answers that have both ends; None without two."""
     both = [
         (first["metrics"][metric], last["metrics"][metric])
         for first, last in pairs

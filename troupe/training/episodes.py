@@ -107,9 +107,7 @@ class Episodes:
     def submit(
         self, requests: Sequence[Request], samples: Sequence[Sample], *, alone: bool = True
     ) -> list[Future[Group]]:
-        """Return `max_tokens` of a request bounds a game. Batches that run `alone` are played one after the other, to
-        the end.
-        """
+        """Return a batch's games; a request's `max_tokens` bounds a game. Batches `alone` play one after the other."""
         batch = _Batch(list(requests), list(samples))
         playing = asyncio.run_coroutine_threadsafe(self._play(batch, alone), self._loop)
         self._playing.add(playing)  # the loop itself holds tasks weakly
@@ -155,9 +153,7 @@ class Episodes:
             )
 
     def _open(self, group: Sequence[Game]) -> Sequence[int]:
-        """Return the prompt that the games of a sample share; what only some of them begin with is their first, masked,
-        tokens.
-        """
+        """Return the prompt that a sample's games share; what only some begin with is their first, masked, tokens."""
         prompt_ids = group[0].request.prompt_ids
         if all(game.opening is None for game in group):
             return prompt_ids
@@ -204,9 +200,7 @@ class Episodes:
             await self._close(game)
 
     def _go_on(self, game: Game, observation: str) -> None:
-        """Add the observation, behind which the model has at least one token left; or end the game, where it does not
-        fit.
-        """
+        """Add the observation if the model has a token left behind it, or end the game where it does not fit."""
         ids = self._turns.after_answer(game.token_ids[-1], observation)
         if game.turns < self._config.max_turns and len(ids) < game.room:
             game.hear(ids)
@@ -216,9 +210,7 @@ class Episodes:
     async def _guarded(
         self, batch: _Batch, game: Game, call: Callable[[], Any], check: Callable[[Game, Any], T]
     ) -> T | None:
-        """Return what a call of the environment gives; where it raises, the game has failed, and the recipe names what
-        follows.
-        """
+        """Return what a call of the environment gives; where it raises, the game has failed as the recipe names it."""
         try:
             async with asyncio.timeout(self._config.timeout_s):
                 result = call()

@@ -1,6 +1,4 @@
-"""Held-out answers of a model that is trained without sampling: an engine gets its weights whenever they are asked
-for.
-"""
+"""Held-out answers of a model that is trained without sampling: an engine gets its weights for each evaluation."""
 
 from __future__ import annotations
 

@@ -100,9 +100,7 @@ def prepare(
 
 
 def require_fit(config: Any) -> None:
-    """Raise unless every given model takes its adapter, and can be run so that its log-probabilities are its own; how
-    is remembered.
-    """
+    """Raise unless every model takes its adapter and its log-probabilities are its own; remember how it is run."""
     models = list(given_models(config))
     if not models:
         return
@@ -125,9 +123,7 @@ def require_fit(config: Any) -> None:
 
 
 def given_models(config: Any) -> Iterator[tuple[str, Head, bool, PolicyConfig | None]]:
-    """Yield (directory or hub name, head, trust_remote_code, engine) of every model of a recipe that is not made here;
-    a frozen one has no engine.
-    """
+    """Yield (name, head, trust_remote_code, engine) of each model not made here; a frozen one has no engine."""
     model, critic = config.model, getattr(config, "critic", None)
     engine, scores = getattr(config, "policy", None), getattr(config, "reward_model", None)
     trust = getattr(model, "trust_remote_code", False)
@@ -161,9 +157,7 @@ def starting_tokenizer(config: Any, data: DataSet) -> PreTrainedTokenizerBase | 
 
 
 def misfits(config: Any, settings: Mapping[str, Any], prompt: str) -> Iterator[str]:
-    """Settings that suit models made here and not a pretrained one of these `settings`, each with its rule and
-    remedy.
-    """
+    """Settings that suit models made here and not a pretrained one of `settings`, each with its rule and remedy."""
     inner = settings.get("text_config") or settings
     if (inner.get("hidden_size") or inner.get("n_embd") or 0) < PRETRAINED_WIDTH:
         return

@@ -27,9 +27,7 @@ class ReferenceCache:
     """Per-token log-probabilities of groups, found by the sample's id."""
 
     def __init__(self, path: Path, *, model: str, tokenizer: str) -> None:
-        """Open the cache; `model` and `tokenizer` are fingerprints. Raises CheckpointError for a file of others, or of
-        something else.
-        """
+        """Open the cache of these fingerprints. Raises CheckpointError for a file of others, or of something else."""
         self.path = path
         self._identity = {"model": model, "tokenizer": tokenizer}
         self._logprobs: dict[str, torch.Tensor] = {}

@@ -112,9 +112,7 @@ class Rollouts:
                 draw.groups = self._start(step, self._config.prompts_per_step)
 
     def next_batch(self, step: int) -> Rollout:
-        """Return the scored groups of `step`; everything that went wrong on the way is an error with a name or a
-        metric.
-        """
+        """Return the scored groups of `step`; what went wrong on the way is an error with a name or a metric."""
         self.prefetch(step - 1)
         self._trouble.clear()
         started = time.monotonic()
@@ -140,9 +138,7 @@ class Rollouts:
         return Rollout(groups=kept, metrics=metrics)
 
     def state(self) -> dict[str, Any]:
-        """Return what resuming needs: the stream's position before prompts that were drawn but not trained on, and its
-        size.
-        """
+        """Return what resuming needs: the stream's size, and position before prompts drawn but not trained on."""
         starts = [draw.start for draw in self._in_flight.values()]
         return {"position": min([self._prompts.position, *starts]), "samples": self._prompts.size}
 

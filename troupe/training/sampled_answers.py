@@ -47,9 +47,7 @@ def _group(sample: Sample, prompt_ids: Sequence[int], branches: Sequence[Branch]
 
 
 def with_outcomes(scored: Group) -> Group:
-    """Return the group whose rewards have scored it, with what an environment gave for each branch added to its
-    score.
-    """
+    """Return the scored group, with what an environment gave for each branch added to its score."""
     scores = [with_outcome(branch, score) for branch, score in zip(scored.branches, scored.scores, strict=True)]
     return scored.with_scores(scores)
 

@@ -121,9 +121,7 @@ def _supervise(
 def _demonstration_batches(
     samples: Sequence[Sample], tokenizer: Any, config: ScratchModelConfig, *, prompt_weight: float, size: int, seed: int
 ) -> Iterator[Batch]:
-    """Endless batches of demonstrations in seeded order, with loss weights; pairs longer than the model are left
-    out.
-    """
+    """Endless batches of demonstrations in seeded order, with loss weights, without pairs longer than the model."""
     encoded: dict[int, Group] = {}
     rng = random.Random(f"warm start/{seed}")
     order: list[int] = []
