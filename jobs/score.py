@@ -63,7 +63,7 @@ class ScoreConfig(Section):
 def read(config: ScoreConfig) -> tuple[Rewards, list[tuple[str, Row]], list[list[int]], list[Group]]:
     """Return (rewards, rows with their places, row numbers of each group, groups), before anything is judged."""
     rewards = build_rewards(config.rewards)
-    located = [(f"{config.file} line {number}", row) for number, row in read_rows(Path(config.file))]
+    located = [(where, row) for _, where, row in read_rows(Path(config.file))]
     members = group_members([row for _, row in located], config.id_field)
     groups = [build_group([located[index] for index in indices], config) for indices in members]
     rewards.check(group.sample for group in groups)

@@ -14,7 +14,7 @@ from typing import Any
 from troupe.chat import answer_text
 from troupe.config.data import JsonlConfig
 from troupe.data.dataset import DataSet, conversation, hold_out
-from troupe.data.lines import Row, field_of, read_rows, text_of
+from troupe.data.lines import Entry, Row, field_of, read_rows, text_of
 from troupe.data.messages import answer_of, as_answer, messages_of, part, tools_of, with_system
 from troupe.errors import DataError
 from troupe.records import Answer, Message, Sample
@@ -39,11 +39,11 @@ def load_jsonl(config: JsonlConfig) -> DataSet:
 
 
 def _samples(path: Path, config: JsonlConfig) -> list[Sample]:
-    return [_sample(path, number, row, config) for number, row in read_rows(path)]
+    return [_sample(path, entry, config) for entry in read_rows(path)]
 
 
-def _sample(path: Path, number: int, row: Row, config: JsonlConfig) -> Sample:
-    where = f"{path} line {number}"
+def _sample(path: Path, entry: Entry, config: JsonlConfig) -> Sample:
+    number, where, row = entry
     prompt, answer = _prompt(row, where, config)
     gold = None if answer is None else answer["content"]
     if config.gold_field is not None:

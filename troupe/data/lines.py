@@ -1,44 +1,31 @@
-"""JSON Lines that a person wrote: every mistake is an error that names file, line and field.
+"""Rows that a person wrote: every mistake is an error that names file, line and field.
 
-The data sets and `jobs/score.py` go through here; what the fields mean is theirs. Files that a run wrote itself
-are `troupe.files`'s, which passes over what a killed writer left.
+The data sets and `jobs/score.py` go through here; what the fields mean is theirs, how files are read is
+`troupe.data.row_files`'s. Files that a run wrote itself are `troupe.files`'s, which passes over what a killed writer
+left.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from troupe.data.row_files import Entry, Row, read_entries
 from troupe.errors import DataError
 from troupe.files import to_json, write_atomically
 
-Row = dict[str, Any]
+__all__ = ["Entry", "Row", "field_of", "read_rows", "text_of", "write_rows"]
 
 
-def read_rows(path: Path) -> list[tuple[int, Row]]:
-    """Return (line number from 1, object) of every line that is not blank; an empty or missing file is an error."""
+def read_rows(path: Path) -> list[Entry]:
+    """Return every row of a file with its place; an empty or missing file is an error."""
     if not path.is_file():
-        raise DataError(f"there is no file {path}; name a JSONL file, one JSON object per line")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from None
-    rows = [(number, _row(path, number, line)) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not rows:
+        raise DataError(f"there is no file {path}; name a file of rows, such as JSONL: one JSON object per line")
+    entries = read_entries(path)
+    if not entries:
         raise DataError(f"{path} is empty; it needs one JSON object per line")
-    return rows
-
-
-def _row(path: Path, number: int, line: str) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} line {number}: not valid JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{path} line {number}: expected a JSON object with fields, got {line.strip()[:40]!r}")
-    return row
+    return entries
 
 
 def field_of(row: Mapping[str, Any], name: str, where: str) -> Any:

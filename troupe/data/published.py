@@ -88,7 +88,7 @@ def _is_local(name: str) -> bool:
 
 
 def _file(path: Path) -> list[tuple[str, Row]]:
-    return [(f"{path} line {number}", row) for number, row in read_rows(path)]
+    return [(where, row) for _, where, row in read_rows(path)]
 
 
 def _split(rows: Sequence[tuple[str, str, Row]], config: PublishedConfig) -> tuple[Named, Named]:

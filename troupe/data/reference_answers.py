@@ -20,8 +20,7 @@ def read_answers(path: Path, samples: Sequence[Sample]) -> dict[str, Branch]:
     Raises DataError for a line without an id or a text, two answers to one sample, and samples without an answer.
     """
     found: dict[str, Branch] = {}
-    for number, row in read_rows(path):
-        where = f"{path} line {number}"
+    for _, where, row in read_rows(path):
         sample_id = str(field_of(row, "sample_id", where))
         if sample_id in found:
             raise DataError(f"{where}: a second answer to {sample_id}; keep one for each sample")

@@ -142,7 +142,7 @@ def _sample(document: Document, config: RepliqaConfig) -> Sample:
 
 def _with_demonstrations(samples: Sequence[Sample], path: Path, dropped: Counter[str]) -> list[Sample]:
     """Return the samples that the file has a summary of, which becomes their demonstration; the others are counted."""
-    known = {str(row.get("sample_id")) for _, row in read_rows(path)}
+    known = {str(row.get("sample_id")) for _, _, row in read_rows(path)}
     named = [sample for sample in samples if sample.sample_id in known]
     answers = read_answers(path, named)
     dropped["no_demonstration"] += len(samples) - len(named)

@@ -41,8 +41,7 @@ def items_of_file(path: Path, key: str | None, filters: Sequence[RowFilterConfig
     """
     items: list[Item] = []
     seen: set[str] = set()
-    for number, row in read_rows(path):
-        where = f"{path} line {number}"
+    for _, where, row in read_rows(path):
         content = json.dumps(row, sort_keys=True)
         reason = "equal_rows" if content in seen else _left_out(row, filters, where)
         seen.add(content)
