@@ -23,6 +23,17 @@ from troupe.ops.doctor import Finding, Status
 
 COLOURS: dict[Status, str] = {"ok": "\x1b[32m", "info": "\x1b[2m", "warn": "\x1b[33m", "fail": "\x1b[31m"}
 
+PORTS = {
+    6379: ("Ray", "stop it, or ray start --head --port=6380; a job that starts its own Ray avoids it"),
+    8265: ("Ray's dashboard", "stop it, or use the address that ray start prints"),
+    52365: (
+        "Ray's agent, which starts submitted jobs",
+        "stop it, or ray start --head --dashboard-agent-listen-port=52400",
+    ),
+    8000: ("Ray Serve", "stop it, or serve on another port"),
+}
+"""Port -> its purpose, and the remedy where something else has it."""
+
 
 def checks(run_directory: Path) -> dict[str, Callable[[], Finding]]:
     """Return everything that is looked at, in the order of the report."""
@@ -41,22 +52,7 @@ def checks(run_directory: Path) -> dict[str, Callable[[], Finding]]:
         "shared memory": doctor.check_shared_memory,
         "disk": functools.partial(doctor.check_disk, run_directory),
         "run directory": functools.partial(doctor.check_run_directory, run_directory),
-        "port 6379": functools.partial(
-            doctor.check_port,
-            6379,
-            "Ray",
-            "stop it, or ray start --head --port=6380; a job that starts its own Ray avoids it",
-        ),
-        "port 8265": functools.partial(
-            doctor.check_port, 8265, "Ray's dashboard", "stop it, or use the address that ray start prints"
-        ),
-        "port 52365": functools.partial(
-            doctor.check_port,
-            52365,
-            "Ray's agent, which starts submitted jobs",
-            "stop it, or ray start --head --dashboard-agent-listen-port=52400",
-        ),
-        "port 8000": functools.partial(doctor.check_port, 8000, "Ray Serve", "stop it, or serve on another port"),
+        **{f"port {port}": functools.partial(doctor.check_port, port, *about) for port, about in PORTS.items()},
         "listening": doctor_network.check_listening,
         "cluster": doctor_network.check_cluster,
         "hub": doctor_network.check_hub,
@@ -66,11 +62,11 @@ def checks(run_directory: Path) -> dict[str, Callable[[], Finding]]:
 
 
 def examine(name: str, check: Callable[[], Finding]) -> Finding:
-    """Return a check that breaks is a finding too, and the others still run."""
+    """Return the finding of a check; one that breaks is a finding too, and the others still run."""
     try:
         return check()
     except Exception as error:
-        return Finding(status="fail", message=f"the check itself broke: {error!r}", remedy=f"report it: doctor, {name}")
+        return doctor.fail(f"the check itself broke: {error!r}", f"report it: doctor, {name}")
 
 
 def report(findings: Mapping[str, Finding], *, coloured: bool) -> str:

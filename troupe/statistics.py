@@ -53,37 +53,29 @@ def estimate_ratio(values: Sequence[float], others: Sequence[float], *, seed: in
     return _estimate([values, others], ratio, seed=seed)
 
 
-def bootstrap_interval(
-    values: Sequence[float], *, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean: (low, high). Raises ValueError for no values."""
-    means = _resampled_means([values], resamples=resamples, seed=seed)[0]
-    return interval(means, confidence)
-
-
 def _estimate(columns: Sequence[Sequence[float]], statistic: Callable[[Array], Array], *, seed: int) -> Estimate:
     """Return a statistic of the columns' means: of the samples as they are, and of every resampling."""
-    resampled = _resampled_means(columns, resamples=RESAMPLES, seed=seed)
+    resampled = _resampled_means(columns, seed=seed)
     observed = statistic(numpy.asarray(columns, dtype=float).mean(axis=1))
     low, high = interval(statistic(resampled))
     return Estimate(mean=float(observed), low=low, high=high)
 
 
-def _resampled_means(columns: Sequence[Sequence[float]], *, resamples: int, seed: int) -> Array:
-    """Return [columns, resamples]: means of rows drawn with replacement, the same rows for every column."""
+def _resampled_means(columns: Sequence[Sequence[float]], *, seed: int) -> Array:
+    """Return [columns, RESAMPLES]: means of rows drawn with replacement, the same rows for every column."""
     table = numpy.asarray(columns, dtype=float)
     count = table.shape[1]
     if not count:
         raise ValueError("an interval needs at least one value")
     rng = numpy.random.default_rng(seed)
     each = max(1, CHUNK // count)
-    drawn = (rng.integers(0, count, (min(each, resamples - start), count)) for start in range(0, resamples, each))
+    drawn = (rng.integers(0, count, (min(each, RESAMPLES - start), count)) for start in range(0, RESAMPLES, each))
     return numpy.concatenate([table[:, rows].mean(axis=2) for rows in drawn], axis=1)
 
 
-def interval(values: Array, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the percentiles of the resampled `values` that enclose the middle `confidence` of them: (low, high)."""
-    tail = (1 - confidence) / 2
+def interval(values: Array) -> tuple[float, float]:
+    """Return the percentiles of the resampled `values` that enclose the middle CONFIDENCE of them: (low, high)."""
+    tail = (1 - CONFIDENCE) / 2
     ordered = numpy.sort(values)
     last = len(ordered) - 1
     return float(ordered[round(tail * last)]), float(ordered[round((1 - tail) * last)])

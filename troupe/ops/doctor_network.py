@@ -13,7 +13,7 @@ from pathlib import Path
 
 from troupe.environment import ENV_FILE, read_env_file
 from troupe.errors import ConfigError
-from troupe.ops.doctor import Finding
+from troupe.ops.doctor import Finding, fail, info, ok, warn
 from troupe.processes.sockets import Listener, all_listeners, our_listeners
 
 
@@ -22,18 +22,15 @@ def check_listening(found: Callable[[], Iterable[Listener]] = all_listeners) -> 
     try:
         ours = our_listeners(found)
     except ImportError:
-        return Finding(status="info", message="psutil is not installed, so open ports are not listed")
+        return info("psutil is not installed, so open ports are not listed")
     lines = tuple(listener.told() for listener in ours)
     beyond = sum(not listener.ip.is_loopback for listener in ours)
     if not beyond:
-        return Finding(status="ok", message=f"{len(ours)} ports open, none of them beyond loopback", details=lines)
-    return Finding(
-        status="warn",
-        message=f"{len(ours)} ports open, {beyond} of them (listed first) to everybody who reaches this machine",
-        remedy=(
-            "a Ray of one machine: start it with RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, which keeps it on loopback; a "
-            "cluster of several: a private network or a firewall (docs/operations.md, Ports)"
-        ),
+        return ok(f"{len(ours)} ports open, none of them beyond loopback", details=lines)
+    return warn(
+        f"{len(ours)} ports open, {beyond} of them (listed first) to everybody who reaches this machine",
+        "a Ray of one machine: start it with RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0, which keeps it on loopback; a "
+        "cluster of several: a private network or a firewall (docs/operations.md, Ports)",
         details=lines,
     )
 
@@ -52,28 +49,24 @@ def check_cluster(
     """Return whether a cluster runs here and would let a job in; Ray's dashboard answers both without importing Ray."""
     mode = _answer(f"{dashboard}/api/authentication_mode", {}, timeout_s)
     if mode is None or mode[0] != 200:
-        return Finding(status="ok", message="no Ray cluster on this machine; a job starts its own")
+        return ok("no Ray cluster on this machine; a job starts its own")
     if "disabled" in mode[1]:
         remedy = "restart it with RAY_AUTH_MODE=token ray start --head (ray get-auth-token --generate makes the token)"
-        return Finding(status="warn", message="a Ray cluster runs and lets everybody in who reaches it", remedy=remedy)
+        return warn("a Ray cluster runs and lets everybody in who reaches it", remedy)
     token = ray_token(environment)
     if token is None:
         remedy = "put the cluster's token into ~/.ray/auth_token: ray get-auth-token prints it on the head"
-        return Finding(
-            status="fail", message="a Ray cluster runs and wants a token, and there is none here", remedy=remedy
-        )
+        return fail("a Ray cluster runs and wants a token, and there is none here", remedy)
     reply = _answer(f"{dashboard}/api/version", {"Authorization": f"Bearer {token}"}, timeout_s)
     if reply is None or reply[0] != 200:
         remedy = "copy ~/.ray/auth_token from the head, or unset RAY_AUTH_TOKEN if it is of another cluster"
-        return Finding(status="fail", message="a Ray cluster runs and refuses the token found here", remedy=remedy)
+        return fail("a Ray cluster runs and refuses the token found here", remedy)
     if environment.get("RAY_AUTH_MODE") != "token":
-        return Finding(
-            status="warn",
-            message="a Ray cluster runs and takes our token, but RAY_AUTH_MODE is not set: ray job submit will be "
-            "Unauthorized",
-            remedy="export RAY_AUTH_MODE=token",
+        return warn(
+            "a Ray cluster runs and takes our token, but RAY_AUTH_MODE is not set: ray job submit will be Unauthorized",
+            "export RAY_AUTH_MODE=token",
         )
-    return Finding(status="ok", message="a Ray cluster runs and takes our token")
+    return ok("a Ray cluster runs and takes our token")
 
 
 def _answer(url: str, headers: Mapping[str, str], timeout_s: float) -> tuple[int, str] | None:
@@ -104,41 +97,38 @@ SECRETS = (
 def check_hub(environment: Mapping[str, str] = os.environ, timeout_s: float = 3) -> Finding:
     """Return only for information: the quickstart makes its data and its model itself."""
     if environment.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-        return Finding(status="info", message="HF_HUB_OFFLINE is set: only models and data already on this machine")
+        return info("HF_HUB_OFFLINE is set: only models and data already on this machine")
     hub = environment.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=timeout_s).close()
     except urllib.error.HTTPError:
         pass  # it answered
     except (OSError, ValueError):
-        return Finding(
-            status="info",
-            message=f"{hub} does not answer: recipes with hub models or data will not load",
-            remedy="local directories work everywhere; HF_HUB_OFFLINE=1 saves the waiting",
+        return info(
+            f"{hub} does not answer: recipes with hub models or data will not load",
+            "local directories work everywhere; HF_HUB_OFFLINE=1 saves the waiting",
         )
-    return Finding(status="info", message=f"{hub} answers")
+    return info(f"{hub} answers")
 
 
 def check_secrets(environment: Mapping[str, str] = os.environ) -> Finding:
     """Their names; a value is never read into a message."""
     present = [name for name in SECRETS if environment.get(name)]
     absent = [name for name in SECRETS if name not in present]
-    return Finding(
-        status="info", message=f"set: {', '.join(present) or 'none'}; not set: {', '.join(absent) or 'none'}"
-    )
+    return info(f"set: {', '.join(present) or 'none'}; not set: {', '.join(absent) or 'none'}")
 
 
 def check_env_file(path: Path = ENV_FILE) -> Finding:
     """Return whether `.env` can be read, and by whom; the names in it."""
     if not path.is_file():
-        return Finding(status="info", message=f"there is no {path} here; jobs take what the environment has")
+        return info(f"there is no {path} here; jobs take what the environment has")
     try:
         names = ", ".join(read_env_file(path)) or "nothing"
     except ConfigError as error:
         told, _, remedy = str(error).rpartition("; ")
-        return Finding(status="fail", message=told, remedy=remedy)
+        return fail(told, remedy)
     except ImportError:
-        return Finding(status="info", message=f"python-dotenv is not installed, so {path} was not read")
+        return info(f"python-dotenv is not installed, so {path} was not read")
     if path.stat().st_mode & 0o077:
-        return Finding(status="warn", message=f"{path} sets {names} and others may read it", remedy=f"chmod 600 {path}")
-    return Finding(status="ok", message=f"{path} sets {names}")
+        return warn(f"{path} sets {names} and others may read it", f"chmod 600 {path}")
+    return ok(f"{path} sets {names}")
