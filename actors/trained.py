@@ -23,10 +23,11 @@ from troupe.actors.meters import working
 from troupe.actors.workers import Workers, own_address
 from troupe.algorithms.objective import Objective
 from troupe.algorithms.packing import Batch
+from troupe.algorithms.padding import pad_apart
 from troupe.config.models import PolicyConfig
 from troupe.errors import WorkerError
 from troupe.hardware import set_up_process
-from troupe.runs.checkpoint import damage
+from troupe.runs.checkpoint import damage, model_identity
 from troupe.timeline import RECORDER
 
 RENDEZVOUS_PORTS = (20_000, 32_000)
@@ -85,8 +86,6 @@ class TrainedWorker:
 
         from troupe.actors.engine import Engine
         from troupe.actors.process_group import prepare_extension
-        from troupe.algorithms.padding import pad_apart
-        from troupe.runs.checkpoint import model_identity
 
         prepare_extension()
         self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)

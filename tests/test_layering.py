@@ -159,6 +159,43 @@ def test_only_the_worker_group_makes_ray_actors():
     assert [use for use in uses if not use.startswith("actors/workers.py:")] == []
 
 
+IMPORTED_LATE = {
+    ("actors/frozen.py", "troupe.algorithms.reading"): "transformers reads the environment that set_up_process sets",
+    ("actors/policy.py", "troupe.actors.weight_sync"): "imports vLLM, which the trainer needs only to publish",
+    ("actors/trained.py", "troupe.actors.engine"): "imports DeepSpeed, which reads the environment of its rank",
+    ("actors/trained.py", "troupe.actors.process_group"): "as the engine",
+    ("jobs/evaluate.py", "troupe.evaluation.evaluation_tables"): "pandas, after --help and mistakes in the recipe",
+    ("jobs/export.py", "troupe.actors.exported"): "torch and transformers, after --help and mistakes in the recipe",
+    ("jobs/serve.py", "troupe.serving.endpoint"): "Ray Serve, after --help and mistakes in the recipe",
+    ("jobs/serve.py", "troupe.serving.ingress"): "FastAPI, as above",
+    ("serving/scorer.py", "troupe.algorithms.reading"): "transformers reads the environment that set_up_process sets",
+    ("serving/scorer.py", "troupe.algorithms.packing"): "torch, which scorers of functions do without",
+    ("troupe/engines/trial.py", "troupe.config.models"): "only the child needs pydantic; the doctor runs without it",
+    ("troupe/engines/trial.py", "troupe.engines.arguments"): "as the config",
+    ("troupe/ops/doctor.py", "troupe.engines.trial"): "the doctor reports what is missing, and runs without it",
+    ("troupe/report/observers.py", "troupe.report.trackers"): "only where a config names one",
+    ("troupe/report/observers.py", "troupe.report.report"): "jinja2 and the charts, at the end of a run",
+    ("troupe/training/preparation.py", "troupe.actors.adapters"): "torch and peft, which a model made here needs not",
+    ("troupe/training/preparation.py", "troupe.algorithms.forward_paths"): "as the adapters",
+}
+"""(file, module of ours) that is imported inside a function, and why; everything else is imported at the top."""
+
+
+def late_imports(file: str, source: str) -> set[tuple[str, str]]:
+    functions = [
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    inside = [node for function in functions for node in ast.walk(function)]
+    modules = [node.module for node in inside if isinstance(node, ast.ImportFrom)]
+    modules += [alias.name for node in inside if isinstance(node, ast.Import) for alias in node.names]
+    return {(file, module) for module in modules if module and module.split(".")[0] == "troupe"}
+
+
+def test_our_own_modules_are_imported_at_the_top_save_those_with_a_reason():
+    found = set().union(*(late_imports(file, source_of(file)) for file in source_files()))
+    assert found == set(IMPORTED_LATE)
+
+
 LIGHT = ("root", "processes", "config", "runs", "report", "engines", "ops")
 
 

@@ -9,7 +9,8 @@ import pytest
 import rich
 
 from troupe.files import JsonLines
-from troupe.training.console import change, paired_answers, print_summary
+from troupe.report.samples import paired_change
+from troupe.training.console import paired_answers, print_summary
 
 
 def answer(step: int, sample_id: str, **metrics: float) -> dict[str, Any]:
@@ -26,9 +27,10 @@ ANSWERS = [
 
 def test_a_change_is_paired_by_sample_over_first_and_last_evaluation() -> None:
     # a: 6 - 9 = -3, b: 3 - 5 = -2; c and d were answered once. Every resampling lies between the two.
-    found = change("gsm8k/perplexity/gold", paired_answers(ANSWERS))
+    found = paired_change(paired_answers(ANSWERS), "gsm8k/perplexity/gold")
     assert found is not None
-    assert (found.mean, found.low, found.high) == (-2.5, -3.0, -2.0)
+    change, count = found
+    assert (change.mean, change.low, change.high, count) == (-2.5, -3.0, -2.0, 2)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_a_change_is_paired_by_sample_over_first_and_last_evaluation() -> None:
     ids=["one evaluation", "no such metric per answer", "another set", "nothing"],
 )
 def test_without_two_evaluations_of_a_metric_there_is_no_change(name: str, answers: list[dict[str, Any]]) -> None:
-    assert change(name, paired_answers(answers)) is None
+    assert paired_change(paired_answers(answers), name) is None
 
 
 def test_the_summary_shows_it(

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from troupe.errors import ConfigError
+from troupe.errors import ConfigError, TroupeError
 from troupe.extension import NAME, extension_directory, extension_state
 from troupe.hardware import available_memory_gib, cpu_features, hardware
 from troupe.project import ROOT
@@ -214,7 +214,6 @@ def check_engine(device: Literal["cpu", "cuda"] | None = None) -> Finding:
         return ok("engines run on GPUs; how they run on the processor is not tried")
     try:
         from troupe.engines.trial import EngineDiesError, engine_trial, forget_deaths
-        from troupe.errors import TroupeError
     except ImportError as error:
         return fail(f"the engine cannot be tried: {error}", "make install")
     precision = hardware().precision("auto")

@@ -116,14 +116,14 @@ def _number(row: Row, name: str) -> float:
 def change_within(run: RunRecord, metric: str) -> tuple[Estimate, int] | None:
     """Return by how much `eval/<set>/<metric>` changed over the kept answers, paired, and how many these are."""
     rows = _rows_of(run, metric)
-    return _difference([pair for pair in _pairs(rows) if len(pair) == 2], metric) if rows else None
+    return paired_change([pair for pair in _pairs(rows) if len(pair) == 2], metric.partition("/")[2]) if rows else None
 
 
 def difference_between(run: RunRecord, other: RunRecord, metric: str) -> tuple[Estimate, int] | None:
     """Return `other` less `run` at their last evaluations, over the samples of which both kept the answers."""
     ours, theirs = ({row["sample_id"]: row for row in _rows_of(one, metric)} for one in (run, other))
     same = [key for key in ours if key in theirs and ours[key].get("prompt") == theirs[key].get("prompt")]
-    return _difference([(ours[key], theirs[key]) for key in same], metric)
+    return paired_change([(ours[key], theirs[key]) for key in same], metric.partition("/")[2])
 
 
 def _rows_of(run: RunRecord, metric: str) -> list[Row]:
@@ -135,10 +135,14 @@ def _rows_of(run: RunRecord, metric: str) -> list[Row]:
     ]
 
 
-def _difference(pairs: Sequence[tuple[Row, ...]], metric: str) -> tuple[Estimate, int] | None:
-    name = metric.partition("/")[2]
-    values = [[_number(row, name.removeprefix(f"{row['set']}/")) for row in pair] for pair in pairs]
-    if len(values) < 2:
+def paired_change(pairs: Sequence[tuple[Row, ...]], name: str) -> tuple[Estimate, int] | None:
+    """Estimate the change of `<set>/<metric>` over the pairs that have it twice, and count them; None without two."""
+    both = [
+        (_number(first, metric), _number(last, metric))
+        for first, last in pairs
+        if (metric := name.removeprefix(f"{last['set']}/")) in first["metrics"] and metric in last["metrics"]
+    ]
+    if len(both) < 2:
         return None
-    before, after = zip(*values, strict=True)
-    return estimate_difference(after, before), len(values)
+    before, after = zip(*both, strict=True)
+    return estimate_difference(after, before), len(both)

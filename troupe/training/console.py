@@ -14,7 +14,7 @@ from rich.table import Table
 
 from troupe.actors.placement import Cluster
 from troupe.files import read_lines
-from troupe.statistics import Estimate, estimate_difference
+from troupe.report.samples import paired_change
 
 SHOWN_ANSWERS = 3
 WARM_START_LINES = 20
@@ -90,19 +90,6 @@ def paired_answers(answers: Sequence[dict[str, Any]]) -> Pairs:
     return [(before[key], row) for row in after if (key := (row["set"], row["sample_id"])) in before]
 
 
-def change(name: str, pairs: Pairs) -> Estimate | None:
-    """Estimate the change of `<set>/<metric>` over the kept answers that have both ends; None without two."""
-    both = [
-        (first["metrics"][metric], last["metrics"][metric])
-        for first, last in pairs
-        if (metric := name.removeprefix(f"{last['set']}/")) in first["metrics"] and metric in last["metrics"]
-    ]
-    if len(both) < 2:
-        return None
-    before, after = zip(*both, strict=True)
-    return estimate_difference(after, before)
-
-
 def _metrics_table(before: dict[str, Any], after: dict[str, Any], pairs: Pairs) -> Table:
     names = sorted(name.removeprefix("eval/") for name in after if name.startswith("eval/"))
     sets = sorted({name.partition("/")[0] for name in names})
@@ -117,8 +104,9 @@ def _metrics_table(before: dict[str, Any], after: dict[str, Any], pairs: Pairs) 
     for name in names:
         full = f"eval/{name}"
         cells = [name.removeprefix(prefix), f"{before.get(full, float('nan')):.3f}", f"{after[full]:.3f}"]
-        if (found := change(name, pairs)) is not None:
-            cells.append(f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})")
+        if (found := paired_change(pairs, name)) is not None:
+            change, _ = found
+            cells.append(f"{change.mean:+.3f} ({change.low:+.3f} to {change.high:+.3f})")
         table.add_row(*cells)
     return table
 
