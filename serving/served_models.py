@@ -161,10 +161,9 @@ def _absolute(path: str) -> str:
 
 def _settings(path: str) -> dict[str, Any]:
     """Return the model's config.json; CheckpointError where the directory is no whole model."""
-    apart = f"serve its base model with it: models='[{{path: <base model>, adapters: {{{Path(path).name}: {path}}}}}]'"
     if Path(path).is_dir():
         require_whole(Path(path))
-    return model_settings(path, remedy=apart)
+    return model_settings(path)
 
 
 def _max_length(config: ServeConfig, path: str, settings: Mapping[str, Any]) -> int:

@@ -21,6 +21,7 @@ from troupe.config.grpo import GRPOConfig, PPOConfig, RLOOConfig
 from troupe.config.loader import Section, load_config
 from troupe.config.models import PretrainedModelConfig
 from troupe.config.rollout import RewardConfig
+from troupe.config.serve import ServeConfig
 from troupe.config.supervised import DPOConfig, RewardModelTrainingConfig, SFTConfig, SupervisedConfig
 from troupe.config.tools import PipelineConfig
 from troupe.environments import build_environment
@@ -51,6 +52,7 @@ JOBS: dict[str, type[Section]] = {
     "small": GRPOConfig,
     "distil": DistilConfig,
     "scorer": SFTConfig,
+    "serve": ServeConfig,
 }
 
 
@@ -104,6 +106,8 @@ def functions_of(config: Any) -> list[list[RewardConfig]]:
 
 
 def place_of(config: Any) -> Path:
+    if isinstance(config, ServeConfig):
+        return Path("nowhere")
     return Path(str(config.output)) if isinstance(config, AnsweringConfig | DistilConfig) else config.run.path
 
 
@@ -122,6 +126,8 @@ def test_a_recipe_loads_and_states_its_arithmetic(recipe: Path) -> None:
         said = f"{config.batch_size} samples a step"
     elif isinstance(config, BenchmarkConfig):
         said = "models answer held-out prompts"
+    elif isinstance(config, ServeConfig):
+        said = "at http://127.0.0.1:8000/v1"
     else:
         said = f"{len(config.named_models)} model"
     assert said in config.arithmetic()
@@ -130,8 +136,8 @@ def test_a_recipe_loads_and_states_its_arithmetic(recipe: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=by_name)
 def test_a_recipe_differs_from_its_jobs_defaults_only_where_it_says_so(recipe: Path) -> None:
     job = job_config(recipe)
-    # An evaluation without a model does not exist.
-    usual = None if issubclass(job, AnsweringConfig | DistilConfig) else job()
+    # An evaluation or endpoint without a model does not exist.
+    usual = None if issubclass(job, AnsweringConfig | DistilConfig | ServeConfig) else job()
     assert list(unwritten_changes(loaded(recipe), written(recipe), usual)) == []
 
 

@@ -33,6 +33,26 @@ def disk_errors(what: str, path: Path, *, needs: int = 0) -> Iterator[None]:
         raise CheckpointError(f"{what} cannot be written to {path}: {problem}; {room(path, needs)}") from error
 
 
+@contextlib.contextmanager
+def made_once(target: Path, what: str) -> Iterator[Path]:
+    """Provide a directory to write `what` into, which becomes `target` at the end of the block; where another process
+    made it meanwhile, that one stays.
+    """
+    building = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)
+    with disk_errors(what, target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield building
+            try:
+                building.rename(target)
+            except OSError:
+                if not any(target.glob("config.json")):
+                    raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+
 def disk_problem(error: BaseException) -> str | None:
     """Return what is wrong with the disk, where that is what `error`, or one behind it, states."""
     behind: BaseException | None = error

@@ -51,11 +51,6 @@ def test_a_whole_model_is_accepted_and_its_directory_returned(tmp_path):
     assert check_model(str(model), longest=(48, "max_length"), sampled=True, scalar=False) == str(model)
 
 
-def test_an_adapter_alone_is_refused_with_the_way_to_a_model(tmp_path):
-    write(tmp_path / "adapter_config.json", {"base_model_name_or_path": "Qwen/Qwen2.5-0.5B"})
-    assert f"model.path {tmp_path} holds an adapter alone; merge it into Qwen/Qwen2.5-0.5B" in refusal(tmp_path)
-
-
 def test_a_config_that_names_no_known_architecture_is_refused(tmp_path):
     assert "has no model_type" in refusal(write_model(tmp_path / "none", model_type=None))
     assert "model_type 'lama', which the installed" in refusal(write_model(tmp_path / "typo", model_type="lama"))

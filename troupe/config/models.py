@@ -45,11 +45,13 @@ class ScratchModelConfig(Section):
 
 
 class PretrainedModelConfig(Section):
-    """A model from a local directory (a run's checkpoint, say) or by its hub name."""
+    """A model from a local directory (a run's checkpoint, say), a file, or by its hub name."""
 
     type: Literal["pretrained"] = "pretrained"
     path: str
-    """Directory in Hugging Face format, a run, s3://bucket/run, or a hub name such as Qwen/Qwen2.5-3B-Instruct."""
+    """Directory in Hugging Face format, a run, s3://bucket/run, a `.gguf` file, a LoRA directory (it is merged into its
+    base), or a hub name such as Qwen/Qwen2.5-3B-Instruct.
+    """
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
 

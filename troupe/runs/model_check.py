@@ -106,21 +106,14 @@ def check_model(
     return path
 
 
-def model_settings(path: str, *, where: str | None = None, remedy: str | None = None) -> dict[str, Any]:
+def model_settings(path: str, *, where: str | None = None) -> dict[str, Any]:
     """Return the config.json of a directory or hub name; CheckpointError where the directory is no whole model.
 
-    `where` names the model in messages; `remedy` is what to do with an adapter's directory.
+    `where` names the model in messages.
     """
     directory, where = Path(path), where or path
     if not directory.is_dir():
         return hub_config(path)
-    adapter = read_json(directory / "adapter_config.json")
-    if adapter is not None:
-        base = adapter.get("base_model_name_or_path") or "its base model"
-        raise CheckpointError(
-            f"{where} holds an adapter alone; "
-            + (remedy or f"merge it into {base} (peft: merge_and_unload, then save_pretrained) and give that directory")
-        )
     settings = read_json(directory / "config.json")
     if not isinstance(settings, dict):
         raise CheckpointError(

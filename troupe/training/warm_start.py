@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from troupe.algorithms.packing import Batch
 from troupe.chat import demonstration_text, prompt_text
 from troupe.config.models import ModelConfig, PolicyConfig, ScratchModelConfig
 from troupe.data import DataSet
-from troupe.disk import disk_errors
+from troupe.disk import made_once
 from troupe.errors import DataError
 from troupe.records import Group, Sample
 from troupe.runs.model_paths import locate
@@ -47,19 +45,12 @@ def starting_model(
     target = Path(config.cache) / key
     if (target / "config.json").is_file():
         return str(target)
-    building = target.with_name(f".{key}.{os.getpid()}")
-    shutil.rmtree(building, ignore_errors=True)
-    with disk_errors("the model that a run starts from", target):
-        try:
-            write_scratch_model(config, texts_of(demonstrations), str(building), seed)
-            if config.warm_start.steps:
-                _supervise(
-                    config, demonstrations, str(building), cluster, precision=precision, seed=seed, progress=progress
-                )
-            target.parent.mkdir(parents=True, exist_ok=True)
-            building.rename(target)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+    with made_once(target, "the model that a run starts from") as building:
+        write_scratch_model(config, texts_of(demonstrations), str(building), seed)
+        if config.warm_start.steps:
+            _supervise(
+                config, demonstrations, str(building), cluster, precision=precision, seed=seed, progress=progress
+            )
     return str(target)
 
 
