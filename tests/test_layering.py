@@ -175,6 +175,8 @@ IMPORTED_LATE = {
     ("troupe/ops/doctor.py", "troupe.engines.trial"): "the doctor reports what is missing, and runs without it",
     ("troupe/report/observers.py", "troupe.report.trackers"): "only where a config names one",
     ("troupe/report/observers.py", "troupe.report.report"): "jinja2 and the charts, at the end of a run",
+    ("troupe/runs/model_paths.py", "troupe.runs.adapter_merge"): "only where the model is an adapter, which is rare",
+    ("troupe/runs/model_paths.py", "troupe.runs.gguf_files"): "only where the model is such a file",
     ("troupe/training/preparation.py", "troupe.actors.adapters"): "torch and peft, which a model made here needs not",
     ("troupe/training/preparation.py", "troupe.algorithms.forward_paths"): "as the adapters",
 }

@@ -26,7 +26,7 @@ def locate(model: str, checkpoint: Wanted = "best", *, whole: bool = False) -> s
     if model.startswith("s3://"):
         return str(runs.fetch(model, checkpoint=checkpoint))
     if model.endswith(".gguf"):
-        from troupe.runs.gguf_files import directory_of_gguf  # which most programs do without, as the one below
+        from troupe.runs.gguf_files import directory_of_gguf
 
         return directory_of_gguf(Path(model))
     checkpoints = Path(model) / "checkpoints"
