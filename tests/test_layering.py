@@ -177,8 +177,8 @@ IMPORTED_LATE = {
     ("troupe/report/observers.py", "troupe.report.report"): "jinja2 and the charts, at the end of a run",
     ("troupe/runs/model_paths.py", "troupe.runs.adapter_merge"): "only where the model is an adapter, which is rare",
     ("troupe/runs/model_paths.py", "troupe.runs.gguf_files"): "only where the model is such a file",
-    ("troupe/training/preparation.py", "troupe.actors.adapters"): "torch and peft, which a model made here needs not",
-    ("troupe/training/preparation.py", "troupe.algorithms.forward_paths"): "as the adapters",
+    ("troupe/training/fitting.py", "troupe.actors.adapters"): "torch and peft, where it is not remembered",
+    ("troupe/training/fitting.py", "troupe.algorithms.forward_paths"): "as the adapters",
 }
 """(file, module of ours) that is imported inside a function, and why; everything else is imported at the top."""
 

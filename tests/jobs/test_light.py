@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.actors.small import write_model
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ["torch", "ray", "vllm", "transformers", "deepspeed", "datasets", "pandas", "matplotlib", "boto3", "openai"]
 MOST_LINES = 9_000
@@ -37,6 +39,17 @@ def test_a_program_loads_little_and_no_heavy_library(job: str) -> None:
 def test_a_dry_run_of_a_model_that_is_made_loads_no_heavy_library(tmp_path: Path) -> None:
     """Also for preferences, where demonstrations and templates are tried."""
     code = "import troupe.jobs.train_grpo as job; from troupe.config.grpo import GRPOConfig; job.rehearse(GRPOConfig())"
+    assert loaded(code, tmp_path)["heavy"] == []
+
+
+def test_a_dry_run_of_a_model_that_was_tried_before_loads_no_heavy_library(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", tied=True)
+    arguments = [f"model.path={model}", "rollout.max_prompt_tokens=64", "rollout.max_response_tokens=32"]
+    code = (
+        "import troupe.jobs.train_grpo as job; from troupe.config.grpo import GRPOConfig; "
+        f"from troupe.config.loader import load_config; job.rehearse(load_config(GRPOConfig, {arguments}))"
+    )
+    loaded(code, tmp_path)
     assert loaded(code, tmp_path)["heavy"] == []
 
 

@@ -23,6 +23,7 @@ from troupe.rewards.build import build_rewards
 from troupe.runs.model_check import check_models, model_settings
 from troupe.runs.model_paths import locate
 from troupe.tokenizer import LightTokenizer, read_tokenizer
+from troupe.training.fitting import fit_of
 from troupe.training.scratch import demonstrations_of, light_tokenizer, texts_of
 
 if TYPE_CHECKING:
@@ -101,18 +102,11 @@ def prepare(
 
 def require_fit(config: Any) -> None:
     """Raise unless every model takes its adapter and its log-probabilities are its own; remember how it is run."""
-    models = list(given_models(config))
-    if not models:
-        return
-    from troupe.actors.adapters import check_adapter  # transformers, which takes seconds
-    from troupe.algorithms.forward_paths import forward_path_at
-
     longest, fields = config.longest_sequence
-    for path, head, trust, trained in models:
-        if trained is not None and trained.lora is not None:
-            check_adapter(path, trained.lora, head, trust_remote_code=trust)
-        way, reach = forward_path_at(path, trust_remote_code=trust)
-        apart = way.alone and (reach is None or longest > reach)
+    for path, head, trust, trained in given_models(config):
+        fit = fit_of(path, head, None if trained is None else trained.lora, trust_remote_code=trust)
+        reach = fit.reach
+        apart = fit.alone and (reach is None or longest > reach)
         # Its ranks gather together, and so must make the same number of passes.
         if apart and trained is not None and trained.zero_stage == 3 and trained.num_ranks > 1:
             beyond, lower = (f" beyond {reach} tokens", f", or lower {fields} ({longest})") if reach else ("", "")
