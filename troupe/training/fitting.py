@@ -30,7 +30,7 @@ LIBRARIES = ("torch", "transformers", "peft")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """How a model is run so that its log-probabilities are its own."""
+    """The way to run a model that gives its own log-probabilities."""
 
     way: str
     """`packed branches, ...`, in words."""
