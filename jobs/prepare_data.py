@@ -11,7 +11,6 @@ manifest.json.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ from troupe.data import load_data
 from troupe.data.lines import write_rows
 from troupe.data.splitting import Item, items_of_file, items_of_samples, quantiles, rows_hash, split
 from troupe.errors import ConfigError, DataError
-from troupe.files import now, read_json, to_json, write_atomically
+from troupe.files import now, read_json, sha256_of, to_json, write_atomically
 from troupe.runs.run_directory import environment
 
 MANIFEST = "manifest.json"
@@ -133,8 +132,7 @@ def input_files(config: PrepareConfig) -> list[Path]:
 
 
 def hashed(file: Path) -> dict[str, Any]:
-    with open(file, "rb") as stream:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def refuse_foreign_directory(path: Path) -> None:

@@ -5,6 +5,11 @@ ours and keeps its traceback. `assert` guards what only we can break.
 """
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text; its class's name where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 class TroupeError(Exception):
     """Base of everything the user can cause and can mend."""
 

@@ -7,6 +7,7 @@ sees every whole line. What the lines mean is the business of `troupe.runs.run` 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -71,15 +72,22 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def iter_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSON Lines file in order; a line that a killed writer left unfinished is passed over."""
     if not path.is_file():
         return
     with open(path, "rb") as file:
-        yield from _records(file)
+        yield from records(file)
 
 
-def _records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+def records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the records among the lines of a JSON Lines file; what is none is passed over."""
     for line in lines:
         try:
             record = json.loads(line)
@@ -100,7 +108,7 @@ def last_lines(path: Path, count: int) -> list[dict[str, Any]]:
             file.seek(max(0, size - reach))
             end = file.read(reach)
             if reach >= size or end.count(b"\n") > count:
-                return list(_records(end.split(b"\n")))[-count:]
+                return list(records(end.split(b"\n")))[-count:]
             reach *= 2
 
 

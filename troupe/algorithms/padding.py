@@ -5,8 +5,10 @@ padding for the end of a text, so a pad token that is also the end token would h
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MADE = "<|pad|>"
 """What a pad token is called where the tokenizer has none that can be taken."""

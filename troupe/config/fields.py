@@ -7,7 +7,7 @@ pydantic model here, so that `troupe.config.loader` can use both.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -100,3 +100,13 @@ def flat_values(values: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat |= flat_values(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any], *, besides: Iterable[str] = ()) -> list[str]:
+    """Return the keys of flat values that differ, without those that are or lie under one of `besides`."""
+    differing = (key for key in sorted({*before, *after}) if before.get(key) != after.get(key))
+    return [key for key in differing if not is_under(key, besides)]
+
+
+def is_under(key: str, prefixes: Iterable[str]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)

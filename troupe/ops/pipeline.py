@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from troupe.config.fields import changed_keys, is_under
 from troupe.config.tools import PipelineConfig, Reference
 from troupe.errors import CheckpointError
-from troupe.files import now, read_json, to_json, write_atomically
+from troupe.files import now, read_json, sha256_of, to_json, write_atomically
 from troupe.runs.checkpoint import MANIFEST, CheckpointStore, model_damage
-from troupe.runs.run_directory import MAY_CHANGE
+from troupe.runs.run_directory import MAY_CHANGE, value_in
 
 STATE_FILE = "pipeline.json"
 IGNORED = (*(key for key in MAY_CHANGE if key != "steps"), "output")
@@ -136,7 +137,7 @@ def decide(
         return Decision(action="anew", why=f"its job was {record.job}")
     if inputs is None:
         return Decision(action="anew", why=f"{', '.join(remade)} before it {'run' if len(remade) > 1 else 'runs'}")
-    changed = changed_keys(record.recipe, recipe)
+    changed = changed_keys(record.recipe, recipe, besides=IGNORED)
     # A run that was not at its end may have its length changed, as any run may that is resumed.
     if changed and not (changed == ["steps"] and record.state != "finished"):
         return Decision(action="anew", why=_differences(record.recipe, recipe, changed))
@@ -150,21 +151,11 @@ def decide(
     return Decision(action="skip", why="finished before")
 
 
-def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return the settings that decide results and differ."""
-    absent = object()
-    return [
-        key
-        for key in sorted({*before, *after})
-        if before.get(key, absent) != after.get(key, absent) and not _is_under(key, IGNORED)
-    ]
-
-
 def comparable(recipe: Mapping[str, Any], inputs: Iterable[str]) -> dict[str, Any]:
     """Return a flat recipe without the settings that inputs give, its values as they come back from a JSON file."""
     names = list(inputs)
     restored: dict[str, Any] = json.loads(to_json(recipe))
-    return {key: value for key, value in restored.items() if not _is_under(key, names)}
+    return {key: value for key, value in restored.items() if not is_under(key, names)}
 
 
 def handover(output: Path, *, is_run: bool) -> Path:
@@ -180,9 +171,7 @@ def identity(path: Path) -> str:
     if files == [path] and path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
     for file in files:
-        digest.update(str(file.relative_to(path)).encode() + b"\0")
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(str(file.relative_to(path)).encode() + b"\0" + bytes.fromhex(sha256_of(file)))
     return digest.hexdigest()[:16]
 
 
@@ -192,13 +181,6 @@ def begun_again(record: StageRecord, decision: Decision, **given: Any) -> StageR
     return replace(kept, **given, state="running", begun=kept.begun or now(), error=None, tail=[], handover=None)
 
 
-def _is_under(key: str, prefixes: Iterable[str]) -> bool:
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
-
-
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], keys: list[str]) -> str:
-    def shown(values: Mapping[str, Any], key: str) -> str:
-        return to_json(values[key]) if key in values else "absent"
-
-    shown_keys = [f"{key} was {shown(before, key)}, is {shown(after, key)}" for key in keys[:MOST_SHOWN]]
+    shown_keys = [f"{key} was {value_in(before, key)}, is {value_in(after, key)}" for key in keys[:MOST_SHOWN]]
     return "; ".join(shown_keys) + (f"; and {len(keys) - MOST_SHOWN} more" if len(keys) > MOST_SHOWN else "")

@@ -6,13 +6,14 @@ Everything comes from the recipe and from the files of the run directory, so a t
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from troupe.files import records
 
 DEFAULT_DIRECTORY = "runs"
 MOST_MODELS_IN_A_NAME = 3
@@ -116,13 +117,7 @@ class NewLines:
         with file:
             inode = os.fstat(file.fileno()).st_ino
             file.seek(self._seen[1] if self._seen[0] == inode else 0, io.SEEK_SET)
-            for line in file.read().splitlines():
-                try:
-                    found = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(found, dict):
-                    yield found
+            yield from records(file.read().splitlines())
             self._seen = (inode, file.tell())
 
 

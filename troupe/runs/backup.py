@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from troupe.config.run import RunConfig, StorageConfig
-from troupe.errors import StorageError
+from troupe.errors import StorageError, first_line
 from troupe.runs.bucket import Bucket
 from troupe.runs.checkpoint import CheckpointStore
 from troupe.runs.stored_run import CHECKPOINTS, RunFile, StoredRun, begun_here, run_files
@@ -161,7 +161,7 @@ class Backup:
             shutil.rmtree(shipment.aside, ignore_errors=True)
 
     def _report_failure(self, versions: set[Version], error: Exception) -> None:
-        self._failed = str(error).splitlines()[0] if str(error) else type(error).__name__
+        self._failed = first_line(error)
         self._on_event("backup_failed", steps=_steps(versions), error=self._failed)
         log.warning("a backup failed, training goes on: %s", self._failed)
 

@@ -19,7 +19,8 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-from troupe.errors import StorageError
+from troupe.errors import StorageError, first_line
+from troupe.files import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -142,11 +143,8 @@ class Bucket:
                 size, sha256 = stored["ContentLength"], stored["Metadata"].get("sha256")
             self._client.download_file(self.name, self._key(key), str(file), Config=self._transfer)
         found = file.stat().st_size
-        with open(file, "rb") as stream:
-            if found != size or (sha256 and hashlib.file_digest(stream, "sha256").hexdigest() != sha256):
-                raise StorageError(
-                    f"{self.address}/{key} is damaged: its {found} bytes are not the {size} of its manifest"
-                )
+        if found != size or (sha256 and sha256_of(file) != sha256):
+            raise StorageError(f"{self.address}/{key} is damaged: its {found} bytes are not the {size} of its manifest")
 
     def read(self, key: str, *, first: int | None = None) -> bytes | None:
         """Return the content of a small object, or its `first` bytes; None where there is none."""
@@ -220,11 +218,11 @@ class Bucket:
             raise StorageError(f"{self.address} {what}: {self._refusal(error)}") from None
         except (HTTPClientError, ConnectionError) as error:
             raise StorageError(
-                f"{self.address} {what}: {self._client.meta.endpoint_url} does not answer ({_last(error)}); check the "
-                "address, AWS_ENDPOINT_URL, and the network"
+                f"{self.address} {what}: {self._client.meta.endpoint_url} does not answer ({first_line(error)}); "
+                "check the address, AWS_ENDPOINT_URL, and the network"
             ) from None
         except (Boto3Error, BotoCoreError, ValueError) as error:
-            raise StorageError(f"{self.address} {what}: {_last(error)}") from None
+            raise StorageError(f"{self.address} {what}: {first_line(error)}") from None
 
     def _refusal(self, error: Any) -> str:
         code, endpoint = _code(error), self._client.meta.endpoint_url
@@ -238,8 +236,8 @@ class Bucket:
         if code in ("NoSuchBucket", "404"):
             return f"there is no bucket {self.name!r} at {endpoint}; create it, or correct the address"
         if answer.get("HTTPStatusCode") in (401, 403):
-            return f"{endpoint} refuses these credentials ({_last(error)}); they need {RIGHTS} on bucket {self.name!r}"
-        return _last(error)
+            return f"{endpoint} refuses these credentials ({first_line(error)}); they need {RIGHTS} on {self.name!r}"
+        return first_line(error)
 
 
 @functools.cache
@@ -265,8 +263,3 @@ def in_threads(calls: Sequence[Callable[[], None]]) -> None:
 
 def _code(error: Any) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _last(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

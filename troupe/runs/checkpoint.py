@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from troupe.disk import disk_errors
 from troupe.errors import CheckpointError
-from troupe.files import now, read_json, to_json, write_atomically
+from troupe.files import now, read_json, sha256_of, to_json, write_atomically
 from troupe.names import step_name, step_of
 
 log = logging.getLogger(__name__)
@@ -419,12 +419,7 @@ def _write_manifest(path: Path, step: int, metadata: Mapping[str, Any]) -> None:
 
 def _sync_and_hash(file: Path) -> str:
     _sync(file)
-    return _hash(file)
-
-
-def _hash(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_of(file)
 
 
 def damage(
@@ -441,7 +436,7 @@ def damage(
 
     def compare(name: str) -> str | None:
         try:
-            same = _hash(path / name) == manifest["files"][name]["sha256"]
+            same = sha256_of(path / name) == manifest["files"][name]["sha256"]
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
         return None if same else f"{name} has another SHA-256 than the manifest says"

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from troupe.files import sha256_of
 from troupe.runs.checkpoint import read_manifest
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def weights_fingerprint(model_path: str) -> str:
     digest = hashlib.sha256()
     for file in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
         known = named.get(file.name, {}).get("sha256")
-        digest.update(f"{file.name}\0{known or _hash(file)}\0".encode())
+        digest.update(f"{file.name}\0{known or sha256_of(file)}\0".encode())
     return digest.hexdigest()[:16]
 
 
@@ -33,8 +34,3 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of everything that turns a conversation into token ids: vocabulary, end of turn, chat template."""
     facts = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, tokenizer.chat_template]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def _hash(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

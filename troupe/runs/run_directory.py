@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from troupe.config.fields import flat_values
+from troupe.config.fields import changed_keys, flat_values
 from troupe.config.loader import Section, dump_config, load_config
 from troupe.errors import ConfigError
 from troupe.files import now, to_json, write_atomically
@@ -146,19 +146,15 @@ def _refuse_another_recipe(config: Section, path: Path) -> None:
         ) from None
     before, after = (flat_values(public_record(each.model_dump(mode="json"))) for each in (saved, config))
     differing = [
-        f"  {key}: {_shown(before, key)} in the run, {_shown(after, key)} now"
-        for key in sorted({*before, *after})
-        if before.get(key) != after.get(key) and not _may_change(key)
+        f"  {key}: {value_in(before, key)} in the run, {value_in(after, key)} now"
+        for key in changed_keys(before, after, besides=MAY_CHANGE)
     ]
     if differing:
         raise ConfigError(f"{path} was begun with another recipe:\n" + "\n".join(differing) + f"\n{remedy}")
 
 
-def _may_change(key: str) -> bool:
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in MAY_CHANGE)
-
-
-def _shown(values: Mapping[str, Any], key: str) -> str:
+def value_in(values: Mapping[str, Any], key: str) -> str:
+    """Return a setting's value as a sentence shows it."""
     return to_json(values[key]) if key in values else "absent"
 
 
