@@ -65,7 +65,7 @@ def test_the_defaults_are_those_of_the_job_and_not_of_the_section() -> None:
 
 
 def test_of_many_types_of_a_section_each_has_a_line_and_a_page_of_its_own() -> None:
-    assert "type: jsonl -- Any JSONL file." in help_text(GRPOConfig, JOB, "data")
+    assert "type: jsonl -- A file of rows:" in help_text(GRPOConfig, JOB, "data")
     assert "data.prompt_field" not in help_text(GRPOConfig, JOB, "data")
     assert "data.prompt_field = prompt" in help_text(GRPOConfig, JOB, "data.jsonl")
     assert "model.hidden_size" in help_text(GRPOConfig, JOB, "model")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[s
     monkeypatch.chdir(tmp_path)  # where docstrings keep their cache
     question = '{{"question": "What is {0} and {0}?", "answer": "Twice {0}.\\n#### {1}"}}\n'
     (tmp_path / "questions.jsonl").write_text("".join(question.format(n, 2 * n) for n in range(100, 120)))
+    (tmp_path / "table").mkdir()
+    shutil.copy(tmp_path / "questions.jsonl", tmp_path / "table" / "train.jsonl")
     pair = '{{"prompt": "Say {0}.", "better": "Saying {0} as asked.", "worse": "No."}}\n'
     (tmp_path / "pairs.jsonl").write_text("".join(pair.format(n) for n in range(20)))
     roots = [str(write_packages(tmp_path / "source"))]
@@ -63,6 +66,8 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[s
             "chosen_field": "better",
             "rejected_field": "worse",
         },
+        "hub": {"path": str(tmp_path / "table"), "num_heldout": 5, "prompt_field": "question", "gold_field": "answer"},
+        "function": {"fn": "tests.data.test_hub:sums", "gold_field": "answer", "heldout_args": {"split": "test"}},
         **hub_sets,
     }
     return {name: {"type": name, **values} for name, values in settings.items()}

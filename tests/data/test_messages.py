@@ -56,7 +56,7 @@ def test_earlier_assistant_turns_stay_in_the_prompt(tmp_path: Path) -> None:
     ("turns", "sentence"),
     [
         ([("user", "Hi")], r"chats\.jsonl:2: 'messages' must end with an assistant's turn that is not empty"),
-        ([("user", "Hi"), ("assistant", " ")], r"chats\.jsonl:2: 'messages' must end with an assistant's turn"),
+        ([("user", "Hi"), ("assistant", " ")], r"line 2: the messages in 'messages' must end with an assistant's turn"),
         ([("system", "Be brief."), ("assistant", "Hm.")], "must have a user's turn before the assistant's last one"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -52,6 +53,20 @@ def trained_texts(tokenizer: Any, group: Group) -> list[str]:
             stretches[-1].append(token)
         inside = counted
     return [tokenizer.decode(stretch) for stretch in stretches]
+
+
+def test_answers_of_several_turns_are_trained_on_the_assistants_alone(tokenizer: Any) -> None:
+    said = [
+        [{"role": "assistant", "content": one}, TURNS[2], {"role": "assistant", "content": "Green."}]
+        for one in ("Blue, as the sea.", "Yellow, of course.")
+    ]
+    sample = Sample(sample_id="pair/1", prompt=TURNS[:1], fields={"answers": said})
+    group = ranked_answers(tokenizer, sample, max_length=128)
+    assert group is not None
+    texts = [trained_texts(tokenizer, dataclasses.replace(group, branches=[branch])) for branch in group.branches]
+    assert texts == [[f"{one}<|im_end|>", "Green.<|im_end|>"] for one in ("Blue, as the sea.", "Yellow, of course.")]
+    whole = tokenizer.decode([*group.prompt_ids, *group.branches[1].token_ids])
+    assert whole == tokenizer.apply_chat_template([*TURNS[:1], *said[1]], tokenize=False).removesuffix("\n")
 
 
 def all_ids(group: Group) -> list[int]:

@@ -10,7 +10,7 @@ model's, which asks for the gold text itself. `fields["context_template"]` says 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -415,16 +415,52 @@ class TicTacToeConfig(Section):
     """Seed of the games; independent of the run's seed."""
 
 
-class JsonlConfig(Section):
-    """Any JSONL file."""
+class RowFilterConfig(Section):
+    """Bounds on one field of a row; a row outside them is left out and counted. All bounds are inclusive."""
 
-    type: Literal["jsonl"] = "jsonl"
-    path: str
-    """Training file."""
-    heldout_path: str | None = None
-    """Held-out file; unset: lines of the training file are held out, whichever their content and the seed say."""
+    field: str
+    """Field of the row; of one that holds several texts (messages, lists, texts by name) all words count."""
+    min_words: int | None = Field(default=None, ge=0)
+    """Fewest words."""
+    max_words: int | None = Field(default=None, ge=0)
+    """Most words."""
+    at_least: float | None = None
+    """Smallest number."""
+    at_most: float | None = None
+    """Largest number."""
+    one_of: list[str | float | bool] | None = None
+    """Values that stay, such as `[maths, code]`."""
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> RowFilterConfig:
+        words, numbers = (self.min_words, self.max_words), (self.at_least, self.at_most)
+        if not any(bound is not None for bound in (*words, *numbers, self.one_of)):
+            raise ValueError(
+                f"the filter of {self.field!r} bounds nothing; set min_words, max_words, at_least, at_most or one_of"
+            )
+        for low, high in (words, numbers):
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"the filter of {self.field!r} lets nothing through: {low} is above {high}")
+        return self
+
+
+Format = Literal["auto", "fields", "messages", "completion", "pairs", "hh", "sharegpt", "alpaca"]
+
+
+class MappedConfig(Section):
+    """Rows of one's own, wherever they are read from, and how they become samples."""
+
+    type: str
+    format: Format = "auto"
+    """Shape of the rows. fields: as the `..._field` below say; messages: a column of that name; completion: `prompt`
+    and `completion`; pairs: `chosen` and `rejected`, texts or whole dialogues; hh: the same as strings of hh-rlhf;
+    sharegpt: `conversations`; alpaca: `instruction`, `input`, `output`. auto: as the columns show, and fields where the
+    recipe names one of the prompt or the answers.
+    """
+    filters: list[RowFilterConfig] = []
+    """Rows to leave out; they are counted."""
     num_heldout: int | None = Field(default=None, ge=1)
-    """Held-out samples when no file is given; unset: a tenth of the file, at most 256."""
+    """Held-out samples where no held-out side is named; unset: a tenth of the rows, at most 256."""
     prompt_field: str = "prompt"
     """Field with the prompt: a string, or a list of messages."""
     gold_field: str | None = None
@@ -462,7 +498,7 @@ class JsonlConfig(Section):
     """Seed of the split."""
 
     @model_validator(mode="after")
-    def _preferences_are_named_one_way(self) -> JsonlConfig:
+    def _preferences_are_named_one_way(self) -> MappedConfig:
         if (self.chosen_field is None) != (self.rejected_field is None):
             raise ValueError("chosen_field and rejected_field belong together; name both or neither")
         if self.chosen_field is not None and self.answers_field is not None:
@@ -474,6 +510,43 @@ class JsonlConfig(Section):
                 "margin_field needs the answers it is about; name answers_field, or chosen_field and rejected_field"
             )
         return self
+
+
+class JsonlConfig(MappedConfig):
+    """A file of rows: JSONL, a JSON array, CSV or parquet, also packed with gzip."""
+
+    type: Literal["jsonl"] = "jsonl"
+    path: str
+    """Training file."""
+    heldout_path: str | None = None
+    """Held-out file; unset: rows of the training file are held out, whichever their content and the seed say."""
+
+
+class HubConfig(MappedConfig):
+    """Any data set that the `datasets` library loads: of the Hugging Face hub, or a local directory of files."""
+
+    type: Literal["hub"] = "hub"
+    path: str
+    """Hub name, or a directory or file of parquet, CSV, JSON or Arrow."""
+    subset: str | None = None
+    """Configuration of the data set, where it has several."""
+    split: str = "train"
+    """Training split; `train[:1000]` is its beginning."""
+    heldout_split: str | None = None
+    """Held-out split; unset: rows of the training split are held out."""
+
+
+class FunctionConfig(MappedConfig):
+    """A data set of one's own: a function that yields rows as mappings, or Samples."""
+
+    type: Literal["function"] = "function"
+    fn: str
+    """The function, as `module:function`; it must be importable from the directory the job is started in."""
+    args: dict[str, Any] = {}
+    """Keyword arguments handed to it."""
+    heldout_args: dict[str, Any] | None = None
+    """Arguments that differ for the held-out side, such as `{split: test}`; unset: some of what it yields is held out.
+    """
 
 
 # The last one is the general one: what `data.path=my.jsonl` alone means.
@@ -493,6 +566,8 @@ DataConfig = Annotated[
     | MessagesConfig
     | ShortStoriesConfig
     | DocstringSectionsConfig
+    | FunctionConfig
+    | HubConfig
     | JsonlConfig,
     Field(discriminator="type"),
 ]

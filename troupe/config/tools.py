@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from troupe.config.data import DataConfig
+from troupe.config.data import DataConfig, RowFilterConfig
 from troupe.config.evaluation import run_name
 from troupe.config.fields import flat_values
 from troupe.config.loader import Section
@@ -92,33 +92,6 @@ class ExportConfig(Section):
         form = "adapter apart" if self.adapter == "apart" else "one model"
         target = f", then to {self.push} on the hub" if self.push else ""
         return f"{self.model}{which} -> {self.path}: {self.dtype}, {form}{target}"
-
-
-class RowFilterConfig(Section):
-    """Bounds on one field of a row; a row outside them is left out and counted. All bounds are inclusive."""
-
-    field: str
-    """Field of the row; of one that holds several texts (messages, lists, texts by name) all words count."""
-    min_words: int | None = Field(default=None, ge=0)
-    """Fewest words."""
-    max_words: int | None = Field(default=None, ge=0)
-    """Most words."""
-    at_least: float | None = None
-    """Smallest number."""
-    at_most: float | None = None
-    """Largest number."""
-
-    @model_validator(mode="after")
-    def _bounds_something(self) -> RowFilterConfig:
-        words, numbers = (self.min_words, self.max_words), (self.at_least, self.at_most)
-        if not any(bound is not None for bound in (*words, *numbers)):
-            raise ValueError(
-                f"the filter of {self.field!r} bounds nothing; set min_words, max_words, at_least or at_most"
-            )
-        for low, high in (words, numbers):
-            if low is not None and high is not None and low > high:
-                raise ValueError(f"the filter of {self.field!r} lets nothing through: {low} is above {high}")
-        return self
 
 
 class PrepareConfig(Section):

@@ -2,7 +2,7 @@
 
 The data sets say what a row becomes and which splits they use; a sample is named by data set, split (or file) and the
 row's
-number, whatever filters leave out. Only here is the hub asked.
+number, whatever filters leave out.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from troupe.config.data import PublishedConfig
 from troupe.data.dataset import DataSet, Dropped, hold_out
+from troupe.data.hub import hub_split
 from troupe.data.lines import Row, read_rows
 from troupe.errors import DataError
 from troupe.records import Sample
@@ -79,12 +79,21 @@ def one_split(name: str, split: str) -> Located:
     path = Path(name)
     if path.is_dir():
         return _file(path / f"{split}.jsonl")
-    return _file(path) if _is_local(name) else _located(name, split, _hub_split(name, None, split, f"{split}.jsonl"))
+    return (
+        _file(path)
+        if _is_local(name)
+        else _located(name, split, hub_split(name, None, split, instead=f"{split}.jsonl"))
+    )
 
 
 def _is_local(name: str) -> bool:
     path = Path(name)
-    return path.is_file() or path.suffix in (".jsonl", ".json") or path.is_absolute() or name.startswith(".")
+    return (
+        path.is_file()
+        or path.suffix in (".jsonl", ".json", ".gz", ".parquet", ".csv")
+        or path.is_absolute()
+        or name.startswith(".")
+    )
 
 
 def _file(path: Path) -> list[tuple[str, Row]]:
@@ -107,22 +116,8 @@ def _split(rows: Sequence[tuple[str, str, Row]], config: PublishedConfig) -> tup
 
 def _hub(name: str, subset: str | None, train: str, heldout: str) -> tuple[Located, Located]:
     files = f"{train}.jsonl and {heldout}.jsonl"
-    sides = [_hub_split(name, subset, split, files) for split in (train, heldout)]
+    sides = [hub_split(name, subset, split, instead=files) for split in (train, heldout)]
     return _located(name, train, sides[0]), _located(name, heldout, sides[1])
-
-
-def _hub_split(name: str, subset: str | None, split: str, files: str) -> Any:
-    """Load a split of the hub; `files` would do as well."""
-    import datasets  # seconds of import that local files do not need
-
-    try:
-        return datasets.load_dataset(name, subset, split=split)
-    except Exception as error:  # the hub's failures have no common base: network, missing repository, missing split
-        raise DataError(
-            f"data set {name!r} cannot be loaded from the Hugging Face hub ({type(error).__name__}: {error}); check "
-            f"the "
-            f"name and the network, or put {files} into a directory and set data.path to it"
-        ) from None
 
 
 def _located(name: str, split: str, rows: Iterable[Row]) -> Located:

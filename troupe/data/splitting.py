@@ -12,12 +12,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from troupe.chat import prompt_text
-from troupe.config.tools import RowFilterConfig
+from troupe.config.data import RowFilterConfig
 from troupe.data.dataset import DataSet
-from troupe.data.lines import Row, field_of, read_rows, text_of
+from troupe.data.filters import left_out, text_in
+from troupe.data.lines import Row, read_rows, text_of
 from troupe.errors import DataError
 from troupe.records import Sample
 
@@ -43,7 +43,7 @@ def items_of_file(path: Path, key: str | None, filters: Sequence[RowFilterConfig
     seen: set[str] = set()
     for _, where, row in read_rows(path):
         content = json.dumps(row, sort_keys=True)
-        reason = "equal_rows" if content in seen else _left_out(row, filters, where)
+        reason = "equal_rows" if content in seen else left_out(row, filters, where)
         seen.add(content)
         if reason is not None:
             dropped[reason] += 1
@@ -81,20 +81,6 @@ def _item(sample: Sample, key: str | None) -> Item:
     )
 
 
-def text_in(value: Any) -> str:
-    """Return the words of a field: a text, the turns of a chat, the texts of a list or of a mapping.
-
-    Of anything else none.
-    """
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Mapping):
-        return text_in(value["content"]) if "role" in value and "content" in value else text_in(list(value.values()))
-    if isinstance(value, list | tuple):
-        return "\n".join(text for part in value if (text := text_in(part)))
-    return ""
-
-
 def _texts(row: Row) -> dict[str, str]:
     """Return the texts of a row by field; of a chat its last turn, which is the gold answer, stands apart."""
     texts: dict[str, str] = {}
@@ -104,27 +90,6 @@ def _texts(row: Row) -> dict[str, str]:
         else:
             texts[name] = text_in(value)
     return texts
-
-
-def _left_out(row: Row, filters: Sequence[RowFilterConfig], where: str) -> str | None:
-    for bounds in filters:
-        value = field_of(row, bounds.field, where)
-        words = len(text_in(value).split())
-        if bounds.min_words is not None and words < bounds.min_words:
-            return f"short_{bounds.field}"
-        if bounds.max_words is not None and words > bounds.max_words:
-            return f"long_{bounds.field}"
-        if bounds.at_least is None and bounds.at_most is None:
-            continue
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise DataError(
-                f"{where}: field {bounds.field!r} must be a number for at_least and at_most, got {value!r:.60}"
-            )
-        if bounds.at_least is not None and value < bounds.at_least:
-            return f"low_{bounds.field}"
-        if bounds.at_most is not None and value > bounds.at_most:
-            return f"high_{bounds.field}"
-    return None
 
 
 def split(items: Sequence[Item], shares: Mapping[str, float], *, seed: int, key: str | None) -> dict[str, list[Item]]:

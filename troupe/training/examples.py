@@ -6,9 +6,9 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from troupe.chat import TurnEncoder, answer_spans, demonstration_text, encode_answer, encode_prompt
+from troupe.chat import TurnEncoder, answer_spans, answer_text, demonstration_text, encode_answer, encode_prompt
 from troupe.errors import DataError
-from troupe.records import Branch, Group, Sample, Score
+from troupe.records import Answer, Branch, Group, Sample, Score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ def demonstration(
     With `whole` the branch begins behind the prompt's first token, so that the loss can also weigh the prompt.
     """
     prompt = encode_prompt(tokenizer, sample)
-    answer, mask = _demonstrated(tokenizer, sample)
+    answer, mask = _encoded(tokenizer, sample.fields["demonstration"])
     spans = answer_spans(tokenizer, sample, prompt) if every_turn else []
     trained = [False] * len(prompt) + mask
     for span in spans:
@@ -33,19 +33,18 @@ def demonstration(
     return Group(sample=sample, prompt_ids=ids[:start], branches=[branch])
 
 
-def _demonstrated(tokenizer: PreTrainedTokenizerBase, sample: Sample) -> tuple[list[int], list[bool]]:
-    """Token ids of the demonstration, and which of them are the model's: of a game its own turns, as in a rollout."""
-    demonstration = sample.fields["demonstration"]
-    if isinstance(demonstration, str):
-        ids = encode_answer(tokenizer, demonstration)
+def _encoded(tokenizer: PreTrainedTokenizerBase, answer: Answer) -> tuple[list[int], list[bool]]:
+    """Return the token ids of an answer, and which of them are the model's: of several turns its own, as in a game."""
+    if isinstance(answer, str):
+        ids = encode_answer(tokenizer, answer)
         return ids, [True] * len(ids)
     turns = _turn_encoder(tokenizer)
     ids, mask = [], list[bool]()
-    for turn in demonstration:
+    for turn in answer:
         if turn["role"] == "assistant":
-            said = encode_answer(tokenizer, turn["content"])
+            said = encode_answer(tokenizer, turn["content"] or "")
         else:
-            said = turns.after_answer(ids[-1], turn["content"])
+            said = turns.after_answer(ids[-1], turn["content"] or "")
         ids += said
         mask += [turn["role"] == "assistant"] * len(said)
     return ids, mask
@@ -62,13 +61,14 @@ def ranked_answers(tokenizer: PreTrainedTokenizerBase, sample: Sample, *, max_le
     Answers are cut where prompt and answer exceed `max_length` tokens. Of answers that are then equal the best stays.
     """
     prompt = encode_prompt(tokenizer, sample)
-    texts: Sequence[str] = sample.fields["answers"]
-    ranks: Sequence[float] = sample.fields.get("ranks") or range(len(texts))
+    answers: Sequence[Answer] = sample.fields["answers"]
+    ranks: Sequence[float] = sample.fields.get("ranks") or range(len(answers))
+    room = max(0, max_length - len(prompt))
     branches: dict[tuple[int, ...], tuple[Branch, Score]] = {}
-    for text, rank in sorted(zip(texts, ranks, strict=True), key=lambda pair: pair[1]):
-        ids = tuple(encode_answer(tokenizer, text)[: max(0, max_length - len(prompt))])
-        if ids and ids not in branches:
-            branches[ids] = (Branch(token_ids=ids, text=text), Score(value=-float(rank)))
+    for answer, rank in sorted(zip(answers, ranks, strict=True), key=lambda pair: pair[1]):
+        branch = _branch(tokenizer, answer, room)
+        if branch.num_sampled and branch.token_ids not in branches:
+            branches[tuple(branch.token_ids)] = (branch, Score(value=-float(rank)))
     scores = [score for _, score in branches.values()]
     if len({score.value for score in scores}) < 2:
         return None
@@ -77,8 +77,14 @@ def ranked_answers(tokenizer: PreTrainedTokenizerBase, sample: Sample, *, max_le
 
 def answer_branch(tokenizer: PreTrainedTokenizerBase, group: Group, max_length: int) -> Branch:
     """Return the sample's reference answer, or the best of its ranked ones, as a branch, cut like ranked answers."""
-    text = group.sample.gold or group.sample.fields["answers"][0]
-    return Branch(token_ids=encode_answer(tokenizer, text)[: max_length - len(group.prompt_ids)], text=text)
+    answer = group.sample.gold or group.sample.fields["answers"][0]
+    return _branch(tokenizer, answer, max_length - len(group.prompt_ids))
+
+
+def _branch(tokenizer: PreTrainedTokenizerBase, answer: Answer, room: int) -> Branch:
+    """Return an answer as a branch of at most `room` tokens; of several turns the assistant's alone are trained."""
+    ids, mask = _encoded(tokenizer, answer)
+    return Branch(token_ids=tuple(ids[:room]), text=answer_text(answer), loss_mask=None if all(mask) else mask[:room])
 
 
 def require_answers(sample: Sample) -> None:
