@@ -84,10 +84,7 @@ def required(config: GRPOConfig) -> PerplexityRewardConfig:
 def casting_of(
     config: GRPOConfig, settings: PerplexityRewardConfig, data: DataSet, cluster: Cluster, stack: contextlib.ExitStack
 ) -> RoleStarter:
-    """Prepare the start of the scorer.
-
-    The run's starting model is made where it is the scorer and does not exist yet.
-    """
+    """Prepare the start of the scorer: the run's starting model, which is made where it does not exist yet."""
     precision = cluster.machine.precision(config.model_precision)
     if settings.path is not None:
         model_path = settings.path

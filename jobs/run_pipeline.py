@@ -249,10 +249,7 @@ def resolved_inputs(
 
 
 def run_stage(stage: CheckedStage, decision: Decision, state: PipelineState) -> None:
-    """Run one stage to its end and keep what it left.
-
-    Raises WorkerError with the end of its log when it fails, Interrupted when it was stopped.
-    """
+    """Run one stage to its end and keep what it left. Raises WorkerError with its log's end, or Interrupted."""
     inputs = resolved_inputs(stage.config, state)
     paths = filled(stage.config, {key: [one["path"] for one in inputs[key]] for key in inputs})
     given = {"job": stage.config.job, "recipe": stage.recipe, "output": str(stage.path)}

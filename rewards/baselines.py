@@ -54,10 +54,7 @@ class BaselineFile:
     """The baselines of one identity, in a file that grows."""
 
     def __init__(self, path: Path, identity: Identity) -> None:
-        """Read what the file has; a file that does not exist has nothing.
-
-        Raises CheckpointError for one of another identity.
-        """
+        """Read what the file, if there is one, has. Raises CheckpointError for one of another identity."""
         self.path, self.identity = path, identity
         self._known: dict[str, Baseline] = {}
         self._begun = path.is_file()

@@ -22,10 +22,7 @@ __all__ = ["Rewards", "build_rewards"]
 
 
 def build_rewards(configs: Sequence[RewardConfig]) -> Rewards:
-    """Return the weighted sum of the configured rewards.
-
-    ConfigError for names, imports and arguments that are wrong.
-    """
+    """Return the weighted sum of the configured rewards. ConfigError for wrong names, imports and arguments."""
     if not configs:
         raise ConfigError("rewards: name at least one function, such as {fn: math_answer}")
     label, count = Counter(config.label for config in configs).most_common(1)[0]

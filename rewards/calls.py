@@ -50,10 +50,7 @@ async def judge(reward: Reward, sample: Sample, branches: Sequence[Branch]) -> l
 
 
 async def _result(reward: Reward, sample: Sample, judged: Branch | Sequence[Branch]) -> tuple[Any, list[JudgeCall]]:
-    """Return what the function returned, or MISSING once every attempt ran out of time.
-
-    And the requests that it made.
-    """
+    """Return what the function returned, MISSING once every attempt ran out of time, and its requests."""
     with collected_calls() as calls:
         return await _attempts(reward, sample, judged), calls
 
@@ -81,10 +78,7 @@ async def _attempts(reward: Reward, sample: Sample, judged: Branch | Sequence[Br
 
 
 async def _call(reward: Reward, sample: Sample, judged: Branch | Sequence[Branch]) -> Any:
-    """Call a plain function right here, which is cheapest.
-
-    One with a time limit runs aside, or the limit could not fire.
-    """
+    """Call a plain function right here, which is cheapest, and one with a time limit, which must fire, aside."""
     if reward.is_async or reward.config.timeout_s is None:
         result = reward.call(sample, judged)
     else:

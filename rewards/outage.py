@@ -26,10 +26,7 @@ class Outage:
         return self._since is not None and time.monotonic() - self._since > self._patience_s
 
     def may_wait(self, pause_s: float, *, since: float) -> bool:
-        """Return whether a question that has failed since `since` may wait for `pause_s` more.
-
-        No outage outlasts the patience.
-        """
+        """Return whether a question that fails since `since` may wait `pause_s`: no outage outlasts the patience."""
         first = since if self._since is None else min(since, self._since)
         may = time.monotonic() + pause_s <= first + self._patience_s
         if not may and not self._is_lost:

@@ -175,10 +175,7 @@ def _messages(sample: Sample) -> list[Message]:
 
 
 def _score(forward: Sequence[Judgement[float]], backward: Sequence[Judgement[float]] = (), *, priced: bool) -> Score:
-    """Return the mean over the judgements, those of the other order turned round.
-
-    One that is missing makes it missing.
-    """
+    """Return the mean over the judgements, those of the other order turned round; None where one is missing."""
     values = [judgement.value for judgement in forward]
     values += [None if judgement.value is None else 1 - judgement.value for judgement in backward]
     known = [value for value in values if value is not None]

@@ -72,10 +72,7 @@ class ScorerPrompt:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def frame(self, sample: Sample) -> Frame:
-        """Frame a sample.
-
-        Raises DataError for one without a gold answer, and one that is too long without any answer.
-        """
+        """Frame a sample. Raises DataError for one without a gold answer, or too long without any answer."""
         gold_ids = self._gold(sample)
         prompt_ids, close_ids = self._surroundings(sample)
         before, after = _template(sample, self._config)

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 from urllib.parse import quote
 
@@ -87,11 +87,16 @@ def without_escapes(text: str) -> str:
 
 def public_record(value: Any) -> Any:
     """Dictionaries, lists and texts with every text masked."""
+    return _with_texts(value, public_text)
+
+
+def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a value with `change` made to every text in its dictionaries and lists; a tuple becomes a list."""
     if isinstance(value, Mapping):
-        return {key: public_record(item) for key, item in value.items()}
+        return {key: _with_texts(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [public_record(item) for item in value]
-    return public_text(value) if isinstance(value, str) else value
+        return [_with_texts(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def public_values(config: BaseModel, *, escaped: bool = False) -> Any:
@@ -100,8 +105,16 @@ def public_values(config: BaseModel, *, escaped: bool = False) -> Any:
 
     `escaped` is for what will be read as a recipe: a text's own `${` is written so that it does not become a reference.
     """
-    values = config.model_dump(mode="json")
-    return _with_references(_escaped(values) if escaped else values, known_secrets())
+    values, secrets = config.model_dump(mode="json"), known_secrets()
+
+    def named(text: str) -> str:
+        # OmegaConf reads a `${` behind a backslash as text, and backslashes before that one as half as many.
+        text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text) if escaped else text
+        for name, secret in secrets.items():
+            text = text.replace(secret, f"${{oc.env:{name}}}")
+        return _without_patterns(text)
+
+    return _with_texts(values, named)
 
 
 def refuse_secrets(values: Any, where: str = "") -> None:
@@ -172,24 +185,3 @@ def _forms(secret: str) -> set[str]:
 
 def _without_patterns(text: str) -> str:
     return BEARER.sub(r"\1 ***", USERINFO.sub("://***@", text))
-
-
-def _escaped(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _escaped(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_escaped(item) for item in value]
-    # OmegaConf reads a `${` behind a backslash as text, and backslashes before that one as half as many.
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
-
-
-def _with_references(value: Any, secrets: Mapping[str, str]) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _with_references(item, secrets) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_references(item, secrets) for item in value]
-    if isinstance(value, str):
-        for name, secret in secrets.items():
-            value = value.replace(secret, f"${{oc.env:{name}}}")
-        return _without_patterns(value)
-    return value

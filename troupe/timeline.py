@@ -45,6 +45,16 @@ class Span:
     begun_ns: int
     ended_ns: int
 
+    def within(self, whole: Span) -> Span | None:
+        """Return the part within another span, if there is one."""
+        begun, ended = max(self.begun_ns, whole.begun_ns), min(self.ended_ns, whole.ended_ns)
+        return replace(self, begun_ns=begun, ended_ns=ended) if begun < ended else None
+
+    def event(self, lane: int) -> dict[str, Any]:
+        """Return Chrome's complete event, in whole microseconds: both ends rounded down keep what is nested so."""
+        begun, ended = self.begun_ns // 1000, self.ended_ns // 1000
+        return {"ph": "X", "name": self.name, "cat": "troupe", "tid": lane, "ts": begun, "dur": ended - begun}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counter:
@@ -54,6 +64,18 @@ class Counter:
     name: str
     at_ns: int
     count: int
+
+    @property
+    def ended_ns(self) -> int:
+        return self.at_ns
+
+    def within(self, whole: Span) -> Counter | None:
+        return self if whole.begun_ns <= self.at_ns <= whole.ended_ns else None
+
+    def event(self) -> dict[str, Any]:
+        """Return Chrome's counter event."""
+        count = {self.name: self.count}
+        return {"ph": "C", "name": self.name, "cat": "troupe", "ts": self.at_ns // 1000, "args": count}
 
 
 Entry = Span | Counter
@@ -96,7 +118,7 @@ class Recorder:
     def since(self, since_ns: int) -> list[Entry]:
         """Return what ended after `since_ns`, and what still goes on, up to now."""
         moment = time.time_ns()
-        done = [entry for entry in list(self._entries) if _end(entry) > since_ns]
+        done = [entry for entry in list(self._entries) if entry.ended_ns > since_ns]
         return done + [replace(span, ended_ns=moment) for span in list(self._open.values())]
 
 
@@ -170,14 +192,15 @@ def write_step(path: Path, step: int, whole: Span, found: Iterable[Entry]) -> No
     known = [event for event in before.get("traceEvents", []) if event["ph"] != "M" and event["step"] < step]
     kept = sorted({event["step"] for event in known})[-(MOST_STEPS - 1) :]
     tracks = [DRIVER, *(name for name in before.get("tracks", []) if name != DRIVER)]
-    fresh = _within(whole, found)
+    fresh = [part for entry in found if (part := entry.within(whole)) is not None]
     tracks = list(dict.fromkeys([*tracks, *sorted({entry.track for entry in fresh}, key=_order)]))
     events = [event for event in known if event["step"] in kept]
     for pid, track in enumerate(tracks):
         mine = [entry for entry in fresh if entry.track == track]
         spans = [entry for entry in mine if isinstance(entry, Span)] + ([whole] if track == DRIVER else [])
-        events += [_complete(span, pid, lane, step) for lane, span in lanes(spans)]
-        events += [_counter(entry, pid, step) for entry in mine if isinstance(entry, Counter)]
+        made = [span.event(lane) for lane, span in lanes(spans)]
+        made += [entry.event() for entry in mine if isinstance(entry, Counter)]
+        events += [{**event, "pid": pid, "step": step} for event in made]
     names = [
         {"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": track}}
         for pid, track in enumerate(tracks)
@@ -201,52 +224,8 @@ def lanes(spans: Sequence[Span]) -> Iterator[tuple[int, Span]]:
         yield lane, span
 
 
-def _within(whole: Span, found: Iterable[Entry]) -> list[Entry]:
-    """Return the parts of the entries within the step."""
-    kept: list[Entry] = []
-    for entry in found:
-        if isinstance(entry, Counter):
-            if whole.begun_ns <= entry.at_ns <= whole.ended_ns:
-                kept.append(entry)
-            continue
-        begun, ended = max(entry.begun_ns, whole.begun_ns), min(entry.ended_ns, whole.ended_ns)
-        if begun < ended:
-            kept.append(replace(entry, begun_ns=begun, ended_ns=ended))
-    return kept
-
-
 def _order(track: str) -> tuple[int, str]:
     """Order tracks: the policy first, then the roles that work for it."""
     roles = ("policy", "critic", "generator", "rewarder")
     role = track.split(" ")[0]
     return (roles.index(role) if role in roles else len(roles), track)
-
-
-def _end(entry: Entry) -> int:
-    return entry.at_ns if isinstance(entry, Counter) else entry.ended_ns
-
-
-def _complete(span: Span, pid: int, lane: int, step: int) -> dict[str, Any]:
-    return {
-        "ph": "X",
-        "name": span.name,
-        "cat": "troupe",
-        "pid": pid,
-        "tid": lane,
-        # Whole microseconds, both ends rounded down: what was nested stays so.
-        "ts": span.begun_ns // 1000,
-        "dur": span.ended_ns // 1000 - span.begun_ns // 1000,
-        "step": step,
-    }
-
-
-def _counter(entry: Counter, pid: int, step: int) -> dict[str, Any]:
-    return {
-        "ph": "C",
-        "name": entry.name,
-        "cat": "troupe",
-        "pid": pid,
-        "ts": entry.at_ns // 1000,
-        "args": {entry.name: entry.count},
-        "step": step,
-    }

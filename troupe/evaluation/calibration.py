@@ -20,10 +20,7 @@ class Calibration:
 
     @staticmethod
     def of(margins: Sequence[float]) -> Calibration:
-        """Compute it from the better answer's score minus the worse one's, of each pair.
-
-        Equal scores are right one half.
-        """
+        """Compute it from each pair's score of the better answer minus the worse one's; equal ones are half right."""
         pairs = [
             (1 / (1 + math.exp(-min(abs(margin), 700))), (math.copysign(1, margin) + 1) / 2 if margin else 0.5)
             for margin in margins

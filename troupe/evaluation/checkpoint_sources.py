@@ -65,10 +65,7 @@ class TrainedRun:
     def steps(
         self, wanted: Sequence[int | str], samples: Sequence[Sample], stored: Mapping[int, Answers]
     ) -> dict[int, str | None]:
-        """Return the wanted steps in order with their checkpoints, None where there are only `stored` answers.
-
-        Raises DataError for a step that has neither.
-        """
+        """Return the wanted steps with their checkpoints, None where only answers are `stored`. Raises DataError."""
         kept = self._checkpoints.steps()
         there = sorted({*kept, *stored})
         if not there:

@@ -129,10 +129,7 @@ def usage_of(plan: EvaluationPlan, one: Candidate, directory: Path) -> Usage:
 
 
 def usage_of_rows(rows: Sequence[Mapping[str, Any]], *, wanted: int, max_missing: float) -> Usage:
-    """Sum up the lines of an answer log.
-
-    A question that failed in one call of the job and came in the next is answered.
-    """
+    """Sum up an answer log's lines; a question that failed in one call and came in the next is answered."""
     answered = len({row["question"] for row in rows if row["text"] is not None})
     remark = None
     if wanted - answered > max_missing * wanted or not answered:

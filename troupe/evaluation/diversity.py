@@ -43,10 +43,7 @@ class Diversity:
     """Of one model's answers."""
 
     means: Mapping[str, Estimate]
-    """Per answer, averaged with an interval over samples.
-
-    A number that an answer cannot have (trigrams of two words) is left out.
-    """
+    """Per answer, with an interval over samples; trigrams of two words, for example, are left out."""
     distinct: Mapping[str, float] = field(default_factory=dict)
     """distinct_n (1510.03055): different n-grams of all answers together / their number. It falls as texts get more, so
     compare equal numbers of answers."""

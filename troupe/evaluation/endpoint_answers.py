@@ -59,10 +59,7 @@ class AnsweringEndpoint:
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
 
     async def answer_all(self, samples: Sequence[Sample], repeats: int, answers: AnswerLog) -> None:
-        """Ask whatever `answers` does not hold, as many at once as the endpoint allows.
-
-        Each answer is on disk at once.
-        """
+        """Ask whatever `answers` lacks, as many at once as the endpoint allows; each answer is on disk at once."""
         known = answers.known()
         for repeat in range(repeats):  # one after the other: two equal questions at one moment would get one answer
             asked = [sample for sample in samples if self.question(sample, repeat) not in known]

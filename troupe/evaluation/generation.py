@@ -192,10 +192,7 @@ def _scores(
 
 
 def with_tokens(branch: Branch, tokenizer: PreTrainedTokenizerBase) -> Branch:
-    """Return the branch as a model would have sampled it, where only its text is known.
-
-    A cut one has no end of turn.
-    """
+    """Return a branch of known text as a model would have sampled it; a cut one has no end of turn."""
     if branch.token_ids:
         return branch
     ids = encode_answer(tokenizer, branch.text)

@@ -99,10 +99,7 @@ class EvaluationPlan:
 
 
 def prepare(config: EvaluateConfig | BenchmarkConfig) -> EvaluationPlan:
-    """Read and check everything before a device is taken or a question is paid for.
-
-    Docs/evaluation.md has the refusals.
-    """
+    """Read and check everything before a device is taken or a question paid for (refusals: docs/evaluation.md)."""
     check_trackers(config.trackers, mode=config.wandb.mode)
     rewards = build_rewards(config.all_metrics) if config.all_metrics else None
     if isinstance(config, BenchmarkConfig):

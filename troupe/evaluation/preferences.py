@@ -103,10 +103,7 @@ def _duels(lines: Sequence[Mapping[str, Any]], dimension: str) -> list[Duel]:
 
 
 def summarize(duels: Sequence[Duel], *, genres: Mapping[str, str], ties: Ties, seed: int) -> dict[str, Any]:
-    """Return strengths of one dimension, and preference and win rates of each ordered pair, as JSON.
-
-    `genres`: prompt -> genre, of those that have one.
-    """
+    """Return strengths, and preference and win rates of each ordered pair, also by `genres` (prompt -> genre)."""
     if not duels:
         return {"judgements": 0}
     found = strengths(duels, ties=ties, seed=seed)

@@ -243,10 +243,7 @@ class Jobs:
         return max(jobs, key=lambda job: job.start_time or 0).submission_id
 
     def output(self, job: str, *, skip: int = 0) -> Iterator[str]:
-        """Yield the job's output beyond its first `skip` characters until it ends.
-
-        Raises OSError or RuntimeError where the connection breaks.
-        """
+        """Yield a job's output after its first `skip` characters. Raises OSError or RuntimeError when cut off."""
         pieces = self._client.tail_job_logs(job)
 
         async def next_piece() -> str | None:

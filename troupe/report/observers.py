@@ -16,10 +16,7 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def open_run(config: Section) -> Iterator[Run]:
-    """Open the run of `config` with its observers.
-
-    Raises what `Run.open` does, and ConfigError for a tracker that lacks something.
-    """
+    """Open the run of `config` with its observers. Raises what `Run.open` and `check_trackers` do."""
     settings = config.run  # type: ignore[attr-defined]
     if settings.trackers:
         from troupe.report.trackers import check_trackers

@@ -101,10 +101,7 @@ class Bucket:
     # -- objects ---------------------------------------------------------------------------------------------
 
     def put(self, file: Path, key: str, *, size: int | None = None, sha256: str | None = None) -> None:
-        """Store the first `size` bytes of `file`, all by default, and make sure that they are there.
-
-        With `sha256` the file must have that hash.
-        """
+        """Store the first `size` bytes (default: all) of a file, which must have the hash `sha256`, and check them."""
         from s3transfer.utils import ReadFileChunk
 
         size = file.stat().st_size if size is None else size

@@ -100,10 +100,7 @@ def _holder(lock: Path) -> str:
 
 
 def open_directory(config: Section, *, has_checkpoint: bool) -> bool:
-    """Make the run's directory as `run.resume` states and write its recipe and environment; True when it existed.
-
-    The caller holds the lock.
-    """
+    """Make the directory by `run.resume`, with recipe and environment; True when it existed. Needs the lock."""
     settings = config.run  # type: ignore[attr-defined]
     path: Path = settings.path
     if settings.resume == "must" and not has_checkpoint:

@@ -20,10 +20,7 @@ class Answers(Protocol):
     def submit(
         self, requests: Sequence[Request], samples: Sequence[Sample], *, alone: bool = True
     ) -> list[Future[Group]]:
-        """Start a batch, a request per sample; each future holds the sample's group as soon as it is complete.
-
-        `alone`: see `Generators.submit`.
-        """
+        """Start a batch, a request per sample; each future is the complete group (`alone`: `Generators.submit`)."""
 
 
 class SingleTurns:
