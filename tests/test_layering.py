@@ -15,22 +15,23 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {
     "root": "",
     "processes": "root",
-    "config": "root processes",
-    "algorithms": "root config",
-    "environments": "root config",
-    "data": "root config environments",
-    "rewards": "root config",
-    "runs": "root config processes",
-    "report": "root config processes runs",
-    "engines": "root config processes",
-    "actors": "root config processes algorithms environments data rewards runs engines",
-    "ops": "root config processes runs report engines",
-    "training": "root config processes algorithms environments data rewards runs report engines actors ops",
-    "evaluation": "root config processes algorithms environments data rewards runs report engines actors training",
-    "serving": "root config processes algorithms rewards runs engines",
-    "jobs": "root config processes algorithms environments data rewards runs report engines actors ops training "
+    "chat": "root",
+    "config": "root chat processes",
+    "algorithms": "root chat config",
+    "environments": "root chat config",
+    "data": "root chat config environments",
+    "rewards": "root chat config",
+    "runs": "root chat config processes",
+    "report": "root chat config processes runs",
+    "engines": "root chat config processes",
+    "actors": "root chat config processes algorithms environments data rewards runs engines",
+    "ops": "root chat config processes runs report engines",
+    "training": "root chat config processes algorithms environments data rewards runs report engines actors ops",
+    "evaluation": "root chat config processes algorithms environments data rewards runs report engines actors training",
+    "serving": "root chat config processes algorithms rewards runs engines",
+    "jobs": "root chat config processes algorithms environments data rewards runs report engines actors ops training "
     "evaluation serving",
-    "doors": "root config jobs training evaluation",
+    "doors": "root chat config jobs training evaluation",
 }
 """Room -> the rooms below it, which it may import; `root` is the modules of troupe/ itself. Every list names rooms
 above it

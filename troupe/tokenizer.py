@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -28,18 +29,35 @@ SAME_AS_FILE = {
 class LightTokenizer:
     """The part of transformers' interface that `troupe.chat` calls."""
 
-    def __init__(self, tokenizer: Any, *, chat_template: str | None, special: Mapping[str, str]) -> None:
-        """Wrap a tokenizer; `special` has the names of special tokens (`eos_token`) and their texts."""
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        chat_template: str | None,
+        special: Mapping[str, str],
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Wrap a tokenizer; `special` has the names of special tokens (`eos_token`) and their texts, `settings` are
+        those of its tokenizer_config.json.
+        """
         self._tokenizer, self._special = tokenizer, dict(special)
         self.chat_template = chat_template
-        self.eos_token = special.get("eos_token")
+        self.init_kwargs = dict(settings or {})
+        self.added_tokens_decoder: dict[int, Any] = tokenizer.get_added_tokens_decoder()
+        self.bos_token, self.eos_token = special.get("bos_token"), special.get("eos_token")
         self.eos_token_id = None if self.eos_token is None else tokenizer.token_to_id(self.eos_token)
 
     def __len__(self) -> int:
         return int(self._tokenizer.get_vocab_size())
 
-    def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        return {"input_ids": list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)}
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = True, split_special_tokens: bool = False
+    ) -> dict[str, list[int]]:
+        self._tokenizer.encode_special_tokens = split_special_tokens
+        try:
+            return {"input_ids": list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)}
+        finally:
+            self._tokenizer.encode_special_tokens = False
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the ids, special tokens included."""
@@ -52,11 +70,14 @@ class LightTokenizer:
         add_generation_prompt: bool = False,
         tokenize: bool = True,
         return_dict: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        **settings: Any,
     ) -> Any:
         """Render a conversation: its text, or with `tokenize` its ids."""
-        assert self.chat_template is not None
-        template = _environment().from_string(self.chat_template)
-        text = template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._special)
+        template = _compiled(chat_template or str(self.chat_template))
+        facts = {"messages": messages, "tools": tools, "documents": None, **self._special, **settings}
+        text = template.render(add_generation_prompt=add_generation_prompt, **facts)
         return self(text, add_special_tokens=False)["input_ids"] if tokenize else text
 
 
@@ -79,7 +100,13 @@ def read_tokenizer(directory: Path) -> LightTokenizer | None:
         Tokenizer.from_file(str(directory / "tokenizer.json")),
         chat_template=template,
         special={name: value for name, value in special.items() if isinstance(value, str)},
+        settings=settings,
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    return _environment().from_string(template)
 
 
 def _environment() -> Any:

@@ -83,14 +83,35 @@ def test_an_opening_stands_between_the_shared_prompt_and_the_first_answer() -> N
     assert [*shared, *header] == encode_prompt(tokenizer, sample)
 
 
-@pytest.mark.parametrize(
-    "template", [DROPS_REASONING_LATER, DROPS_REASONING, THINKS_FIRST], ids=["later", "always", "first"]
-)
+@pytest.mark.parametrize("template", [DROPS_REASONING_LATER, DROPS_REASONING], ids=["later", "always"])
 def test_a_template_that_rewrites_earlier_turns_is_refused(template: str) -> None:
-    with pytest.raises(DataError, match="shows an assistant's turn differently once others follow"):
+    with pytest.raises(DataError, match="shows an assistant's turn differently once a user's or a tool's turn follows"):
         TurnEncoder(tokenizer_of(template))
 
 
 def test_a_tokenizer_without_a_template_is_refused() -> None:
     with pytest.raises(DataError, match="has no chat template; use an instruction-tuned model"):
         TurnEncoder(tokenizer_of(None))
+
+
+def test_a_template_that_begins_the_thoughts_itself_is_played_where_it_keeps_them() -> None:
+    assert TurnEncoder(tokenizer_of(THINKS_FIRST)).role == "user"
+
+
+def test_where_thoughts_stay_before_a_tool_alone_the_environment_is_a_tool() -> None:
+    drops = CHATML.replace(
+        "{{ message['content'] }}",
+        "{% if messages[-1]['role'] == 'user' %}{{ message['content'].split('</think>')[-1] }}"
+        "{% else %}{{ message['content'] }}{% endif %}",
+    )
+    tokenizer = tokenizer_of(drops)
+    encoder = TurnEncoder(tokenizer)
+    shown = tokenizer.decode(encoder.after_answer(tokenizer.eos_token_id, "Next?"))
+    assert (encoder.role, shown) == ("tool", "\n<|im_start|>tool\nNext?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_special_tokens_in_what_an_environment_said_are_text() -> None:
+    tokenizer = tokenizer_of(CHATML)
+    ids = TurnEncoder(tokenizer).after_answer(tokenizer.eos_token_id, "<|im_end|>")
+    assert ids.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.decode(ids) == "\n<|im_start|>user\n<|im_end|><|im_end|>\n<|im_start|>assistant\n"

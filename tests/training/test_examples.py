@@ -110,14 +110,14 @@ def test_a_turn_that_opens_the_conversation_answers_nothing_and_is_not_trained(t
     assert all_ids(group) == encode_prompt(tokenizer, conversation(opened)) + encode_answer(tokenizer, LAST)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_remedy(tokenizer: Any) -> None:
+def test_earlier_turns_are_trained_in_the_form_that_the_template_gives_them(tokenizer: Any) -> None:
     tokenizer.chat_template = THINKING
     try:
         turns = [dict(turn) for turn in TURNS]
         turns[1]["content"] = "<think>The sea?</think>Blue."
-        with pytest.raises(DataError, match=r"talk/1: .* turn 2 differently .*; set turns: last"):
-            demonstration(tokenizer, conversation(turns), every_turn=True)
-        # The last turn alone is what the model would see, and is trained.
+        group = demonstration(tokenizer, conversation(turns), every_turn=True)
+        assert trained_texts(tokenizer, group) == ["Blue.<|im_end|>", "Green.<|im_end|>", f"{LAST}<|im_end|>"]
+        # Of the last turn alone nothing is rewritten.
         group = demonstration(tokenizer, conversation(turns))
         assert trained_texts(tokenizer, group) == [f"{LAST}<|im_end|>"]
     finally:

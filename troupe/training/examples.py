@@ -2,89 +2,69 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from troupe.chat import TurnEncoder, answer_spans, answer_text, demonstration_text, encode_answer, encode_prompt
+from troupe.chat import (
+    AnyTokenizer,
+    ChatForm,
+    answer_behind,
+    answer_text,
+    demonstration_text,
+    encode_answers,
+    encode_conversation,
+    form_of,
+)
 from troupe.errors import DataError
 from troupe.records import Answer, Branch, Group, Sample, Score
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 def demonstration(
-    tokenizer: PreTrainedTokenizerBase, sample: Sample, *, every_turn: bool = False, whole: bool = False
+    reader: AnyTokenizer | ChatForm, sample: Sample, *, every_turn: bool = False, whole: bool = False
 ) -> Group:
     """Return the sample's demonstration; with `every_turn` also the assistant's earlier turns are in the loss mask.
 
     With `whole` the branch begins behind the prompt's first token, so that the loss can also weigh the prompt.
     """
-    prompt = encode_prompt(tokenizer, sample)
-    answer, mask = _encoded(tokenizer, sample.fields["demonstration"])
-    spans = answer_spans(tokenizer, sample, prompt) if every_turn else []
-    trained = [False] * len(prompt) + mask
-    for span in spans:
-        trained[span.start : span.stop] = [True] * len(span)
+    answer: Answer = sample.fields["demonstration"]
+    ids, trained = encode_conversation(form_of(reader), sample, answer, every_turn=every_turn)
     start = 1 if whole else max(1, trained.index(True))
-    ids = [*prompt, *answer]
     branch = Branch(token_ids=ids[start:], text=demonstration_text(sample), loss_mask=trained[start:])
     return Group(sample=sample, prompt_ids=ids[:start], branches=[branch])
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, answer: Answer) -> tuple[list[int], list[bool]]:
-    """Return the token ids of an answer, and which of them are the model's: of several turns its own, as in a game."""
-    if isinstance(answer, str):
-        ids = encode_answer(tokenizer, answer)
-        return ids, [True] * len(ids)
-    turns = _turn_encoder(tokenizer)
-    ids, mask = [], list[bool]()
-    for turn in answer:
-        if turn["role"] == "assistant":
-            said = encode_answer(tokenizer, turn["content"] or "")
-        else:
-            said = turns.after_answer(ids[-1], turn["content"] or "")
-        ids += said
-        mask += [turn["role"] == "assistant"] * len(said)
-    return ids, mask
-
-
-@functools.lru_cache(maxsize=1)
-def _turn_encoder(tokenizer: PreTrainedTokenizerBase) -> TurnEncoder:
-    return TurnEncoder(tokenizer)
-
-
-def ranked_answers(tokenizer: PreTrainedTokenizerBase, sample: Sample, *, max_length: int) -> Group | None:
+def ranked_answers(reader: AnyTokenizer | ChatForm, sample: Sample, *, max_length: int) -> Group | None:
     """Return the sample's ranked answers, scored by their rank, higher is better; None when nothing is left to compare.
 
     Answers are cut where prompt and answer exceed `max_length` tokens. Of answers that are then equal the best stays.
     """
-    prompt = encode_prompt(tokenizer, sample)
     answers: Sequence[Answer] = sample.fields["answers"]
     ranks: Sequence[float] = sample.fields.get("ranks") or range(len(answers))
-    room = max(0, max_length - len(prompt))
+    encoded = encode_answers(form_of(reader), sample, answers)
+    room = max(0, max_length - len(encoded.prompt_ids))
     branches: dict[tuple[int, ...], tuple[Branch, Score]] = {}
-    for answer, rank in sorted(zip(answers, ranks, strict=True), key=lambda pair: pair[1]):
-        branch = _branch(tokenizer, answer, room)
-        if branch.num_sampled and branch.token_ids not in branches:
-            branches[tuple(branch.token_ids)] = (branch, Score(value=-float(rank)))
+    told = zip(answers, encoded.answers, encoded.masks, ranks, strict=True)
+    for answer, whole, mask, rank in sorted(told, key=lambda each: each[-1]):
+        ids = tuple(whole[:room])
+        branch = Branch(token_ids=ids, text=answer_text(answer), loss_mask=mask and mask[:room])
+        if branch.num_sampled and ids not in branches:
+            branches[ids] = (branch, Score(value=-float(rank)))
     scores = [score for _, score in branches.values()]
     if len({score.value for score in scores}) < 2:
         return None
-    return Group(sample=sample, prompt_ids=prompt, branches=[branch for branch, _ in branches.values()], scores=scores)
+    return Group(
+        sample=sample,
+        prompt_ids=encoded.prompt_ids,
+        branches=[branch for branch, _ in branches.values()],
+        scores=scores,
+    )
 
 
-def answer_branch(tokenizer: PreTrainedTokenizerBase, group: Group, max_length: int) -> Branch:
+def answer_branch(reader: AnyTokenizer | ChatForm, group: Group, max_length: int) -> Branch:
     """Return the sample's reference answer, or the best of its ranked ones, as a branch, cut like ranked answers."""
-    answer = group.sample.gold or group.sample.fields["answers"][0]
-    return _branch(tokenizer, answer, max_length - len(group.prompt_ids))
-
-
-def _branch(tokenizer: PreTrainedTokenizerBase, answer: Answer, room: int) -> Branch:
-    """Return an answer as a branch of at most `room` tokens; of several turns the assistant's alone are trained."""
-    ids, mask = _encoded(tokenizer, answer)
-    return Branch(token_ids=tuple(ids[:room]), text=answer_text(answer), loss_mask=None if all(mask) else mask[:room])
+    answer: Answer = group.sample.gold or group.sample.fields["answers"][0]
+    room = max_length - len(group.prompt_ids)
+    ids, mask = answer_behind(form_of(reader), group.sample, group.prompt_ids, answer)
+    return Branch(token_ids=ids[:room], text=answer_text(answer), loss_mask=mask and mask[:room])
 
 
 def require_answers(sample: Sample) -> None:
