@@ -17,8 +17,7 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
 
 from troupe.config.evaluation import BenchmarkConfig
 from troupe.config.program import run_program
-from troupe.jobs.evaluate import evaluate as benchmark
-from troupe.jobs.evaluate import rehearse
+from troupe.jobs.evaluate import evaluate as benchmark, rehearse
 
 if __name__ == "__main__":
     run_program(benchmark, BenchmarkConfig, "jobs/benchmark.py", rehearse=rehearse)

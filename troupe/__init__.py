@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 from troupe.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from troupe.api import evaluate as evaluate
-    from troupe.api import load_config as load_config
-    from troupe.api import train as train
+    from troupe.api import evaluate as evaluate, load_config as load_config, train as train
 
-__getattr__ = lazy_exports(__name__, {"evaluate": "api", "load_config": "api", "train": "api"})
+__getattr__ = lazy_exports(__name__, __file__)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from troupe import evaluation
 from troupe.config.evaluation import BenchmarkConfig, EvaluateConfig
 from troupe.config.grpo import GRPOConfig, PPOConfig, RLOOConfig
-from troupe.config.loader import Section
-from troupe.config.loader import load_config as load
+from troupe.config.loader import Section, load_config as load
 from troupe.config.rollout import RewardConfig
 from troupe.config.supervised import DPOConfig, RewardModelTrainingConfig, SFTConfig
 from troupe.errors import ConfigError

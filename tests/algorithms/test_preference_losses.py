@@ -18,8 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from troupe.algorithms import losses
-from troupe.algorithms import preference_losses as preferences
+from troupe.algorithms import losses, preference_losses as preferences
 from troupe.algorithms.preference_losses import Pairs, branch_sums, ranked_pairs
 
 NAN = math.nan

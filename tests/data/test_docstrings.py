@@ -5,8 +5,7 @@ import pytest
 
 from tests.data.packages import function, words
 from troupe.config.data import DocstringsConfig
-from troupe.data import DataSet
-from troupe.data import docstring_scan as harvest
+from troupe.data import DataSet, docstring_scan as harvest
 from troupe.data.dataset import shorten
 from troupe.data.docstrings import load_docstrings
 from troupe.data.near_duplicates import NearDuplicates, plain

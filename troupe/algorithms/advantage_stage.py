@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from troupe.algorithms import advantages as adv
-from troupe.algorithms import gae, kl, losses, shaping
+from troupe.algorithms import advantages as adv, gae, kl, losses, shaping
 from troupe.algorithms.packing import Batch
 from troupe.config.algorithm import AlgorithmConfig
 from troupe.config.grpo import GAEConfig

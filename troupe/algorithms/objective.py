@@ -13,8 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from troupe.algorithms import losses
-from troupe.algorithms import preference_losses as preferences
+from troupe.algorithms import losses, preference_losses as preferences
 from troupe.algorithms.gae import value_loss
 from troupe.algorithms.packing import branch_scores, last_tokens
 from troupe.config.algorithm import AlgorithmConfig

@@ -12,8 +12,7 @@ from troupe.config.algorithm import ReadingConfig
 from troupe.config.data import DataConfig, WordProblemsConfig
 from troupe.config.loader import Section
 from troupe.config.models import GeneratorConfig, PlacementConfig, Precision, RewardModelConfig
-from troupe.config.rollout import LABEL as ENVIRONMENT
-from troupe.config.rollout import EnvironmentConfig, RewardConfig, SamplingConfig
+from troupe.config.rollout import LABEL as ENVIRONMENT, EnvironmentConfig, RewardConfig, SamplingConfig
 from troupe.config.run import WandbConfig, check_address
 
 ROUGE = RewardConfig(fn="troupe.rewards.overlap:rouge_table", name="rouge")

@@ -24,8 +24,14 @@ from troupe.config.models import (
     ScratchModelConfig,
     WithoutDropout,
 )
-from troupe.config.rollout import LABEL as ENVIRONMENT
-from troupe.config.rollout import EnvironmentConfig, EvaluationConfig, RewardConfig, RewarderConfig, RolloutConfig
+from troupe.config.rollout import (
+    LABEL as ENVIRONMENT,
+    EnvironmentConfig,
+    EvaluationConfig,
+    RewardConfig,
+    RewarderConfig,
+    RolloutConfig,
+)
 from troupe.config.run import CheckpointConfig, RunConfig
 
 
@@ -180,10 +186,7 @@ class GRPOConfig(Section):
 class RLOOConfig(GRPOConfig):
     """REINFORCE with a leave-one-out baseline (RLOO, 2402.14740): the GRPO job with other settings."""
 
-    examples = (
-        "configs/cs224r/small/rloo.yaml run.name=mine",
-        "rollout.group_size=4 --dry-run",
-    )
+    examples = ("configs/cs224r/small/rloo.yaml run.name=mine", "rollout.group_size=4 --dry-run")
 
     run: RunConfig = RunConfig(name="rloo")
     """Where the run lives."""
@@ -222,10 +225,7 @@ class GAEConfig(Section):
 class PPOConfig(GRPOConfig):
     """Proximal policy optimisation (1707.06347) with a critic and token-level rewards, as in RLHF (2009.01325)."""
 
-    examples = (
-        "configs/tldr/small/ppo.yaml run.name=mine",
-        "gae.lam=0.9 --dry-run",
-    )
+    examples = ("configs/tldr/small/ppo.yaml run.name=mine", "gae.lam=0.9 --dry-run")
 
     has_critic: ClassVar[bool] = True
 

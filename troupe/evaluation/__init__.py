@@ -8,7 +8,6 @@ from troupe.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from troupe.evaluation.plan import prepare as prepare
-    from troupe.evaluation.program import EvaluationResult as EvaluationResult
-    from troupe.evaluation.program import evaluate as evaluate
+    from troupe.evaluation.program import EvaluationResult as EvaluationResult, evaluate as evaluate
 
-__getattr__ = lazy_exports(__name__, {"EvaluationResult": "program", "evaluate": "program", "prepare": "plan"})
+__getattr__ = lazy_exports(__name__, __file__)

@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING
 from troupe.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from troupe.runs.backup import Backup as Backup
-    from troupe.runs.backup import open_stored_run as open_stored_run
-    from troupe.runs.backup import settle as settle
+    from troupe.runs.backup import Backup as Backup, open_stored_run as open_stored_run, settle as settle
     from troupe.runs.storage import fetch as fetch
 
 # boto3 loads where something is stored.
-__getattr__ = lazy_exports(
-    __name__, {"Backup": "backup", "settle": "backup", "open_stored_run": "backup", "fetch": "storage"}
-)
+__getattr__ = lazy_exports(__name__, __file__)
