@@ -43,6 +43,7 @@ class DPOTask(SupervisedTask):
 
     name = "dpo"
     best = "accuracy"
+    column = "answers"
 
     def __init__(self, config: DPOConfig) -> None:
         self._config = config

@@ -38,6 +38,7 @@ class RewardModelTask(SupervisedTask):
     name = "reward_model"
     head = "scalar"
     best = "accuracy"
+    column = "answers"
 
     def __init__(self, config: RewardModelTrainingConfig) -> None:
         self._config = config

@@ -55,7 +55,7 @@ RL = [MODEL, DATA, SHORT[0]]
 
 MISTAKES = [
     ("train_grpo", [*RL, "rewards=[{{fn: math_anwser}}]"], "unknown reward 'math_anwser'; did you mean 'math_answer'?"),
-    ("train_rloo", [*RL, "data.path={at}/nowhere.jsonl"], "nowhere.jsonl; name a JSONL file"),
+    ("train_rloo", [*RL, "data.path={at}/nowhere.jsonl"], "nowhere.jsonl; name a file of rows"),
     ("train_grpo", [*RL, "data.prompt_field=qestion"], "rows.jsonl line 1: field 'qestion' is missing"),
     ("train_grpo", [*RL, "data.path={at}/nobody.jsonl"], "reward math_answer: the gold answer 'nobody' holds no " "number"),
     ("train_grpo", [*RL, "model.path={at}/endless"], "endless has no end token, so no answer could ever end"),

@@ -410,7 +410,7 @@ def test_long_prompts_are_refused_where_the_recipe_says_so(generators: LastInFir
 
 def test_a_data_set_of_long_prompts_alone_ends_the_run(generators: LastInFirstOut) -> None:
     rollouts = build(generators, samples(3), max_prompt_tokens=1)
-    with pytest.raises(DataError, match="10000 prompts in a row are longer"):
+    with pytest.raises(DataError, match="all 3 prompts are longer"):
         rollouts.next_batch(1)
 
 

@@ -7,6 +7,8 @@ They run in this process; SFT on two ranks of Ray is in test_supervised_ranks.py
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -288,5 +290,42 @@ def test_a_model_in_training_is_asked_for_held_out_answers_with_its_own_weights(
 
 def test_what_is_too_long_is_left_out_and_when_that_is_everything_it_is_said(directory: Path) -> None:
     settings = common(directory, "too-long", {"type": "word_problems", "num_train": 8, "num_heldout": 4}, steps=1)
-    with pytest.raises(DataError, match=r"none of the 4 held-out samples .* within max_length \(8\); raise it"):
+    with pytest.raises(DataError, match=r"none of the 8 training samples .* max_length \(8\), the shortest with \d+"):
         train_sft(SFTConfig(**{**settings, "max_length": 8}))
+    assert not (directory / "too-long").exists()  # before anything was made
+
+
+def write_mostly_long(path: Path, *, count: int, short: Sequence[int]) -> str:
+    """Demonstrations of which those at the places `short` alone have less than a hundred tokens."""
+    answers = [f"#### {index}" if index in short else "I add the ones. " * 40 for index in range(count)]
+    rows = [{"prompt": f"What is {index} + 0?", "answer": answer} for index, answer in enumerate(answers)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_epochs_count_the_samples_that_can_be_used_and_the_others_are_said(directory: Path, caplog: Any) -> None:
+    path = write_mostly_long(directory / "mostly_long.jsonl", count=40, short=range(0, 40, 5))
+    heldout = write_mostly_long(directory / "held.jsonl", count=4, short=range(3))
+    data = {"type": "jsonl", "path": path, "heldout_path": heldout, "gold_field": "answer"}
+    settings = {**common(directory, "mostly-long", data, steps=1), "steps": None, "epochs": 2.0, "batch_size": 4}
+    with caplog.at_level(logging.WARNING):
+        train_sft(SFTConfig(**settings))
+    assert re.search(
+        r"32 of 40 training samples of jsonl are left out: longer than max_length \(96\), the longest with \d{3} tokens; "
+        "raise max_length to use them",
+        caplog.text,
+    )
+    assert "1 of 4 held-out samples of jsonl are left out" in caplog.text
+    assert len(column(directory / "mostly-long", "data/tokens")) == 4  # 2 epochs of 8 samples in batches of 4
+    assert column(directory / "mostly-long", "data/left_out")[-1] <= 32
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_on_two_usable_rows_of_many_trains(directory: Path, seed: int) -> None:
+    """2 of 30 fit: between them, over the end of an epoch, up to 56 others come in a row."""
+    path = write_mostly_long(directory / "two.jsonl", count=30, short=(7, 19))
+    heldout = write_mostly_long(directory / "held.jsonl", count=4, short=range(3))
+    data = {"type": "jsonl", "path": path, "heldout_path": heldout, "gold_field": "answer"}
+    settings = {**common(directory, f"two-{seed}", data, steps=3), "batch_size": 8, "seed": seed}
+    train_sft(SFTConfig(**settings))
+    assert len(column(directory / f"two-{seed}", "data/tokens")) == 3

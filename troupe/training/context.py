@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +25,7 @@ from troupe.data import DataSet
 from troupe.engines.trial import EngineDiesError, Trial, trial_beside
 from troupe.errors import SyncError, WorkerError
 from troupe.ops.doctor import require_shared_memory
+from troupe.records import Group
 from troupe.report.observers import open_run
 from troupe.runs.run import Run
 from troupe.training.console import print_opening, print_summary, warm_start_progress
@@ -48,6 +49,8 @@ class RunContext:
     model_path: str
     """Directory or hub name of the model to start from."""
     precision: str
+    encoded: Mapping[str, Group | None] = field(default_factory=dict)
+    """What `Prepared.encoded` is."""
 
 
 @contextlib.contextmanager
@@ -70,7 +73,14 @@ def open_context(config: Any, prepared: Prepared, *, init_timeout_s: float) -> I
             cluster.require_shared(run.directory)
             print_opening(config, cluster, precision)
             run.write_placement(cluster.rows())
-            yield RunContext(run=run, cluster=cluster, data=data, model_path=model_path, precision=precision)
+            yield RunContext(
+                run=run,
+                cluster=cluster,
+                data=data,
+                model_path=model_path,
+                precision=precision,
+                encoded=prepared.encoded,
+            )
         print_summary(run.directory)
 
 

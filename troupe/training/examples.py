@@ -59,6 +59,13 @@ def ranked_answers(reader: AnyTokenizer | ChatForm, sample: Sample, *, max_lengt
     )
 
 
+def num_tokens(reader: AnyTokenizer | ChatForm, sample: Sample, column: str) -> int:
+    """Count the tokens of a sample's prompt and demonstration, or of the longest of its `answers`."""
+    answers = sample.fields["answers"] if column == "answers" else [sample.fields[column]]
+    encoded = encode_answers(form_of(reader), sample, answers)
+    return len(encoded.prompt_ids) + max(map(len, encoded.answers))
+
+
 def answer_branch(reader: AnyTokenizer | ChatForm, group: Group, max_length: int) -> Branch:
     """Return the sample's reference answer, or the best of its ranked ones, as a branch, cut like ranked answers."""
     answer: Answer = group.sample.gold or group.sample.fields["answers"][0]

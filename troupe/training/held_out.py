@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import dataclass
 
 from troupe.actors.consistency import LogprobCheck
@@ -15,6 +16,8 @@ from troupe.data import DataSet
 from troupe.runs.run import Run
 from troupe.training.evaluator import Evaluation, Evaluator
 from troupe.training.roles import RoleStarter
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,12 @@ class HeldOutAnswers:
             sampling=generation,
             seed=config.seed,
         )
+        if evaluator.num_too_long:
+            log.warning(
+                "%d held-out prompts of %s have no room for an answer of generation.max_response_tokens (%d) within "
+                "max_length (%d) and are not answered",
+                *(evaluator.num_too_long, data.name, generation.max_response_tokens, config.max_length),
+            )
         prompts = [ids for _, ids in evaluator.prompts]
         logprob_check = LogprobCheck(
             prompts,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +16,15 @@ from troupe.chat import encode_prompt, load_tokenizer
 from troupe.config.models import PolicyConfig
 from troupe.config.rollout import RewardConfig
 from troupe.data import DataSet, load_data
-from troupe.errors import ConfigError
+from troupe.errors import ConfigError, DataError
 from troupe.processes.waiting import waiting
-from troupe.records import Sample
+from troupe.records import Group, Sample
 from troupe.rewards.build import build_rewards
 from troupe.runs.model_check import check_models, model_settings
 from troupe.runs.model_paths import locate
 from troupe.tokenizer import LightTokenizer, read_tokenizer
 from troupe.training.fitting import fit_of
+from troupe.training.lengths import AT_LEAST, Limit, count_left_out
 from troupe.training.scratch import demonstrations_of, light_tokenizer, texts_of
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase | LightTokenizer
     prompts: Sequence[Sequence[int]]
     """Token ids of the first and the last prompt, in training and held out."""
+    encoded: Mapping[str, Group | None] = field(default_factory=dict)
+    """Of supervised training, what each sample that was read became, by its id; None: it cannot be trained on."""
 
     def lines(self) -> list[str]:
         """Return what a dry run shows."""
@@ -93,11 +96,31 @@ def prepare(
     for sample in tried:
         encode(tokenizer, sample)
     prepared = Prepared(data=data, tokenizer=tokenizer, prompts=[encode_prompt(tokenizer, each) for each in tried])
+    if hasattr(config, "rollout"):
+        measure_prompts(config, data, tokenizer)
     if config.model.type != "scratch":
         prompt = str(tokenizer.decode(prepared.prompts[0]))
         for misfit in misfits(config, model_settings(locate(config.model.path)), prompt):
             log.warning("%s", misfit)
     return prepared
+
+
+def measure_prompts(config: Any, data: DataSet, tokenizer: PreTrainedTokenizerBase | LightTokenizer) -> None:
+    """Warn of prompts that are longer than a rollout takes, which are dropped; DataError where they are refused."""
+    limit = Limit(tokens=config.rollout.max_prompt_tokens, field="rollout.max_prompt_tokens")
+
+    def excess(sample: Sample) -> int | None:
+        tokens = len(encode_prompt(tokenizer, sample))
+        return tokens if tokens > limit.tokens else None
+
+    dropped = count_left_out(f"training prompts of {data.name}", data.train, excess, limit, enough=AT_LEAST)
+    if dropped and config.rollout.long_prompts == "refuse":
+        raise DataError(
+            f"{dropped} training prompts are longer than rollout.max_prompt_tokens ({limit.tokens}); raise the limit, "
+            "or set rollout.long_prompts: drop"
+        )
+    heldout = data.heldout[: config.evaluation.num_samples]
+    count_left_out(f"held-out prompts of {data.name}", heldout, excess, limit, enough=len(heldout))
 
 
 def require_fit(config: Any) -> None:

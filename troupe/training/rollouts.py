@@ -180,9 +180,9 @@ class Rollouts:
                 )
             self._dropped_prompts += 1
             dropped_in_a_row += 1
-            if dropped_in_a_row >= 10_000:
+            if dropped_in_a_row >= 2 * self._prompts.size:  # from the first of an epoch to the last of the next
                 raise DataError(
-                    f"10000 prompts in a row are longer than rollout.max_prompt_tokens "
+                    f"all {self._prompts.size} prompts are longer than rollout.max_prompt_tokens "
                     f"({self._config.max_prompt_tokens}); raise the limit"
                 )
         return drawn

@@ -8,9 +8,8 @@ checkpoint.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,20 +31,34 @@ from troupe.training.task import SupervisedTask, prepare_task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
-
 
 class Examples:
     """Training samples as groups, in seeded order; those that cannot be encoded are passed over and counted."""
 
     def __init__(
-        self, samples: Sequence[Sample], task: SupervisedTask, tokenizer: PreTrainedTokenizerBase, *, seed: int
+        self,
+        samples: Sequence[Sample],
+        task: SupervisedTask,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        encoded: Mapping[str, Group | None] | None = None,
     ) -> None:
+        """Prepare to draw; `encoded` are groups of samples, by their ids, that were made before."""
         self._samples, self._task, self._tokenizer, self._seed = samples, task, tokenizer, seed
         self.stream = PromptStream(samples, seed)
-        self._encoded: dict[str, Group | None] = {}
-        self.left_out = 0
+        self._encoded = dict(encoded or {})
+        self._unusable: set[str] = set()
+
+    @property
+    def left_out(self) -> int:
         """Samples met so far that cannot be trained on."""
+        return len(self._unusable)
+
+    @property
+    def num_usable(self) -> int:
+        """Samples that can be trained on: an epoch of the run."""
+        return sum(self.encode(sample) is not None for sample in self._samples)
 
     def start_at(self, position: int) -> None:
         self.stream = PromptStream(self._samples, self._seed, position=position)
@@ -54,20 +67,15 @@ class Examples:
         """Return the next `count` groups."""
         stream = stream or self.stream
         groups: list[Group] = []
-        misses = 0
         while len(groups) < count:
             (sample,) = stream.take(1)
             group = self.encode(sample)
             if group is not None:
                 groups.append(group)
-                misses = 0
-                continue
-            misses += 1
-            if misses >= len(self._samples):
+            elif self.left_out == len(self._samples):
                 raise DataError(
                     f"none of the {len(self._samples)} training samples can be used: each is longer than max_length, "
-                    f"or "
-                    "its answers are equal within it; raise max_length"
+                    "or its answers are equal within it; raise max_length"
                 )
         return groups
 
@@ -75,7 +83,8 @@ class Examples:
         """Return the group of a sample, remembered."""
         if sample.sample_id not in self._encoded:
             self._encoded[sample.sample_id] = self._task.encode(self._tokenizer, sample)
-            self.left_out += self._encoded[sample.sample_id] is None
+        if self._encoded[sample.sample_id] is None:
+            self._unusable.add(sample.sample_id)
         return self._encoded[sample.sample_id]
 
     def of_the_run(self, count: int) -> list[Group]:
@@ -122,7 +131,8 @@ def start_training(config: SupervisedConfig, task: SupervisedTask, context: RunC
     with contextlib.ExitStack() as stack, contextlib.ExitStack() as starting:
         starting.enter_context(waiting("the roles start"))
         starter = RoleStarter.of(config, context, stack)
-        total = config.num_steps(len(context.data.train))
+        examples = Examples(context.data.train, task, starter.tokenizer, seed=config.seed, encoded=context.encoded)
+        total = config.steps or config.num_steps(examples.num_usable)
         generation = config.generation if isinstance(config, GeneratingConfig) else None
         answers = None
         model: TrainedModel[Any]
@@ -141,7 +151,7 @@ def start_training(config: SupervisedConfig, task: SupervisedTask, context: RunC
             context=context,
             model=model,
             tokenizer=starter.tokenizer,
-            examples=Examples(context.data.train, task, starter.tokenizer, seed=config.seed),
+            examples=examples,
             heldout_groups=heldout,
             heldout=Batch.from_groups(heldout),
             answers=answers,
@@ -153,17 +163,13 @@ def encode_heldout(
 ) -> list[Group]:
     """Return the held-out samples that can be evaluated, as groups; DataError where there are none."""
     samples = context.data.heldout[: config.evaluation.num_samples]
-    groups = [group for sample in samples if (group := task.encode(tokenizer, sample)) is not None]
+    known = context.encoded
+    made = (known[each.sample_id] if each.sample_id in known else task.encode(tokenizer, each) for each in samples)
+    groups = [group for group in made if group is not None]
     if not groups:
         raise DataError(
             f"none of the {len(samples)} held-out samples of {context.data.name} can be used within max_length "
             f"({config.max_length}); raise it"
-        )
-    if len(groups) < len(samples):
-        log.info(
-            "%d of %d held-out samples are left out: too long, or equal answers",
-            len(samples) - len(groups),
-            len(samples),
         )
     return groups
 
@@ -171,7 +177,7 @@ def encode_heldout(
 def train_loop(config: SupervisedConfig, task: SupervisedTask, supervised: SupervisedContext) -> None:
     """Train every step from the last checkpoint, or from the beginning, to the end."""
     run, examples = supervised.run, supervised.examples
-    steps = config.num_steps(len(supervised.context.data.train))
+    steps = config.steps or config.num_steps(examples.num_usable)
     task.begin(supervised, steps=steps)
     first, owed = resume(task, supervised)
     if first == 0:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from troupe.config.supervised import GeneratingConfig, SupervisedConfig
 from troupe.records import Group, Sample
+from troupe.training.examples import num_tokens
+from troupe.training.lengths import AT_LEAST, Limit, count_left_out
 from troupe.training.preparation import Prepared, prepare
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ class SupervisedTask(ABC):
     head = "vocabulary"
     best: str
     """Held-out metric of the best checkpoint, unless the recipe names another."""
+    column = "demonstration"
+    """Field of a sample that is trained on; of `answers`, those that are equal within max_length are left out, too."""
 
     @property
     @abstractmethod
@@ -60,6 +65,22 @@ class SupervisedTask(ABC):
 
 
 def prepare_task(config: SupervisedConfig, task: SupervisedTask) -> Prepared:
-    """Find out all that can be known before the first process."""
+    """Find out all that can be known before the first process; examples are encoded once, here."""
     generation = config.generation if isinstance(config, GeneratingConfig) else None
-    return prepare(config, metrics=generation.metrics if generation is not None else (), encode=task.encode)
+    prepared = prepare(config, metrics=generation.metrics if generation is not None else (), encode=task.encode)
+    encoded: dict[str, Group | None] = {}
+    tokenizer = cast("PreTrainedTokenizerBase", prepared.tokenizer)
+
+    def excess(sample: Sample) -> int | None:
+        group = encoded[sample.sample_id] = task.encode(tokenizer, sample)
+        return None if group is not None else num_tokens(tokenizer, sample, task.column)
+
+    data = prepared.data
+    equal = ", or its answers are equal within it" if task.column == "answers" else ""
+    limit = Limit(tokens=config.max_length, field="max_length", also=equal)
+    # An epoch is one of the samples that can be used, so that their number is needed; so many steps are so many steps.
+    enough = len(data.train) if config.steps is None else max(AT_LEAST, config.steps * config.batch_size)
+    count_left_out(f"training samples of {data.name}", data.train, excess, limit, enough=enough)
+    heldout = data.heldout[: config.evaluation.num_samples]
+    count_left_out(f"held-out samples of {data.name}", heldout, excess, limit, enough=len(heldout))
+    return dataclasses.replace(prepared, encoded=encoded)

@@ -21,10 +21,10 @@ from troupe.chat import demonstration_text, prompt_text
 from troupe.config.models import ModelConfig, PolicyConfig, ScratchModelConfig
 from troupe.data import DataSet
 from troupe.disk import made_once
-from troupe.errors import DataError
 from troupe.records import Group, Sample
 from troupe.runs.model_paths import locate
 from troupe.training.examples import demonstration
+from troupe.training.lengths import AT_LEAST, Limit, count_left_out
 from troupe.training.scratch import demonstrations_of, texts_of, write_scratch_model
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -112,26 +112,29 @@ def _supervise(
 def _demonstration_batches(
     samples: Sequence[Sample], tokenizer: Any, config: ScratchModelConfig, *, prompt_weight: float, size: int, seed: int
 ) -> Iterator[Batch]:
-    """Endless batches of demonstrations in seeded order, with loss weights, without pairs longer than the model."""
-    encoded: dict[int, Group] = {}
+    """Yield batches of demonstrations in seeded order, with loss weights; those longer than the model are left out."""
+    encoded: dict[str, Group] = {}
+
+    def encode(sample: Sample) -> Group | None:
+        if sample.sample_id not in encoded:
+            encoded[sample.sample_id] = demonstration(tokenizer, sample, whole=prompt_weight > 0)
+        group = encoded[sample.sample_id]
+        return group if group.num_tokens <= config.max_length else None
+
+    def excess(sample: Sample) -> int | None:
+        return encoded[sample.sample_id].num_tokens if encode(sample) is None else None
+
+    limit = Limit(tokens=config.max_length, field="model.max_length")
+    count_left_out("demonstrations of the warm start", samples, excess, limit, enough=AT_LEAST)
     rng = random.Random(f"warm start/{seed}")
     order: list[int] = []
     while True:
         groups: list[Group] = []
-        misses = 0
         while len(groups) < size:
             if not order:
                 order = list(range(len(samples)))
                 rng.shuffle(order)
-            index = order.pop()
-            if index not in encoded:
-                encoded[index] = demonstration(tokenizer, samples[index], whole=prompt_weight > 0)
-            if encoded[index].num_tokens <= config.max_length:
-                groups.append(encoded[index])
-                continue
-            misses += 1
-            if misses >= len(samples):
-                raise DataError(
-                    f"every demonstration is longer than model.max_length ({config.max_length}) tokens; raise it"
-                )
+            group = encode(samples[order.pop()])
+            if group is not None:
+                groups.append(group)
         yield with_loss_weights(Batch.from_groups(groups), "token_mean", prompt_weight=prompt_weight)
