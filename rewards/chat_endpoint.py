@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
+from troupe.config.endpoint import EndpointConfig, check_endpoint
 from troupe.errors import RewardError
 from troupe.records import JudgeCall, Message
 from troupe.rewards.cache import ReplyCache
-from troupe.rewards.endpoint_config import EndpointConfig, check_endpoint
 from troupe.rewards.judges_thread import on_judges_thread
 from troupe.rewards.made_calls import note_call
 from troupe.rewards.outage import Outage

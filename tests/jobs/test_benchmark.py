@@ -373,7 +373,7 @@ BAD_RECIPES = {
     "an address that is none": (["base=a/b", "upload=bucket/x"], "upload is written s3://bucket/prefix"),
     "costs without prices": (
         ["endpoints.a={base_url: 'http://x/v1', model: m, max_cost: 1}"],
-        "max_cost (1) needs prompt_price and completion_price",
+        "max_cost (1) needs prices, or nothing would ever cost anything; set prompt_price and completion_price",
     ),
 }
 

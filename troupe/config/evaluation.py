@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from troupe.config.algorithm import ReadingConfig
 from troupe.config.data import DataConfig, WordProblemsConfig
+from troupe.config.endpoint import EndpointModelConfig
 from troupe.config.loader import Section
 from troupe.config.models import GeneratorConfig, PlacementConfig, Precision, RewardModelConfig
 from troupe.config.rollout import LABEL as ENVIRONMENT, EnvironmentConfig, RewardConfig, SamplingConfig
@@ -405,42 +406,6 @@ class PreferencesConfig(Section):
 START = "start"
 """As `base`: what the run's recipe starts from."""
 NAMED_STEPS = ("first", "last", "best", "all")
-
-
-class EndpointModelConfig(Section):
-    """A model behind an OpenAI-compatible chat endpoint."""
-
-    base_url: str
-    """Address up to `/chat/completions`, such as https://api.openai.com/v1."""
-    model: str
-    """The model's name at the endpoint."""
-    api_key_env: str | None = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key; null for an endpoint without one."""
-    options: dict[str, Any] = {}
-    """Further fields of the request, over temperature and max_tokens; null leaves out one that a model refuses."""
-    prompt_price: float = Field(default=0.0, ge=0)
-    """Price of a million prompt tokens."""
-    completion_price: float = Field(default=0.0, ge=0)
-    """Price of a million tokens of answers."""
-    max_cost: float | None = Field(default=None, gt=0)
-    """Cost of one call of the job after which the model is asked no more."""
-    max_concurrency: int = Field(default=16, ge=1)
-    """Requests in flight."""
-    timeout_s: float = Field(default=120, gt=0)
-    """Seconds that one request may take."""
-    patience_s: float = Field(default=300, ge=0)
-    """Seconds that an endpoint which is down, or keeps refusing, is waited for; after them its answers are missing."""
-    backoff_s: float = Field(default=1, gt=0)
-    """Seconds before the first retry; doubled for each further one, less up to one half at random."""
-
-    @model_validator(mode="after")
-    def _cost_needs_prices(self) -> EndpointModelConfig:
-        if self.max_cost is not None and not (self.prompt_price or self.completion_price):
-            raise ValueError(
-                f"max_cost ({self.max_cost:g}) needs prompt_price and completion_price, or nothing would ever cost "
-                f"anything"
-            )
-        return self
 
 
 class BenchmarkConfig(AnsweringConfig):

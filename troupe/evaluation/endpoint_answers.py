@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from troupe.chat import prompt_messages
-from troupe.config.evaluation import AnsweringConfig, EndpointModelConfig
+from troupe.config.endpoint import BudgetConfig, ChatModelConfig, EndpointConfig, EndpointModelConfig, PricesConfig
+from troupe.config.evaluation import AnsweringConfig
 from troupe.errors import ConfigError, RewardError
 from troupe.evaluation.stored_answers import AnswerLog
 from troupe.files import now
 from troupe.records import Sample
 from troupe.rewards.chat_endpoint import ChatEndpoint
-from troupe.rewards.endpoint_config import BudgetConfig, EndpointConfig
 from troupe.rewards.made_calls import collected_calls
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ class AnsweringEndpoint:
         self.name, self._settings = name, settings
         given = {**config.sampling, "max_tokens": config.max_response_tokens, **settings.options}
         self._options = {key: value for key, value in given.items() if value is not None}
-        self._budget = BudgetConfig(**settings.model_dump(include={"prompt_price", "completion_price", "max_cost"}))
-        same = settings.model_dump(include=set(EndpointConfig.model_fields) - {"options"})
+        self._budget = BudgetConfig(**settings.model_dump(include=set(PricesConfig.model_fields)))
+        same = settings.model_dump(include=set(ChatModelConfig.model_fields) - {"options"})
         try:
             # No cache: what is sampled twice must be asked twice, and the log remembers.
             endpoint = EndpointConfig(**same, options=self._options, cache=None, budget=self._budget)

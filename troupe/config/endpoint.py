@@ -20,22 +20,18 @@ OURS = {"model", "messages", "stream", "n"}
 """Fields of a request that `options` may not set."""
 
 
-class BudgetConfig(Section):
-    """Limits of what a judge may use up before the run stops; per process and reward, since the process started."""
+class PricesConfig(Section):
+    """Prices of a chat endpoint, and how much may be spent."""
 
-    max_requests: int | None = Field(default=None, ge=1)
-    """Requests, retries included; null: any number."""
-    max_tokens: int | None = Field(default=None, ge=1)
-    """Tokens of prompts and replies together, as the endpoint counts them."""
     max_cost: float | None = Field(default=None, gt=0)
-    """Cost, in the currency of the prices."""
+    """Most that may be spent, in the currency of the prices; then a judge's run stops, and a model is asked no more."""
     prompt_price: float = Field(default=0.0, ge=0)
     """Price of a million prompt tokens."""
     completion_price: float = Field(default=0.0, ge=0)
-    """Price of a million tokens of replies."""
+    """Price of a million tokens of answers."""
 
     @model_validator(mode="after")
-    def _cost_needs_prices(self) -> BudgetConfig:
+    def _cost_needs_prices(self) -> PricesConfig:
         if self.max_cost is not None and not self.is_priced:
             raise ValueError(
                 f"max_cost ({self.max_cost:g}) needs prices, or nothing would ever cost anything; "
@@ -50,35 +46,55 @@ class BudgetConfig(Section):
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Return what so many tokens cost.
 
-        >>> BudgetConfig(prompt_price=0.5, completion_price=2).cost(2_000_000, 500_000)
+        >>> PricesConfig(prompt_price=0.5, completion_price=2).cost(2_000_000, 500_000)
         2.0
         """
         return (self.prompt_price * prompt_tokens + self.completion_price * completion_tokens) / 1e6
 
 
-class EndpointConfig(Section):
-    """A chat endpoint and how it is used."""
+class BudgetConfig(PricesConfig):
+    """Limits of what a judge may use up before the run stops; per process and reward, since the process started."""
+
+    max_requests: int | None = Field(default=None, ge=1)
+    """Requests, retries included; null: any number."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of prompts and replies together, as the endpoint counts them."""
+
+
+class ChatModelConfig(Section):
+    """A model behind an OpenAI-compatible chat endpoint."""
 
     base_url: str
-    """Address up to `/chat/completions`, such as https://integrate.api.nvidia.com/v1."""
+    """Address up to `/chat/completions`, such as https://api.openai.com/v1."""
     model: str
-    """The judge's name at the endpoint."""
+    """The model's name at the endpoint."""
     api_key_env: str | None = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; null for an endpoint without one."""
-    options: dict[str, Any] = {}  # noqa: RUF012 - pydantic copies it for every instance
-    """Further fields of the request, such as max_tokens."""
+    options: dict[str, Any] = {}
+    """Further fields of the request, such as max_tokens; null leaves out one that a benchmarked model refuses."""
     max_concurrency: int = Field(default=16, ge=1)
     """Requests in flight, per process."""
-    timeout_s: float = Field(default=60, gt=0)
+    timeout_s: float = Field(default=120, gt=0)
     """Seconds that one request may take."""
     patience_s: float = Field(default=300, ge=0)
-    """Seconds that a judge which is down, or keeps refusing, is waited for; after them its judgements are missing."""
+    """Seconds that an endpoint which is down, or keeps refusing, is waited for; then what it owes is missing."""
     backoff_s: float = Field(default=1, gt=0)
     """Seconds before the first retry; doubled for each further one, less up to one half at random."""
+
+
+class EndpointConfig(ChatModelConfig):
+    """A chat endpoint of a judge, and how it is used."""
+
+    timeout_s: float = Field(default=60, gt=0)
+    """Seconds that one request may take."""
     cache: str | None = ".cache/judgements.sqlite"
     """File that remembers replies; null: none."""
     budget: BudgetConfig = BudgetConfig()
     """What may be used up; beyond it the run stops with one sentence. Replies from the cache cost nothing."""
+
+
+class EndpointModelConfig(PricesConfig, ChatModelConfig):
+    """A model behind a chat endpoint that takes part in a benchmark, and what one call of the job may cost."""
 
 
 def check_endpoint(config: EndpointConfig) -> None:
