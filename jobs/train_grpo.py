@@ -62,6 +62,9 @@ def prepare_models(config: GRPOConfig) -> tuple[GRPOConfig, Prepared]:
         build_environment(config.environment).require_metric(config.evaluation.best)
     if config.reward_model is not None:
         config = config.model_copy(update={"reward_model": locate_reward_model(config.reward_model)})
+    if isinstance(config, PPOConfig) and config.critic.start not in ("policy", "reward_model"):
+        start = {"start": locate(config.critic.start)}
+        config = config.model_copy(update={"critic": config.critic.model_copy(update=start)})
     if config.perplexity_reward is not None and config.perplexity_reward.path is not None:
         found = {"path": locate(config.perplexity_reward.path)}
         config = config.model_copy(update={"perplexity_reward": config.perplexity_reward.model_copy(update=found)})

@@ -15,8 +15,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from tests.actors.small import write_model
 from tests.actors.test_values import write_scalar_model
 from troupe.config.grpo import PPOConfig
+from troupe.config.loader import load_config
 from troupe.files import read_lines
-from troupe.jobs.train_grpo import train
+from troupe.jobs.train_grpo import prepare_models, train
+from troupe.runs.checkpoint import CheckpointStore
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -129,3 +131,20 @@ def test_frozen_layers_of_the_policy_are_those_it_started_with(directory: Path) 
     moved = {name for name in began if not torch.equal(began[name], ended[name])}
     # Half of two layers, and the embedding that is tied to the head.
     assert moved == {name for name in began if ".layers.1." in name or name == "model.norm.weight"}
+
+
+def test_the_critic_may_start_from_a_run_like_every_other_model(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", tied=True)
+    with CheckpointStore(tmp_path / "critic_run" / "checkpoints").writing(1) as checkpoint:
+        write_model(checkpoint, tied=True)
+    config = load_config(
+        PPOConfig,
+        [
+            f"model.path={tmp_path / 'model'}",
+            f"critic.start={tmp_path / 'critic_run'}",
+            "rollout={max_prompt_tokens: 64, max_response_tokens: 32}",
+            "data={type: word_problems, num_train: 40, num_heldout: 4}",
+        ],
+    )
+    prepared, _ = prepare_models(config)
+    assert Path(prepared.critic.start).name == "step-000001"
