@@ -71,20 +71,22 @@ def write_family(name: str, directory: Path) -> str:
     return write_weights(FAMILIES[name], Path(path))
 
 
-def trained(name: str, model: str, directory: Path, *, ranks: int = 1) -> TrainingResult:
-    """Train two steps, with the gate after each sync."""
+def trained(name: str, directory: Path) -> TrainingResult:
+    """Train two steps, with the gate after each sync; `gemma3@2` on two ranks of ZeRO-3."""
+    family, _, ranks = name.partition("@")
+    model = write_family(family, directory / "models" / name)
     return train(
         GRPOConfig(
             steps=2,
-            run={"name": name, "directory": str(directory)},
+            run={"name": name.replace("@", "-"), "directory": str(directory)},
             model={"type": "pretrained", "path": model},
             data={"type": "word_problems", "num_train": 50, "num_heldout": 8},
             rewards=[{"fn": "tests.actors.small:variety"}],
             rollout={"prompts_per_step": 2, "group_size": 4, "max_prompt_tokens": 100, "max_response_tokens": 12},
             algorithm={"minibatches": 1},
-            policy={"precision": "fp32", "learning_rate": 1e-3, "num_ranks": ranks, "zero_stage": 3},
+            policy={"precision": "fp32", "learning_rate": 1e-3, "num_ranks": int(ranks or 1), "zero_stage": 3},
             generator={"cpu_cache_gib": 0.1},
-            placement={"backend": "inline" if ranks == 1 else "ray"},
+            placement={"backend": "ray" if ranks else "inline"},
             evaluation={"every": 0},
         )
     )
@@ -116,11 +118,11 @@ def main(phase: str, directory: Path, names: list[str]) -> None:
         start, facts = time.monotonic(), {"family": name, "phase": phase}
         try:
             if phase == "train":
-                run = trained(name, write_family(name, directory / "models" / name), directory)
+                run = trained(name, directory)
                 facts["gaps"] = [line["consistency/logprob_gap"] for line in run.metrics]
                 facts["moved"] = [line["policy/grad_norm"] for line in run.metrics[1:]]
             else:
-                facts |= read_again(read_result(directory / name).checkpoint)
+                facts |= read_again(read_result(directory / name.replace("@", "-")).checkpoint)
         except Exception as error:  # told like a figure, and the next family is tried
             facts["error"] = f"{type(error).__name__}: {error}"
         facts["seconds"] = round(time.monotonic() - start, 1)
