@@ -41,6 +41,8 @@ class Request:
     seed: int
     """Branch i is sampled with seed + i, whatever else runs in the engine."""
     stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    """End tokens of the model's conversation form, besides those that the engine knows of the model."""
     top_p: float = 1.0
     top_k: int = 0
     """Off; held-out answers alone may have them on, since ratios need the whole distribution."""
@@ -200,11 +202,13 @@ class GeneratorWorker:
         await asyncio.gather(*(one(position) for position in range(len(collectors))))
 
     def _branches(self, output: Any) -> list[Branch]:
-        texts = self._tokenizer.batch_decode([list(c.token_ids) for c in output.outputs], skip_special_tokens=True)
+        ids = [list(completion.token_ids) for completion in output.outputs]
+        texts, raw = (self._tokenizer.batch_decode(ids, skip_special_tokens=skip) for skip in (True, False))
         return [
             Branch(
                 token_ids=list(completion.token_ids),
                 text=text,
+                raw_text=raw_text,
                 logprobs=list(completion.logprobs.logprobs),
                 finish_reason=completion.finish_reason,
                 weight_versions=tuple(
@@ -212,7 +216,7 @@ class GeneratorWorker:
                     for span in completion.weight_versions or ()
                 ),
             )
-            for completion, text in zip(output.outputs, texts, strict=True)
+            for completion, text, raw_text in zip(output.outputs, texts, raw, strict=True)
         ]
 
     async def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -302,6 +306,7 @@ def _sampling(request: Request) -> SamplingParams:
         top_k=request.top_k,
         seed=request.seed,
         stop=list(request.stop) or None,
+        stop_token_ids=list(request.stop_ids) or None,
         logprobs=0,
         flat_logprobs=True,
         # Texts are decoded once at the end; stop strings alone need them on the way.

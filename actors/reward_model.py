@@ -9,17 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from troupe.actors.frozen import FrozenModel
 from troupe.algorithms.packing import Batch
-from troupe.chat import encode_answer
+from troupe.chat import AnyTokenizer, ChatForm, answer_behind, form_of
 from troupe.config.models import RewardModelConfig
 from troupe.errors import ConfigError, DataError, RewardError
 from troupe.records import Branch, Group
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 LABEL = "reward_model"
 
@@ -29,10 +25,10 @@ class RewardModel:
 
     label = LABEL
 
-    def __init__(self, frozen: FrozenModel, config: RewardModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, frozen: FrozenModel, config: RewardModelConfig, reader: AnyTokenizer | ChatForm) -> None:
         self.weight = config.weight
         self._relative = config.relative_to_reference
-        self._frozen, self._tokenizer = frozen, tokenizer
+        self._frozen, self._form = frozen, form_of(reader)
         self._thread = ThreadPoolExecutor(frozen.workers.size, thread_name_prefix="reward-model")
         self._references: dict[str, float] = {}
 
@@ -70,23 +66,33 @@ class RewardModel:
                 f"{group.sample.sample_id} has no reference answer, and reward_model.relative_to_reference compares "
                 "with one; use a data set with gold answers, or set it to false"
             )
-        return Branch(token_ids=encode_answer(self._tokenizer, gold), text=gold)
+        ids, _ = answer_behind(self._form, group.sample, group.prompt_ids, gold)
+        return Branch(token_ids=ids, text=gold)
 
     def shutdown(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def require_same_tokenizer(
-    policy: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, path: str, field: str
+    policy: AnyTokenizer | ChatForm, other: AnyTokenizer | ChatForm, path: str, field: str
 ) -> None:
     """Raise ConfigError, naming the `field`, unless `other`, which reads the policy's tokens, gives each the same id;
     added tokens of its own, such as a pad token, do no harm.
     """
-    same = policy.get_vocab().items() <= other.get_vocab().items()
-    own = other.get_vocab().keys() - policy.get_vocab().keys()
-    if not same or not own <= other.get_added_vocab().keys() or policy.eos_token_id != other.eos_token_id:
+    reads, theirs = form_of(policy), form_of(other)
+    mine, its = reads.tokenizer, theirs.tokenizer
+    same = mine.get_vocab().items() <= its.get_vocab().items()
+    own = its.get_vocab().keys() - mine.get_vocab().keys()
+    # A tokenizer without a template was not trained on conversations, so only its own end can be compared.
+    both = reads.template is not None and theirs.template is not None
+    ends = (reads.end_id, theirs.end_id) if both else (mine.eos_token_id, its.eos_token_id)
+    if not same or not own <= its.get_added_vocab().keys() or ends[0] != ends[1]:
         raise ConfigError(
-            f"{field} {path} has another tokenizer ({len(other)} tokens, end of turn {other.eos_token!r}) than the "
-            f"policy ({len(policy)}, {policy.eos_token!r}), whose tokens it reads; use a model that was trained from "
+            f"{field} {path} has another tokenizer ({len(its)} tokens, end of turn {_token(its, ends[1])}) than the "
+            f"policy ({len(mine)}, {_token(mine, ends[0])}), whose tokens it reads; use a model that was trained from "
             "the policy's family"
         )
+
+
+def _token(tokenizer: AnyTokenizer, number: int | None) -> str:
+    return repr(None if number is None else tokenizer.decode([number]))

@@ -12,7 +12,7 @@ import random
 import re
 import socket
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -24,6 +24,7 @@ from troupe.actors.workers import Workers, own_address
 from troupe.algorithms.objective import Objective
 from troupe.algorithms.packing import Batch
 from troupe.algorithms.padding import pad_apart
+from troupe.chat import tokenizer_record
 from troupe.config.models import PolicyConfig
 from troupe.errors import WorkerError
 from troupe.hardware import set_up_process
@@ -79,6 +80,7 @@ class TrainedWorker:
         seed: int,
         trust_remote_code: bool,
         keep_start: bool,
+        chat: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         """Join the other ranks, which sit at `hosts`, at the first one's `port`, and load the model; facts about it."""
         set_up_process(rank=self.rank, hosts=hosts, master_port=port)
@@ -89,6 +91,8 @@ class TrainedWorker:
 
         prepare_extension()
         self._tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+        if chat is not None:
+            tokenizer_record(self._tokenizer, chat)
         num_tokens, scalar = len(self._tokenizer), head == "scalar"
         self._engine = Engine(
             model_path,
@@ -185,8 +189,11 @@ class TrainedModel(Generic[W]):
         seed: int,
         trust_remote_code: bool = False,
         keep_start: bool = False,
+        chat: Mapping[str, Any] | None = None,
     ) -> None:
-        """Begin loading on every rank; `ready` waits for it. `keep_start`: see `Engine`."""
+        """Begin loading on every rank; `ready` waits for it. `keep_start`: see `Engine`. `chat`: what
+        checkpoints keep of the conversation form.
+        """
         places = self._places()
         self._starting: list[Future[Any]] = self.workers.start(
             TrainedWorker.start,
@@ -199,6 +206,7 @@ class TrainedModel(Generic[W]):
             seed=seed,
             trust_remote_code=trust_remote_code,
             keep_start=keep_start,
+            chat=chat,
         )
 
     def ready(self) -> None:

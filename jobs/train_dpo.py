@@ -20,6 +20,7 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
 
 import troupe.processes.starting  # noqa: F401 - before what takes long
 from troupe import algorithms, training
+from troupe.chat import ChatForm
 from troupe.config.program import run_program
 from troupe.config.supervised import DPOConfig
 from troupe.errors import NumericalError
@@ -30,7 +31,6 @@ from troupe.training.task import SupervisedTask, prepare_task
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +58,9 @@ class DPOTask(SupervisedTask):
             length_normalised=self._config.length_normalised,
         )
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Group | None:
+    def encode(self, form: ChatForm, sample: Sample) -> Group | None:
         require_answers(sample)
-        return ranked_answers(tokenizer, sample, max_length=self._config.max_length)
+        return ranked_answers(form, sample, max_length=self._config.max_length)
 
     def prepare(
         self, batch: algorithms.Batch, groups: Sequence[Group], supervised: training.SupervisedContext
@@ -96,7 +96,7 @@ class DPOTask(SupervisedTask):
         cache = training.ReferenceCache(
             path,
             model=weights_fingerprint(supervised.context.model_path),
-            tokenizer=tokenizer_fingerprint(supervised.tokenizer),
+            tokenizer=tokenizer_fingerprint(supervised.form.tokenizer),
         )
         groups = [*supervised.examples.of_the_run(steps * self._config.batch_size), *supervised.heldout_groups]
         with supervised.run.timed("reference"):

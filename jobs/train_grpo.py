@@ -22,6 +22,7 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
 
 import troupe.processes.starting  # noqa: F401 - before what takes long
 from troupe import algorithms, training
+from troupe.chat import ChatForm
 from troupe.config.algorithm import AlgorithmConfig
 from troupe.config.grpo import GRPOConfig, PPOConfig
 from troupe.config.program import run_program
@@ -38,7 +39,7 @@ from troupe.runs.run import Run
 from troupe.training.preparation import Prepared, prepare
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def train_loop(config: GRPOConfig, context: training.RunContext, roles: training
     first, position, owed = resume(run, roles, kl, num_samples=len(context.data.train))
     rollouts = training.Rollouts(
         PromptStream(context.data.train, config.seed, position=position),
-        roles.tokenizer,
+        roles.form,
         roles.generators,
         roles.rewarder,
         config.rollout,
@@ -107,7 +108,7 @@ def train_loop(config: GRPOConfig, context: training.RunContext, roles: training
             run.log(rollout.metrics)
             run.log_rollouts(step, rollout.groups, config.run.samples_per_step)
         if step == first + 1:
-            warn_of_cut_answers(run, rollout.metrics, config, end_tokens(roles.tokenizer, context.model_path))
+            warn_of_cut_answers(run, rollout.metrics, config, end_tokens(roles.form, context.model_path))
         if rollout.groups:
             batch = compute_logprobs(config, run, roles, rollout.groups)
             update(config, run, roles, batch, rollout.groups, kl.within(config.algorithm), step)
@@ -208,11 +209,11 @@ def warn_of_cut_answers(run: Run, metrics: Mapping[str, float], config: GRPOConf
         )
 
 
-def end_tokens(tokenizer: PreTrainedTokenizerBase, model_path: str) -> str:
-    """Name the tokens that end an answer: the tokenizer's, and those of the model's generation_config.json."""
+def end_tokens(form: ChatForm, model_path: str) -> str:
+    """Name the tokens that end an answer: the conversation form's, and those of the model's generation_config.json."""
     own = (read_json(Path(model_path) / "generation_config.json") or {}).get("eos_token_id")
-    ids = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    return ", ".join(f"{tokenizer.decode([each])} {each}" for each in sorted(ids)) or "none"
+    ids = {*form.stop_ids, *(own if isinstance(own, list) else [own])} - {None}
+    return ", ".join(f"{form.tokenizer.decode([each])} {each}" for each in sorted(ids)) or "none"
 
 
 def save(run: Run, roles: training.Roles, step: int, rollouts: training.Rollouts, kl: algorithms.KLCoefficient) -> None:

@@ -18,6 +18,7 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
 
 import troupe.processes.starting  # noqa: F401 - before what takes long
 from troupe import algorithms, training
+from troupe.chat import ChatForm
 from troupe.config.program import run_program
 from troupe.config.supervised import RewardModelTrainingConfig
 from troupe.data import PromptStream
@@ -29,7 +30,6 @@ from troupe.training.task import SupervisedTask, prepare_task
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
 
 class RewardModelTask(SupervisedTask):
@@ -48,9 +48,9 @@ class RewardModelTask(SupervisedTask):
     def objective(self) -> algorithms.RankingObjective:
         return algorithms.RankingObjective()
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Group | None:
+    def encode(self, form: ChatForm, sample: Sample) -> Group | None:
         require_answers(sample)
-        return ranked_answers(tokenizer, sample, max_length=self._config.max_length)
+        return ranked_answers(form, sample, max_length=self._config.max_length)
 
     def prepare(
         self, batch: algorithms.Batch, groups: Sequence[Group], supervised: training.SupervisedContext
@@ -83,7 +83,7 @@ class RewardModelTask(SupervisedTask):
             Group(
                 sample=group.sample,
                 prompt_ids=group.prompt_ids,
-                branches=[answer_branch(supervised.tokenizer, group, self._config.max_length)],
+                branches=[answer_branch(supervised.form, group, self._config.max_length)],
             )
             for sample in samples
             if (group := supervised.examples.encode(sample)) is not None

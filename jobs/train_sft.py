@@ -9,22 +9,19 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if not __package__:  # run as a file: imports begin at the project, not in jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import troupe.processes.starting  # noqa: F401 - before what takes long
 from troupe import algorithms, training
+from troupe.chat import ChatForm
 from troupe.config.program import run_program
 from troupe.config.supervised import SFTConfig
 from troupe.errors import DataError
 from troupe.records import Group, Sample
 from troupe.training.examples import demonstration
 from troupe.training.task import SupervisedTask, prepare_task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 class SFTTask(SupervisedTask):
@@ -40,14 +37,14 @@ class SFTTask(SupervisedTask):
     def objective(self) -> algorithms.SupervisedObjective:
         return algorithms.SupervisedObjective()
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Group | None:
+    def encode(self, form: ChatForm, sample: Sample) -> Group | None:
         if not sample.fields.get("demonstration"):
             raise DataError(
                 f"{sample.sample_id} has no answer to imitate; use a data set with demonstrations, or name "
                 f"data.demonstration_field"
             )
         group = demonstration(
-            tokenizer, sample, every_turn=self._config.turns == "all", whole=self._config.prompt_weight > 0
+            form, sample, every_turn=self._config.turns == "all", whole=self._config.prompt_weight > 0
         )
         return group if group.num_tokens <= self._config.max_length else None
 

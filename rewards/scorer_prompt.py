@@ -12,15 +12,11 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from troupe.chat import encode_prompt, turn_text
+from troupe.chat import AnyTokenizer, ChatForm, form_of, turn_text
 from troupe.config.algorithm import CONTEXT, PerplexityRewardConfig, ReadingConfig
 from troupe.errors import DataError
 from troupe.records import Branch, Message, Sample
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +56,10 @@ class Frame:
 class ScorerPrompt:
     """Frames samples, and puts answers into the frames."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PerplexityRewardConfig, *, max_length: int) -> None:
-        """Take the scorer's own `tokenizer`, which need not be of the policy's family; `max_length` is in tokens."""
-        self._tokenizer, self._config, self._max_length = tokenizer, config, max_length
+    def __init__(self, reader: AnyTokenizer | ChatForm, config: PerplexityRewardConfig, *, max_length: int) -> None:
+        """Take the scorer's own tokenizer, which need not be of the policy's family; `max_length` is in tokens."""
+        self._form, self._config, self._max_length = form_of(reader), config, max_length
+        self._tokenizer = self._form.tokenizer
         self._has_cut = False
 
     @property
@@ -129,7 +126,7 @@ class ScorerPrompt:
                 f"{sample.sample_id} has a gold answer of zero tokens, and perplexity_reward measures how well it is "
                 "foreseen; use a data set with gold answers, or leave such samples out"
             )
-        return [*ids, self._tokenizer.eos_token_id] if self._config.end_of_turn else ids
+        return [*ids, *self._form.stop_ids[:1]] if self._config.end_of_turn else ids
 
     def _surroundings(self, sample: Sample) -> tuple[list[int], list[int]]:
         """Return token ids of the prompt, and of what the chat template puts behind the answer."""
@@ -141,25 +138,24 @@ class ScorerPrompt:
             return ids, []
         if self._config.place == "assistant":
             whole = Sample(sample_id=sample.sample_id, prompt=prompt)
-            return [*encode_prompt(self._tokenizer, whole), *self._plain(self._config.prompt_end)], []
+            return [*self._form.prompt(whole), *self._plain(self._config.prompt_end)], []
         return self._split_at_the_answer(sample, prompt)
 
     def _split_at_the_answer(self, sample: Sample, prompt: Sequence[Message]) -> tuple[list[int], list[int]]:
         _require_a_users_turn(sample, prompt)
-        if self._tokenizer.chat_template is None:
+        if self._form.template is None:
             raise DataError(
                 f"{sample.sample_id}: the scorer's tokenizer has no chat template; use an instruction-tuned scorer, "
                 f"or form: text"
             )
         last: Message = {"role": "user", "content": turn_text(prompt[-1]) + self._config.prompt_end + PLACE}
-        text = self._tokenizer.apply_chat_template([*prompt[:-1], last], add_generation_prompt=True, tokenize=False)
-        pieces = str(text).split(PLACE)
+        pieces = self._form.render([*prompt[:-1], last], generation=True).split(PLACE)
         if len(pieces) != 2:
             raise DataError(
                 f"{sample.sample_id}: the scorer's chat template shows the last user turn {len(pieces) - 1} times, so "
                 "the answer has no one place in it; use place: assistant"
             )
-        head, tail = (list(self._tokenizer(piece, add_special_tokens=False)["input_ids"]) for piece in pieces)
+        head, tail = map(self._form.marks.encode, pieces)
         return head, tail
 
     def _plain(self, text: str) -> list[int]:
@@ -167,9 +163,7 @@ class ScorerPrompt:
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 
-def prompt_with(
-    sample: Sample, answer: str | None, config: ReadingConfig, tokenizer: PreTrainedTokenizerBase
-) -> Sample:
+def prompt_with(sample: Sample, answer: str | None, config: ReadingConfig) -> Sample:
     """Return the sample for a model that writes what a scorer would foresee.
 
     The prompt, then another model's answer or the part of it that is handed over; without one the prompt alone."""
@@ -182,11 +176,7 @@ def prompt_with(
     if config.place == "user":
         _require_a_users_turn(sample, prompt)
         return replace(sample, prompt=[*prompt[:-1], {"role": "user", "content": turn_text(prompt[-1]) + end}])
-    text = str(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False))
-    # A tokenizer that puts a first token before every text would put it before the template's own.
-    if tokenizer.bos_token and tokenizer("")["input_ids"]:
-        text = text.removeprefix(tokenizer.bos_token)
-    return replace(sample, prompt=text + end)
+    return replace(sample, prompt=[*prompt, {"role": "assistant", "content": end}] if end else prompt)
 
 
 def handed_over(text: str, config: ReadingConfig) -> str | None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from troupe.chat import encode_answer, encode_prompt
+from troupe.chat import ChatForm, ChatSettings, answer_behind, encode_answer, mark_older
 from troupe.config.rollout import ScorerConfig, ServedRewardModelConfig, ServedRewardsConfig
 from troupe.errors import CheckpointError, RewardError
 from troupe.hardware import hardware, set_up_process
@@ -39,7 +40,9 @@ class ModelScorer:
             config.path, field="reward_model.path", scalar=True, trust_remote_code=config.trust_remote_code
         )
         self._tokenizer = _tokenizer(path, trust_remote_code=config.trust_remote_code)
-        self._plain = config.single_turn == "text" or self._tokenizer.chat_template is None
+        plain = config.single_turn == "text"
+        self._form = ChatForm(self._tokenizer, ChatSettings(chat="raw" if plain else "auto"))
+        self._plain = plain or self._form.template is None
         self._name = config.name
         self._model = InferenceModel(
             path,
@@ -70,8 +73,9 @@ class ModelScorer:
         prompt = conversation.prompt
         if self._plain and not isinstance(prompt, str) and len(prompt) == 1:
             conversation = conversation.model_copy(update={"prompt": prompt[0].content})
-        prompt_ids = encode_prompt(self._tokenizer, conversation.group().sample)
-        token_ids = encode_answer(self._tokenizer, conversation.response)
+        sample = conversation.group().sample
+        prompt_ids = self._form.prompt(sample)
+        token_ids, _ = answer_behind(self._form, sample, prompt_ids, conversation.response)
         if (length := len(prompt_ids) + len(token_ids)) > self._max_length:
             raise TooLongError(
                 f"conversation {place} has {length} tokens ({len(token_ids)} of the answer), and the maximum context "
@@ -155,7 +159,9 @@ def _tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedToken
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        mark_older(tokenizer, Path(path))
+        return tokenizer
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} has no tokenizer ({str(error).splitlines()[0]}); copy that of its base model there"

@@ -77,15 +77,13 @@ def test_where_the_answer_stands(tokenizer: Any, build: Any, settings: Any, with
     # A model that writes the gold answer's place continues the same text.
     reading = ReadingConfig(**{name: value for name, value in settings.items() if name != "end_of_turn"})
     for answer, whole in ((None, without), ("3+5", with_plan)):
-        asked = encode_prompt(tokenizer, prompt_with(sample(), answer, reading, tokenizer))
+        asked = encode_prompt(tokenizer, prompt_with(sample(), answer, reading))
         assert tokenizer.decode(asked) + str(sample().gold) == whole.removesuffix("<|im_end|>")
 
 
 def test_a_reader_without_the_marked_part_gets_the_prompt_alone(tokenizer: Any) -> None:
     reading = ReadingConfig(place="user", marker=["Plan:"], context_template=" [{context}]")
-    text = [
-        prompt_with(sample(), answer, reading, tokenizer).prompt[-1] for answer in ("He. Plan: buys", "He. Plan:", None)
-    ]
+    text = [prompt_with(sample(), answer, reading).prompt[-1] for answer in ("He. Plan: buys", "He. Plan:", None)]
     assert [turn["content"] for turn in text] == [  # type: ignore[index]
         "How many pens has Tom? [buys]",
         "How many pens has Tom?",
@@ -100,7 +98,7 @@ def test_a_first_token_that_the_template_writes_is_not_written_twice() -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<unk> $A", special_tokens=[("<unk>", tokenizer.bos_token_id)]
     )
-    asked = encode_prompt(tokenizer, prompt_with(sample(), "3", ReadingConfig(), tokenizer))
+    asked = encode_prompt(tokenizer, prompt_with(sample(), "3", ReadingConfig()))
     assert asked.count(tokenizer.bos_token_id) == 1
 
 

@@ -14,6 +14,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.actors.small import write_model
+from troupe.chat import ChatForm
 from troupe.config.grpo import GRPOConfig
 from troupe.config.loader import load_config
 from troupe.config.supervised import SFTConfig
@@ -34,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(path / "endless", tied=True)
     settings = json.loads((path / "endless" / "tokenizer_config.json").read_text())
     (path / "endless" / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": None}))
+    (path / "endless" / "chat_template.jinja").unlink()  # it would have an end of its own
     (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (path / "nobody.jsonl").write_text("".join(json.dumps({**row, "answer": "nobody"}) + "\n" for row in ROWS))
     return path
@@ -171,7 +173,7 @@ def test_answers_that_are_cut_at_the_first_step_are_told_with_the_end_tokens(
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     other = tokenizer.convert_tokens_to_ids("<pad>")
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokenizer.eos_token_id, other]}))
-    ends = train_grpo.end_tokens(tokenizer, str(tmp_path))
+    ends = train_grpo.end_tokens(ChatForm(tokenizer), str(tmp_path))
     assert ends == f"<pad> {other}, <|im_end|> {tokenizer.eos_token_id}"
     config = GRPOConfig()
     with caplog.at_level(logging.WARNING):

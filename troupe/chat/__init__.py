@@ -4,7 +4,7 @@
 """
 
 from troupe.chat.form import CHATML, RAW, AnyTokenizer, ChatForm, ChatSettings, encode_answer, encode_prompt, form_of
-from troupe.chat.loading import load_form, load_tokenizer, tokenizer_record
+from troupe.chat.loading import load_form, load_tokenizer, mark_older, tokenizer_record
 from troupe.chat.masks import EncodedAnswers, answer_behind, encode_answers, encode_conversation
 from troupe.chat.texts import answer_text, demonstration_text, prompt_messages, prompt_text, turn_text
 from troupe.chat.turns import TurnEncoder
@@ -27,6 +27,7 @@ __all__ = [
     "form_of",
     "load_form",
     "load_tokenizer",
+    "mark_older",
     "prompt_messages",
     "prompt_text",
     "tokenizer_record",

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from jinja2 import Undefined
-
 from troupe.chat.marks import Marks
 from troupe.chat.texts import turn_text
 from troupe.errors import DataError
@@ -63,7 +61,7 @@ class ChatForm:
     def __init__(self, tokenizer: AnyTokenizer, settings: ChatSettings | None = None) -> None:
         settings = settings or ChatSettings()
         record = getattr(tokenizer, "init_kwargs", {}).get(RECORD) or {}
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.marks = Marks(tokenizer)
         self.template: str | None = settings.template or tokenizer.chat_template
         self._kwargs = {**record.get("template_kwargs", {}), **settings.template_kwargs}
@@ -76,15 +74,17 @@ class ChatForm:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, beside the template."""
+        """The settings that a checkpoint keeps, with the template where it is not the tokenizer's own."""
+        own = self.template == self.tokenizer.chat_template
         return {
+            **({} if own else {"template": self.template}),
             "text_prompts": "raw" if self.raw else "template",
             "template_kwargs": dict(self._kwargs),
             "system_turn": "fold" if self._fold else "keep",
         }
 
     def described(self) -> str:
-        """Return how prompts of text are read, in a sentence."""
+        """Return in a sentence how prompts of text are read."""
         ends = ", ".join(f"{self.tokenizer.decode([each])} {each}" for each in self.stop_ids) or "none"
         how = "as it is" if self.raw else "as a user's turn, through the chat template (raw: model.chat=raw)"
         return f"a prompt that is text is read {how}; an answer ends at {ends}"
@@ -210,6 +210,8 @@ class ChatForm:
             shown["reasoning_content"] = shown["thinking"] = shown["reasoning"]
         if "tool_calls" in turn:
             shown |= (self._call_shape or CallShape(None, False)).shaped(turn)
+        if shown["content"] is ABSENT:
+            del shown["content"]
         if parts and isinstance(shown.get("content"), str):
             shown["content"] = [{"type": "text", "text": shown["content"]}]
         return shown
@@ -220,7 +222,7 @@ class ChatForm:
         shapes = [CallShape(content, text) for text in (False, True) for content in (None, "", ABSENT)]
         for shape in shapes:
             with contextlib.suppress(Exception):  # a template may raise whatever it likes at another shape
-                turn = {**CALLING, **shape.shaped(CALLING)}
+                turn = {name: each for name, each in {**CALLING, **shape.shaped(CALLING)}.items() if each is not ABSENT}
                 shown = self._template_text([ASKED, turn], generation=False, tools=[TOOL])
                 if PROBE in shown and "None" not in shown:
                     return shape
@@ -272,7 +274,7 @@ class CallShape:
     arguments_as_text: bool
 
     def shaped(self, turn: Message) -> dict[str, Any]:
-        """Return the fields of the turn that have another shape; a content that is absent is jinja's undefined."""
+        """Return the fields of the turn that have another shape."""
         content = turn["content"] or self.no_content
         calls: list[Any] = list(turn["tool_calls"])
         if self.arguments_as_text:
@@ -280,7 +282,7 @@ class CallShape:
                 {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
                 for call in calls
             ]
-        return {"tool_calls": calls, "content": Undefined() if content is ABSENT else content}
+        return {"tool_calls": calls, "content": content}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from troupe.config.algorithm import ReadingConfig
 from troupe.config.data import DataConfig, WordProblemsConfig
 from troupe.config.endpoint import EndpointModelConfig
 from troupe.config.loader import Section
-from troupe.config.models import GeneratorConfig, PlacementConfig, Precision, RewardModelConfig
+from troupe.config.models import ConversationConfig, GeneratorConfig, PlacementConfig, Precision, RewardModelConfig
 from troupe.config.rollout import LABEL as ENVIRONMENT, EnvironmentConfig, RewardConfig, SamplingConfig
 from troupe.config.run import WandbConfig, check_address
 
@@ -22,7 +22,7 @@ COMPARE_WITH_GOLD = (ROUGE.fn, "rouge", "math_answer")
 """Functions that mean nothing without a reference answer."""
 
 
-class AnsweringConfig(SamplingConfig):
+class AnsweringConfig(SamplingConfig, ConversationConfig):
     """Held-out prompts, the devices that answer them, and what is measured of the answers."""
 
     data: DataConfig = WordProblemsConfig()

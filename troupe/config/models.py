@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field
 
+from troupe.chat import ChatSettings
 from troupe.config.loader import Section
+from troupe.errors import ConfigError
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -24,7 +27,37 @@ class WarmStartConfig(Section):
     """Loss weight of prompt tokens, 1 for the response; a model made from scratch learns language from both."""
 
 
-class ScratchModelConfig(Section):
+class ConversationConfig(Section):
+    """The way a model reads prompts and conversations."""
+
+    chat: Literal["auto", "template", "raw"] = "auto"
+    """A prompt that is text: template makes it a user's turn, raw sends it as it is. auto: template, where the model
+    has a chat template and was not trained raw here.
+    """
+    chat_template: str | None = None
+    """File with a jinja template in place of the tokenizer's own; checkpoints keep it."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """What the template is given besides, such as {enable_thinking: false}; checkpoints keep it."""
+    system_turn: Literal["keep", "fold"] = "keep"
+    """fold: a system turn becomes the beginning of the user's, for templates that refuse one."""
+
+    @property
+    def chat_settings(self) -> ChatSettings:
+        """The settings with the template read; ConfigError where there is no such file."""
+        template = None
+        if self.chat_template is not None:
+            try:
+                template = Path(self.chat_template).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(
+                    f"chat_template {self.chat_template} cannot be read ({error}); name a file with a jinja template"
+                ) from None
+        return ChatSettings(
+            chat=self.chat, template=template, template_kwargs=self.chat_template_kwargs, system_turn=self.system_turn
+        )
+
+
+class ScratchModelConfig(ConversationConfig):
     """A small Qwen2-shaped model and its tokenizer, made from the data set's own text; nothing is downloaded."""
 
     type: Literal["scratch"] = "scratch"
@@ -44,7 +77,7 @@ class ScratchModelConfig(Section):
     """Directory of the cache."""
 
 
-class PretrainedModelConfig(Section):
+class PretrainedModelConfig(ConversationConfig):
     """A model from a local directory (a run's checkpoint, say), a file, or by its hub name."""
 
     type: Literal["pretrained"] = "pretrained"

@@ -10,6 +10,18 @@ from typing import Protocol
 from troupe.records import Sample
 
 
+class SampledText(str):
+    """The model's answer as text without special tokens; `raw_text` has them."""
+
+    raw_text: str
+
+    def __new__(cls, text: str, raw_text: str) -> SampledText:
+        """Make a text that has the raw one beside it."""
+        made = super().__new__(cls, text)
+        made.raw_text = raw_text
+        return made
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
     """The outcome of an answer of the model.
@@ -48,4 +60,4 @@ class Environment(Protocol):
         """
 
     def step(self, answer: str) -> Turn | Awaitable[Turn]:
-        """Return what comes of the model's answer, its text without special tokens."""
+        """Return what comes of the model's answer, a `SampledText`: its text without special tokens."""

@@ -74,7 +74,7 @@ def collect_answers(
             samples = plan.prompts_of(one.name)
             log.info("%s answers %d prompts", one.name, len(samples))
             seeds = [each["seed"] for each in settings[one]]
-            made = generate(cluster, config, str(one.path), samples, plan.tokenizers[one.name], seeds=seeds)
+            made = generate(cluster, config, str(one.path), samples, plan.forms[one.name], seeds=seeds)
             for repeat, given in enumerate(made):
                 store.write(file_name(one.name, repeat), given, settings[one][repeat])
                 answers[one.name, repeat] = given

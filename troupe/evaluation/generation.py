@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from troupe.actors.generator import GeneratorWorker
 from troupe.actors.generators import Generators, generator_arguments, start_generators
 from troupe.actors.placement import Cluster, RankPlacement
 from troupe.actors.reward_model import LABEL, RewardModel
 from troupe.actors.rewarder import Rewarder
-from troupe.chat import encode_answer, encode_prompt
+from troupe.chat import ChatForm, encode_answer, encode_prompt
 from troupe.config.evaluation import AnsweringConfig
 from troupe.config.models import PretrainedModelConfig, RewardModelConfig
 from troupe.errors import TroupeError
@@ -24,9 +23,6 @@ from troupe.records import Branch, Group, Sample
 from troupe.training.episodes import Episodes
 from troupe.training.evaluator import Evaluator
 from troupe.training.roles import RoleStarter
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 ROW_TOKENS = 2560
 CLOSING_S = 60
@@ -69,7 +65,7 @@ def generate(
     config: AnsweringConfig,
     model_path: str,
     samples: Sequence[Sample],
-    tokenizer: PreTrainedTokenizerBase,
+    form: ChatForm,
     *,
     seeds: Sequence[int],
 ) -> list[dict[str, Branch]]:
@@ -77,14 +73,14 @@ def generate(
     with (
         waiting(f"{model_path} answers {len(samples)} prompts"),
         _engines(cluster, config, model_path) as generators,
-        _games(config, generators, tokenizer) as episodes,
+        _games(config, generators, form) as episodes,
     ):
         answers = []
         for seed in seeds:
             evaluator = Evaluator(
                 config.data.type,
                 samples,
-                tokenizer,
+                form,
                 generators,
                 Rewarder([]),
                 max_prompt_tokens=config.max_prompt_tokens,
@@ -99,14 +95,12 @@ def generate(
 
 
 @contextlib.contextmanager
-def _games(
-    config: AnsweringConfig, generators: Generators, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[Episodes | None]:
+def _games(config: AnsweringConfig, generators: Generators, form: ChatForm) -> Iterator[Episodes | None]:
     """Start what plays the games, where there is an environment."""
     if config.environment is None:
         yield None
         return
-    episodes = Episodes(config.environment, generators, tokenizer)
+    episodes = Episodes(config.environment, generators, form)
     try:
         yield episodes
     finally:
@@ -165,23 +159,23 @@ def reward_scores(
         )
         stack.enter_context(waiting(f"{settings.path} scores the answers"))
         model = casting.reward_model(settings, row_tokens=ROW_TOKENS, timeout_s=config.generator.init_timeout_s)
-        return _scores(model, casting.tokenizer, samples, answers)
+        return _scores(model, casting.form, samples, answers)
 
 
 def _scores(
-    model: RewardModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample], answers: AnswersByRepeat
+    model: RewardModel, form: ChatForm, samples: Sequence[Sample], answers: AnswersByRepeat
 ) -> dict[tuple[str, int], dict[str, float]]:
     submitted = []
     for sample in samples:
         branches = {
-            key: with_tokens(given[sample.sample_id], tokenizer)
+            key: with_tokens(given[sample.sample_id], form)
             for key, given in answers.items()
             if sample.sample_id in given
         }
         if not branches:
             continue
         distinct = {tuple(branch.token_ids): branch for branch in branches.values()}
-        group = Group(sample=sample, prompt_ids=encode_prompt(tokenizer, sample), branches=list(distinct.values()))
+        group = Group(sample=sample, prompt_ids=encode_prompt(form, sample), branches=list(distinct.values()))
         submitted.append((sample.sample_id, branches, list(distinct), model.score(group)))
     scores: dict[tuple[str, int], dict[str, float]] = {key: {} for key in answers}
     for sample_id, branches, distinct_ids, future in submitted:
@@ -191,10 +185,10 @@ def _scores(
     return scores
 
 
-def with_tokens(branch: Branch, tokenizer: PreTrainedTokenizerBase) -> Branch:
+def with_tokens(branch: Branch, form: ChatForm) -> Branch:
     """Return a branch of known text as a model would have sampled it; a cut one has no end of turn."""
     if branch.token_ids:
         return branch
-    ids = encode_answer(tokenizer, branch.text)
+    ids = encode_answer(form, branch.text)
     kept = ids[:-1] if branch.truncated and len(ids) > 1 else ids
     return Branch(token_ids=kept, text=branch.text, finish_reason=branch.finish_reason)

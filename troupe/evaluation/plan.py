@@ -11,10 +11,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from troupe.actors.reward_model import require_same_tokenizer
-from troupe.chat import encode_prompt, load_tokenizer
+from troupe.chat import ChatForm, load_form
 from troupe.config.evaluation import REFERENCE, START, AnsweringConfig, BenchmarkConfig, EvaluateConfig
 from troupe.config.models import RewardModelConfig
 from troupe.data import load_data
@@ -33,9 +33,6 @@ from troupe.runs.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from troupe.runs.model_check import check_answerer, locate_reward_model
 from troupe.runs.model_paths import locate
 from troupe.training.preparation import prompt_lines
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +60,8 @@ class EvaluationPlan:
     """Candidate -> the samples with its own prompts, where these are not the data's."""
     stored: Mapping[str, Answers] = field(default_factory=dict)
     """Answers that exist already: the references, those of a file, and those that a run has kept."""
-    tokenizers: Mapping[str, PreTrainedTokenizerBase] = field(default_factory=dict)
-    """Of the candidates that answer here."""
+    forms: Mapping[str, ChatForm] = field(default_factory=dict)
+    """How the candidates that answer here read their prompts."""
     endpoints: Mapping[str, AnsweringEndpoint] = field(default_factory=dict)
     rewards: Rewards | None = None
     reward_model: RewardModelConfig | None = None
@@ -90,9 +87,9 @@ class EvaluationPlan:
         ]
         known: set[tuple[str, ...]] = set()
         for candidate in self.candidates:
-            if candidate.name in self.tokenizers:
-                tokenizer, first = self.tokenizers[candidate.name], self.prompts_of(candidate.name)[0]
-                prompt = prompt_lines(tokenizer, first, encode_prompt(tokenizer, first))
+            if candidate.name in self.forms:
+                form, first = self.forms[candidate.name], self.prompts_of(candidate.name)[0]
+                prompt = [form.described(), *prompt_lines(form, first, form.prompt(first))]
                 shown += [f"{candidate.name}: {candidate.path}", *([] if tuple(prompt) in known else prompt)]
                 known.add(tuple(prompt))
         return shown
@@ -115,9 +112,9 @@ def plan_evaluation(config: EvaluateConfig, rewards: Rewards | None) -> Evaluati
     reward_model = locate_reward_model(config.reward_model) if config.reward_model is not None else None
     samples = load_data(config.data).heldout[: config.num_samples]
     check_samples(config, samples, rewards)
-    tokenizers = load_tokenizers(config, paths, reward_model)
-    prompts = prompts_with_contexts(config, samples, tokenizers)
-    fitting = fitting_samples(config, samples, tokenizers, prompts)
+    forms = load_forms(config, paths, reward_model)
+    prompts = prompts_with_contexts(config, samples, forms)
+    fitting = fitting_samples(config, samples, forms, prompts)
     kept = {sample.sample_id for sample in fitting}
     stored = other_answers(config, fitting)
     return EvaluationPlan(
@@ -129,7 +126,7 @@ def plan_evaluation(config: EvaluateConfig, rewards: Rewards | None) -> Evaluati
         ],
         prompts={name: [sample for sample in each if sample.sample_id in kept] for name, each in prompts.items()},
         stored=stored,
-        tokenizers=tokenizers,
+        forms=forms,
         rewards=rewards,
         reward_model=reward_model,
     )
@@ -152,8 +149,8 @@ def plan_benchmark(config: BenchmarkConfig, rewards: Rewards | None) -> Evaluati
 
     # The tokenizer of a run is that of all of its steps; it also decides which prompts the run has left out.
     readers = {**here, **({config.trained_name: run.any_checkpoint} if run and run.any_checkpoint else {})}
-    tokenizers = load_tokenizers(config, readers, reward_model)
-    fitting = fitting_samples(config, samples, tokenizers)
+    forms = load_forms(config, readers, reward_model)
+    fitting = fitting_samples(config, samples, forms)
     kept = run.stored_answers(config, fitting) if run and config.stored_answers and config.repeats == 1 else {}
     candidates = [
         Candidate(name=f"{config.trained_name}@{step}", kind="trained", step=step, path=path and locate(path))
@@ -168,8 +165,8 @@ def plan_benchmark(config: BenchmarkConfig, rewards: Rewards | None) -> Evaluati
         too_long=len(samples) - len(fitting),
         candidates=candidates,
         stored={one.name: kept[one.step] for one in candidates if one.step in kept},
-        tokenizers={
-            one.name: tokenizers[config.trained_name if one.kind == "trained" else one.name]
+        forms={
+            one.name: forms[config.trained_name if one.kind == "trained" else one.name]
             for one in candidates
             if one.path is not None
         },
@@ -200,22 +197,21 @@ def check_samples(config: AnsweringConfig, samples: Sequence[Sample], rewards: R
         rewards.check(samples)
 
 
-def load_tokenizers(
+def load_forms(
     config: AnsweringConfig, paths: Mapping[str, str], reward_model: RewardModelConfig | None
-) -> dict[str, PreTrainedTokenizerBase]:
-    """Load a tokenizer for each model; a reward model reads sampled tokens, so they must be its own."""
-    tokenizers = {
-        name: load_tokenizer(path, trust_remote_code=config.trust_remote_code) for name, path in paths.items()
-    }
+) -> dict[str, ChatForm]:
+    """Load how each model reads conversations; a reward model reads sampled tokens, so they must be its own."""
+    settings, trust = config.chat_settings, config.trust_remote_code
+    forms = {name: load_form(path, settings, trust_remote_code=trust) for name, path in paths.items()}
     if reward_model is not None:
-        own = load_tokenizer(reward_model.path, trust_remote_code=reward_model.trust_remote_code)
-        for tokenizer in tokenizers.values():
-            require_same_tokenizer(tokenizer, own, reward_model.path, "reward_model.path")
-    return tokenizers
+        own = load_form(reward_model.path, trust_remote_code=reward_model.trust_remote_code)
+        for form in forms.values():
+            require_same_tokenizer(form, own, reward_model.path, "reward_model.path")
+    return forms
 
 
 def prompts_with_contexts(
-    config: EvaluateConfig, samples: Sequence[Sample], tokenizers: Mapping[str, PreTrainedTokenizerBase]
+    config: EvaluateConfig, samples: Sequence[Sample], forms: Mapping[str, ChatForm]
 ) -> dict[str, list[Sample]]:
     """Return, where there are contexts, each model's samples with its context behind the prompt."""
     if not config.contexts:
@@ -227,19 +223,17 @@ def prompts_with_contexts(
             log.warning("%d of %d contexts of %s lack the marker and are not read", count, len(samples), name)
     return {
         name: [
-            prompt_with(
-                sample, files[name][sample.sample_id].text if name in files else None, config.reading, tokenizer
-            )
+            prompt_with(sample, files[name][sample.sample_id].text if name in files else None, config.reading)
             for sample in samples
         ]
-        for name, tokenizer in tokenizers.items()
+        for name in forms
     }
 
 
 def fitting_samples(
     config: AnsweringConfig,
     samples: Sequence[Sample],
-    tokenizers: Mapping[str, PreTrainedTokenizerBase],
+    forms: Mapping[str, ChatForm],
     prompts: Mapping[str, Sequence[Sample]] = {},
 ) -> list[Sample]:
     """Return the samples whose prompt is short enough for every model, so that all are measured on the same ones."""
@@ -247,8 +241,8 @@ def fitting_samples(
         sample
         for position, sample in enumerate(samples)
         if all(
-            len(encode_prompt(tokenizer, prompts[name][position] if prompts else sample)) <= config.max_prompt_tokens
-            for name, tokenizer in tokenizers.items()
+            len(form.prompt(prompts[name][position] if prompts else sample)) <= config.max_prompt_tokens
+            for name, form in forms.items()
         )
     ]
     if not fitting:
@@ -286,11 +280,11 @@ def compared_candidates(config: BenchmarkConfig, candidates: Sequence[Candidate]
 
 def answer_settings(config: AnsweringConfig, plan: EvaluationPlan, candidate: Candidate) -> list[dict[str, Any]]:
     """Return, for each repeat, everything that the answers of a model here depend on."""
-    tokenizer = plan.tokenizers[candidate.name]
-    prompts = [[sample.sample_id, encode_prompt(tokenizer, sample)] for sample in plan.prompts_of(candidate.name)]
+    form = plan.forms[candidate.name]
+    prompts = [[sample.sample_id, form.prompt(sample)] for sample in plan.prompts_of(candidate.name)]
     settings = {
         "weights": weights_fingerprint(str(candidate.path)),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "tokenizer": tokenizer_fingerprint(form.tokenizer),
         "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16],
         "max_response_tokens": config.max_response_tokens,
         **config.sampling,

@@ -16,18 +16,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from troupe.actors.generator import Request, branch_seed
 from troupe.actors.generators import Generators
-from troupe.chat import TurnEncoder
+from troupe.chat import AnyTokenizer, ChatForm, TurnEncoder, form_of
 from troupe.config.rollout import LABEL, EnvironmentConfig
-from troupe.environments import Environment, Turn, build_environment
+from troupe.environments import Environment, SampledText, Turn, build_environment
 from troupe.errors import DataError, PlayError
 from troupe.records import Branch, Group, Sample, Score, WeightSpan
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +90,10 @@ class Game:
 class Episodes:
     """Plays the games of a recipe's environment with the generators; an `Answers`."""
 
-    def __init__(self, config: EnvironmentConfig, generators: Generators, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._config, self._generators, self._tokenizer = config, generators, tokenizer
+    def __init__(self, config: EnvironmentConfig, generators: Generators, reader: AnyTokenizer | ChatForm) -> None:
+        self._config, self._generators, self._form = config, generators, form_of(reader)
         self._games = build_environment(config)
-        self._turns = TurnEncoder(tokenizer)
+        self._turns = TurnEncoder(self._form)
         self._loop = asyncio.new_event_loop()
         """Of a thread of its own, on which all environments live: what an async one opens survives from turn to turn.
         """
@@ -140,7 +137,7 @@ class Episodes:
         await asyncio.gather(*(self._begin(batch, game) for game in games))
         prompts = [self._open(group) for group in batch.games]
         while True:
-            batch.settle(prompts, self._tokenizer)
+            batch.settle(prompts, self._form)
             playing = [
                 (game, ids) for group, ids in zip(batch.games, prompts, strict=True) for game in group if not game.over
             ]
@@ -187,7 +184,7 @@ class Episodes:
         assert game.environment is not None
         game.say(answer)
         step = game.environment.step
-        turn = await self._guarded(batch, game, lambda: step(answer.text), checked_turn)
+        turn = await self._guarded(batch, game, lambda: step(SampledText(answer.text, answer.raw_text)), checked_turn)
         if turn is None:
             return
         game.reward += turn.reward
@@ -277,11 +274,11 @@ class _Batch:
         self.size = sum(map(len, self.games))
         self.failed = 0
 
-    def settle(self, prompts: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> None:
+    def settle(self, prompts: Sequence[Sequence[int]], form: ChatForm) -> None:
         """Hand out the groups whose games are all over."""
         for games, prompt_ids, group in zip(self.games, prompts, self.groups, strict=True):
             if not group.done() and all(game.over for game in games):
-                branches = [_branch(game, tokenizer) for game in games]
+                branches = [_branch(game, form) for game in games]
                 group.set_result(Group(sample=games[0].sample, prompt_ids=prompt_ids, branches=branches))
 
     def fail(self, error: Exception) -> None:
@@ -290,12 +287,13 @@ class _Batch:
                 group.set_exception(error)
 
 
-def _branch(game: Game, tokenizer: PreTrainedTokenizerBase) -> Branch:
+def _branch(game: Game, form: ChatForm) -> Branch:
     if not game.token_ids:  # it failed before its first token, and no branch is empty
-        game.hear([tokenizer.eos_token_id])
+        game.hear(form.stop_ids[:1])
     return Branch(
         token_ids=game.token_ids,
-        text=tokenizer.decode(game.token_ids, skip_special_tokens=True),
+        text=form.tokenizer.decode(game.token_ids, skip_special_tokens=True),
+        raw_text=form.tokenizer.decode(game.token_ids, skip_special_tokens=False),
         loss_mask=game.loss_mask,
         logprobs=game.logprobs,
         finish_reason=game.finish_reason,

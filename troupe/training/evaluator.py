@@ -5,12 +5,12 @@ from __future__ import annotations
 import concurrent.futures
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from troupe.actors.generator import Request, branch_seed
 from troupe.actors.generators import Generators
 from troupe.actors.rewarder import Rewarder
-from troupe.chat import encode_prompt
+from troupe.chat import AnyTokenizer, ChatForm, form_of
 from troupe.config.rollout import SamplingConfig
 from troupe.errors import DataError, WorkerError
 from troupe.records import Group, Sample
@@ -18,10 +18,6 @@ from troupe.runs.call_log import Watch
 from troupe.runs.run_records import answer_row
 from troupe.training.rollouts import chain
 from troupe.training.sampled_answers import Answers, SingleTurns
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 GREEDY = SamplingConfig()
 
@@ -46,7 +42,7 @@ class Evaluator:
         self,
         name: str,
         samples: Sequence[Sample],
-        tokenizer: PreTrainedTokenizerBase,
+        reader: AnyTokenizer | ChatForm,
         generators: Generators,
         rewarder: Rewarder,
         *,
@@ -60,7 +56,9 @@ class Evaluator:
     ) -> None:
         """Prompts longer than `max_prompt_tokens` are left out, at every evaluation the same ones. `answers`: what has
         prompts continued; each with one turn of the generators unless it is given."""
-        encoded = [(sample, encode_prompt(tokenizer, sample)) for sample in samples]
+        form = form_of(reader)
+        self._stop_ids = form.stop_ids
+        encoded = [(sample, form.prompt(sample)) for sample in samples]
         self.prompts = [(sample, ids) for sample, ids in encoded if len(ids) <= max_prompt_tokens]
         self.num_too_long = len(encoded) - len(self.prompts)
         if not self.prompts:
@@ -85,6 +83,7 @@ class Evaluator:
                 top_k=self._sampling.top_k,
                 seed=branch_seed(self._seed, -1, sample.sample_id),
                 stop=self._stop,
+                stop_ids=self._stop_ids,
             )
             for sample, ids in self.prompts
         ]

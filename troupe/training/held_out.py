@@ -45,7 +45,7 @@ class HeldOutAnswers:
         evaluator = Evaluator(
             data.name,
             data.heldout[: generation.num_samples],
-            starter.tokenizer,
+            starter.form,
             generators,
             metrics,
             max_prompt_tokens=config.max_length - generation.max_response_tokens,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from troupe.chat import encode_prompt, load_tokenizer
+from troupe.chat import ChatForm, TurnEncoder, encode_prompt, load_tokenizer, mark_older
 from troupe.config.models import PolicyConfig
 from troupe.config.rollout import RewardConfig
 from troupe.data import DataSet, load_data
@@ -22,19 +22,20 @@ from troupe.records import Group, Sample
 from troupe.rewards.build import build_rewards
 from troupe.runs.model_check import check_models, model_settings
 from troupe.runs.model_paths import locate
-from troupe.tokenizer import LightTokenizer, read_tokenizer
+from troupe.tokenizer import read_tokenizer
 from troupe.training.fitting import fit_of
 from troupe.training.lengths import AT_LEAST, Limit, count_left_out
 from troupe.training.scratch import demonstrations_of, light_tokenizer, texts_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from troupe.algorithms.loading import Head
 
 log = logging.getLogger(__name__)
 
-Encode = Callable[["PreTrainedTokenizerBase", Sample], Any]
+Encode = Callable[[ChatForm, Sample], Any]
+
+RENDERED = 1000
+"""Samples of each side whose prompts are rendered before anything starts; the others are as they come."""
 
 PRETRAINED_WIDTH = 512
 """Hidden size from which on a model is one that was trained on much text; what is made here is narrower."""
@@ -48,7 +49,7 @@ class Prepared:
     """The data of a job, and how its model reads it."""
 
     data: DataSet
-    tokenizer: PreTrainedTokenizerBase | LightTokenizer
+    form: ChatForm
     prompts: Sequence[Sequence[int]]
     """Token ids of the first and the last prompt, in training and held out."""
     encoded: Mapping[str, Group | None] = field(default_factory=dict)
@@ -61,13 +62,14 @@ class Prepared:
         return [
             f"{len(train):,} training and {len(heldout):,} held-out samples of {self.data.name}; tokens of the first "
             f"and last prompts: {sizes}",
-            *prompt_lines(self.tokenizer, train[0], self.prompts[0]),
+            self.form.described(),
+            *prompt_lines(self.form, train[0], self.prompts[0]),
         ]
 
 
-def prompt_lines(tokenizer: PreTrainedTokenizerBase | LightTokenizer, sample: Sample, ids: Sequence[int]) -> list[str]:
+def prompt_lines(form: ChatForm, sample: Sample, ids: Sequence[int]) -> list[str]:
     """Return one prompt as its model reads it, special tokens and all."""
-    text = str(tokenizer.decode(ids)).splitlines()
+    text = str(form.tokenizer.decode(ids)).splitlines()
     return [
         f"the prompt of {sample.sample_id}, {len(ids)} tokens, as the model reads it:",
         *(f"| {each}" for each in text),
@@ -91,26 +93,31 @@ def prepare(
     for judge, samples in zip(judges, (data.train, data.heldout), strict=True):
         if judge is not None:
             judge.check(samples)
-    tokenizer = starting_tokenizer(config.model, data)
+    form = starting_form(config.model, data)
     tried = [data.train[0], data.train[-1], data.heldout[0], data.heldout[-1]]
     for sample in tried:
-        encode(tokenizer, sample)
-    prepared = Prepared(data=data, tokenizer=tokenizer, prompts=[encode_prompt(tokenizer, each) for each in tried])
-    if hasattr(config, "rollout"):
-        measure_prompts(config, data, tokenizer)
+        encode(form, sample)
+    require_rendered(form, [*data.train[:RENDERED], *data.heldout[:RENDERED]])
+    if getattr(config, "environment", None) is not None:
+        TurnEncoder(form)
     if config.model.type != "scratch":
-        prompt = str(tokenizer.decode(prepared.prompts[0]))
+        log.info("%s", form.described())
+    prepared = Prepared(data=data, form=form, prompts=[form.prompt(each) for each in tried])
+    if hasattr(config, "rollout"):
+        measure_prompts(config, data, form)
+    if config.model.type != "scratch":
+        prompt = str(form.tokenizer.decode(prepared.prompts[0]))
         for misfit in misfits(config, model_settings(locate(config.model.path)), prompt):
             log.warning("%s", misfit)
     return prepared
 
 
-def measure_prompts(config: Any, data: DataSet, tokenizer: PreTrainedTokenizerBase | LightTokenizer) -> None:
+def measure_prompts(config: Any, data: DataSet, form: ChatForm) -> None:
     """Warn of prompts that are longer than a rollout takes, which are dropped; DataError where they are refused."""
     limit = Limit(tokens=config.rollout.max_prompt_tokens, field="rollout.max_prompt_tokens")
 
     def excess(sample: Sample) -> int | None:
-        tokens = len(encode_prompt(tokenizer, sample))
+        tokens = len(form.prompt(sample))
         return tokens if tokens > limit.tokens else None
 
     dropped = count_left_out(f"training prompts of {data.name}", data.train, excess, limit, enough=AT_LEAST)
@@ -159,18 +166,28 @@ def given_models(config: Any) -> Iterator[tuple[str, Head, bool, PolicyConfig | 
         yield locate(scorer.path), "vocabulary", scorer.trust_remote_code, None
 
 
-def starting_tokenizer(config: Any, data: DataSet) -> PreTrainedTokenizerBase | LightTokenizer:
-    """Read the tokenizer of the model that a run starts from, with an end token; of one made here, what it will be."""
+def require_rendered(form: ChatForm, samples: Sequence[Sample]) -> None:
+    """Raise DataError, naming the sample, where the chat template refuses a prompt."""
+    for sample in samples:
+        if not form.reads_raw(sample):
+            form.prompt_text(sample)
+
+
+def starting_form(config: Any, data: DataSet) -> ChatForm:
+    """Return the way that the model a run starts from reads conversations; of one made here, the way it will."""
     if config.type == "scratch":
-        return light_tokenizer(texts_of(demonstrations_of(data)), config.vocab_size)
+        tokenizer = light_tokenizer(texts_of(demonstrations_of(data)), config.vocab_size)
+        return ChatForm(tokenizer, config.chat_settings)
     path = locate(config.path)
-    tokenizer = read_tokenizer(Path(path)) or load_tokenizer(path, trust_remote_code=config.trust_remote_code)
-    if tokenizer.eos_token_id is None:
+    given = read_tokenizer(Path(path)) or load_tokenizer(path, trust_remote_code=config.trust_remote_code)
+    mark_older(given, Path(path))
+    form = ChatForm(given, config.chat_settings)
+    if not form.stop_ids:
         raise ConfigError(
             f"the tokenizer of model.path {config.path} has no end token, so no answer could ever end; name the token "
             "that ends a turn as eos_token in its tokenizer_config.json, or use an instruction-tuned model"
         )
-    return tokenizer
+    return form
 
 
 def misfits(config: Any, settings: Mapping[str, Any], prompt: str) -> Iterator[str]:

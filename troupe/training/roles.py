@@ -25,7 +25,7 @@ from troupe.actors.reward_model import RewardModel, require_same_tokenizer
 from troupe.actors.rewarder import Rewarder, RewarderWorker, RewardPart
 from troupe.actors.trained import TrainedModel, TrainedWorker
 from troupe.actors.workers import Workers
-from troupe.chat import load_tokenizer
+from troupe.chat import ChatForm, load_form, load_tokenizer
 from troupe.config.algorithm import PerplexityRewardConfig
 from troupe.config.grpo import GRPOConfig, PPOConfig
 from troupe.config.models import GeneratorConfig, ModelConfig, PolicyConfig, PretrainedModelConfig, RewardModelConfig
@@ -37,8 +37,6 @@ from troupe.training.episodes import Episodes
 from troupe.training.evaluator import Evaluator
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from troupe.training.context import RunContext
 
 CRITIC = "critic"
@@ -49,7 +47,7 @@ CRITIC = "critic"
 class Roles:
     """The models and services of a run that samples and learns."""
 
-    tokenizer: PreTrainedTokenizerBase
+    form: ChatForm
     policy: Policy
     generators: Generators
     rewarder: Rewarder
@@ -100,6 +98,7 @@ class RoleStarter:
         self._stack, self._cluster, self.model_path = stack, cluster, model_path
         self.precision, self.seed = precision, seed
         self.trust = isinstance(model, PretrainedModelConfig) and model.trust_remote_code
+        self._chat = model.chat_settings
         self.shares_gpus = colocated and cluster.machine.device == "cuda"
         self.transport = cluster.machine.weight_transport(colocated=colocated)
 
@@ -117,8 +116,8 @@ class RoleStarter:
         )
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.model_path, trust_remote_code=self.trust)
+    def form(self) -> ChatForm:
+        return load_form(self.model_path, self._chat, trust_remote_code=self.trust)
 
     def policy(
         self, config: PolicyConfig, *, total_steps: int, name: str = "policy", keep_start: bool = False
@@ -143,7 +142,7 @@ class RoleStarter:
         settings = config.critic
         starts = {"policy": self.model_path, "reward_model": config.reward_model.path if config.reward_model else ""}
         path = starts.get(settings.start, settings.start)
-        require_same_tokenizer(self.tokenizer, load_tokenizer(path, trust_remote_code=self.trust), path, "critic.start")
+        require_same_tokenizer(self.form, load_form(path, trust_remote_code=self.trust), path, "critic.start")
         group = self._cluster.workers(TrainedWorker, _ranks(settings.num_ranks), role="critic")
         critic = Critic(group, settings.model_copy(update={"precision": self.precision}))
         self._start(critic, path, total_steps=total_steps, trust=self.trust)
@@ -153,7 +152,14 @@ class RoleStarter:
         self, trained: TrainedModel[Any], path: str, *, total_steps: int, trust: bool, keep_start: bool = False
     ) -> None:
         self._stack.callback(trained.shutdown)
-        trained.start(path, total_steps=total_steps, seed=self.seed, trust_remote_code=trust, keep_start=keep_start)
+        trained.start(
+            path,
+            total_steps=total_steps,
+            seed=self.seed,
+            trust_remote_code=trust,
+            keep_start=keep_start,
+            chat=self.form.record,
+        )
 
     def generators(self, config: GeneratorConfig, *, max_length: int, policy: Policy) -> Generators:
         """Return the engines, not yet started: `start_generators` waits for them."""
@@ -189,8 +195,9 @@ class RoleStarter:
     def reward_model(self, config: RewardModelConfig, *, row_tokens: int, timeout_s: float) -> RewardModel:
         """Return the frozen reward model, loaded; it must read the policy's tokens."""
         trust = config.trust_remote_code
-        tokenizer = load_tokenizer(config.path, trust_remote_code=trust)
-        require_same_tokenizer(self.tokenizer, tokenizer, config.path, "reward_model.path")
+        require_same_tokenizer(
+            self.form, load_form(config.path, trust_remote_code=trust), config.path, "reward_model.path"
+        )
         frozen = self.frozen(
             config.path,
             role="reward_model",
@@ -200,7 +207,7 @@ class RoleStarter:
             scalar=True,
             trust=trust,
         )
-        model = RewardModel(frozen, config, self.tokenizer)
+        model = RewardModel(frozen, config, self.form)
         self._stack.callback(model.shutdown)
         frozen.ready(timeout_s)
         return model
@@ -253,7 +260,7 @@ def start_roles(config: GRPOConfig, context: RunContext) -> Iterator[Roles]:
         generators = starter.generators(config.generator, max_length=max_length, policy=policy)
         episodes = None
         if config.environment is not None:
-            episodes = Episodes(config.environment, generators, starter.tokenizer)
+            episodes = Episodes(config.environment, generators, starter.form)
             stack.callback(episodes.shutdown)
         reference = _reference(config, starter, policy)
         row_tokens = config.policy.row_tokens
@@ -273,7 +280,7 @@ def start_roles(config: GRPOConfig, context: RunContext) -> Iterator[Roles]:
         evaluator = Evaluator(
             data.name,
             heldout,
-            starter.tokenizer,
+            starter.form,
             generators,
             metrics,
             max_prompt_tokens=limit.max_prompt_tokens,
@@ -300,7 +307,7 @@ def start_roles(config: GRPOConfig, context: RunContext) -> Iterator[Roles]:
         policy.connect(generators, transport=starter.transport, timeout_s=config.generator.sync_timeout_s)
         starting.close()
         yield Roles(
-            tokenizer=starter.tokenizer,
+            form=starter.form,
             policy=policy,
             generators=generators,
             rewarder=rewarder,

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -23,7 +23,7 @@ from troupe.actors.generator import Request, branch_seed
 from troupe.actors.generators import Generators
 from troupe.actors.rewarder import Rewarder
 from troupe.algorithms.advantages import has_signal
-from troupe.chat import encode_prompt
+from troupe.chat import AnyTokenizer, ChatForm, form_of
 from troupe.config.rollout import RolloutConfig
 from troupe.data import PromptStream
 from troupe.errors import DataError, RewardError, WorkerError
@@ -31,9 +31,6 @@ from troupe.futures import then
 from troupe.records import Group, Sample
 from troupe.runs.call_log import Watch
 from troupe.training.sampled_answers import Answers, SingleTurns, with_outcomes
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +74,7 @@ class Rollouts:
     def __init__(
         self,
         prompts: PromptStream,
-        tokenizer: PreTrainedTokenizerBase,
+        reader: AnyTokenizer | ChatForm,
         generators: Generators,
         rewarder: Rewarder,
         config: RolloutConfig,
@@ -93,7 +90,7 @@ class Rollouts:
         `calls` logs the calls of the models. `answers` continues the prompts; without it each is one turn of the
         generators.
         """
-        self._prompts, self._tokenizer = prompts, tokenizer
+        self._prompts, self._form = prompts, form_of(reader)
         self._generators, self._rewarder = generators, rewarder
         self._answers = answers or SingleTurns(generators)
         self._config, self._seed, self._last_step = config, seed, last_step
@@ -168,7 +165,7 @@ class Rollouts:
         dropped_in_a_row = 0
         while len(drawn) < count:
             (sample,) = self._prompts.take(1)
-            ids = encode_prompt(self._tokenizer, sample)
+            ids = self._form.prompt(sample)
             if len(ids) <= self._config.max_prompt_tokens:
                 drawn.append((sample, ids))
                 dropped_in_a_row = 0
@@ -195,6 +192,7 @@ class Rollouts:
             temperature=self._config.temperature,
             seed=branch_seed(self._seed, step, sample.sample_id, copy),
             stop=tuple(self._config.stop),
+            stop_ids=self._form.stop_ids,
         )
 
     # -- collecting ---------------------------------------------------------------------------------------

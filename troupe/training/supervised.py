@@ -11,10 +11,11 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from troupe.actors.trained import TrainedModel
 from troupe.algorithms.packing import Batch
+from troupe.chat import ChatForm
 from troupe.config.supervised import GeneratingConfig, SupervisedConfig
 from troupe.data import PromptStream, position_in
 from troupe.errors import DataError
@@ -28,9 +29,6 @@ from troupe.training.result import TrainingResult, read_result
 from troupe.training.roles import RoleStarter
 from troupe.training.task import SupervisedTask, prepare_task
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 class Examples:
     """Training samples as groups, in seeded order; those that cannot be encoded are passed over and counted."""
@@ -39,13 +37,13 @@ class Examples:
         self,
         samples: Sequence[Sample],
         task: SupervisedTask,
-        tokenizer: PreTrainedTokenizerBase,
+        form: ChatForm,
         *,
         seed: int,
         encoded: Mapping[str, Group | None] | None = None,
     ) -> None:
         """Prepare to draw; `encoded` are groups of samples, by their ids, that were made before."""
-        self._samples, self._task, self._tokenizer, self._seed = samples, task, tokenizer, seed
+        self._samples, self._task, self._form, self._seed = samples, task, form, seed
         self.stream = PromptStream(samples, seed)
         self._encoded = dict(encoded or {})
         self._unusable: set[str] = set()
@@ -82,7 +80,7 @@ class Examples:
     def encode(self, sample: Sample) -> Group | None:
         """Return the group of a sample, remembered."""
         if sample.sample_id not in self._encoded:
-            self._encoded[sample.sample_id] = self._task.encode(self._tokenizer, sample)
+            self._encoded[sample.sample_id] = self._task.encode(self._form, sample)
         if self._encoded[sample.sample_id] is None:
             self._unusable.add(sample.sample_id)
         return self._encoded[sample.sample_id]
@@ -105,7 +103,7 @@ class SupervisedContext:
 
     context: RunContext
     model: TrainedModel[Any]
-    tokenizer: PreTrainedTokenizerBase
+    form: ChatForm
     examples: Examples
     heldout_groups: Sequence[Group]
     heldout: Batch
@@ -131,7 +129,7 @@ def start_training(config: SupervisedConfig, task: SupervisedTask, context: RunC
     with contextlib.ExitStack() as stack, contextlib.ExitStack() as starting:
         starting.enter_context(waiting("the roles start"))
         starter = RoleStarter.of(config, context, stack)
-        examples = Examples(context.data.train, task, starter.tokenizer, seed=config.seed, encoded=context.encoded)
+        examples = Examples(context.data.train, task, starter.form, seed=config.seed, encoded=context.encoded)
         total = config.steps or config.num_steps(examples.num_usable)
         generation = config.generation if isinstance(config, GeneratingConfig) else None
         answers = None
@@ -142,7 +140,7 @@ def start_training(config: SupervisedConfig, task: SupervisedTask, context: RunC
             assert isinstance(config, GeneratingConfig)
             model = policy = starter.policy(config.engine, total_steps=total, name=task.name)
             answers = HeldOutAnswers.place(stack, starter, config, generation, context.data, policy)
-        heldout = encode_heldout(config, task, context, starter.tokenizer)
+        heldout = encode_heldout(config, task, context, starter.form)
         if answers is not None:
             answers.start(starter.transport)
         model.ready()
@@ -150,7 +148,7 @@ def start_training(config: SupervisedConfig, task: SupervisedTask, context: RunC
         yield SupervisedContext(
             context=context,
             model=model,
-            tokenizer=starter.tokenizer,
+            form=starter.form,
             examples=examples,
             heldout_groups=heldout,
             heldout=Batch.from_groups(heldout),
@@ -158,13 +156,11 @@ def start_training(config: SupervisedConfig, task: SupervisedTask, context: RunC
         )
 
 
-def encode_heldout(
-    config: SupervisedConfig, task: SupervisedTask, context: RunContext, tokenizer: PreTrainedTokenizerBase
-) -> list[Group]:
+def encode_heldout(config: SupervisedConfig, task: SupervisedTask, context: RunContext, form: ChatForm) -> list[Group]:
     """Return the held-out samples that can be evaluated, as groups; DataError where there are none."""
     samples = context.data.heldout[: config.evaluation.num_samples]
     known = context.encoded
-    made = (known[each.sample_id] if each.sample_id in known else task.encode(tokenizer, each) for each in samples)
+    made = (known[each.sample_id] if each.sample_id in known else task.encode(form, each) for each in samples)
     groups = [group for group in made if group is not None]
     if not groups:
         raise DataError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+from troupe.chat import ChatForm
 from troupe.config.supervised import GeneratingConfig, SupervisedConfig
 from troupe.records import Group, Sample
 from troupe.training.examples import num_tokens
@@ -14,8 +15,6 @@ from troupe.training.lengths import AT_LEAST, Limit, count_left_out
 from troupe.training.preparation import Prepared, prepare
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from troupe.algorithms import Batch
     from troupe.algorithms.objective import Objective
     from troupe.training.supervised import SupervisedContext
@@ -38,7 +37,7 @@ class SupervisedTask(ABC):
         """What is minimised."""
 
     @abstractmethod
-    def encode(self, tokenizer: PreTrainedTokenizerBase, sample: Sample) -> Group | None:
+    def encode(self, form: ChatForm, sample: Sample) -> Group | None:
         """Return the sample as a group, or None when it cannot be trained on."""
 
     @abstractmethod
@@ -69,11 +68,11 @@ def prepare_task(config: SupervisedConfig, task: SupervisedTask) -> Prepared:
     generation = config.generation if isinstance(config, GeneratingConfig) else None
     prepared = prepare(config, metrics=generation.metrics if generation is not None else (), encode=task.encode)
     encoded: dict[str, Group | None] = {}
-    tokenizer = cast("PreTrainedTokenizerBase", prepared.tokenizer)
+    form = prepared.form
 
     def excess(sample: Sample) -> int | None:
-        group = encoded[sample.sample_id] = task.encode(tokenizer, sample)
-        return None if group is not None else num_tokens(tokenizer, sample, task.column)
+        group = encoded[sample.sample_id] = task.encode(form, sample)
+        return None if group is not None else num_tokens(form, sample, task.column)
 
     data = prepared.data
     equal = ", or its answers are equal within it" if task.column == "answers" else ""

@@ -10,15 +10,14 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from troupe.actors.placement import Cluster
 from troupe.actors.trained import TrainedModel, TrainedWorker
 from troupe.algorithms.advantage_stage import with_loss_weights
 from troupe.algorithms.objective import SupervisedObjective
 from troupe.algorithms.packing import Batch
-from troupe.chat import demonstration_text, prompt_text
-from troupe.config.models import ModelConfig, PolicyConfig, ScratchModelConfig
+from troupe.chat import ChatForm, demonstration_text, load_form, prompt_text
+from troupe.config.models import ConversationConfig, ModelConfig, PolicyConfig, ScratchModelConfig
 from troupe.data import DataSet
 from troupe.disk import made_once
 from troupe.records import Group, Sample
@@ -56,7 +55,9 @@ def starting_model(
 
 def _cache_key(config: ScratchModelConfig, demonstrations: Sequence[Sample], precision: str, seed: int) -> str:
     """Return a hash of all that determines the weights: settings, the demonstrations themselves, precision, seed."""
-    digest = hashlib.sha256(json.dumps([config.model_dump(exclude={"cache"}), precision, seed]).encode())
+    # As they always were, so that models of before are found again.
+    usual = {name for name in ConversationConfig.model_fields if name not in config.model_fields_set}
+    digest = hashlib.sha256(json.dumps([config.model_dump(exclude={"cache", *usual}), precision, seed]).encode())
     for sample in demonstrations:
         digest.update(f"{prompt_text(sample)}\0{demonstration_text(sample)}\0".encode())
     return digest.hexdigest()[:16]
@@ -73,9 +74,7 @@ def _supervise(
     progress: Progress,
 ) -> None:
     """Train the model in `directory` on demonstrations and write it back."""
-    from transformers import AutoTokenizer
-
-    warm = config.warm_start
+    warm, form = config.warm_start, load_form(directory, config.chat_settings)
     engine = PolicyConfig(
         zero_stage=1,
         precision="bf16" if precision == "bf16" else "fp32",
@@ -90,10 +89,10 @@ def _supervise(
     group = cluster.workers(TrainedWorker, [{"rank": 0, "world_size": 1}], role="warm start")
     policy = TrainedModel(group, engine, name="sft")
     try:
-        policy.start(directory, total_steps=warm.steps, seed=seed)
+        policy.start(directory, total_steps=warm.steps, seed=seed, chat=form.record)
         batches = _demonstration_batches(
             samples,
-            AutoTokenizer.from_pretrained(directory),
+            form,
             config,
             prompt_weight=warm.prompt_weight,
             size=warm.demonstrations_per_step,
@@ -110,14 +109,14 @@ def _supervise(
 
 
 def _demonstration_batches(
-    samples: Sequence[Sample], tokenizer: Any, config: ScratchModelConfig, *, prompt_weight: float, size: int, seed: int
+    samples: Sequence[Sample], form: ChatForm, config: ScratchModelConfig, *, prompt_weight: float, size: int, seed: int
 ) -> Iterator[Batch]:
     """Yield batches of demonstrations in seeded order, with loss weights; those longer than the model are left out."""
     encoded: dict[str, Group] = {}
 
     def encode(sample: Sample) -> Group | None:
         if sample.sample_id not in encoded:
-            encoded[sample.sample_id] = demonstration(tokenizer, sample, whole=prompt_weight > 0)
+            encoded[sample.sample_id] = demonstration(form, sample, whole=prompt_weight > 0)
         group = encoded[sample.sample_id]
         return group if group.num_tokens <= config.max_length else None
 
