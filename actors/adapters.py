@@ -73,8 +73,8 @@ def _require_mergeable(model: Any) -> None:
             if module in (head, embedding) and isinstance(module, LoraLayer):
                 raise ConfigError(
                     f"lora.target_modules name {name}, whose weight the embedding and the output head share, so that "
-                    f"one adapter on it would "
-                    "change both; leave it out, or give a model that was saved with tie_word_embeddings: false"
+                    "one adapter on it would change both; leave it out, or give a model that was saved with "
+                    "tie_word_embeddings: false"
                 )
 
 

@@ -27,7 +27,7 @@ from troupe.actors.adapters import base_name, with_adapter
 from troupe.actors.trainer_state import TRAINER_STATE, gathered_state
 from troupe.algorithms.loading import Head
 from troupe.config.models import LoraConfig
-from troupe.errors import CheckpointError
+from troupe.errors import CheckpointError, first_line
 from troupe.files import read_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -62,7 +62,7 @@ def stored(path: str, *, trust_remote_code: bool = False) -> Stored:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} has no readable config.json ({str(error).splitlines()[0]}); give a checkpoint's directory, or put "
+            f"{path} has no readable config.json ({first_line(error)}); give a checkpoint's directory, or put "
             "the config.json of its model there"
         ) from None
     layout_file = directory / TRAINER_STATE / "layout.json"
@@ -177,7 +177,7 @@ def tokenizer_of(path: str, *, trust_remote_code: bool = False) -> PreTrainedTok
         try:
             return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
     raise CheckpointError(
         f"{path} has no tokenizer ({reason}); copy tokenizer.json and tokenizer_config.json of its base model there"
     )

@@ -219,8 +219,8 @@ class Cluster:
         if blind:
             raise ConfigError(
                 f"the run directory {directory} is not the same on {', '.join(blind)}, where roles of this run sit; "
-                f"set run.directory to a "
-                "full path on a file system that all machines mount, or keep the run on one machine"
+                "set run.directory to a full path on a file system that all machines mount, or keep the run on one "
+                "machine"
             )
 
     def workers(

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from troupe.errors import CheckpointError
+from troupe.errors import CheckpointError, first_line
 
 TRAINER_STATE = "trainer_state"
 
@@ -39,7 +39,7 @@ def read_state(path: str | Path, map_location: Any = "cpu", *, mmap: bool = Fals
             "checkpoint of your own, or the safetensors beside it as model.path"
         ) from None
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__} and no trainer state; take another checkpoint")
     return state

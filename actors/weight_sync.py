@@ -40,7 +40,7 @@ from troupe.actors.engine import Engine
 from troupe.actors.generator import GeneratorWorker
 from troupe.actors.workers import DEATH_IS_KNOWN_S, Workers
 from troupe.engines.arguments import pack_again
-from troupe.errors import SyncError, TroupeError
+from troupe.errors import SyncError, TroupeError, first_line
 from troupe.hardware import hardware
 from troupe.processes.sockets import listen
 from troupe.timeline import RECORDER
@@ -348,7 +348,7 @@ class WeightSender:
         try:
             self._sender.send_weights()
         except RuntimeError as error:  # gloo's and NCCL's own timeouts and broken connections
-            raise SyncError(f"weight sync failed in phase 'transfer': {str(error).splitlines()[0]}") from error
+            raise SyncError(f"weight sync failed in phase 'transfer': {first_line(error)}") from error
         return self._source.digests
 
 

@@ -3,8 +3,8 @@
     python jobs/compute_baseline.py configs/next_chapter/full.yaml [section.field=value ...]
 
 It takes the recipe of the run, whose data, scorer and prompts it uses, and writes its
-`perplexity_reward.baseline_file`.
-Samples that the file has are skipped, so a call that was interrupted goes on where it ended.
+`perplexity_reward.baseline_file`. Samples that the file has are skipped, so a call that was interrupted goes on where
+it ended.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from troupe.config.tools import PrepareConfig
 from troupe.data import load_data
 from troupe.data.lines import write_rows
 from troupe.data.splitting import Item, items_of_file, items_of_samples, quantiles, rows_hash, split
-from troupe.errors import ConfigError, DataError
+from troupe.errors import ConfigError, DataError, first_line
 from troupe.files import now, read_json, sha256_of, to_json, write_atomically
 from troupe.runs.run_directory import environment
 
@@ -86,7 +86,7 @@ def load_tokenizer(name: str | None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(f"tokenizer {name!r} cannot be loaded ({reason}); name a directory or a hub name") from None
 
 

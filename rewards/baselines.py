@@ -1,8 +1,8 @@
 """Perplexities without any answer, computed once and kept in a file: by sample, for one scorer and one prompt.
 
 JSONL (first line: what the file belongs to) or Parquet (the same in the schema's metadata), by the name's suffix. A
-file
-of another model, tokenizer or template is refused with both hashes. How the numbers are computed is `actors`' business.
+file of another model, tokenizer or template is refused with both hashes. How the numbers are computed is `actors`'
+business.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from troupe.errors import CheckpointError, DataError
+from troupe.errors import CheckpointError, DataError, first_line
 from troupe.files import JsonLines, iter_lines
 
 HEADER = "baselines"
@@ -140,7 +140,7 @@ def _read_parquet(path: Path) -> tuple[Mapping[str, Any] | None, list[dict[str, 
         table = parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}); remove it, or name another baseline_file"
+            f"{path} cannot be read ({first_line(error)}); remove it, or name another baseline_file"
         ) from None
     metadata = (table.schema.metadata or {}).get(HEADER.encode())
     rows = table.to_pylist() if set(COLUMNS) <= set(table.column_names) else []

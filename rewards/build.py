@@ -2,8 +2,8 @@
 
 A reward takes `(sample, branch)` and returns a number or a Score, or takes `(sample, branches)` and returns one per
 branch; it may be async. The built-in ones are `BUILT_IN` in `troupe.rewards.resolve`, your own is
-`package.module:function`
-or `package.module:Class` (docs/rewards.md). Where rewards run, in how many processes, is the rewarder's business.
+`package.module:function` or `package.module:Class` (docs/rewards.md). Where rewards run, in how many processes, is the
+rewarder's business.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The judges in `troupe.rewards.remote` and `troupe.rewards.judge_qa` decide what is in a question and read the reply. The
 openai client sends a request; waiting is ours, because its retries are counted and a judge's patience is a time that
-all
-questions share. An endpoint lives on one background thread, so connections and limits outlast the caller's event loop.
+all questions share. An endpoint lives on one background thread, so connections and limits outlast the caller's event
+loop.
 """
 
 from __future__ import annotations

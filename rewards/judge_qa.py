@@ -130,8 +130,8 @@ class JudgeQA:
         if not isinstance(document, str) or not document.strip() or not isinstance(rows, Sequence) or not rows:
             raise ValueError(
                 "judge_qa needs the fields `document` (a text) and `questions` (a list of {question, answer, "
-                "answerable}) in "
-                "every sample; use data of type repliqa or documents, or a JSONL file with these fields"
+                "answerable}) in every sample; use data of type repliqa or documents, or a JSONL file with these "
+                "fields"
             )
         questions = [_question(row) for row in rows]
         kept = [question for question in questions if question.answerable or not self._skip_unanswerable]

@@ -53,11 +53,10 @@ def rouge_table(sample: Sample, branch: Branch, *, use_stemmer: bool = False) ->
     """Return all variants as F1, recall and precision, for evaluations; the value is the mean of the three F1.
 
     Unlike `rouge` it does not punish truncation, and words are compared unstemmed by default: so do the tables of
-    papers
-    that use Hugging Face's `evaluate`.
+    papers that use Hugging Face's `evaluate`.
 
-    >>> score = rouge_table(Sample(sample_id="s", prompt="?", gold="one two three four"), Branch(token_ids=(), text="one
-    two"))
+    >>> answer = Branch(token_ids=(), text="one two")
+    >>> score = rouge_table(Sample(sample_id="s", prompt="?", gold="one two three four"), answer)
     >>> score.parts["rouge1_recall"], score.parts["rouge1_precision"], round(score.parts["rouge2"], 3)
     (0.5, 1.0, 0.5)
     """

@@ -1,8 +1,8 @@
 """Whether a text answers a question as the gold answer does: asked of a model behind an endpoint, or decided by rules.
 
 Both judges have one method, `is_answered`; which texts are judged, and what that is worth, is
-`troupe.rewards.judge_qa`'s. The
-endpoint is asked twice a question: first to answer it from the text alone, then to compare the answer with the gold.
+`troupe.rewards.judge_qa`'s. The endpoint is asked twice a question: first to answer it from the text alone, then to
+compare the answer with the gold.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def find_answer(question: str, text: str, document: str) -> str | None:
 
     None where none is.
 
-    >>> find_answer("What is the width?", "height: rows of it.\nwidth: columns of it.", "height: ...\nwidth: ...")
+    >>> find_answer("What is the width?", "height: rows of it.\\nwidth: columns of it.", "height: ...\\nwidth: ...")
     'width: columns of it.'
     >>> find_answer("What is the depth?", "width: columns of it.", "width: ...") is None
     True

@@ -154,9 +154,8 @@ def read_number(reply: str, pattern: re.Pattern[str] = NUMBER_REPLY) -> float | 
 def read_verdict(reply: str, pattern: re.Pattern[str] = VERDICT_REPLY) -> float | None:
     """Return the last verdict on answer A: 1 better, 0.5 as good, 0 worse; None where there is no verdict.
 
-    >>> read_verdict("verdict: A"), read_verdict("A is wrong, so [[B]]"), read_verdict("Tie."), read_verdict("Both
-    fail.")
-    (1.0, 0.0, 0.5, None)
+    >>> [read_verdict(reply) for reply in ("verdict: A", "A is wrong, so [[B]]", "Tie.", "Both fail.")]
+    [1.0, 0.0, 0.5, None]
     """
     return VERDICTS.get((_last(pattern, reply) or "").strip().lower())
 

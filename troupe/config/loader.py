@@ -20,7 +20,7 @@ from troupe.config.help import help_text, wanted_help
 from troupe.config.mistakes import LONGEST_SHOWN, sentences
 from troupe.config.values import check_value
 from troupe.config.yaml_text import read_yaml
-from troupe.errors import ConfigError
+from troupe.errors import ConfigError, first_line
 from troupe.secrets import public_values, refuse_secrets
 
 
@@ -60,7 +60,7 @@ def load_config(config_cls: type[C], arguments: Sequence[str]) -> C:
     try:
         values = OmegaConf.to_container(OmegaConf.create(read_layers(arguments)), resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the recipe cannot be resolved: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"the recipe cannot be resolved: {first_line(error)}") from None
     refuse_secrets(values)
     try:
         return config_cls.model_validate(_onto_defaults(config_cls, values))

@@ -265,9 +265,9 @@ def require_shared_memory(ranks: int, place: Path = Path("/dev/shm")) -> None:
     free = shutil.disk_usage(place).free / 2**20 if place.is_dir() else 0
     if free < needed:
         raise ConfigError(
-            f"{place} has {free:.0f} MiB free, and {ranks} {'rank needs' if ranks == 1 else 'ranks need'} {needed} "
-            f"MiB there; start the container "
-            f"with docker run --shm-size=4g (Docker's default is 64m), or as root: mount -o remount,size=4g {place}"
+            f"{place} has {free:.0f} MiB free, and {ranks} {'rank needs' if ranks == 1 else 'ranks need'} {needed} MiB "
+            "there; start the container with docker run --shm-size=4g (Docker's default is 64m), or as root: mount -o "
+            f"remount,size=4g {place}"
         )
 
 

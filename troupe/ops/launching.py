@@ -27,7 +27,7 @@ import requests
 import yaml
 
 from troupe.environment import ENV_FILE, read_env_file
-from troupe.errors import ClusterError, ConfigError
+from troupe.errors import ClusterError, ConfigError, first_line
 from troupe.processes.sockets import listen
 from troupe.processes.stopping import INTERRUPTIONS
 from troupe.processes.subprocesses import Ended, run_logged
@@ -190,7 +190,7 @@ class Jobs:
             return JobSubmissionClient(self.url)
         except (AuthenticationError, requests.HTTPError) as error:
             raise ClusterError(
-                f"the cluster at {self.url} does not let us in ({str(error).splitlines()[0]}); the token in "
+                f"the cluster at {self.url} does not let us in ({first_line(error)}); the token in "
                 "~/.ray/auth_token must be the one that it was started with"
             ) from None
         except (ConnectionError, RuntimeError) as error:

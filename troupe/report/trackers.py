@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from troupe.errors import ConfigError
+from troupe.errors import ConfigError, first_line
 from troupe.files import read_lines
 from troupe.report.tracker_tables import (
     NewLines,
@@ -83,9 +83,7 @@ def find_wandb_login() -> bool:
         found = wandb.setup(wandb.Settings(silent=True)) and wandb.login(prompt=False, verify=False)
         key = wandb.setup().settings.api_key
     except wandb.errors.Error as error:
-        raise ConfigError(
-            f"the login of wandb cannot be used: {str(error).splitlines()[0]}; run `wandb login`"
-        ) from None
+        raise ConfigError(f"the login of wandb cannot be used: {first_line(error)}; run `wandb login`") from None
     finally:
         wandb.teardown()  # or wandb.init would know the environment of now alone
     if key:
@@ -154,7 +152,7 @@ class WandbTracker:
             )
         except wandb.errors.Error as error:
             raise ConfigError(
-                f"wandb does not start: {str(error).splitlines()[0]}; WANDB_MODE=offline keeps the run on this machine"
+                f"wandb does not start: {first_line(error)}; WANDB_MODE=offline keeps the run on this machine"
             ) from error
         # W&B's own counter refuses steps that it has seen, which a resumed run writes again.
         self._run.define_metric("*", step_metric="step")

@@ -302,8 +302,8 @@ class CheckpointStore:
         """Provide a directory to fill; at the end of the block it becomes the checkpoint of `step`, or nothing at all.
 
         `metadata` goes into the manifest; its `model` is what `verify(model=...)` compares. `needs`: about how many
-        bytes
-        it will have, which a full disk's error states; where there is an earlier checkpoint, that one's size is known.
+        bytes it will have, which a full disk's error states; where there is an earlier checkpoint, that one's size is
+        known.
         """
         with self._filling(step, needs) as temporary:
             yield temporary

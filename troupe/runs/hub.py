@@ -48,8 +48,8 @@ def upload(directory: Path, repository: str, *, private: bool) -> str:
     except Exception as error:  # the hub's errors have no common base: network, rights, names
         raise ConfigError(
             f"{directory} is complete, but {repository} could not be written on the hub: "
-            f"{public_text(str(error)).splitlines()[0]}; "
-            "check the name and the token's rights, and upload the directory again"
+            f"{public_text(str(error)).splitlines()[0]}; check the name and the token's rights, and upload the "
+            "directory again"
         ) from None
     return str(commit.commit_url)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from troupe.config.fields import changed_keys, flat_values
 from troupe.config.loader import Section, dump_config, load_config
-from troupe.errors import ConfigError
+from troupe.errors import ConfigError, first_line
 from troupe.files import now, to_json, write_atomically
 from troupe.project import ROOT
 from troupe.secrets import public_record
@@ -139,7 +139,7 @@ def _refuse_another_recipe(config: Section, path: Path) -> None:
     except ConfigError as error:
         raise ConfigError(
             f"{path} was written by another job or version, its recipe is not one of this job "
-            f"({str(error).splitlines()[0]}); {remedy}"
+            f"({first_line(error)}); {remedy}"
         ) from None
     before, after = (flat_values(public_record(each.model_dump(mode="json"))) for each in (saved, config))
     differing = [

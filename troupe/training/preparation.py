@@ -211,8 +211,8 @@ def misfits(config: Any, settings: Mapping[str, Any], prompt: str) -> Iterator[s
     ):
         yield (
             "strict math_answer wants a last line '#### <number>', and the first prompt does not ask for it, so that "
-            "every answer may "
-            "earn 0; say it in data.system_prompt, or set rewards: [{fn: math_answer, args: {strict: false}}]"
+            "every answer may earn 0; say it in data.system_prompt, or set rewards: [{fn: math_answer, args: "
+            "{strict: false}}]"
         )
     if config.rollout.max_response_tokens < SHORTEST_ANSWERS and config.environment is None:
         yield (

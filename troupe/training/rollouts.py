@@ -128,8 +128,8 @@ class Rollouts:
         if metrics["reward/missing_fraction"] > MAX_MISSING:
             raise RewardError(
                 f"{metrics['reward/missing_fraction']:.0%} of the judgements of step {step} are missing (at most "
-                f"{MAX_MISSING:.0%} may be); "
-                f"{self._reason()}look at the judge: its address, its key, its timeout_s and retries"
+                f"{MAX_MISSING:.0%} may be); {self._reason()}look at the judge: its address, its key, its timeout_s "
+                "and retries"
             )
         del self._in_flight[step]  # from here on a checkpoint's position is behind these prompts
         return Rollout(groups=kept, metrics=metrics)
