@@ -95,6 +95,7 @@ def trained(name: str, directory: Path) -> TrainingResult:
 def read_again(checkpoint: Path) -> dict[str, Any]:
     """Load a checkpoint with plain transformers, and with vLLM, and compare what they give for the same tokens."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine lives in this process: two less to start
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, sorted(os.sched_getaffinity(0)))))
     from vllm import LLM, SamplingParams, TokensPrompt
 
     model, info = AutoModelForCausalLM.from_pretrained(checkpoint, output_loading_info=True, dtype=torch.float32)

@@ -21,6 +21,7 @@ from troupe.config.grpo import GRPOConfig
 from troupe.config.loader import load_config
 from troupe.config.serve import ServeConfig
 from troupe.config.supervised import DPOConfig, RewardModelTrainingConfig, SFTConfig
+from troupe.files import read_lines
 from troupe.jobs.evaluate import evaluate
 from troupe.jobs.train_dpo import train_dpo
 from troupe.jobs.train_grpo import train
@@ -61,7 +62,7 @@ def paired(config: type, name: str, directory: Path) -> Any:
     return load_config(
         config,
         [path, f"run.directory={directory}", f"run.name={name}", f"data.path={directory / 'pairs.jsonl'}", *settings,
-         "engine.learning_rate=1e-5", "engine.zero_stage=1"],
+         "engine.learning_rate=5e-5", "engine.zero_stage=1"],
     )  # fmt: skip
 
 
@@ -108,7 +109,7 @@ def test_grpo_trains_three_steps_behind_the_gate_and_what_it_saves_is_plain(grpo
 
 def test_sft_lowers_the_loss_on_what_it_imitates(cluster: Cluster, directory: Path) -> None:
     lines = train_sft(paired(SFTConfig, "sft", directory)).metrics
-    losses = [line["eval/pairs/loss"] for line in lines if "eval/pairs/loss" in line]
+    losses = [line["eval/jsonl/nll"] for line in lines if "eval/jsonl/nll" in line]
     assert losses[-1] < losses[0]
 
 
@@ -126,17 +127,19 @@ def test_a_reward_model_is_saved_with_one_number_that_plain_transformers_reads(
     assert float(model.score.weight.abs().max()) > 0
 
 
-def test_an_evaluation_reads_the_run_and_gives_every_answer_an_end(
+def test_an_evaluation_of_the_run_writes_an_answer_to_every_held_out_prompt(
     cluster: Cluster, directory: Path, grpo: TrainingResult
 ) -> None:
-    overrides = [f"models={{trained: {grpo.directory}}}", f"output={directory / 'evaluated'}"]
+    overrides = [f"models.start={grpo.directory}", f"output={directory / 'evaluated'}"]
     evaluate(
         load_config(
             EvaluateConfig,
-            [str(RECIPES / "evaluate.yaml"), *overrides, "num_samples=4", "max_response_tokens=16", "against=null"],
+            [str(RECIPES / "evaluate.yaml"), *overrides, "num_samples=4", "max_response_tokens=16"],
         )
     )
-    assert list((directory / "evaluated").iterdir())
+    answers = read_lines(directory / "evaluated" / "answers" / "start.jsonl")
+    assert len(answers) == 4
+    assert all(row["prediction"].strip() for row in answers)
 
 
 @pytest.fixture(scope="module")
