@@ -78,7 +78,7 @@ class FrozenModel:
         *,
         precision: str,
         row_tokens: int,
-        logits_chunk: int = 2**26,
+        logits_chunk: int = 2**27,
         offload: bool,
         trust_remote_code: bool = False,
     ) -> None:

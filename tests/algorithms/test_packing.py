@@ -9,7 +9,14 @@ import torch
 from transformers import Gemma2Config, MistralConfig, PreTrainedModel, Qwen2Config
 
 from tests.algorithms.conftest import CONFIGS, SIZES, build_model, make_group
-from troupe.algorithms.attention import PACKED_ATTENTION, layout_of, mask_rule, supports_branches, tile_layout, visible
+from troupe.algorithms.attention import (
+    PACKED_ATTENTION,
+    layout_of,
+    mask_rule,
+    segment_layout,
+    supports_branches,
+    visible,
+)
 from troupe.algorithms.logprobs import PackedModel
 from troupe.algorithms.packing import Batch, pack
 from troupe.records import Group
@@ -126,7 +133,7 @@ def test_tiles_and_flex_rule_implement_visibility(ragged_groups: list[Group]) ->
     from troupe.algorithms.attention import packed_attention
 
     actual, _ = packed_attention(
-        torch.nn.Module(), query, key, value, None, scaling=0.25, packed_layout=tile_layout(row)
+        torch.nn.Module(), query, key, value, None, scaling=0.25, packed_layout=segment_layout(row)
     )
     expected = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=allowed, scale=0.25, enable_gqa=True

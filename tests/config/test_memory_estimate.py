@@ -59,10 +59,10 @@ def test_state_is_what_zero_leaves_on_a_rank(settings: dict, expected: float) ->
 
 def test_a_row_takes_activations_logits_and_under_zero_3_a_gathered_module() -> None:
     row = {"row_tokens": 16, "zero_stage": 0}
-    logits = 8 * 16 * 10
+    logits = 4 * 16 * 10  # bf16, and their gradient
     assert working_bytes(SMALL, PolicyConfig(**row)) == 2 * 34 * 16 * 4 + logits
     assert working_bytes(SMALL, PolicyConfig(**row, gradient_checkpointing=True)) == (2 * 2 + 34) * 16 * 4 + logits
-    assert working_bytes(SMALL, PolicyConfig(**row, logits_chunk=50)) == 2 * 34 * 16 * 4 + 8 * 50
+    assert working_bytes(SMALL, PolicyConfig(**row, logits_chunk=50)) == 2 * 34 * 16 * 4 + 4 * 50
     gathered = working_bytes(SMALL, PolicyConfig(row_tokens=16)) - working_bytes(SMALL, PolicyConfig(**row))
     assert gathered == 2 * 144
 
@@ -81,7 +81,7 @@ def test_a_dry_run_of_eight_h100_says_what_each_role_takes() -> None:
     # 3.086e9 parameters: 18 / 8 bytes each; cache: 36 layers x 2 x 2 heads x 128 x 2 bytes = 36 KiB a token.
     assert memory_lines(config) == [
         "memory of each GPU, about, with 3.09e9 parameters:",
-        "  policy on 8: 6.9 GB of weights, gradients and optimizer, 4.5 GB while it learns",
+        "  policy on 8: 6.9 GB of weights, gradients and optimizer, 3.5 GB while it learns",
         "  generator on 8: 40.0 of 80 GB; 6.2 GB of weights, 7.2 GB of KV cache when 128 answers are 1,536 tokens long",
     ]
     assert memory_lines(load_config(GRPOConfig, [])) == []

@@ -1,32 +1,30 @@
 """Attention over packed groups: a branch token sees its prompt and the tokens before it in its own branch.
 
 Registered in transformers under `PACKED_ATTENTION`, so a model runs its own code around it. On a CPU the
-groups of a row are computed in tiles, which costs what the groups cost and not the square of the row; on CUDA
-the same rule is a FlexAttention block mask. `supports_branches` says which architectures may be packed.
+segments of a row are computed in parts (`troupe.algorithms.cpu_attention`), which costs what the pairs that see each
+other cost and not the square of the row; on CUDA the same rule is a FlexAttention block mask. `supports_branches` says
+which architectures may be packed.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from troupe.algorithms.packing import Row, Span
+from troupe.algorithms.cpu_attention import SegmentLayout, attend_segments, segment_layout
+from troupe.algorithms.packing import Row
 
 PACKED_ATTENTION = "troupe_packed"
 
 BRANCHING_MODELS = ("qwen2", "qwen3", "llama", "mistral", "gemma", "smollm3", "olmo2", "phi3")
 """Model types whose attention layers are plain softmax attention that takes keyword arguments through to the
 attention function. Others, and these with a sliding window, are packed one sequence per row."""
-
-TILE_WASTE = 1.25
-"""Groups share a tile while padding them to the largest costs at most this factor."""
 
 
 def supports_branches(config: PreTrainedConfig) -> bool:
@@ -51,48 +49,17 @@ def rope_reach(config: PreTrainedConfig) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
-    """Groups of similar size whose attention is computed together, padded to the largest of them."""
-
-    prompt_slots: torch.Tensor
-    """[g, P] row slots of the prompts; padding repeats a slot of the group."""
-    branch_slots: torch.Tensor
-    """[g, R] row slots of all branch tokens; padding repeats a slot of the group."""
-    branch_mask: torch.Tensor
-    """[g, 1, R, P + R] bool: what a branch token sees."""
-
-
-@dataclass(frozen=True, slots=True)
-class TileLayout:
-    """All tiles of a row, and where each row slot is found among their outputs."""
-
-    tiles: tuple[Tile, ...]
-    gather: torch.Tensor
-    """[S]: index of each row slot in the concatenated tile outputs."""
-
-    def to(self, device: torch.device) -> TileLayout:
-        return (
-            self
-            if device.type == "cpu"
-            else TileLayout(
-                tuple(Tile(*(getattr(tile, name).to(device) for name in Tile.__slots__)) for tile in self.tiles),
-                self.gather.to(device),
-            )
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class BlockLayout:
     """The same rule as a FlexAttention block mask."""
 
     block_mask: Any
 
 
-def layout_of(row: Row, device: torch.device) -> TileLayout | BlockLayout | None:
+def layout_of(row: Row, device: torch.device) -> SegmentLayout | BlockLayout | None:
     """Return what the packed attention needs to know of `row`; None for rows of one sequence each."""
     if not row.spans:
         return None
-    return _block_layout(row, device) if device.type == "cuda" else tile_layout(row).to(device)
+    return _block_layout(row, device) if device.type == "cuda" else segment_layout(row)
 
 
 def visible(row: Row) -> torch.Tensor:
@@ -103,25 +70,6 @@ def visible(row: Row) -> torch.Tensor:
     return causal & (group[:, None] == group) & ((branch[None, :] == 0) | (branch[:, None] == branch))
 
 
-def tile_layout(row: Row) -> TileLayout:
-    """Cut the groups of a row into tiles (groups of similar size) for the CPU."""
-    tiles: list[Tile] = []
-    gather = torch.empty(row.input_ids.shape[1], dtype=torch.int64)
-    offset = 0
-    for spans in _similar(row.spans):
-        tile = _tile(spans)
-        tiles.append(tile)
-        for slots, lengths in (
-            (tile.prompt_slots, [span.prompt_length for span in spans]),
-            (tile.branch_slots, [sum(span.branch_lengths) for span in spans]),
-        ):
-            valid = torch.arange(slots.shape[1])[None] < torch.tensor(lengths)[:, None]
-            places = offset + torch.arange(slots.numel()).view(slots.shape)
-            gather[slots[valid]] = places[valid]
-            offset += slots.numel()
-    return TileLayout(tuple(tiles), gather)
-
-
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -130,7 +78,7 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     *,
     scaling: float,
-    packed_layout: TileLayout | BlockLayout | None = None,
+    packed_layout: SegmentLayout | BlockLayout | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, heads, S, D], key and value [1, kv_heads, S, D] -> [1, S, heads, D].
@@ -150,73 +98,7 @@ def packed_attention(
         )
         return output.transpose(1, 2).contiguous(), None
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [1, h, S, D] -> [S, h, D]
-    outputs = [piece for tile in packed_layout.tiles for piece in _attend_tile(tile, query, key, value, scaling)]
-    return torch.cat(outputs).index_select(0, packed_layout.gather)[None], None
-
-
-def _attend_tile(
-    tile: Tile, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs [g * P, heads, D] of the prompts and [g * R, heads, D] of the branches."""
-    repeats = query.shape[1] // key.shape[1]
-    prompt = [_take(tensor, tile.prompt_slots) for tensor in (query, key, value)]
-    branch = [_take(tensor, tile.branch_slots) for tensor in (query, key, value)]
-    (prompt_q, prompt_k, prompt_v), (branch_q, branch_k, branch_v) = prompt, branch
-    if repeats > 1:
-        prompt_k, prompt_v, branch_k, branch_v = (
-            tensor.repeat_interleave(repeats, dim=1) for tensor in (prompt_k, prompt_v, branch_k, branch_v)
-        )
-    # Padding of a prompt lies behind it, where causal attention does not look.
-    of_prompt = scaled_dot_product_attention(prompt_q, prompt_k, prompt_v, is_causal=True, scale=scaling)
-    of_branch = scaled_dot_product_attention(
-        branch_q,
-        torch.cat((prompt_k, branch_k), dim=2),
-        torch.cat((prompt_v, branch_v), dim=2),
-        attn_mask=tile.branch_mask,
-        scale=scaling,
-    )
-    return of_prompt.transpose(1, 2).flatten(0, 1), of_branch.transpose(1, 2).flatten(0, 1)
-
-
-def _take(tensor: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    return (
-        tensor.index_select(0, slots.flatten()).unflatten(0, slots.shape).transpose(1, 2)
-    )  # [S, h, D] -> [g, h, L, D]
-
-
-def _similar(spans: Sequence[Span]) -> list[list[Span]]:
-    """Consecutive spans whose prompts and branches fit one tile without much padding."""
-    tiles: list[list[Span]] = []
-    ordered = sorted(spans, key=lambda span: (-span.size, -span.prompt_length))
-    for span in ordered:
-        if tiles and _padded(tiles[-1] + [span]) <= TILE_WASTE * sum(member.size for member in tiles[-1] + [span]):
-            tiles[-1].append(span)
-        else:
-            tiles.append([span])
-    return tiles
-
-
-def _padded(spans: Sequence[Span]) -> int:
-    longest = max(span.prompt_length for span in spans) + max(sum(span.branch_lengths) for span in spans)
-    return longest * len(spans)
-
-
-def _tile(spans: Sequence[Span]) -> Tile:
-    prompts = [span.prompt_length for span in spans]
-    tokens = [sum(span.branch_lengths) for span in spans]
-    width, length = max(prompts), max(tokens)
-    starts = torch.tensor([span.start for span in spans])[:, None]
-    prompt_lengths = torch.tensor(prompts)[:, None]
-    token_counts = torch.tensor(tokens)[:, None]
-    prompt_slots = starts + torch.minimum(torch.arange(width)[None], prompt_lengths - 1)
-    branch_slots = starts + prompt_lengths + torch.minimum(torch.arange(length)[None], token_counts - 1)
-    mask = torch.zeros(len(spans), length, width + length, dtype=torch.bool)
-    mask[:, :, :width] = (torch.arange(width)[None] < prompt_lengths)[:, None, :]
-    for index, span in enumerate(spans):
-        owner = torch.repeat_interleave(torch.arange(len(span.branch_lengths)), torch.tensor(span.branch_lengths))
-        own = (owner[:, None] == owner).tril()
-        mask[index, : len(owner), width : width + len(owner)] = own
-    return Tile(prompt_slots, branch_slots, mask[:, None])
+    return attend_segments(query, key, value, packed_layout, scaling)[None], None
 
 
 def _owners(row: Row) -> tuple[torch.Tensor, torch.Tensor]:

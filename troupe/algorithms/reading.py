@@ -26,7 +26,7 @@ class InferenceModel:
         head: Head,
         precision: str,
         row_tokens: int,
-        logits_chunk: int = 2**26,
+        logits_chunk: int = 2**27,
         trust_remote_code: bool = False,
     ) -> None:
         """Raises CheckpointError where a scalar head is asked for and was not trained."""

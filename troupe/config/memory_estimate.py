@@ -138,14 +138,14 @@ def working_bytes(shape: Shape, config: PolicyConfig) -> float:
     """Return what a forward and backward pass over a row of s tokens adds.
 
     Korthikanti et al. 2022, equation 1: 34 x s x width bytes a layer in bf16 (the scores of attention are never stored
-    here); with checkpointing 2 x s x width a layer and one layer in full. The logits of a chunk and their gradient in
-    fp32. Under ZeRO-3 the largest module is gathered.
+    here); with checkpointing 2 x s x width a layer and one layer in full. The logits of a chunk and their gradient.
+    Under ZeRO-3 the largest module is gathered.
     """
     values = 2 if config.precision == "fp32" else 1
     tokens = config.row_tokens * shape.width * values
     full = 34 * tokens
     activations = shape.layers * 2 * tokens + full if config.gradient_checkpointing else shape.layers * full
-    logits = 2 * 4 * min(config.logits_chunk, config.row_tokens * shape.vocab_size)
+    logits = 2 * 2 * values * min(config.logits_chunk, config.row_tokens * shape.vocab_size)
     gathered = 2 * values * max(shape.layer_parameters, shape.embedding) if config.zero_stage == 3 else 0
     return activations + logits + gathered
 

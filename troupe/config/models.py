@@ -133,8 +133,10 @@ class PolicyConfig(Section):
     """Where linear and cosine schedules end, as a share of the peak."""
     row_tokens: int = Field(default=2560, ge=16)
     """Token budget of a packed row, the unit of one forward and backward pass; a larger group gets a row of its own."""
-    logits_chunk: int = Field(default=2**26, ge=1)
-    """Most logits (tokens x vocabulary) held at once; beyond it the head runs in chunks, again in the backward pass."""
+    logits_chunk: int = Field(default=2**27, ge=1)
+    """Most logits (tokens x vocabulary) held at once, and as many gradients, in the model's precision; beyond it the
+    head runs in chunks and recomputes in the backward pass.
+    """
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     frozen_layers: float = Field(default=0.0, ge=0, lt=1)
