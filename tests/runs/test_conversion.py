@@ -76,7 +76,15 @@ def random_model() -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config).eval()
 
 
-def write_gguf(file: Path, model: Qwen2ForCausalLM, *, arch: str = "qwen2", scaling: str | None = None) -> None:
+def write_gguf(
+    file: Path,
+    model: Qwen2ForCausalLM,
+    *,
+    arch: str = "qwen2",
+    scaling: str | None = None,
+    without: str = "none",
+    extra: bool = False,
+) -> None:
     writer, config = gguf.GGUFWriter(file, arch), model.config
     writer.add_context_length(config.max_position_embeddings)
     writer.add_block_count(config.num_hidden_layers)
@@ -103,7 +111,10 @@ def write_gguf(file: Path, model: Qwen2ForCausalLM, *, arch: str = "qwen2", scal
     for name, parameter in model.named_parameters():
         for ours, theirs in NAMES.items():
             name = name.replace(ours, theirs)
-        writer.add_tensor(name, parameter.detach().numpy())
+        if without not in name:
+            writer.add_tensor(name, parameter.detach().numpy())
+    if extra:
+        writer.add_tensor("blk.0.gate.weight", model.lm_head.weight.detach().numpy()[:2, :5])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -148,6 +159,10 @@ def test_a_gguf_file_that_cannot_be_read_rightly_is_refused_by_its_cause(tmp_pat
     )
     write_gguf(tmp_path / "far.gguf", random_model(), scaling="yarn")
     assert "stretches its rotary embedding (qwen2, scaling yarn)" in refusal(tmp_path / "far.gguf")
+    write_gguf(tmp_path / "less.gguf", random_model(), without="ffn_up")
+    assert "Qwen2ForCausalLM differ: 2 tensors are not in the file" in refusal(tmp_path / "less.gguf")
+    write_gguf(tmp_path / "more.gguf", random_model(), extra=True)
+    assert "it holds 10 numbers more than the model" in refusal(tmp_path / "more.gguf")
     assert not [path for path in cache.iterdir() if path.is_dir()], "nothing half-made stays"
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from troupe.errors import CheckpointError, TroupeError
+from troupe.errors import CheckpointError, TroupeError, first_line
 from troupe.files import read_json
-from troupe.runs.conversion import FORM, MODELS, digest_of, first_line, once
+from troupe.runs.conversion import FORM, MODELS, digest_of, once
 
 ADAPTER = "adapter_config.json"
 SAME = 1e-3

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from troupe.disk import made_once
-from troupe.files import read_json, write_atomically
+from troupe.files import read_json, sha256_of, write_atomically
 from troupe.processes.waiting import waiting
 from troupe.project import CACHE
 
@@ -36,13 +36,7 @@ def digest_of(file: Path) -> str:
     known = read_json(note)
     if isinstance(known, str):
         return known
-    with open(file, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = sha256_of(file)
     note.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(note, f'"{found}"')
     return found
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of another library's message, or its error's name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

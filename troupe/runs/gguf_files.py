@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from troupe.disk import human_bytes
-from troupe.errors import CheckpointError
-from troupe.runs.conversion import FORM, MODELS, digest_of, first_line, once
+from troupe.errors import CheckpointError, first_line
+from troupe.runs.conversion import FORM, MODELS, digest_of, once
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("gpt-2", "default", "smollm")
-"""Pre-tokenizers of GGUF files that transformers takes for GPT-2's: two are, and the third is set here."""
+GPT2_SPLITS = ("gpt-2", "default")
+"""What GGUF files call the way in which GPT-2 splits text; transformers takes all that it does not know for it."""
+PLAIN = (0, 1)
+"""GGUF's numbers for fp32 and fp16, which bf16 would round."""
 GGUF_ERRORS = (ValueError, LookupError, NotImplementedError, OSError, ArithmeticError, RuntimeError, struct.error)
 """What transformers raises for a file that it cannot read."""
 
@@ -91,21 +94,19 @@ def _checked_metadata(file: Path) -> Mapping[str, Any]:
 
 
 def _gguf_model(file: Path) -> Any:
-    """Return the model of a GGUF file, its blocks turned into numbers, every parameter found in the file."""
+    """Return the model of a GGUF file, its blocks turned into numbers: all that the file holds, and nothing else."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
     from transformers.integrations.gguf.reader import GgufHeader
 
-    sizes: dict[int, int] = {}
-    for tensor in GgufHeader.from_file(str(file)).tensors:
-        sizes[tensor.ggml_type] = sizes.get(tensor.ggml_type, 0) + tensor.nbytes
-    plain = max(sizes, key=lambda kind: sizes[kind]) in (0, 1)  # F32 and F16, which bf16 would round
+    tensors = GgufHeader.from_file(str(file)).tensors
+    largest = max(tensors, key=lambda tensor: tensor.nbytes).ggml_type
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
             quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32 if plain else torch.bfloat16,
+            dtype=torch.float32 if largest in PLAIN else torch.bfloat16,
             output_loading_info=True,
         )
     except GGUF_ERRORS as error:
@@ -113,11 +114,11 @@ def _gguf_model(file: Path) -> Any:
             f"{file} holds a model that transformers does not read off a GGUF file ({first_line(error)}); give its own "
             f"directory or hub name"
         ) from None
-    lost = sorted(info["missing_keys"])
-    if lost:
+    lost, surplus = len(info["missing_keys"]), sum(math.prod(each.shape) for each in tensors) - model.num_parameters()
+    if lost or surplus:
         raise CheckpointError(
-            f"{file} lacks {len(lost)} weights of a {type(model).__name__}, {lost[0]} the first; give the model's own "
-            f"directory or hub name"
+            f"{file} and transformers' {type(model).__name__} differ: {lost} tensors are not in the file, and it holds "
+            f"{surplus:,} numbers more than the model; give the model's own directory or hub name"
         )
     vars(model.config).pop("quantization_config", None)  # its weights are numbers now
     model.hf_quantizer = None
@@ -134,7 +135,7 @@ def _set_split(tokenizer: Any, name: str, file: Path) -> None:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
-    elif name not in (*SPLITS, *GGUF_PRE_TOKENIZER_SPLITS):
+    elif name not in (*GPT2_SPLITS, *GGUF_PRE_TOKENIZER_SPLITS):
         log.warning(
             "%s splits text in the way %r, which is not known here: it is split like GPT-2's; compare some texts with "
             "the model's own tokenizer, or copy its tokenizer.json",
