@@ -48,8 +48,9 @@ T = TypeVar("T")
 
 def compute_baseline(config: GRPOConfig) -> None:
     settings = required(config)
-    data = load_data(config.data)
-    samples = [*data.train, *data.heldout[: config.evaluation.num_samples]]
+    data = load_data(config.data, config.heldout)
+    sides = [data.train, *data.heldout_sets(config.evaluation.num_samples).values()]
+    samples = list({sample.sample_id: sample for side in sides for sample in side}.values())
     with contextlib.ExitStack() as stack:
         cluster = Cluster(config.placement)
         stack.callback(cluster.close)

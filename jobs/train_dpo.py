@@ -99,6 +99,7 @@ class DPOTask(SupervisedTask):
             tokenizer=tokenizer_fingerprint(supervised.form.tokenizer),
         )
         groups = [*supervised.examples.of_the_run(steps * self._config.batch_size), *supervised.heldout_groups]
+        groups += [group for part in supervised.others.values() for group in part]
         with supervised.run.timed("reference"):
             computed = cache.fill(groups, supervised.model.outputs)
         log.info("reference log-probabilities: %d computed, %d found in %s", computed, len(groups) - computed, path)

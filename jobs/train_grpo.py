@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a file: imports begin at the project, not in jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -27,9 +27,9 @@ from troupe.config.algorithm import AlgorithmConfig
 from troupe.config.grpo import GRPOConfig, PPOConfig
 from troupe.config.program import run_program
 from troupe.config.rollout import EvaluationConfig
-from troupe.data import PromptStream, position_in
+from troupe.data import stream_of
 from troupe.environments import build_environment
-from troupe.errors import PlayError, RewardError
+from troupe.errors import DataError, PlayError, RewardError
 from troupe.files import read_json
 from troupe.records import Group
 from troupe.runs.checkpoint import save_state
@@ -60,7 +60,7 @@ def train(config: GRPOConfig) -> training.TrainingResult:
 def prepare_models(config: GRPOConfig) -> tuple[GRPOConfig, Prepared]:
     """Find the config's models, and try its data and rewards: all that can be known before the first process."""
     if config.environment is not None:
-        build_environment(config.environment).require_metric(config.evaluation.best)
+        build_environment(config.environment).require_metric(config.evaluation.best_in(config.heldout_names)[1])
     if config.reward_model is not None:
         config = config.model_copy(update={"reward_model": locate_reward_model(config.reward_model)})
     if isinstance(config, PPOConfig) and config.critic.start not in ("policy", "reward_model"):
@@ -80,9 +80,9 @@ def rehearse(config: GRPOConfig) -> list[str]:
 def train_loop(config: GRPOConfig, context: training.RunContext, roles: training.Roles) -> None:
     """Train every step from the last checkpoint, or from the beginning, to the end."""
     run, kl = context.run, algorithms.KLCoefficient(config.algorithm.kl)
-    first, position, owed = resume(run, roles, kl, num_samples=len(context.data.train))
+    first, place, owed = resume(run, roles, kl)
     rollouts = training.Rollouts(
-        PromptStream(context.data.train, config.seed, position=position),
+        stream_of(context.data, config.seed, place),
         roles.form,
         roles.generators,
         roles.rewarder,
@@ -191,9 +191,15 @@ def evaluate(config: EvaluationConfig, run: Run, roles: training.Roles, step: in
     with run.timed("evaluate"):
         evaluation = roles.evaluator.evaluate(run.watch_calls(step, "evaluation"))
         run.log(evaluation.metrics)
-        run.log_answers(step, roles.evaluator.name, evaluation.rows(), limit=config.keep_answers)
-    tokens = sum(branch.num_sampled for group in evaluation.groups for branch in group.branches)
-    return evaluation.metrics[f"eval/{roles.evaluator.name}/{config.best}"], tokens
+        for name, rows in evaluation.rows().items():
+            run.log_answers(step, name, rows, limit=config.keep_answers)
+    best = f"eval/{config.best}"  # of a set that it names, else of the run's own
+    value = evaluation.metrics.get(best, evaluation.metrics.get(f"eval/{roles.evaluator.name}/{config.best}"))
+    if value is None:
+        raise DataError(
+            f"evaluation.best_metric {config.best!r} is not measured; known: {', '.join(evaluation.metrics)}"
+        )
+    return value, evaluation.num_sampled
 
 
 def warn_of_cut_answers(run: Run, metrics: Mapping[str, float], config: GRPOConfig, ends: str) -> None:
@@ -242,15 +248,15 @@ def save_on_stop(
         raise
 
 
-def resume(run: Run, roles: training.Roles, kl: algorithms.KLCoefficient, *, num_samples: int) -> tuple[int, int, bool]:
-    """Load the newest whole checkpoint, if any: (step, data position, whether the step still owes its end)."""
+def resume(run: Run, roles: training.Roles, kl: algorithms.KLCoefficient) -> tuple[int, Mapping[str, Any] | None, bool]:
+    """Load the newest whole checkpoint, if any: (step, place in the data, whether the step still owes its end)."""
     step = run.checkpoints.resumable(roles.policy.damage, model=roles.policy.facts["identity"])
     if step is None:
-        return 0, 0, False
+        return 0, None, False
     state = run.checkpoints.load_state(step, position=int)
     roles.load(run.checkpoints.path(step))
     kl.value = state.get("kl_coef", kl.value)
-    return step, position_in(state, num_samples), run.resume_from(step, state.get("so_far", {}))
+    return step, state, run.resume_from(step, state.get("so_far", {}))
 
 
 if __name__ == "__main__":

@@ -67,8 +67,9 @@ class RewardModelTask(SupervisedTask):
         _, metrics = algorithms.bradley_terry_loss(scores, pairs, pairs.shares / pairs.shares.sum())
         margins = scores[pairs.winners] - scores[pairs.losers]
         calibration = Calibration.of(margins.tolist())
-        write_atomically(supervised.run.directory / "calibration.json", to_json(calibration.bins, indent=2) + "\n")
-        named = {name.rpartition("/")[2]: float(value) for name, value in metrics.items()}
+        name = "calibration.json" if supervised.part is None else f"calibration-{supervised.part}.json"
+        write_atomically(supervised.run.directory / name, to_json(calibration.bins, indent=2) + "\n")
+        named = {metric.rpartition("/")[2]: float(value) for metric, value in metrics.items()}
         return {**named, "calibration_error": calibration.error}
 
     def before_save(self, supervised: training.SupervisedContext) -> None:

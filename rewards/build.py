@@ -52,7 +52,10 @@ class Rewards:
         """Raise DataError for the first sample on which a reward could judge no answer, such as one without gold."""
         checks = [(reward.label, reward.check) for reward in self._rewards if reward.check is not None]
         for sample in samples if checks else ():
+            asked = {reward.label for reward in self._asked(sample)}
             for label, check in checks:
+                if label not in asked:
+                    continue
                 try:
                     check(sample)
                 except ValueError as error:
@@ -73,8 +76,16 @@ class Rewards:
 
     async def score(self, group: Group) -> list[Score]:
         """Return one score per branch; rewards that wait (async, or with a time limit) wait at the same time."""
-        columns = await asyncio.gather(*(judge(reward, group.sample, group.branches) for reward in self._rewards))
-        return [self._sum(scores) for scores in zip(*columns, strict=True)]
+        asked = self._asked(group.sample)
+        columns = await asyncio.gather(*(judge(reward, group.sample, group.branches) for reward in asked))
+        if not asked:  # only models judge this source
+            return [Score(value=0.0)] * len(group.branches)
+        return [self._sum(asked, scores) for scores in zip(*columns, strict=True)]
+
+    def _asked(self, sample: Sample) -> list[Reward]:
+        """Return the rewards that judge answers to a sample: of a mixture those of its source."""
+        source = sample.fields.get("source")
+        return [each for each in self._rewards if each.config.sources is None or source in each.config.sources]
 
     async def score_all(self, groups: Sequence[Group], max_concurrency: int) -> list[list[Score]]:
         """Return the scores of every group, at most `max_concurrency` groups at a time."""
@@ -86,10 +97,10 @@ class Rewards:
 
         return await asyncio.gather(*(one(group) for group in groups))
 
-    def _sum(self, scores: Sequence[Score]) -> Score:
+    def _sum(self, asked: Sequence[Reward], scores: Sequence[Score]) -> Score:
         total: float | None = 0.0
         parts: dict[str, float] = {}
-        for reward, score in zip(self._rewards, scores, strict=True):
+        for reward, score in zip(asked, scores, strict=True):
             parts |= {f"{reward.label}/{name}": value for name, value in score.parts.items()}
             if score.value is None:
                 self.missing[reward.label] += 1

@@ -66,6 +66,12 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[s
             "chosen_field": "better",
             "rejected_field": "worse",
         },
+        "mixture": {
+            "sources": {
+                "sums": {"type": "word_problems", "num_train": 30, "num_heldout": 5},
+                "posts": {"type": "tldr", "path": str(FIXTURES / "tldr")},
+            }
+        },
         "hub": {"path": str(tmp_path / "table"), "num_heldout": 5, "prompt_field": "question", "gold_field": "answer"},
         "function": {"fn": "tests.data.test_hub:sums", "gold_field": "answer", "heldout_args": {"split": "test"}},
         **hub_sets,
@@ -90,6 +96,7 @@ def test_ids_are_unique_and_begin_with_where_a_sample_is_from(name: str, configs
         "jsonl": "pairs.jsonl:",
         "messages": ("train.jsonl:", "val.jsonl:"),
         "docstring_pairs": "docstrings/",
+        "mixture": ("sums/", "posts/"),
     }.get(name, f"{name}/")
     assert all(sample_id.startswith(origin) for sample_id in ids)
 

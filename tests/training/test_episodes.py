@@ -428,8 +428,7 @@ def test_an_evaluation_is_the_mean_over_the_held_out_games() -> None:
     generators = ScriptedGenerators(TOKENIZER, a_legal_move)
     episodes = Episodes(EnvironmentConfig(fn="tic_tac_toe"), generators, TOKENIZER)  # type: ignore[arg-type]
     evaluator = Evaluator(
-        GAMES.name,
-        GAMES.heldout,
+        {GAMES.name: GAMES.heldout},
         TOKENIZER,
         generators,  # type: ignore[arg-type]
         Rewarder([]),
@@ -440,10 +439,10 @@ def test_an_evaluation_is_the_mean_over_the_held_out_games() -> None:
     first, again = evaluator.evaluate(), evaluator.evaluate()
     episodes.shutdown()
     assert first.metrics == again.metrics  # the same opponents each time
-    wins = [group.scores[0].parts["environment/win"] for group in first.groups]
+    wins = [group.scores[0].parts["environment/win"] for group in first.groups["tic_tac_toe"]]
     assert len(wins) == 6
     assert first.metrics["eval/tic_tac_toe/environment/win"] == pytest.approx(sum(wins) / 6)
-    assert "user\n/" in first.rows()[0]["text"]
+    assert "user\n/" in first.rows()["tic_tac_toe"][0]["text"]
 
 
 # -- while weights are on their way ------------------------------------------------------------------------------

@@ -10,11 +10,11 @@ model's, which asks for the gold text itself. `fields["context_template"]` says 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from troupe.config.loader import Section
+from troupe.config.loader import Section, with_type
 
 
 class PublishedConfig(Section):
@@ -550,7 +550,7 @@ class FunctionConfig(MappedConfig):
 
 
 # The last one is the general one: what `data.path=my.jsonl` alone means.
-DataConfig = Annotated[
+Source: TypeAlias = (
     WordProblemsConfig
     | GSM8KConfig
     | SmolTalkConfig
@@ -568,6 +568,39 @@ DataConfig = Annotated[
     | DocstringSectionsConfig
     | FunctionConfig
     | HubConfig
-    | JsonlConfig,
-    Field(discriminator="type"),
-]
+    | JsonlConfig
+)
+SourceConfig = Annotated[Source, Field(discriminator="type")]
+
+
+def _typed(sources: Any) -> Any:
+    """Return sections of data sets, each with the `type` that its fields mean."""
+    if not isinstance(sources, dict):
+        return sources
+    return {name: with_type(get_args(Source), None, given) for name, given in sources.items()}
+
+
+Sources = Annotated[dict[str, SourceConfig], BeforeValidator(_typed)]
+"""Data sets by names of one's own."""
+
+
+class MixtureConfig(Section):
+    """Several data sets in one run, drawn from by weight."""
+
+    type: Literal["mixture"] = "mixture"
+    sources: Sources = Field(min_length=2)
+    """Data sets by name; the name is in each sample's `fields["source"]` and in metrics."""
+    weights: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """How often each source is drawn from, in proportion: `{maths: 3, chats: 1}`; unset: by their samples."""
+
+    @model_validator(mode="after")
+    def _every_source_has_a_weight(self) -> MixtureConfig:
+        if self.weights and self.weights.keys() != self.sources.keys():
+            raise ValueError(
+                f"weights names {', '.join(self.weights)}, and the sources are {', '.join(self.sources)}; give each a "
+                "weight, or none"
+            )
+        return self
+
+
+DataConfig = Annotated[MixtureConfig | Source, Field(discriminator="type")]

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from troupe.config.algorithm import PERPLEXITY_PARTS, AlgorithmConfig, KLConfig, PerplexityRewardConfig
-from troupe.config.data import DataConfig, WordProblemsConfig
+from troupe.config.data import DataConfig, MixtureConfig, Sources, WordProblemsConfig
 from troupe.config.loader import Section
 from troupe.config.models import (
     ConsistencyConfig,
@@ -56,6 +56,10 @@ class GRPOConfig(Section):
     """The model that is trained."""
     data: DataConfig = WordProblemsConfig()
     """Prompts and held-out set."""
+    heldout: Sources = {}
+    """Further held-out sets by name, each measured as eval/<name>/<metric>: the held-out side of a data set, or all
+    rows of a file that has none.
+    """
     rewards: list[RewardConfig] = [RewardConfig(fn="math_answer")]
     """What a good answer is: a weighted sum."""
     reward_model: RewardModelConfig | None = None
@@ -93,7 +97,8 @@ class GRPOConfig(Section):
                 "rewards must name at least one function, such as {fn: math_answer}, or set reward_model, "
                 "perplexity_reward or environment"
             )
-        self.evaluation.check(self.model_parts)
+        self.evaluation.check(self.model_parts, self.heldout_names)
+        self._check_sources()
         if self.environment is not None:
             self.environment.check_limit(rollout.max_response_tokens)
             if self.evaluation.max_response_tokens is not None:
@@ -138,6 +143,24 @@ class GRPOConfig(Section):
         if self.placement.backend == "inline" and (self.policy.num_ranks > 1 or self.generator.num_engines > 1):
             raise ValueError("placement.backend inline runs one policy rank and one engine; use backend: ray for more")
         return self
+
+    def _check_sources(self) -> None:
+        """Raise ValueError for a reward of a source that is not there, and for a source that no reward judges."""
+        for reward in (*self.rewards, *self.evaluation.metrics):
+            unknown = set(reward.sources or ()) - set(self.heldout_names)
+            if unknown:
+                known = ", ".join(self.heldout_names) or "none, since the data is no mixture"
+                raise ValueError(f"{reward.label}: sources names {min(unknown)!r}; sources here: {known}")
+        for source in self.data.sources if isinstance(self.data, MixtureConfig) else ():
+            if not self.model_parts and not any(
+                each.sources is None or source in each.sources for each in self.rewards
+            ):
+                raise ValueError(f"no reward judges the answers of the source {source}; name it in a reward's sources")
+
+    @property
+    def heldout_names(self) -> list[str]:
+        """Held-out sets beside the run's own: the sources of a mixture, and `heldout`."""
+        return [*(self.data.sources if isinstance(self.data, MixtureConfig) else ()), *self.heldout]
 
     @property
     def model_precision(self) -> Precision:

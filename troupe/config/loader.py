@@ -21,6 +21,7 @@ from troupe.config.mistakes import LONGEST_SHOWN, sentences
 from troupe.config.values import check_value
 from troupe.config.yaml_text import read_yaml
 from troupe.errors import ConfigError, first_line
+from troupe.names import is_hub_name
 from troupe.secrets import public_values, refuse_secrets
 
 
@@ -97,14 +98,14 @@ def _onto_defaults(config_cls: type[Section], values: Any) -> Any:
     for name, info in config_cls.model_fields.items():
         given, types = merged.get(name), [one for one in sections_of(info.annotation) if tag_of(one) is not None]
         if isinstance(given, list) and types:
-            merged[name] = [_with_type(types, None, item) for item in given]
+            merged[name] = [with_type(types, None, item) for item in given]
         if isinstance(given, dict):
-            given = _with_type(types, info.default, given) if types else given
+            given = with_type(types, info.default, given) if types else given
             merged[name] = _onto_section(info.default, given) if isinstance(info.default, Section) else given
     return merged
 
 
-def _with_type(types: Sequence[type[BaseModel]], default: Any, given: Any) -> Any:
+def with_type(types: Sequence[type[BaseModel]], default: Any, given: Any) -> Any:
     """Return `given` with the `type` that its fields mean, where it names none: the default's, if that has them all."""
     if not isinstance(given, dict) or "type" in given:
         return given
@@ -113,9 +114,17 @@ def _with_type(types: Sequence[type[BaseModel]], default: Any, given: Any) -> An
         return given
     # `data.path=openai/gsm8k` names what is one type's default; else the last one is the general one.
     known = [one for one in fitting if "path" in given and given["path"] == one.model_fields["path"].default]
-    chosen = (known or fitting)[-1]
+    hub = [one for one in fitting if tag_of(one) == "hub" and _is_hub_data(given.get("path"))]
+    chosen = (known or hub or fitting)[-1]
     lacks = any(info.is_required() and name not in given for name, info in chosen.model_fields.items())
     return given if lacks else {"type": tag_of(chosen), **given}
+
+
+def _is_hub_data(path: Any) -> bool:
+    """Return whether a path is a hub name or a directory rather than a file of rows."""
+    if not isinstance(path, str) or path.removesuffix(".gz").endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet")):
+        return False
+    return is_hub_name(path) or Path(path).is_dir()
 
 
 def _onto_section(default: Section, given: dict[str, Any]) -> dict[str, Any]:

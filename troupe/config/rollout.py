@@ -24,6 +24,8 @@ class RewardConfig(Section):
     """Its weight in the sum."""
     args: dict[str, Any] = {}
     """Keyword arguments handed to it."""
+    sources: list[str] | None = Field(default=None, min_length=1)
+    """Sources of a mixture, or further held-out sets, whose answers it judges; unset: all."""
     timeout_s: float | None = Field(default=None, gt=0)
     """Seconds after which a call counts as failed; unset: no limit."""
     retries: int = Field(default=0, ge=0)
@@ -144,8 +146,16 @@ class EvaluationConfig(SamplingConfig):
     def best(self) -> str:
         return self.best_metric or (self.metrics[0].label if self.metrics else "reward_model")
 
-    def check(self, model_parts: Sequence[str]) -> None:
-        """Raise ValueError unless a function or one of `model_parts` measures the best checkpoint's metric."""
+    def best_in(self, sets: Sequence[str]) -> tuple[str | None, str]:
+        """Return the held-out set that the best checkpoint's metric names, None where it names none, and the metric."""
+        name, _, metric = self.best.partition("/")
+        return (name, metric) if metric and name in sets else (None, self.best)
+
+    def check(self, model_parts: Sequence[str], sets: Sequence[str] = ()) -> None:
+        """Raise ValueError unless a function or one of `model_parts` measures the best checkpoint's metric.
+
+        `sets` are the names of further held-out sets, one of which may stand before the metric.
+        """
         names = [*(metric.label for metric in self.metrics), *model_parts]
         if not names:
             raise ValueError("evaluation.metrics must name at least one metric")
@@ -155,7 +165,8 @@ class EvaluationConfig(SamplingConfig):
                 f"({', '.join(names)})"
             )
         # What a part like environment/win is called, only the environment knows.
-        if self.best not in names and self.best.partition("/")[0] not in names:
+        metric = self.best_in(sets)[1]
+        if metric not in names and metric.partition("/")[0] not in names:
             raise ValueError(f"best_metric {self.best!r} is not among the metrics ({', '.join(names)})")
 
 

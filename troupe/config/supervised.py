@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from troupe.config.data import DataConfig, DocstringPairsConfig, DocstringsConfig
+from troupe.config.data import DataConfig, DocstringPairsConfig, DocstringsConfig, Sources
 from troupe.config.loader import Section
 from troupe.config.models import (
     GeneratorConfig,
@@ -67,6 +67,10 @@ class SupervisedConfig(Section):
     """The model to start from."""
     data: DataConfig = DocstringsConfig()
     """Training and held-out samples."""
+    heldout: Sources = {}
+    """Further held-out sets by name, each measured as eval/<name>/<metric>: the held-out side of a data set, or all
+    rows of a file that has none.
+    """
     engine: PolicyConfig = PolicyConfig()
     """The trained model's engine, optimizer and schedule."""
     evaluation: LossEvaluationConfig = LossEvaluationConfig()

@@ -5,20 +5,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from troupe.chat import prompt_text
-from troupe.config.data import DataConfig
-from troupe.data.dataset import DataSet
+from troupe.config.data import DataConfig, SourceConfig
+from troupe.data.dataset import DataSet, named
 from troupe.data.preference_pairs import sort_answers
-from troupe.data.stream import PromptStream, position_in
+from troupe.data.stream import MixedStream, PromptStream, position_in, stream_of
 from troupe.errors import DataError
 from troupe.records import Sample
 
-__all__ = ["DataSet", "PromptStream", "load_data", "position_in"]
+__all__ = ["DataSet", "MixedStream", "PromptStream", "load_data", "position_in", "stream_of"]
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +28,11 @@ MODULES = {"messages": "chats", "tldr_comparisons": "tldr", "docstring_pairs": "
 """The module of a data set whose name is not that of its `type`."""
 
 
-def load_data(config: DataConfig) -> DataSet:
+def load_data(config: DataConfig, others: Mapping[str, SourceConfig] | None = None) -> DataSet:
     """Load the data set of a config; the same config (and files) gives the same samples in every process.
 
     Answers come best first; what a filter left out is logged and in `dropped`. Raises DataError, in one sentence, for
-    whatever is missing, malformed, or not identified by its id.
+    whatever is missing, malformed, or not identified by its id. `others` are further held-out sets.
     """
     module = importlib.import_module(f"troupe.data.{MODULES.get(config.type, config.type)}")
     data = sort_answers(getattr(module, f"load_{config.type}")(config))
@@ -40,9 +42,23 @@ def load_data(config: DataConfig) -> DataSet:
         if not samples:
             left_out = f"; filters left out {dict(data.dropped)}" if data.dropped else ""
             raise DataError(f"{data.name}: there are no {side} samples{left_out}")
+    data = dataclasses.replace(data, others={name: _heldout(name, each) for name, each in (others or {}).items()})
+    taken = {data.name, *data.weights} & data.others.keys()
+    if taken:
+        raise DataError(f"heldout: {min(taken)} is what the run's own held-out set is called; choose another name")
     _refuse_shared_ids(data)
     _warn_of_overlap(data)
     return data
+
+
+def _heldout(name: str, config: SourceConfig) -> list[Sample]:
+    """Return the held-out side of a further set, known by its name; of one file all rows."""
+    try:
+        data = load_data(config)
+    except DataError as error:
+        raise DataError(f"heldout {name}: {error}") from None
+    samples = [*data.train, *data.heldout] if data.from_one_file else data.heldout
+    return named(name, samples)
 
 
 def _refuse_shared_ids(data: DataSet) -> None:
@@ -57,9 +73,10 @@ def _refuse_shared_ids(data: DataSet) -> None:
 
 def _warn_of_overlap(data: DataSet) -> None:
     trained = {_task(sample) for sample in data.train}
-    overlap = sum(_task(sample) in trained for sample in data.heldout)
-    if overlap:
-        log.warning("%s: %d of %d held-out prompts also occur in training", data.name, overlap, len(data.heldout))
+    for name, samples in {data.name: data.heldout, **data.others}.items():
+        overlap = sum(_task(sample) in trained for sample in samples)
+        if overlap:
+            log.warning("%s: %d of %d held-out prompts also occur in training", name, overlap, len(samples))
 
 
 def _task(sample: Sample) -> tuple[str, Any]:

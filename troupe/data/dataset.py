@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from troupe.records import Message, Sample
 
 Item = TypeVar("Item")
+
+SOURCE = "source"
+"""Field of a sample with the source that it is from, in a mixture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +33,21 @@ class DataSet:
     """Rows that a filter left out, of both sides together, by reason; a row that no filter saw is not counted."""
     from_one_file: bool = False
     """Whether the held-out rows were chosen among the training rows."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Of a mixture, how often each source is drawn from, in proportion; a sample's source is in its fields."""
+    others: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
+    """Further held-out sets by name."""
     own_ids: bool = False
     """Whether a sample's id is the row's own, wherever in the file it stands."""
+
+    def heldout_sets(self, limit: int | None) -> dict[str, Sequence[Sample]]:
+        """Return at most `limit` samples of every held-out set: its own, of a mixture each source's part, the others.
+
+        Those of its own set come first.
+        """
+        own = self.heldout[:limit]
+        parts = {name: [sample for sample in own if sample.fields[SOURCE] == name] for name in self.weights}
+        return {self.name: own, **parts, **{name: samples[:limit] for name, samples in self.others.items()}}
 
     def key(self, sample: Sample) -> str:
         """Return what a sample is recognised by when its file has grown: its own id, or a hash of its content."""
@@ -46,6 +62,14 @@ class Dropped:
     """In place of a sample: a row that a filter leaves out, and the name under which it is counted."""
 
     reason: str
+
+
+def named(source: str, samples: Sequence[Sample]) -> list[Sample]:
+    """Return samples with the name of their source in their ids and fields."""
+    return [
+        replace(sample, sample_id=f"{source}/{sample.sample_id}", fields={**sample.fields, SOURCE: source})
+        for sample in samples
+    ]
 
 
 def conversation(user: str, *, system: str | None = None) -> list[Message]:

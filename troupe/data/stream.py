@@ -1,17 +1,31 @@
-"""The order of training prompts: seeded, without replacement within an epoch, restorable from one number.
+"""The order of training prompts: seeded, without replacement within an epoch, restorable from a checkpoint.
 
-The order of an epoch depends on (seed, epoch) alone, so a stream that is built at a position continues
-exactly where another stopped. Jobs keep the position in the checkpoint.
+The order of an epoch depends on (seed, epoch) alone, so a stream that is built at a position continues exactly where
+another stopped. A mixture is a stream for each source, and takes from them by weight.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from troupe.data.dataset import SOURCE, DataSet
 from troupe.errors import DataError
 from troupe.records import Sample
+
+log = logging.getLogger(__name__)
+
+
+def stream_of(data: DataSet, seed: int, state: Mapping[str, Any] | None = None) -> PromptStream | MixedStream:
+    """Return the order of a data set's training samples, from its beginning or from a checkpoint's `state`."""
+    if not data.weights:
+        return PromptStream(data.train, seed, 0 if state is None else position_in(state, len(data.train)))
+    parts: dict[str, list[Sample]] = {name: [] for name in data.weights}
+    for sample in data.train:
+        parts[sample.fields[SOURCE]].append(sample)
+    return MixedStream(parts, data.weights, seed, state)
 
 
 def position_in(state: Mapping[str, Any], size: int) -> int:
@@ -31,7 +45,9 @@ class PromptStream:
     the first two of another; `PromptStream(samples, seed=0, position=5)` goes on with that one's third.
     """
 
-    def __init__(self, samples: Sequence[Sample], seed: int, position: int = 0) -> None:
+    sources: Sequence[str] = ()
+
+    def __init__(self, samples: Sequence[Sample], seed: int | str, position: int = 0) -> None:
         if not samples:
             raise DataError("there are no training samples to draw prompts from")
         if position < 0:
@@ -46,6 +62,14 @@ class PromptStream:
     def size(self) -> int:
         """Samples of an epoch."""
         return len(self._samples)
+
+    def state(self) -> dict[str, Any]:
+        """Return what goes into a checkpoint."""
+        return {"position": self.position, "samples": self.size}
+
+    def epochs(self) -> Mapping[str, float]:
+        """Return, of a mixture, the passes over each source so far."""
+        return {}
 
     def take(self, count: int) -> list[Sample]:
         """Return the next `count` samples."""
@@ -62,3 +86,82 @@ class PromptStream:
         order = list(range(len(self._samples)))
         random.Random(f"order/{self._seed}/{epoch}").shuffle(order)
         return order
+
+
+class MixedStream:
+    """Endless samples of several sources, each in its own epochs, taken so that every stretch holds their shares.
+
+    Example: with weights 2 and 1 any six samples in a row hold four of the first source and two of the second, give or
+    take one.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Sequence[Sample]],
+        weights: Mapping[str, float],
+        seed: int,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Go on from a checkpoint's `state`; with other weights than then, the new ones count from there on."""
+        before = (state or {}).get("sources", {})
+        places = {name: position_in(before[name], len(parts[name])) if name in before else 0 for name in parts}
+        self._streams = {name: PromptStream(parts[name], f"{seed}/{name}", places[name]) for name in parts}
+        self._shares = {name: weights[name] / sum(weights.values()) for name in parts}
+        # A source that is owed most comes next. The seed says which comes first where nothing is owed.
+        phase = random.Random(f"mixture/{seed}")
+        self._owed = {name: phase.random() * 1e-3 for name in parts}
+        self.position = int(state["position"]) if state else 0
+        if state and state.get("shares") == self._shares:
+            self._owed = dict(state["owed"])
+        elif state:
+            log.warning("%s", _changed(state.get("shares", {}), self._shares))
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """Their names."""
+        return list(self._streams)
+
+    @property
+    def size(self) -> int:
+        """Samples of all sources together."""
+        return sum(stream.size for stream in self._streams.values())
+
+    def state(self) -> dict[str, Any]:
+        """Return what goes into a checkpoint: the position in each source, and what each is owed."""
+        return {
+            "position": self.position,
+            "samples": self.size,
+            "sources": {name: stream.state() for name, stream in self._streams.items()},
+            "shares": dict(self._shares),
+            "owed": dict(self._owed),
+        }
+
+    def epochs(self) -> Mapping[str, float]:
+        """Return the passes over each source so far."""
+        return {name: stream.position / stream.size for name, stream in self._streams.items()}
+
+    def take(self, count: int) -> list[Sample]:
+        """Return the next `count` samples."""
+        return [self._next() for _ in range(count)]
+
+    def _next(self) -> Sample:
+        for name, share in self._shares.items():
+            self._owed[name] += share
+        chosen = max(self._owed, key=lambda name: self._owed[name])
+        self._owed[chosen] -= 1
+        self.position += 1
+        (sample,) = self._streams[chosen].take(1)
+        return sample
+
+
+def _changed(before: Mapping[str, float], now: Mapping[str, float]) -> str:
+    """Return what changed of a mixture since a checkpoint, for people."""
+    changes = [
+        f"{name} {before.get(name, 0):.0%} -> {now.get(name, 0):.0%}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+    return (
+        f"the mixture changed since the checkpoint ({', '.join(changes)}): from here on samples are drawn by the new "
+        "shares, and each source goes on where it was"
+    )

@@ -78,8 +78,7 @@ def generate(
         answers = []
         for seed in seeds:
             evaluator = Evaluator(
-                config.data.type,
-                samples,
+                {config.data.type: samples},
                 form,
                 generators,
                 Rewarder([]),
@@ -90,7 +89,8 @@ def generate(
                 timeout_s=config.timeout_s,
                 answers=episodes,
             )
-            answers.append({group.sample.sample_id: group.branches[0] for group in evaluator.evaluate().groups})
+            (groups,) = evaluator.evaluate().groups.values()
+            answers.append({group.sample.sample_id: group.branches[0] for group in groups})
         return answers
 
 

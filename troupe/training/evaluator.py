@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,24 +24,29 @@ GREEDY = SamplingConfig()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Means over a held-out set, and the answers behind them."""
+    """Means over held-out sets, and the answers behind them."""
 
     metrics: dict[str, float]
     """`eval/<set>/<metric>`."""
-    groups: Sequence[Group]
+    groups: Mapping[str, Sequence[Group]]
+    """By set; the parts of a mixture's set are not here again."""
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return one record per answer, for answers.jsonl and for people."""
-        return [answer_row(group) for group in self.groups]
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Return one record per answer of each set, for answers.jsonl and for people."""
+        return {name: [answer_row(group) for group in groups] for name, groups in self.groups.items()}
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that were sampled."""
+        return sum(branch.num_sampled for each in self.groups.values() for group in each for branch in group.branches)
 
 
 class Evaluator:
-    """Answers a fixed held-out set and scores the answers."""
+    """Answers fixed held-out sets and scores the answers."""
 
     def __init__(
         self,
-        name: str,
-        samples: Sequence[Sample],
+        sets: Mapping[str, Sequence[Sample]],
         reader: AnyTokenizer | ChatForm,
         generators: Generators,
         rewarder: Rewarder,
@@ -54,19 +59,26 @@ class Evaluator:
         timeout_s: float = 1800,
         answers: Answers | None = None,
     ) -> None:
-        """Prompts longer than `max_prompt_tokens` are left out, at every evaluation the same ones. `answers`: what has
-        prompts continued; each with one turn of the generators unless it is given."""
+        """Take the sets by name, the run's own first; a sample may be in several, and is answered once.
+
+        Prompts longer than `max_prompt_tokens` are left out, at every evaluation the same ones. `answers`: what has
+        prompts continued; each with one turn of the generators unless it is given.
+        """
         form = form_of(reader)
         self._stop_ids = form.stop_ids
-        encoded = [(sample, form.prompt(sample)) for sample in samples]
+        samples = {sample.sample_id: sample for each in sets.values() for sample in each}
+        encoded = [(sample, form.prompt(sample)) for sample in samples.values()]
         self.prompts = [(sample, ids) for sample, ids in encoded if len(ids) <= max_prompt_tokens]
         self.num_too_long = len(encoded) - len(self.prompts)
-        if not self.prompts:
-            raise DataError(
-                f"all {len(encoded)} held-out prompts of {name} are longer than {max_prompt_tokens} tokens; raise "
-                f"rollout.max_prompt_tokens"
-            )
-        self.name = name
+        fitting = {sample.sample_id for sample, _ in self.prompts}
+        self._sets = {name: [each.sample_id for each in own if each.sample_id in fitting] for name, own in sets.items()}
+        for name, ids in self._sets.items():
+            if not ids:
+                raise DataError(
+                    f"all {len(sets[name])} held-out prompts of {name} are longer than {max_prompt_tokens} tokens; "
+                    "raise rollout.max_prompt_tokens"
+                )
+        self.name = next(iter(sets))
         self._answers, self._rewarder = answers or SingleTurns(generators), rewarder
         self._max_tokens, self._sampling, self._seed = max_response_tokens, sampling, seed
         self._stop, self._timeout_s = tuple(stop), timeout_s
@@ -96,20 +108,27 @@ class Evaluator:
             raise WorkerError(
                 f"{len(waiting)} of {len(futures)} held-out answers were not finished within {self._timeout_s:.0f} s"
             )
-        groups = [future.result() for future in futures]
-        return Evaluation(metrics=self._metrics(groups), groups=groups)
+        groups = {group.sample.sample_id: group for group in (future.result() for future in futures)}
+        metrics: dict[str, float] = {}
+        for name, ids in self._sets.items():
+            metrics |= _means(name, [groups[each] for each in ids])
+        own = set(self._sets[self.name])
+        whole = {name: ids for name, ids in self._sets.items() if name == self.name or not own.issuperset(ids)}
+        return Evaluation(metrics=metrics, groups={name: [groups[each] for each in ids] for name, ids in whole.items()})
 
-    def _metrics(self, groups: Sequence[Group]) -> dict[str, float]:
-        scores = [score for group in groups for score in group.scores]
-        branches = [branch for group in groups for branch in group.branches]
-        parts = {name for score in scores for name in score.parts}
-        metrics = {}
-        for name in sorted(parts):
-            values = [score.parts[name] for score in scores if name in score.parts]
-            metrics[f"eval/{self.name}/{name}"] = sum(values) / len(values)
-        metrics[f"eval/{self.name}/response_tokens"] = sum(branch.num_sampled for branch in branches) / len(branches)
-        metrics[f"eval/{self.name}/truncated_fraction"] = sum(branch.truncated for branch in branches) / len(branches)
-        missing = sum(score.value is None for score in scores)
-        if missing:
-            metrics[f"eval/{self.name}/missing_fraction"] = missing / len(scores)
-        return metrics
+
+def _means(name: str, groups: Sequence[Group]) -> dict[str, float]:
+    """Return the metrics of one set."""
+    scores = [score for group in groups for score in group.scores]
+    branches = [branch for group in groups for branch in group.branches]
+    parts = {part for score in scores for part in score.parts}
+    metrics = {}
+    for part in sorted(parts):
+        values = [score.parts[part] for score in scores if part in score.parts]
+        metrics[f"eval/{name}/{part}"] = sum(values) / len(values)
+    metrics[f"eval/{name}/response_tokens"] = sum(branch.num_sampled for branch in branches) / len(branches)
+    metrics[f"eval/{name}/truncated_fraction"] = sum(branch.truncated for branch in branches) / len(branches)
+    missing = sum(score.value is None for score in scores)
+    if missing:
+        metrics[f"eval/{name}/missing_fraction"] = missing / len(scores)
+    return metrics

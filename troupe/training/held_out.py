@@ -43,8 +43,7 @@ class HeldOutAnswers:
         stack.callback(metrics.shutdown)
         generators = starter.generators(config.generator, max_length=config.max_length, policy=policy)
         evaluator = Evaluator(
-            data.name,
-            data.heldout[: generation.num_samples],
+            data.heldout_sets(generation.num_samples),
             starter.form,
             generators,
             metrics,
@@ -82,6 +81,7 @@ class HeldOutAnswers:
             run.log(self.logprob_check.publish(self.policy, self.generators, step))
         with run.timed("generate"):
             evaluation = self.evaluator.evaluate(run.watch_calls(step, "evaluation"))
-            run.log_answers(step, self.evaluator.name, evaluation.rows())
+            for name, rows in evaluation.rows().items():
+                run.log_answers(step, name, rows)
         self.generators.sleep()
         return evaluation

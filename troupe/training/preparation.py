@@ -89,8 +89,9 @@ def prepare(
     judges = [build_rewards(functions) if functions else None for functions in (rewards, metrics)]
     check_models(config)
     require_fit(config)
-    data = load_data(config.data)
-    for judge, samples in zip(judges, (data.train, data.heldout), strict=True):
+    data = load_data(config.data, config.heldout)
+    heldout = [sample for own in data.heldout_sets(None).values() for sample in own]
+    for judge, samples in zip(judges, (data.train, heldout), strict=True):
         if judge is not None:
             judge.check(samples)
     form = starting_form(config.model, data)
@@ -126,8 +127,9 @@ def measure_prompts(config: Any, data: DataSet, form: ChatForm) -> None:
             f"{dropped} training prompts are longer than rollout.max_prompt_tokens ({limit.tokens}); raise the limit, "
             "or set rollout.long_prompts: drop"
         )
-    heldout = data.heldout[: config.evaluation.num_samples]
-    count_left_out(f"held-out prompts of {data.name}", heldout, excess, limit, enough=len(heldout))
+    for name, samples in data.heldout_sets(config.evaluation.num_samples).items():
+        if name not in data.weights:  # a part of the mixture's own set
+            count_left_out(f"held-out prompts of {name}", samples, excess, limit, enough=len(samples))
 
 
 def require_fit(config: Any) -> None:

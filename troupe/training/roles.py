@@ -248,7 +248,8 @@ def start_roles(config: GRPOConfig, context: RunContext) -> Iterator[Roles]:
         starter = RoleStarter.of(config, context, stack)
         data, cluster, precision = context.data, context.cluster, context.precision
         limit, timeout_s = config.rollout, config.policy.init_timeout_s
-        heldout = data.heldout[: config.evaluation.num_samples]
+        sets = data.heldout_sets(config.evaluation.num_samples)
+        heldout = list({sample.sample_id: sample for samples in sets.values() for sample in samples}.values())
         asked = config.perplexity_reward
         plan = starter.scorer_plan(asked, [*data.train, *heldout]) if asked is not None else None
         updates = config.steps * config.algorithm.minibatches * config.algorithm.epochs
@@ -278,8 +279,7 @@ def start_roles(config: GRPOConfig, context: RunContext) -> Iterator[Roles]:
         metrics = Rewarder(config.evaluation.metrics, parts=parts)
         stack.callback(metrics.shutdown)
         evaluator = Evaluator(
-            data.name,
-            heldout,
+            sets,
             starter.form,
             generators,
             metrics,

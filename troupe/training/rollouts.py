@@ -25,7 +25,8 @@ from troupe.actors.rewarder import Rewarder
 from troupe.algorithms.advantages import has_signal
 from troupe.chat import AnyTokenizer, ChatForm, form_of
 from troupe.config.rollout import RolloutConfig
-from troupe.data import PromptStream
+from troupe.data import MixedStream, PromptStream
+from troupe.data.dataset import SOURCE
 from troupe.errors import DataError, RewardError, WorkerError
 from troupe.futures import then
 from troupe.records import Group, Sample
@@ -58,7 +59,7 @@ class CallWatcher(Protocol):
 class _Draw:
     """A step's prompts in flight: where they start in the stream, and the groups to come."""
 
-    start: int
+    start: Mapping[str, Any]
     since: float = field(default_factory=time.monotonic)
     """When its prompts were handed over; with steps ahead, long before anybody waits for them."""
     until: float = 0.0
@@ -73,7 +74,7 @@ class Rollouts:
 
     def __init__(
         self,
-        prompts: PromptStream,
+        prompts: PromptStream | MixedStream,
         reader: AnyTokenizer | ChatForm,
         generators: Generators,
         rewarder: Rewarder,
@@ -105,7 +106,7 @@ class Rollouts:
         """Start every step that may see the weights of `version`: those up to version + 1 + max_lag."""
         for step in range(version + 1, min(version + 1 + self._config.max_lag, self._last_step) + 1):
             if step not in self._in_flight:
-                draw = self._in_flight[step] = _Draw(self._prompts.position)
+                draw = self._in_flight[step] = _Draw(self._prompts.state())
                 draw.groups = self._start(step, self._config.prompts_per_step)
 
     def next_batch(self, step: int) -> Rollout:
@@ -136,8 +137,8 @@ class Rollouts:
 
     def state(self) -> dict[str, Any]:
         """Return what resuming needs: the stream's size, and position before prompts drawn but not trained on."""
-        starts = [draw.start for draw in self._in_flight.values()]
-        return {"position": min([self._prompts.position, *starts]), "samples": self._prompts.size}
+        places = [*(draw.start for draw in self._in_flight.values()), self._prompts.state()]
+        return dict(min(places, key=lambda place: place["position"]))
 
     # -- drawing ------------------------------------------------------------------------------------------
 
@@ -271,6 +272,12 @@ class Rollouts:
             metrics["rollout/environment_tokens"] = heard / len(branches)
         for name in sorted({name for score in scores for name in score.parts}):
             metrics[f"reward/{name}"] = _mean([score.parts[name] for score in scores if name in score.parts])
+        metrics |= {f"data/{name}/epochs": passes for name, passes in self._prompts.epochs().items()}
+        for source in self._prompts.sources:
+            own = [group for group in kept if group.sample.fields[SOURCE] == source]
+            metrics[f"rollout/{source}/groups"] = len(own)
+            if own:
+                metrics[f"reward/{source}/mean"] = _mean([value for group in own for value in _values(group)])
         if metrics["rollout/lag_max"] > self._config.max_lag:
             raise WorkerError(
                 f"a token of step {step} was sampled {metrics['rollout/lag_max']:.0f} versions ago, rollout.max_lag "

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from troupe.actors.trained import TrainedModel
 from troupe.algorithms.packing import Batch
 from troupe.chat import ChatForm
 from troupe.config.supervised import GeneratingConfig, SupervisedConfig
-from troupe.data import PromptStream, position_in
+from troupe.data import DataSet, MixedStream, PromptStream, stream_of
 from troupe.errors import DataError
 from troupe.processes.waiting import waiting
 from troupe.records import Group, Sample
@@ -35,7 +35,7 @@ class Examples:
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        data: DataSet,
         task: SupervisedTask,
         form: ChatForm,
         *,
@@ -43,8 +43,9 @@ class Examples:
         encoded: Mapping[str, Group | None] | None = None,
     ) -> None:
         """Prepare to draw; `encoded` are groups of samples, by their ids, that were made before."""
-        self._samples, self._task, self._form, self._seed = samples, task, form, seed
-        self.stream = PromptStream(samples, seed)
+        self._data, self._samples, self._seed = data, data.train, seed
+        self._task, self._form = task, form
+        self.stream = stream_of(data, seed)
         self._encoded = dict(encoded or {})
         self._unusable: set[str] = set()
 
@@ -58,10 +59,11 @@ class Examples:
         """Samples that can be trained on: an epoch of the run."""
         return sum(self.encode(sample) is not None for sample in self._samples)
 
-    def start_at(self, position: int) -> None:
-        self.stream = PromptStream(self._samples, self._seed, position=position)
+    def start_at(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.stream = stream_of(self._data, self._seed, state)
 
-    def draw(self, count: int, stream: PromptStream | None = None) -> list[Group]:
+    def draw(self, count: int, stream: PromptStream | MixedStream | None = None) -> list[Group]:
         """Return the next `count` groups."""
         stream = stream or self.stream
         groups: list[Group] = []
@@ -87,6 +89,8 @@ class Examples:
 
     def of_the_run(self, count: int) -> list[Group]:
         """Return every group among the first `count` draws of the run, once each."""
+        if self._data.weights:  # other weights after a resume would draw others
+            return [group for sample in self._samples if (group := self.encode(sample)) is not None]
         stream = PromptStream(self._samples, self._seed)
         seen: dict[str, Group] = {}
         for _ in range(count):
@@ -108,6 +112,15 @@ class SupervisedContext:
     heldout_groups: Sequence[Group]
     heldout: Batch
     answers: HeldOutAnswers | None = None
+    others: Mapping[str, Sequence[Group]] = field(default_factory=dict)
+    """Further held-out sets, and the parts of a mixture's, by name."""
+    part: str | None = None
+    """Which of them the held-out groups are; None: the run's own set."""
+
+    def measuring(self, name: str) -> SupervisedContext:
+        """Return this with another of the sets as the held-out one."""
+        groups = self.others[name]
+        return replace(self, heldout_groups=groups, heldout=Batch.from_groups(groups), part=name)
 
     @property
     def run(self) -> Run:
@@ -129,7 +142,7 @@ def start_training(config: SupervisedConfig, task: SupervisedTask, context: RunC
     with contextlib.ExitStack() as stack, contextlib.ExitStack() as starting:
         starting.enter_context(waiting("the roles start"))
         starter = RoleStarter.of(config, context, stack)
-        examples = Examples(context.data.train, task, starter.form, seed=config.seed, encoded=context.encoded)
+        examples = Examples(context.data, task, starter.form, seed=config.seed, encoded=context.encoded)
         total = config.steps or config.num_steps(examples.num_usable)
         generation = config.generation if isinstance(config, GeneratingConfig) else None
         answers = None
@@ -140,7 +153,8 @@ def start_training(config: SupervisedConfig, task: SupervisedTask, context: RunC
             assert isinstance(config, GeneratingConfig)
             model = policy = starter.policy(config.engine, total_steps=total, name=task.name)
             answers = HeldOutAnswers.place(stack, starter, config, generation, context.data, policy)
-        heldout = encode_heldout(config, task, context, starter.form)
+        sets = encode_heldout(config, task, context, starter.form)
+        heldout = sets.pop(context.data.name)
         if answers is not None:
             answers.start(starter.transport)
         model.ready()
@@ -153,21 +167,25 @@ def start_training(config: SupervisedConfig, task: SupervisedTask, context: RunC
             heldout_groups=heldout,
             heldout=Batch.from_groups(heldout),
             answers=answers,
+            others=sets,
         )
 
 
-def encode_heldout(config: SupervisedConfig, task: SupervisedTask, context: RunContext, form: ChatForm) -> list[Group]:
-    """Return the held-out samples that can be evaluated, as groups; DataError where there are none."""
-    samples = context.data.heldout[: config.evaluation.num_samples]
+def encode_heldout(
+    config: SupervisedConfig, task: SupervisedTask, context: RunContext, form: ChatForm
+) -> dict[str, list[Group]]:
+    """Return the samples of each held-out set that can be evaluated, as groups; DataError where a set has none."""
     known = context.encoded
-    made = (known[each.sample_id] if each.sample_id in known else task.encode(form, each) for each in samples)
-    groups = [group for group in made if group is not None]
-    if not groups:
-        raise DataError(
-            f"none of the {len(samples)} held-out samples of {context.data.name} can be used within max_length "
-            f"({config.max_length}); raise it"
-        )
-    return groups
+    sets = {}
+    for name, samples in context.data.heldout_sets(config.evaluation.num_samples).items():
+        made = (known[each.sample_id] if each.sample_id in known else task.encode(form, each) for each in samples)
+        sets[name] = [group for group in made if group is not None]
+        if not sets[name]:
+            raise DataError(
+                f"none of the {len(samples)} held-out samples of {name} can be used within max_length "
+                f"({config.max_length}); raise it"
+            )
+    return sets
 
 
 def train_loop(config: SupervisedConfig, task: SupervisedTask, supervised: SupervisedContext) -> None:
@@ -192,6 +210,7 @@ def train_loop(config: SupervisedConfig, task: SupervisedTask, supervised: Super
             run.log(supervised.model.update([batch], task.objective))
         tokens = int(batch.packed_sizes.sum())
         run.log({"data/tokens": tokens, "data/left_out": examples.left_out})
+        run.log({f"data/{name}/epochs": passes for name, passes in examples.stream.epochs().items()})
         run.log({"tokens_per_second": tokens / (time.perf_counter() - started)})
         last = run.is_last(step)
         if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
@@ -218,15 +237,21 @@ def evaluate(
     """Measure the held-out set; the metric that chooses the best checkpoint, and whether higher is better."""
     run, name = supervised.run, supervised.context.data.name
     with run.timed("evaluate"):
-        metrics = {f"eval/{name}/{metric}": value for metric, value in task.evaluate(supervised).items()}
+        sets = {**{other: supervised.measuring(other) for other in supervised.others}, name: supervised}
+        metrics = {
+            f"eval/{each}/{metric}": value
+            for each, measured in sets.items()
+            for metric, value in task.evaluate(measured).items()
+        }
     if supervised.answers is not None:
         metrics |= supervised.answers.evaluate(run, step).metrics
     run.log(metrics)
     best = config.evaluation.best_metric or task.best
-    if f"eval/{name}/{best}" not in metrics:
-        known = ", ".join(metric.rpartition("/")[2] for metric in metrics)
+    value = metrics.get(f"eval/{best}", metrics.get(f"eval/{name}/{best}"))  # of a set that it names, else of its own
+    if value is None:
+        known = ", ".join(metric.removeprefix(f"eval/{name}/").removeprefix("eval/") for metric in metrics)
         raise DataError(f"evaluation.best_metric {best!r} is not measured; known here: {known}")
-    return metrics[f"eval/{name}/{best}"], config.evaluation.higher_is_better and best != "nll"
+    return value, config.evaluation.higher_is_better and best.rpartition("/")[2] != "nll"
 
 
 def save(task: SupervisedTask, supervised: SupervisedContext, step: int) -> None:
@@ -238,9 +263,10 @@ def save(task: SupervisedTask, supervised: SupervisedContext, step: int) -> None
         identity = {"model": facts["identity"]}
         with run.checkpoints.writing(step, metadata=identity, needs=facts["checkpoint_bytes"]) as path:
             supervised.model.save(str(path))
-            stream = supervised.examples.stream
-            place = {"position": stream.position, "samples": stream.size}
-            save_state(path, {"step": step, **place, "lesson": task.state(), "so_far": run.so_far()})
+            save_state(
+                path,
+                {"step": step, **supervised.examples.stream.state(), "lesson": task.state(), "so_far": run.so_far()},
+            )
 
 
 def resume(task: SupervisedTask, supervised: SupervisedContext) -> tuple[int, bool]:
@@ -253,6 +279,6 @@ def resume(task: SupervisedTask, supervised: SupervisedContext) -> tuple[int, bo
         return 0, False
     state = run.checkpoints.load_state(step, position=int, lesson=dict)
     supervised.model.load(str(run.checkpoints.path(step)))
-    supervised.examples.start_at(position_in(state, supervised.examples.stream.size))
+    supervised.examples.start_at(state)
     task.restore(state["lesson"], supervised)
     return step, run.resume_from(step, state.get("so_far", {}))

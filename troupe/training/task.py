@@ -80,6 +80,7 @@ def prepare_task(config: SupervisedConfig, task: SupervisedTask) -> Prepared:
     # An epoch is one of the samples that can be used, so that their number is needed; so many steps are so many steps.
     enough = len(data.train) if config.steps is None else max(AT_LEAST, config.steps * config.batch_size)
     count_left_out(f"training samples of {data.name}", data.train, excess, limit, enough=enough)
-    heldout = data.heldout[: config.evaluation.num_samples]
-    count_left_out(f"held-out samples of {data.name}", heldout, excess, limit, enough=len(heldout))
+    for name, samples in data.heldout_sets(config.evaluation.num_samples).items():
+        if name not in data.weights:  # a part of the mixture's own set
+            count_left_out(f"held-out samples of {name}", samples, excess, limit, enough=len(samples))
     return dataclasses.replace(prepared, encoded=encoded)
