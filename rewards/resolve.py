@@ -17,15 +17,12 @@ from troupe.config.rollout import RewardConfig
 from troupe.errors import ConfigError
 from troupe.records import Sample
 from troupe.resolve import checked_arguments, class_arguments, find, instance, signature_of, type_hints
-from troupe.rewards.answers import MathAnswer
-from troupe.rewards.form import Length, regex_format
-from troupe.rewards.overlap import rouge
 
-BUILT_IN: dict[str, Callable[..., Any] | str] = {
-    "math_answer": MathAnswer,
-    "regex_format": regex_format,
-    "length": Length,
-    "rouge": rouge,
+BUILT_IN = {
+    "math_answer": "troupe.rewards.answers:MathAnswer",
+    "regex_format": "troupe.rewards.form:regex_format",
+    "length": "troupe.rewards.form:Length",
+    "rouge": "troupe.rewards.overlap:rouge",
     "remote_reward": "troupe.rewards.remote:RemoteReward",
     "remote_comparison": "troupe.rewards.remote:RemoteComparison",
     "judge_qa": "troupe.rewards.judge_qa:JudgeQA",

@@ -11,8 +11,8 @@ import pytest
 from tests.job_configs import JOB_CONFIGS
 from troupe.config.fields import dotted_fields
 from troupe.config.grpo import GRPOConfig, PPOConfig
-from troupe.config.help import help_text, wanted_help
-from troupe.config.loader import Section, load_config
+from troupe.config.help import help_text
+from troupe.config.loader import Section, load_config, wanted_help
 from troupe.config.serve import ServeConfig, with_sources
 from troupe.errors import ConfigError
 

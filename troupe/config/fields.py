@@ -14,6 +14,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 Cls = type[BaseModel]
+LONGEST_SHOWN = 60
+"""Characters of a value in a sentence."""
 WORDS = {
     int: "a whole number",
     float: "a number",

@@ -6,7 +6,7 @@ import difflib
 import json
 import shutil
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pydantic.fields import FieldInfo
@@ -23,21 +23,6 @@ EVERYTHING = "all"
 REQUIRED = "required"
 MANY_TYPES = 3
 """A section of more types than this is shown as a list of them; `--help section.type` shows one."""
-
-
-def wanted_help(arguments: Sequence[str]) -> str | None:
-    """Return what the command line wants help about: "" for the overview, None where it asks for none.
-
-    >>> wanted_help(["--help", "rollout"]), wanted_help(["recipe.yaml", "--help"]), wanted_help(["steps=3"])
-    ('rollout', '', None)
-    """
-    for index, argument in enumerate(arguments):
-        if argument in ("--help", "-h"):
-            following = arguments[index + 1 : index + 2]
-            return next((one for one in following if "=" not in one and not one.endswith((".yaml", ".yml"))), "")
-        if argument.startswith("--help="):
-            return argument.removeprefix("--help=")
-    return None
 
 
 def help_text(cls: type[Section], program: str, topic: str = "") -> str:

@@ -15,9 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from troupe.config.fields import sections_of, tag_of
-from troupe.config.help import help_text, wanted_help
-from troupe.config.mistakes import LONGEST_SHOWN, sentences
+from troupe.config.fields import LONGEST_SHOWN, sections_of, tag_of
 from troupe.config.values import check_value
 from troupe.config.yaml_text import read_yaml
 from troupe.errors import ConfigError, first_line
@@ -66,6 +64,8 @@ def load_config(config_cls: type[C], arguments: Sequence[str]) -> C:
     try:
         return config_cls.model_validate(_onto_defaults(config_cls, values))
     except ValidationError as error:
+        from troupe.config.mistakes import sentences
+
         raise ConfigError(sentences(config_cls, error)) from None
 
 
@@ -187,6 +187,21 @@ def _recipe_file(argument: str) -> dict[str, Any]:
 DRY_RUN, RECIPE_ONLY = "--dry-run", "--recipe-only"
 
 
+def wanted_help(arguments: Sequence[str]) -> str | None:
+    """Return what the command line wants help about: "" for the overview, None where it asks for none.
+
+    >>> wanted_help(["--help", "rollout"]), wanted_help(["recipe.yaml", "--help"]), wanted_help(["steps=3"])
+    ('rollout', '', None)
+    """
+    for index, argument in enumerate(arguments):
+        if argument in ("--help", "-h"):
+            following = arguments[index + 1 : index + 2]
+            return next((one for one in following if "=" not in one and not one.endswith((".yaml", ".yml"))), "")
+        if argument.startswith("--help="):
+            return argument.removeprefix("--help=")
+    return None
+
+
 def parse_command_line(config_cls: type[C], program: str) -> tuple[C, set[str]]:
     """Return (config, flags) from `sys.argv`; prints help and exits on `--help`.
 
@@ -196,6 +211,8 @@ def parse_command_line(config_cls: type[C], program: str) -> tuple[C, set[str]]:
     arguments = sys.argv[1:]
     topic = wanted_help(arguments)
     if topic is not None:
+        from troupe.config.help import help_text
+
         print(help_text(config_cls, program, topic))
         raise SystemExit(0)
     flags = {DRY_RUN, RECIPE_ONLY}.intersection(arguments)

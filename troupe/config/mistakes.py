@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from troupe.config.fields import Cls, dotted_fields, kind_of, sections_of, tag_of, type_at
+from troupe.config.fields import LONGEST_SHOWN, Cls, dotted_fields, kind_of, sections_of, tag_of, type_at
 
 SYNONYMS = {
     "lr": "learning_rate",
@@ -36,8 +36,6 @@ SYNONYMS = {
     "eval_steps": "evaluation.every",
 }
 """Names of other libraries -> ours."""
-LONGEST_SHOWN = 60
-"""Characters of a value in a sentence."""
 BOUNDS = {
     "greater than or equal to": "at least",
     "greater than": "above",

@@ -20,7 +20,6 @@ import rich
 from rich.logging import RichHandler
 
 from troupe.config.loader import DRY_RUN, RECIPE_ONLY, Section, dump_config, parse_command_line
-from troupe.config.memory_estimate import memory_lines
 from troupe.disk import FULL, room
 from troupe.environment import load_env_file
 from troupe.errors import TroupeError
@@ -94,6 +93,8 @@ def describe(config: Section, found: Iterable[str] = ()) -> None:
     arithmetic = getattr(config, "arithmetic", None)
     if arithmetic is not None:
         print(f"# {arithmetic()}")
+    from troupe.config.memory_estimate import memory_lines
+
     for line in (*memory_lines(config), *found):
         print(f"# {line}")
     print(dump_config(config), end="")

@@ -9,8 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from troupe.config.evaluation import run_name
-from troupe.config.help import wanted_help
-from troupe.config.loader import Section
+from troupe.config.loader import Section, wanted_help
 from troupe.config.models import EngineConfig, PlacementConfig, Precision
 from troupe.config.rollout import ScorerConfig, ServedRewardModelConfig
 from troupe.files import to_json

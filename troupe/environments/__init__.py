@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from troupe.config.rollout import LABEL, EnvironmentConfig
-from troupe.environments.tic_tac_toe import TicTacToe
 from troupe.environments.turn import Environment, SampledText, Turn
 from troupe.errors import ConfigError
 from troupe.resolve import class_arguments, find, instance, signature_of
 
 __all__ = ["Environment", "Games", "SampledText", "Turn", "build_environment"]
 
-BUILT_IN: dict[str, type] = {"tic_tac_toe": TicTacToe}
+BUILT_IN = {"tic_tac_toe": "troupe.environments.tic_tac_toe:TicTacToe"}
 METHODS = {"reset": ("sample", "seed"), "step": ("answer",)}
 
 
