@@ -21,6 +21,7 @@ import torch
 
 from troupe.actors.meters import working
 from troupe.actors.workers import Workers, own_address
+from troupe.algorithms.hidden import inner_model
 from troupe.algorithms.objective import Objective
 from troupe.algorithms.packing import Batch
 from troupe.algorithms.padding import pad_apart
@@ -104,6 +105,8 @@ class TrainedWorker:
             seed=seed,
             keep_start=keep_start,
         )
+        if chat is not None:
+            keep_ends(inner_model(self._engine.model), chat["stop_ids"])
         shapes = self._engine.weight_shapes()
         return {
             "parameters": sum(int(torch.Size(shape).numel()) for _, _, shape in shapes),
@@ -167,6 +170,17 @@ class TrainedWorker:
         if self._away:
             self._engine.reload()
             self._away = False
+
+
+def keep_ends(model: Any, stop_ids: Sequence[int]) -> None:
+    """Have generation_config.json, which engines read, name every token at which an answer ends."""
+    generation = getattr(model, "generation_config", None)
+    if generation is None:
+        return
+    own = generation.eos_token_id
+    known = own if isinstance(own, list) else [] if own is None else [own]
+    if not set(stop_ids) <= set(known):
+        generation.eos_token_id = list(dict.fromkeys([*known, *stop_ids]))
 
 
 W = TypeVar("W", bound=TrainedWorker)

@@ -30,6 +30,7 @@ from troupe.hardware import hardware, set_up_generator
 from troupe.names import step_of
 from troupe.runs.run_directory import locked
 from troupe.serving.follower import Follower
+from troupe.serving.guarded_tokenizer import guard
 from troupe.serving.messages import Message, NoReplica, complete
 from troupe.serving.served_models import Served, on_this_machine
 
@@ -86,6 +87,7 @@ class ModelServer:
             trust_remote_code=config.trust_remote_code,
             worker_extension_cls="troupe.serving.model_server.ReloadExtension",
             disable_log_stats=True,
+            reasoning_parser=served.reasoning_parser or "",
             enable_lora=bool(adapters),
             max_loras=max(1, len(adapters)),
             max_lora_rank=_largest_rank(served),
@@ -95,7 +97,15 @@ class ModelServer:
         )
         self._process = EngineProcess(f"the engine of {served.name}")
         self._engine = self._process.start(arguments)
-        settings = Namespace(**vars(FrontendArgs(lora_modules=adapters or None)) | vars(arguments))
+        front = FrontendArgs(
+            lora_modules=adapters or None,
+            enable_auto_tool_choice=served.tool_call_parser is not None,
+            tool_call_parser=served.tool_call_parser,
+            chat_template=served.chat_template,
+            default_chat_template_kwargs=dict(served.chat_template_kwargs) or None,
+        )
+        settings = Namespace(**vars(front) | vars(arguments))
+        guard(self._engine.get_tokenizer())
         tasks = await self._engine.get_supported_tasks()
         self._app = build_app(settings, tasks, self._engine.model_config)
         # vLLM's handler of a dead engine tells its own web server to exit; here Serve asks `check_health` instead.

@@ -14,6 +14,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from troupe.chat import load_form
+from troupe.config.models import ConversationConfig
 from troupe.config.rollout import ServedRewardModelConfig
 from troupe.config.serve import ServeConfig, ServedModelConfig
 from troupe.errors import CheckpointError, ConfigError
@@ -30,6 +32,7 @@ from troupe.runs.model_check import (
     require_vllm_knows,
 )
 from troupe.runs.model_paths import locate
+from troupe.serving.parsers import Kind, chosen_parser
 
 CPU_LENGTH = 8192
 """Longest prompt and answer on a CPU where the recipe names none: prompts are prefilled whole there."""
@@ -54,6 +57,11 @@ class Served:
     """The run directory whose newer checkpoints take its place."""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """Name -> peft directory."""
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    chat_template: str | None = None
+    """The text of a template in place of the model's own."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What else /v1/models says of it."""
 
@@ -151,7 +159,29 @@ def _found(config: ServeConfig, model: ServedModelConfig, *, follow: str | None)
         run=None if follow is None else _absolute(follow),
         adapters={name: _absolute(adapter) for name, adapter in model.adapters.items()},
         metadata={"base": follow is None and step is None},
+        **_conversations(config, model, path),
     )
+
+
+def _conversations(config: ServeConfig, model: ServedModelConfig, path: str) -> dict[str, Any]:
+    """Return the template, its settings and the parsers of a model; ConfigError for one that it does not have."""
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+
+    settings = ConversationConfig(chat_template=model.chat_template, chat_template_kwargs=model.chat_template_kwargs)
+    form = load_form(path, settings.chat_settings, trust_remote_code=config.trust_remote_code)
+    known: dict[Kind, list[str]] = {
+        "tool_call_parser": sorted(ToolParserManager.list_registered()),
+        "reasoning_parser": sorted(ReasoningParserManager.list_registered()),
+    }
+    return {
+        "chat_template": settings.chat_settings.template,
+        "chat_template_kwargs": form.record["template_kwargs"],
+        **{
+            kind: chosen_parser(kind, getattr(model, kind), form.template, names, model.label)
+            for kind, names in known.items()
+        },
+    }
 
 
 def _absolute(path: str) -> str:

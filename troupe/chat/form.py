@@ -81,6 +81,7 @@ class ChatForm:
             "text_prompts": "raw" if self.raw else "template",
             "template_kwargs": dict(self._kwargs),
             "system_turn": "fold" if self._fold else "keep",
+            "stop_ids": list(self.stop_ids),
         }
 
     def described(self) -> str:

@@ -37,4 +37,6 @@ def tokenizer_record(tokenizer: AnyTokenizer, record: Mapping[str, Any]) -> None
     template = record.get("template")
     if template is not None:
         tokenizer.chat_template = template
-    tokenizer.init_kwargs[RECORD] = {name: value for name, value in record.items() if name != "template"}
+    tokenizer.init_kwargs[RECORD] = {
+        name: value for name, value in record.items() if name not in ("template", "stop_ids")
+    }

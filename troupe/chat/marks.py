@@ -8,7 +8,7 @@ encoded as text; everything else is encoded as ever, in one piece.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 OPEN, CLOSE = "\U0010fffa", "\U0010fffb"
@@ -18,9 +18,10 @@ HIDDEN = re.compile(f"{OPEN}(\\d+){CLOSE}")
 class Marks:
     """The special tokens of a tokenizer."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, encode: Callable[..., Any] | None = None) -> None:
+        """Take the tokenizer's special tokens; `encode` is called in place of the tokenizer."""
         added = tokenizer.added_tokens_decoder
-        self._tokenizer = tokenizer
+        self._encode = encode or tokenizer
         self.ids = {token.content: int(number) for number, token in added.items() if token.special and token.content}
         longest_first = sorted(self.ids, key=len, reverse=True)
         # The two characters themselves are hidden like marks, so that no text can pretend to hide something.
@@ -39,7 +40,7 @@ class Marks:
 
     def shown(self, text: str) -> str:
         """Return a rendered text with everything that was hidden, for people."""
-        return HIDDEN.sub(lambda found: self._hidden[int(found[1])], text)
+        return HIDDEN.sub(lambda found: dict(enumerate(self._hidden)).get(int(found[1]), found[0]), text)
 
     def split(self, text: str) -> list[str]:
         """Return a rendered text at the template's own marks: text, mark, text, mark, ..., text."""
@@ -64,4 +65,4 @@ class Marks:
         return ids + (self._ids(plain) if plain else [])
 
     def _ids(self, text: str, **options: Any) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False, **options)["input_ids"])
+        return list(self._encode(text, add_special_tokens=False, **options)["input_ids"])

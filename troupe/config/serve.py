@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,6 +25,17 @@ class ServedModelConfig(Section):
     """What requests call it; unset: the run's or directory's name, `@step` where asked for, or the hub name."""
     adapters: dict[str, str] = {}
     """Name -> peft directory: LoRA adapters on this model, each served under its own name by the same engine."""
+
+    tool_call_parser: str | None = "auto"
+    """vLLM's parser of calls of tools, by name; auto: the one that reads what the chat template writes, where there is
+    one; null: calls stay text.
+    """
+    reasoning_parser: str | None = "auto"
+    """vLLM's parser that parts thoughts from answers, likewise."""
+    chat_template: str | None = None
+    """File with a jinja template in place of the model's own."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """What the template is given where a request says nothing else; unset: what a model trained here was given."""
 
     @field_validator("path")
     @classmethod
