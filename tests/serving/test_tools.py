@@ -34,6 +34,7 @@ TOOLS: list[Any] = [
         "type": "function",
         "function": {
             "name": "get_weather",
+            "strict": True,  # the arguments follow the schema, whatever a model of random weights would write
             "parameters": {
                 "type": "object",
                 "properties": {"city": {"type": "string", "enum": ["Paris"]}},
@@ -83,9 +84,8 @@ def asked(client: openai.OpenAI, **settings: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("choice", [NAMED, "required"], ids=["named", "required"])
-def test_a_call_comes_back_as_a_call(client: openai.OpenAI, no_blanks: dict[str, int], choice: Any) -> None:
-    message = asked(client, tool_choice=choice, logit_bias=no_blanks).choices[0].message
+def test_a_call_comes_back_as_a_call(client: openai.OpenAI, no_blanks: dict[str, int]) -> None:
+    message = asked(client, tool_choice=NAMED, logit_bias=no_blanks).choices[0].message
     assert message.tool_calls, message
     called = [(call.function.name, json.loads(call.function.arguments)) for call in message.tool_calls]
     assert called[0] == ("get_weather", {"city": "Paris"})
