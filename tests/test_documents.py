@@ -16,8 +16,8 @@ import pytest
 
 from tests.job_configs import JOB_CONFIGS
 from troupe.config.fields import dotted_fields, sections_of, type_at
-from troupe.config.help import help_text, wanted_help
-from troupe.config.loader import load_config
+from troupe.config.help import help_text
+from troupe.config.loader import load_config, wanted_help
 from troupe.config.serve import with_sources
 from troupe.config.yaml_text import read_yaml
 from troupe.errors import ConfigError
