@@ -30,7 +30,7 @@ from troupe.jobs.run_pipeline import check_command, checked_stage, missing_files
 from troupe.ops.dry_runs import dry_runs
 from troupe.rewards.build import build_rewards
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 PIPELINES = sorted((CONFIGS / "pipelines").glob("*.yaml"))
 RECIPES = sorted(set(CONFIGS.rglob("*.yaml")) - set(PIPELINES))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.test_layering import source_files
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/operations.md").read_text()
 VALUE = "\0"
 """Stands for what an f-string puts in."""

@@ -319,7 +319,7 @@ def examined(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     output = tmp_path_factory.mktemp("evaluation")
     with pytest.raises(RewardError, match="a bug"):
-        evaluate(recipe(models, output, metrics=[{"fn": "tests.jobs.test_evaluate:broken"}]))
+        evaluate(recipe(models, output, metrics=[{"fn": "tests.evaluation.test_evaluate:broken"}]))
     assert {path.name for path in output.iterdir()} == {"recipe.yaml", "generated"}
     return output
 
@@ -442,12 +442,12 @@ def test_a_judge_may_be_a_function_that_sees_both_answers(
             against="reference",
             reward_model=None,
             rouge=False,
-            judge="tests.jobs.test_evaluate:shorter",
+            judge="tests.evaluation.test_evaluate:shorter",
         )
     )
     compared = measured["comparisons"]["tiny against reference"]
     rows = read_lines(examined / "answers" / "tiny.jsonl")
-    judged = [row["metrics"]["tests.jobs.test_evaluate:shorter"] for row in rows]
+    judged = [row["metrics"]["tests.evaluation.test_evaluate:shorter"] for row in rows]
     expected = [
         1.0 if len(r["prediction"]) < len(r["reference"]) else 0.5 * (len(r["prediction"]) == len(r["reference"]))
         for r in rows

@@ -17,7 +17,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.actors.small import write_model
-from tests.jobs.test_evaluate import write_reward_model
+from tests.evaluation.test_evaluate import write_reward_model
 from tests.rewards.chat_server import Answer, ChatServer
 from troupe.config.evaluation import BenchmarkConfig
 from troupe.config.grpo import GRPOConfig
@@ -244,7 +244,7 @@ def test_a_key_that_is_refused_stops_its_model_after_a_few_questions_and_nobody_
 
 
 def test_every_pair_is_compared_in_every_dimension_and_ties_are_counted(scene: RunContext) -> None:
-    judge = {"fn": "tests.jobs.test_benchmark:longer"}
+    judge = {"fn": "tests.evaluation.test_benchmark:longer"}
     settings = {"judge": judge, "dimensions": ["plot", "overall"], "genre_field": "topic"}
     benchmark(scene.recipe(preferences=settings))
     out = scene.directory / "out"
@@ -337,7 +337,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no run there": ({"trained": "nowhere"}, DataError, "nowhere is not a run directory"),
     "a start that is not kept": ({"base": "start"}, ConfigError, "starts from a model of its own making"),
     "a model that was never compared": (
-        {"preferences": {"judge": {"fn": "tests.jobs.test_benchmark:longer"}, "between": ["run@5", "steady"]}},
+        {"preferences": {"judge": {"fn": "tests.evaluation.test_benchmark:longer"}, "between": ["run@5", "steady"]}},
         ConfigError,
         "preferences.between names 'run@5'; there are run@0, run@10, run@20, steady, moody",
     ),
