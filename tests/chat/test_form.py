@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.chat.templates import byte_tokenizer, source, stock
-from troupe.chat import CHATML, ChatForm, ChatSettings, load_form, tokenizer_record
+from troupe.chat import CHATML, ChatForm, ChatSettings, encode_conversation, load_form, tokenizer_record
 from troupe.config.models import PretrainedModelConfig
 from troupe.errors import ConfigError, DataError
 from troupe.records import Message, Sample
@@ -173,7 +173,31 @@ def test_the_beginning_of_a_turn_has_the_marks_of_its_template_and_no_second_tho
         assert read(ChatForm(byte_tokenizer(source(name))), [*user("2+2?"), begun]).endswith(end)
 
 
+def test_answers_that_begin_or_end_like_the_words_of_a_comparison_are_found_whole(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Turns are found by rendering them with other words, which must share no letter with either end of them."""
+    prompt: list[Message] = [
+        *user("One?"),
+        {"role": "assistant", "content": "quick matrix"},
+        *user("Two?"),
+        {"role": "assistant", "content": "joke"},
+        *user("Three?"),
+    ]
+    form = ChatForm(tokenizer(CHATML))
+    for answer in ("quiz box", "quark", "qvx", "jwk"):
+        ids, mask = encode_conversation(form, sample(prompt), answer, every_turn=True)
+        trained = form.tokenizer.decode([token for token, mine in zip(ids, mask, strict=True) if mine])
+        assert trained == f"quick matrix<|im_end|>joke<|im_end|>{answer}<|im_end|>"
+    assert not caplog.records
+
+
 def test_tools_and_calls_that_no_template_shows_are_refused() -> None:
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
     with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template does not show its tools \(look\)"):
         ChatForm(tokenizer()).prompt(Sample(sample_id="rows.jsonl:7", prompt=user("2+2?"), tools=[tool]))
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
+    asked: list[Message] = [*user("2+2?"), {"role": "assistant", "content": None, "tool_calls": [call]}]
+    told: Message = {"role": "tool", "content": "4"}
+    with pytest.raises(DataError, match=r"rows.jsonl:7: the chat template does not show its calls of tools \(look\)"):
+        ChatForm(tokenizer()).prompt(sample([*asked, told]))

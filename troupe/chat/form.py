@@ -179,6 +179,8 @@ class ChatForm:
         **settings: Any,
     ) -> str:
         """Return the template's text, with special tokens of other texts hidden as `Marks` hides them."""
+        if any("tool_calls" in turn for turn in messages) and self._call_shape is None:
+            self.require_shown("", [], messages)  # such a template mostly fails with words of its own
         turns = _folded(messages) if self._fold else messages
         return self._template_text(
             [self._for_template(turn, parts=self._in_parts) for turn in turns],

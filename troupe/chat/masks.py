@@ -163,12 +163,22 @@ def _altered(turn: Message) -> Message:
     """Return the turn with other words, so that comparison shows where they are."""
     other: Message = {**turn}
     if turn["content"] or not turn.get("tool_calls"):
-        other["content"] = PROBE
+        other["content"] = _other_words(turn["content"] or "")
     if "tool_calls" in turn:
         other["tool_calls"] = [
             {**call, "function": {**call["function"], "arguments": {PROBE: PROBE}}} for call in turn["tool_calls"]
         ]
     return other
+
+
+def _other_words(text: str) -> str:
+    """Return words that neither begin nor end as `text` does, so that a comparison finds all of it.
+
+    >>> _other_words("a matrix")
+    'jwk'
+    """
+    said = text.strip()
+    return next(each for each in (PROBE, "jwk", "zfb") if each[0] != said[:1] and each[-1] != said[-1:])
 
 
 def _said(turn: Message) -> list[str]:

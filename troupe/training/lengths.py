@@ -53,7 +53,7 @@ def count_left_out(
     if len(lengths) == len(samples):
         raise DataError(
             f"none of the {len(samples):,} {what} can be used: each is {reason}, the shortest with {min(lengths):,} "
-            f"tokens; raise {limit.field}, or shorten them"
+            f"tokens; raise {limit.field}, shorten them, or use other ones"
         )
     of = f"{read:,}" if read == len(samples) else f"the first {read:,}"
     log.warning(
