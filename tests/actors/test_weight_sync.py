@@ -12,10 +12,12 @@ from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 from tests.actors.forgetful import ForgetfulGenerator
 from tests.actors.small import random_group, with_targets, write_model
 from troupe.actors.consistency import LogprobCheck
+from troupe.actors.generator import Request
 from troupe.actors.generators import Generators, generator_arguments, start_generators
 from troupe.actors.placement import Cluster
 from troupe.actors.policy import Policy, PolicyWorker
 from troupe.algorithms.objective import PolicyObjective
+from troupe.chat import load_tokenizer
 from troupe.config.algorithm import AlgorithmConfig
 from troupe.config.grpo import GRPOConfig
 from troupe.config.models import ConsistencyConfig, GeneratorConfig, PolicyConfig
@@ -188,8 +190,22 @@ def test_experts_follow_the_trainer_although_vllm_packs_them_at_its_start_alone(
         for _ in range(2):
             pair.learn()
             assert pair.publish()["consistency/logprob_gap"] < EXACT
+        require_an_answer_ends_at_every_stop(pair)
     finally:
         pair.shutdown()
+
+
+def require_an_answer_ends_at_every_stop(pair: Pair) -> None:
+    """Half of the vocabulary ends an answer here, as the several ends of a chat template do; special tokens are read
+    as well."""
+    ends = tuple(range(150))
+    request = Request(prompt_ids=[5, 6, 7], num_branches=8, max_tokens=100, temperature=1.0, seed=1, stop_ids=ends)
+    tokenizer = load_tokenizer(pair.model)
+    for branch in pair.generators.submit([request])[0].result(60):
+        assert branch.finish_reason == "stop"
+        assert [token in ends for token in branch.token_ids] == [False] * (len(branch.token_ids) - 1) + [True]
+        assert branch.raw_text == tokenizer.decode(branch.token_ids)
+        assert branch.text == tokenizer.decode(branch.token_ids, skip_special_tokens=True)
 
 
 def test_a_bound_that_the_recipe_sets_is_the_bound() -> None:

@@ -117,6 +117,7 @@ def test_a_game_is_the_conversation_as_the_template_shows_it_and_only_the_models
             newline = TOKENIZER("\n")["input_ids"]
             assert [*group.prompt_ids, *branch.token_ids, *newline] == whole
             assert branch.text == TOKENIZER.decode(branch.token_ids, skip_special_tokens=True)
+            assert branch.raw_text == TOKENIZER.decode(branch.token_ids)
             assert branch.finish_reason == "stop"
             said = [value for value, trained in zip(branch.logprobs, branch.loss_mask, strict=True) if trained]
             heard = [value for value, trained in zip(branch.logprobs, branch.loss_mask, strict=True) if not trained]
