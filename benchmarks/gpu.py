@@ -54,7 +54,7 @@ BATCHES = {  # (prompt, answer, groups, answers of a group), in tokens
     "cpu": {"short": (24, 16, 4, 4)},
 }
 ROW_TOKENS = 32_768
-WARM_UP, STEPS = 2, 5
+WARM_UP, STEPS = (2, 5) if torch.cuda.is_available() else (1, 2)
 
 
 def build(device: str, attention: str, precision: torch.dtype) -> PackedModel:

@@ -116,7 +116,8 @@ def run_troupe(shape: Shape, model: str, directory: Path, steps: int) -> dict[st
     lines = [json.loads(line) for line in (directory / "runs" / "bench" / "metrics.jsonl").read_text().splitlines()]
     measured = [line for line in lines if WARM_UP < line["step"] < steps]  # the last one also saves
     (first,) = [line for line in lines if line["step"] == 1]
-    middle = {name: statistics.median(line[name] for line in measured) for name in measured[0]}
+    numbers = [name for name, value in measured[0].items() if isinstance(value, float)]
+    middle = {name: statistics.median(line[name] for line in measured) for name in numbers}
     return {
         "step_s": middle["time/step_s"],
         "phases_s": {phase: middle.get(f"time/{phase}_s", 0.0) for phase in PHASES},
