@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,40 +138,50 @@ def run_troupe(workload: Workload, directory: Path, steps: int) -> dict[str, Any
 
 
 def run_trl(workload: Workload, directory: Path, steps: int) -> dict[str, Any]:
-    """Median seconds between optimizer steps of TRL's trainer with its own generation."""
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
-
-    torch.set_num_threads(os.cpu_count() or 1)
+    """Measure TRL's trainer on the model of this directory, in fp32."""
     ends = json.loads((directory / "generation_config.json").read_text())["eos_token_id"]
     branches = workload.prompts * workload.group
-    lengths: list[int] = []
-
-    def score(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        lengths.extend(len(ids) for ids in completion_ids)
-        return [even_share(ids) for ids in completion_ids]
-
     per_pass = min(branches, 128)
-    config = GRPOConfig(
+    return trl_steps(
+        str(directory),
+        "float32",
+        read_prompts(directory),
         output_dir=str(directory / "trl"),
-        use_cpu=True,
-        bf16=False,
         per_device_train_batch_size=per_pass,
         gradient_accumulation_steps=branches // per_pass,
         num_generations=workload.group,
         max_completion_length=workload.answer,
         generation_kwargs={"eos_token_id": ends},
         learning_rate=1e-4,
+        max_steps=steps,
+    )
+
+
+def trl_steps(model: str, dtype: str, prompts: Sequence[Any], **settings: Any) -> dict[str, Any]:
+    """Return median seconds between optimizer steps of TRL's trainer with its own generation, and tokens an answer."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    lengths: list[int] = []
+
+    def score(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        lengths.extend(len(ids) for ids in completion_ids)
+        return [even_share(ids) for ids in completion_ids]
+
+    config = GRPOConfig(
+        use_cpu=True,
+        bf16=False,
         beta=0.0,
         temperature=1.0,
-        max_steps=steps,
         report_to=[],
         save_strategy="no",
         logging_strategy="no",
         gradient_checkpointing=False,
         disable_tqdm=True,
+        **settings,
     )
     times: list[float] = []
 
@@ -180,11 +190,11 @@ def run_trl(workload: Workload, directory: Path, steps: int) -> dict[str, Any]:
             times.append(time.perf_counter())
 
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)),
         reward_funcs=score,
         args=config,
-        train_dataset=Dataset.from_list([{"prompt": text} for text in read_prompts(directory)]),
-        processing_class=AutoTokenizer.from_pretrained(directory),
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+        processing_class=AutoTokenizer.from_pretrained(model),
         callbacks=[Clock()],
     )
     trainer.train()

@@ -28,10 +28,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.grpo_step import even_share, machine  # noqa: E402  (the checkout is not installed everywhere)
+from benchmarks.grpo_step import WARM_UP, even_share, machine, trl_steps  # noqa: E402  (not installed everywhere)
+from troupe.files import read_lines  # noqa: E402
 
-WARM_UP = 2
-"""Steps that are not counted."""
 PHASES = ("rollout", "update", "publish", "other")
 MODEL = ROOT / ".cache" / "models" / "smollm2-135m-instruct"
 
@@ -113,7 +112,7 @@ def run_troupe(shape: Shape, model: str, directory: Path, steps: int) -> dict[st
         f"run.directory={directory / 'runs'}",
     ]
     train(load_config(GRPOConfig, overrides))
-    lines = [json.loads(line) for line in (directory / "runs" / "bench" / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(directory / "runs" / "bench" / "metrics.jsonl")
     measured = [line for line in lines if WARM_UP < line["step"] < steps]  # the last one also saves
     (first,) = [line for line in lines if line["step"] == 1]
     numbers = [name for name, value in measured[0].items() if isinstance(value, float)]
@@ -139,55 +138,19 @@ def gflop(model: str, prompt_tokens: float, answer_tokens: float) -> float:
 
 
 def run_trl(shape: Shape, model: str, directory: Path, steps: int) -> dict[str, Any]:
-    """Measure seconds between optimizer steps of TRL's trainer with its own generation."""
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    lengths: list[int] = []
-
-    def score(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        lengths.extend(len(ids) for ids in completion_ids)
-        return [even_share(ids) for ids in completion_ids]
-
-    config = GRPOConfig(
+    """Measure TRL's trainer with bf16 weights."""
+    return trl_steps(
+        model,
+        "bfloat16",
+        [line["prompt"] for line in read_lines(directory / "prompts.jsonl")],
         output_dir=str(directory / "trl"),
-        use_cpu=True,
-        bf16=False,
         per_device_train_batch_size=shape.group,
         gradient_accumulation_steps=shape.prompts,
         num_generations=shape.group,
         max_completion_length=shape.answer,
         learning_rate=1e-6,
-        beta=0.0,
-        temperature=1.0,
         max_steps=steps,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        gradient_checkpointing=False,
-        disable_tqdm=True,
     )
-    times = [time.perf_counter()]
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            times.append(time.perf_counter())
-
-    prompts = [json.loads(line)["prompt"] for line in (directory / "prompts.jsonl").read_text().splitlines()]
-    trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16),
-        reward_funcs=score,
-        args=config,
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
-        processing_class=AutoTokenizer.from_pretrained(model),
-        callbacks=[Clock()],
-    )
-    trainer.train()
-    steps_s = [end - start for start, end in itertools.pairwise(times)][WARM_UP:]
-    return {"step_s": statistics.median(steps_s), "answer_tokens": statistics.mean(lengths)}
 
 
 def run_generation(shape: Shape, model: str, directory: Path, steps: int) -> dict[str, Any]:
@@ -204,7 +167,7 @@ def run_generation(shape: Shape, model: str, directory: Path, steps: int) -> dic
     from troupe.records import Sample
 
     form = load_form(model)
-    prompts = [json.loads(line)["prompt"] for line in (directory / "prompts.jsonl").read_text().splitlines()]
+    prompts = [line["prompt"] for line in read_lines(directory / "prompts.jsonl")]
     arguments = engine_arguments(GeneratorConfig(), max_length=shape.prompt + shape.answer, precision="bf16")
     llm = LLM(model, logprobs_mode="processed_logprobs", seed=0, **arguments)
     sampling = SamplingParams(

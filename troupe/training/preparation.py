@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 
 Encode = Callable[[ChatForm, Sample], Any]
 
-RENDERED = 1000
-"""Samples of each side whose prompts are rendered before anything starts; the others are as they come."""
 
 PRETRAINED_WIDTH = 512
 """Hidden size from which on a model is one that was trained on much text; what is made here is narrower."""
@@ -98,7 +96,6 @@ def prepare(
     tried = [data.train[0], data.train[-1], data.heldout[0], data.heldout[-1]]
     for sample in tried:
         encode(form, sample)
-    require_rendered(form, [*data.train[:RENDERED], *data.heldout[:RENDERED]])
     if getattr(config, "environment", None) is not None:
         TurnEncoder(form)
     if config.model.type != "scratch":
@@ -166,13 +163,6 @@ def given_models(config: Any) -> Iterator[tuple[str, Head, bool, PolicyConfig | 
     scorer = getattr(config, "perplexity_reward", None)
     if scorer is not None and scorer.path is not None:
         yield locate(scorer.path), "vocabulary", scorer.trust_remote_code, None
-
-
-def require_rendered(form: ChatForm, samples: Sequence[Sample]) -> None:
-    """Raise DataError, naming the sample, where the chat template refuses a prompt."""
-    for sample in samples:
-        if not form.reads_raw(sample):
-            form.prompt_text(sample)
 
 
 def starting_form(config: Any, data: DataSet) -> ChatForm:
