@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 if not __package__:  # run as a file: imports begin at the project, not in jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -37,9 +37,6 @@ from troupe.runs.model_check import locate_reward_model
 from troupe.runs.model_paths import locate
 from troupe.runs.run import Run
 from troupe.training.preparation import Prepared, prepare
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
