@@ -57,7 +57,7 @@ SHAPES = {
 def prepare(shape: Shape, model: str, directory: Path, steps: int) -> None:
     """Write prompts.jsonl: one user's turn each, worked examples in front until it is nearly `shape.prompt` long."""
     from troupe.chat import load_form
-    from troupe.config.data import WordProblemsConfig
+    from troupe.config.made_data import WordProblemsConfig
     from troupe.data import load_data
     from troupe.records import Sample
 

@@ -19,9 +19,10 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
 import rich
 from pydantic import Field
 
-from troupe.config.data import DataConfig, RepliqaConfig
+from troupe.config.data import DataConfig
 from troupe.config.loader import Section
 from troupe.config.program import run_program
+from troupe.config.published_data import RepliqaConfig
 from troupe.data import load_data
 from troupe.data.lines import write_rows
 from troupe.errors import ConfigError, RewardError

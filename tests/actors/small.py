@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2Config
 
 from troupe.algorithms.packing import Batch
-from troupe.config.data import WordProblemsConfig
+from troupe.config.made_data import WordProblemsConfig
 from troupe.config.models import ScratchModelConfig
 from troupe.data import load_data
 from troupe.records import Branch, Group, Sample

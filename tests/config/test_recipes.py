@@ -14,12 +14,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from troupe.actors.placement import placement_table
-from troupe.config.data import DocstringPairsConfig, HarvestConfig, TldrComparisonsConfig, TldrConfig
 from troupe.config.evaluation import AnsweringConfig, BenchmarkConfig, EvaluateConfig
 from troupe.config.fields import flat_values
 from troupe.config.grpo import GRPOConfig, PPOConfig, RLOOConfig
 from troupe.config.loader import Section, load_config
+from troupe.config.made_data import DocstringPairsConfig, HarvestConfig
 from troupe.config.models import PretrainedModelConfig
+from troupe.config.published_data import TldrComparisonsConfig, TldrConfig
 from troupe.config.rollout import RewardConfig
 from troupe.config.serve import ServeConfig
 from troupe.config.supervised import DPOConfig, RewardModelTrainingConfig, SFTConfig, SupervisedConfig

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.data.packages import words
-from troupe.config.data import DocstringPairsConfig, DocstringsConfig
+from troupe.config.made_data import DocstringPairsConfig, DocstringsConfig
 from troupe.data import DataSet
 from troupe.data.docstrings import load_docstring_pairs, load_docstrings
 from troupe.records import Sample

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from tests.data.packages import write_paragraphs
-from troupe.config.data import DocstringSectionsConfig
+from troupe.config.made_data import DocstringSectionsConfig
 from troupe.data import DataSet
 from troupe.data.docstring_sections import load_docstring_sections, paragraphs_of
 from troupe.records import Sample

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.packages import function, words
-from troupe.config.data import DocstringsConfig
+from troupe.config.made_data import DocstringsConfig
 from troupe.data import DataSet, docstring_scan as harvest
 from troupe.data.dataset import shorten
 from troupe.data.docstrings import load_docstrings

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from troupe.chat import prompt_text
-from troupe.config.data import DocumentsConfig
+from troupe.config.made_data import DocumentsConfig
 from troupe.data.dataset import DataSet
 from troupe.data.documents import Fact, load_documents, split_facts
 from troupe.records import Branch, Sample

@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 import pytest
 
-from troupe.config.data import GSM8KConfig
+from troupe.config.published_data import GSM8KConfig
 from troupe.data import load_data
 from troupe.errors import DataError
 

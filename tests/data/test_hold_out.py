@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from troupe.config.data import GSM8KConfig, JsonlConfig, MessagesConfig
+from troupe.config.own_data import JsonlConfig, MessagesConfig
+from troupe.config.published_data import GSM8KConfig
 from troupe.data import DataSet, load_data
 from troupe.data.dataset import hold_out
 from troupe.errors import DataError

@@ -10,7 +10,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from troupe.config.data import FunctionConfig, HubConfig, RowFilterConfig
+from troupe.config.own_data import FunctionConfig, HubConfig, RowFilterConfig
 from troupe.data import load_data
 from troupe.errors import ConfigError, DataError
 from troupe.records import Sample

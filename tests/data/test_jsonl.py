@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from troupe.config.data import JsonlConfig
+from troupe.config.own_data import JsonlConfig
 from troupe.data import DataSet, load_data
 from troupe.errors import DataError
 

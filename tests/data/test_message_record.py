@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from troupe.config.data import JsonlConfig
+from troupe.config.own_data import JsonlConfig
 from troupe.data import load_data
 from troupe.data.messages import messages_of, part, tools_of, with_system
 from troupe.errors import DataError

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.data.packages import FIXTURES
-from troupe.config.data import MessagesConfig
+from troupe.config.own_data import MessagesConfig
 from troupe.data import DataSet, load_data
 from troupe.errors import DataError
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from troupe.config.data import JsonlConfig, MixtureConfig
+from troupe.config.data import MixtureConfig
 from troupe.config.grpo import GRPOConfig
 from troupe.config.loader import load_config
+from troupe.config.own_data import JsonlConfig
 from troupe.config.supervised import SFTConfig
 from troupe.data import MixedStream, load_data, stream_of
 from troupe.errors import ConfigError, DataError

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.data.packages import FIXTURES
-from troupe.config.data import NextChapterConfig
+from troupe.config.published_data import NextChapterConfig
 from troupe.data import DataSet, load_data
 from troupe.errors import DataError
 from troupe.records import Sample

@@ -97,7 +97,7 @@ def with_other_golds(config: Row, directory: Path, change: Callable[[Row], Row])
 
 def test_the_words_of_a_gold_that_a_docstring_plan_shows_are_in_training_prompts_alone(configs: dict[str, Row]) -> None:
     """A small frozen model has to learn what plans are for; it may not be shown one where anything is measured."""
-    from troupe.config.data import DocstringSectionsConfig
+    from troupe.config.made_data import DocstringSectionsConfig
     from troupe.data import load_data
 
     settings = {key: value for key, value in configs["docstring_sections"].items() if key != "type"}
@@ -109,7 +109,7 @@ def test_the_words_of_a_gold_that_a_docstring_plan_shows_are_in_training_prompts
 
 
 def test_a_chapter_that_its_row_shows_already_is_left_out_and_counted(tmp_path: Path) -> None:
-    from troupe.config.data import NextChapterConfig
+    from troupe.config.published_data import NextChapterConfig
     from troupe.data import load_data
 
     shutil.copytree(FIXTURES / "next_chapter", tmp_path / "stories")

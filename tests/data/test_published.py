@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from tests.data.packages import FIXTURES
-from troupe.config.data import SmolTalkConfig, TldrComparisonsConfig, TldrConfig, UltraFeedbackConfig
+from troupe.config.published_data import SmolTalkConfig, TldrComparisonsConfig, TldrConfig, UltraFeedbackConfig
 from troupe.data import load_data
 from troupe.errors import DataError
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from tests.data.packages import FIXTURES
 from troupe.chat import prompt_text
-from troupe.config.data import RepliqaConfig
+from troupe.config.published_data import RepliqaConfig
 from troupe.data import DataSet, load_data
 from troupe.data.lines import write_rows
 from troupe.errors import DataError

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from troupe.config.data import JsonlConfig, RowFilterConfig
+from troupe.config.own_data import JsonlConfig, RowFilterConfig
 from troupe.data import DataSet, load_data
 from troupe.errors import DataError
 from troupe.records import Sample

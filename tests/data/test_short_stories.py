@@ -1,6 +1,6 @@
 import re
 
-from troupe.config.data import ShortStoriesConfig
+from troupe.config.made_data import ShortStoriesConfig
 from troupe.data.short_stories import load_short_stories, right_coins
 from troupe.records import Branch, Sample
 

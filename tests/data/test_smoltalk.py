@@ -1,7 +1,7 @@
 from typing import Any
 
 from tests.data.packages import FIXTURES
-from troupe.config.data import SmolTalkConfig
+from troupe.config.published_data import SmolTalkConfig
 from troupe.data import DataSet, load_data
 
 

@@ -1,7 +1,7 @@
 from typing import Any
 
 from tests.data.packages import FIXTURES
-from troupe.config.data import TldrComparisonsConfig, TldrConfig
+from troupe.config.published_data import TldrComparisonsConfig, TldrConfig
 from troupe.data import DataSet, load_data
 from troupe.data.tldr import post, summary
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.data.packages import FIXTURES
-from troupe.config.data import UltraFeedbackConfig
+from troupe.config.published_data import UltraFeedbackConfig
 from troupe.data import DataSet, load_data
 from troupe.errors import DataError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from troupe.config.data import WordProblemsConfig
+from troupe.config.made_data import WordProblemsConfig
 from troupe.data import load_data, word_problems
 from troupe.data.word_problems import load_word_problems
 from troupe.errors import DataError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from troupe.config.data import TicTacToeConfig
+from troupe.config.made_data import TicTacToeConfig
 from troupe.data import load_data
 from troupe.environments.board import CELLS, EMPTY, Symbol, free_cells, is_over, other, place, show, winner, written
 from troupe.environments.tic_tac_toe import TicTacToe, best_moves, read_move, reply

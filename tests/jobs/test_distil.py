@@ -5,7 +5,7 @@ import pytest
 
 from tests.data.packages import FIXTURES
 from tests.rewards.chat_server import Answer, ChatServer
-from troupe.config.data import RepliqaConfig
+from troupe.config.published_data import RepliqaConfig
 from troupe.data import load_data
 from troupe.errors import ConfigError
 from troupe.files import read_lines

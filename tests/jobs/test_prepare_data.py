@@ -10,13 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from tests.actors.small import write_model
 from tests.data.packages import FIXTURES, write_paragraphs
-from troupe.config.data import (
-    DataConfig,
-    DocstringSectionsConfig,
-    MessagesConfig,
-    NextChapterConfig,
-    WordProblemsConfig,
-)
+from troupe.config.data import DataConfig
+from troupe.config.made_data import DocstringSectionsConfig, WordProblemsConfig
+from troupe.config.own_data import MessagesConfig
+from troupe.config.published_data import NextChapterConfig
 from troupe.config.tools import PrepareConfig
 from troupe.data import load_data
 from troupe.errors import ConfigError, DataError

@@ -22,7 +22,7 @@ from troupe.actors.generator import Request, branch_seed
 from troupe.actors.generators import Generators
 from troupe.actors.rewarder import Rewarder
 from troupe.chat import encode_prompt
-from troupe.config.data import TicTacToeConfig
+from troupe.config.made_data import TicTacToeConfig
 from troupe.config.models import GeneratorConfig
 from troupe.config.rollout import EnvironmentConfig, RewardConfig, RolloutConfig
 from troupe.data import PromptStream, load_data

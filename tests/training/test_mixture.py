@@ -14,7 +14,8 @@ from tests.actors.small import write_model
 from tests.training.test_rollouts import TOKENIZER, LastInFirstOut
 from tests.training.test_supervised import column, common, weights
 from troupe.actors.rewarder import Rewarder
-from troupe.config.data import JsonlConfig, MixtureConfig
+from troupe.config.data import MixtureConfig
+from troupe.config.own_data import JsonlConfig
 from troupe.config.rollout import RewardConfig, RolloutConfig
 from troupe.config.supervised import SFTConfig
 from troupe.data import load_data, stream_of

@@ -9,9 +9,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from troupe.config.algorithm import ReadingConfig
-from troupe.config.data import DataConfig, WordProblemsConfig
+from troupe.config.data import DataConfig
 from troupe.config.endpoint import EndpointModelConfig
 from troupe.config.loader import Section
+from troupe.config.made_data import WordProblemsConfig
 from troupe.config.models import ConversationConfig, GeneratorConfig, PlacementConfig, Precision, RewardModelConfig
 from troupe.config.rollout import LABEL as ENVIRONMENT, EnvironmentConfig, RewardConfig, SamplingConfig
 from troupe.config.run import WandbConfig, check_address

@@ -10,8 +10,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from troupe.config.algorithm import PERPLEXITY_PARTS, AlgorithmConfig, KLConfig, PerplexityRewardConfig
-from troupe.config.data import DataConfig, MixtureConfig, Sources, WordProblemsConfig
+from troupe.config.data import DataConfig, MixtureConfig, Sources
 from troupe.config.loader import Section
+from troupe.config.made_data import WordProblemsConfig
 from troupe.config.models import (
     ConsistencyConfig,
     GeneratorConfig,

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from troupe.config.data import DataConfig, DocstringPairsConfig, DocstringsConfig, Sources
+from troupe.config.data import DataConfig, Sources
 from troupe.config.loader import Section
+from troupe.config.made_data import DocstringPairsConfig, DocstringsConfig
 from troupe.config.models import (
     GeneratorConfig,
     ModelConfig,

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from troupe.config.data import DataConfig, RowFilterConfig
+from troupe.config.data import DataConfig
 from troupe.config.evaluation import run_name
 from troupe.config.fields import flat_values
 from troupe.config.loader import Section
+from troupe.config.own_data import RowFilterConfig
 
 EXAMPLES = [
     "The harbour was quiet, and the ferryman counted his coins.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from troupe.config.data import JsonlConfig, MessagesConfig
+from troupe.config.own_data import JsonlConfig, MessagesConfig
 from troupe.data.dataset import DataSet
 from troupe.data.jsonl import load_jsonl
 from troupe.errors import DataError

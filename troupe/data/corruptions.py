@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 
-from troupe.config.data import Damage
+from troupe.config.made_data import Damage
 from troupe.data.near_duplicates import plain
 
 TRIES = 8

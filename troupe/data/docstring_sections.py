@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from troupe.config.data import CONTEXT, DocstringSectionsConfig
+from troupe.config.algorithm import CONTEXT
+from troupe.config.made_data import DocstringSectionsConfig
 from troupe.data.dataset import DataSet, conversation, shorten
 from troupe.data.docstring_scan import Pair
 from troupe.data.docstrings import CACHE, short_pairs, split_by_package

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from troupe.config.data import DocstringPairsConfig, HarvestConfig
+from troupe.config.made_data import DocstringPairsConfig, HarvestConfig
 from troupe.data.corruptions import damaged
 from troupe.data.dataset import DataSet, conversation, lasting_order, shorten
 from troupe.data.docstring_scan import Pair, harvest

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from troupe.config.data import DocumentsConfig
+from troupe.config.made_data import DocumentsConfig
 from troupe.data.dataset import DataSet, conversation, shorten
 from troupe.data.docstring_scan import Pair
 from troupe.data.docstrings import CACHE, short_pairs, split_by_package

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from troupe.config.data import RowFilterConfig
+from troupe.config.own_data import RowFilterConfig
 from troupe.data.lines import Row, field_of
 from troupe.errors import DataError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from troupe.config.data import FunctionConfig
+from troupe.config.own_data import FunctionConfig
 from troupe.data.dataset import DataSet
 from troupe.data.mapping import Named, load_mapped
 from troupe.data.messages import messages_of

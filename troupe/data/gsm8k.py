@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import partial
 
-from troupe.config.data import GSM8KConfig
+from troupe.config.published_data import GSM8KConfig
 from troupe.data.dataset import DataSet, conversation
 from troupe.data.lines import Row, text_of
 from troupe.data.published import load_published

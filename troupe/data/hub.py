@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from troupe.config.data import HubConfig
+from troupe.config.own_data import HubConfig
 from troupe.data.dataset import DataSet
 from troupe.data.mapping import Named, load_mapped
 from troupe.data.row_files import table_row

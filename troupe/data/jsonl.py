@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from troupe.config.data import JsonlConfig
+from troupe.config.own_data import JsonlConfig
 from troupe.data.dataset import DataSet
 from troupe.data.lines import read_rows
 from troupe.data.mapping import Named, load_mapped

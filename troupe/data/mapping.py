@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from troupe.chat import answer_text, prompt_text
-from troupe.config.data import MappedConfig
+from troupe.config.own_data import MappedConfig
 from troupe.data.dataset import DataSet, Dropped, conversation, hold_out
 from troupe.data.filters import left_out
 from troupe.data.lines import Row, field_of, text_of

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 from troupe.chat import prompt_text
-from troupe.config.data import CONTEXT, NextChapterConfig
+from troupe.config.algorithm import CONTEXT
+from troupe.config.published_data import NextChapterConfig
 from troupe.data.dataset import DataSet, Dropped, conversation
 from troupe.data.lines import Row, field_of, text_of
 from troupe.data.messages import num_words

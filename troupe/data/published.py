@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from troupe.config.data import PublishedConfig
+from troupe.config.published_data import PublishedConfig
 from troupe.data.dataset import DataSet, Dropped, hold_out
 from troupe.data.hub import hub_split
 from troupe.data.lines import Row, read_rows

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from troupe.config.data import RepliqaConfig
+from troupe.config.published_data import RepliqaConfig
 from troupe.data.dataset import DataSet, conversation, shorten
 from troupe.data.lines import Row, read_rows, text_of
 from troupe.data.published import Located, one_split

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from troupe.config.data import Format, MappedConfig
+from troupe.config.own_data import Format, MappedConfig
 from troupe.data.dataset import Dropped
 from troupe.data.lines import Row, field_of, text_of
 from troupe.errors import DataError

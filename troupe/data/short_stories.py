@@ -12,7 +12,8 @@ import re
 from collections.abc import Container
 from dataclasses import dataclass
 
-from troupe.config.data import CONTEXT, ShortStoriesConfig
+from troupe.config.algorithm import CONTEXT
+from troupe.config.made_data import ShortStoriesConfig
 from troupe.data.dataset import DataSet, conversation
 from troupe.data.next_chapter import CONTEXT_TEMPLATE, sections_text
 from troupe.records import Branch, Sample

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from troupe.config.data import SmolTalkConfig
+from troupe.config.published_data import SmolTalkConfig
 from troupe.data.dataset import DataSet, Dropped
 from troupe.data.lines import Row
 from troupe.data.messages import as_answer, is_empty, messages_of, num_chars, part

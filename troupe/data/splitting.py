@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from troupe.chat import prompt_text
-from troupe.config.data import RowFilterConfig
+from troupe.config.own_data import RowFilterConfig
 from troupe.data.dataset import DataSet
 from troupe.data.filters import left_out, text_in
 from troupe.data.lines import Row, read_rows, text_of

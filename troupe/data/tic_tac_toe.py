@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from troupe.config.data import TicTacToeConfig
+from troupe.config.made_data import TicTacToeConfig
 from troupe.data.dataset import DataSet, conversation
 from troupe.environments.board import CELLS, EMPTY, Symbol, free_cells, is_over, other, place, show, written
 from troupe.records import Message, Sample

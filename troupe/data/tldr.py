@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from troupe.config.data import TldrComparisonsConfig, TldrConfig
+from troupe.config.published_data import TldrComparisonsConfig, TldrConfig
 from troupe.data.dataset import DataSet, Dropped, shorten
 from troupe.data.lines import Row, text_of
 from troupe.data.published import load_published

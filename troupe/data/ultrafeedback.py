@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from troupe.config.data import UltraFeedbackConfig
+from troupe.config.published_data import UltraFeedbackConfig
 from troupe.data.dataset import DataSet, Dropped
 from troupe.data.lines import Row
 from troupe.data.messages import messages_of, num_chars, part

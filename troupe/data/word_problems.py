@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from troupe.config.data import WordProblemsConfig
+from troupe.config.made_data import WordProblemsConfig
 from troupe.data.dataset import DataSet, conversation
 from troupe.errors import DataError
 from troupe.records import Sample
