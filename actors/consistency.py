@@ -21,7 +21,7 @@ from troupe.errors import ConsistencyError
 from troupe.records import Branch, Group, Sample
 from troupe.runs.logprob_gap import LEAST, allowed_gap
 
-PROMPT_TOKENS, ANSWER_TOKENS = 48, 24
+PROMPT_TOKENS, ANSWER_TOKENS = 24, 24
 """Most tokens of a probe: the end of a prompt, and what the starting policy sampled behind it."""
 NOISE_EVERY = 10
 """Syncs between two measurements of the noise, which cost an fp32 forward pass over the probes."""

@@ -9,6 +9,7 @@ arrives (`Followed`), so that the gate can ask whether the engine holds it.
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -44,6 +45,9 @@ from troupe.errors import SyncError, TroupeError, first_line
 from troupe.hardware import hardware
 from troupe.processes.sockets import listen
 from troupe.timeline import RECORDER
+
+Layer = list[tuple[str, str, list[int]]]
+"""(name, dtype, shape) of each parameter of a layer."""
 
 
 class ZeroSource(WeightSource):
@@ -104,8 +108,7 @@ class GlooInitInfo(WeightTransferInitInfo):
 class GlooUpdateInfo(WeightTransferUpdateInfo):
     """The parameters of one update, in layer groups: each group arrives as one flat buffer."""
 
-    groups: list[list[tuple[str, str, list[int]]]]
-    """(name, dtype, shape) of each parameter."""
+    groups: list[Layer]
 
     @property
     def names(self) -> list[str]:
@@ -160,13 +163,23 @@ class GlooReceiver(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
-        for group in update_info.groups:
-            for dtype, members in _by_dtype(group).items():
-                sizes = [int(torch.Size(shape).numel()) for _, shape in members]
-                flat = torch.empty(sum(sizes), dtype=getattr(torch, dtype))
-                self._group.broadcast(flat, 0).wait(self._timeout)
-                pieces = zip(members, flat.split(sizes), strict=True)
-                self.model.load_weights([(name, piece.view(shape)) for (name, shape), piece in pieces])
+        for members, flat in self._arriving(update_info.groups):
+            pieces = zip(members, flat.split([_numel(shape) for _, shape in members]), strict=True)
+            self.model.load_weights([(name, piece.view(shape)) for (name, shape), piece in pieces])
+
+    def _arriving(self, groups: list[Layer]) -> Iterator[tuple[list[tuple[str, list[int]]], torch.Tensor]]:
+        """Yield the members of each flat buffer and the buffer; the next one is on its way meanwhile."""
+        awaited: deque[Any] = deque()
+        for dtype, members in (part for group in groups for part in _by_dtype(group).items()):
+            flat = torch.empty(sum(_numel(shape) for _, shape in members), dtype=getattr(torch, dtype))
+            awaited.append((members, flat, self._group.broadcast(flat, 0)))
+            if len(awaited) > 1:
+                yield self._arrived(*awaited.popleft())
+        yield from (self._arrived(*each) for each in awaited)
+
+    def _arrived(self, members: Any, flat: torch.Tensor, work: Any) -> tuple[Any, torch.Tensor]:
+        work.wait(self._timeout)
+        return members, flat
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -227,14 +240,23 @@ class GlooSender(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
             for names in self.source.groups()
         ]
         with _beside(self.client.load_weights, asdict(GlooUpdateInfo(groups=described))):
+            on_their_way: deque[Any] = deque()
             for group, (_, tensors) in zip(described, self.source.iter_groups(), strict=True):
                 by_name = {name: tensor for (name, _, _), tensor in zip(group, tensors, strict=True)}
                 for members in _by_dtype(group).values():
                     flat = torch.cat([by_name[name].flatten() for name, _ in members]).cpu()
-                    self._group.broadcast(flat, 0).wait(self._timeout)
+                    on_their_way.append(self._group.broadcast(flat, 0))
+                    if len(on_their_way) > 1:  # the next layer is gathered while one travels
+                        on_their_way.popleft().wait(self._timeout)
+            for work in on_their_way:
+                work.wait(self._timeout)
 
 
-def _by_dtype(group: list[tuple[str, str, list[int]]]) -> dict[str, list[tuple[str, list[int]]]]:
+def _numel(shape: list[int]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _by_dtype(group: Layer) -> dict[str, list[tuple[str, list[int]]]]:
     """Members of a layer by dtype, in order: one flat buffer holds one dtype."""
     members: dict[str, list[tuple[str, list[int]]]] = {}
     for name, dtype, shape in group:

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from troupe.config.loader import Section
+from troupe.config.data_section import DataSection
 
 
-class WordProblemsConfig(Section):
+class WordProblemsConfig(DataSection):
     """One-step arithmetic stories, generated from a seed; the held-out problems occur nowhere in training."""
 
     type: Literal["word_problems"] = "word_problems"
@@ -25,7 +25,7 @@ class WordProblemsConfig(Section):
     """Seed of the generator; independent of the run's seed so that runs share their data."""
 
 
-class ShortStoriesConfig(Section):
+class ShortStoriesConfig(DataSection):
     """Stories of three sentences, made from a seed, whose next chapter follows from a calculation over their
     sections.
     """
@@ -53,7 +53,7 @@ class ShortStoriesConfig(Section):
     """Seed of the generator; independent of the run's seed so that runs share their data."""
 
 
-class TicTacToeConfig(Section):
+class TicTacToeConfig(DataSection):
     """Games of tic-tac-toe for the environment of that name: the agent's symbol, the opponent's opening, a seed."""
 
     type: Literal["tic_tac_toe"] = "tic_tac_toe"
@@ -71,10 +71,9 @@ class TicTacToeConfig(Section):
     """Seed of the games; independent of the run's seed."""
 
 
-class HarvestConfig(Section):
+class HarvestConfig(DataSection):
     """Settings that the data sets from docstrings share: where to harvest, and how the packages are split."""
 
-    type: str
     roots: list[str] = []
     """Directories to harvest; empty: the standard library and site-packages."""
     max_prompt_chars: int = Field(default=600, ge=100)

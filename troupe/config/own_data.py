@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from troupe.config.algorithm import CONTEXT
+from troupe.config.data_section import DataSection
 from troupe.config.loader import Section
 
 
@@ -42,10 +43,9 @@ class RowFilterConfig(Section):
 Format = Literal["auto", "fields", "messages", "completion", "pairs", "hh", "sharegpt", "alpaca"]
 
 
-class MappedConfig(Section):
+class MappedConfig(DataSection):
     """Rows of one's own, wherever they are read from, and how they become samples."""
 
-    type: str
     format: Format = "auto"
     """Shape of the rows. fields: as the `..._field` below say; messages: a column of that name; completion: `prompt`
     and `completion`; pairs: `chosen` and `rejected`, texts or whole dialogues; hh: the same as strings of hh-rlhf;
@@ -85,10 +85,6 @@ class MappedConfig(Section):
     """Whether the model goes on from an assistant's turn that ends a prompt. false: that turn is the answer; unset: the
     same, and refused where gold_field names another answer.
     """
-    system_prompt: str | None = None
-    """System message put before every prompt; a string prompt then becomes a user message."""
-    system_prompt_wins: bool = False
-    """Whether it replaces the system message that a prompt of messages has of its own."""
     seed: int = 0
     """Seed of the split."""
 
@@ -144,7 +140,7 @@ class FunctionConfig(MappedConfig):
     """
 
 
-class MessagesConfig(Section):
+class MessagesConfig(DataSection):
     """Chats as JSONL, `{"messages": [...]}` on each line: the assistant's last turn is the gold answer."""
 
     type: Literal["messages"] = "messages"

@@ -7,15 +7,14 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from troupe.config.loader import Section
+from troupe.config.data_section import DataSection
 
 
-class PublishedConfig(Section):
+class PublishedConfig(DataSection):
     """A data set of the Hugging Face hub, or local JSONL files with the same fields; docs/data.md states how they
     lie.
     """
 
-    type: str
     path: str
     """Hub name, or a directory with one JSONL file per split, or one JSONL file (then some of its rows are held out).
     """
@@ -93,7 +92,7 @@ class TldrComparisonsConfig(PublishedConfig):
     """Pairs with fewer words than this in either summary are left out; `TL;DR:` does not count."""
 
 
-class RepliqaConfig(Section):
+class RepliqaConfig(DataSection):
     """Documents about invented people and places, five questions each (Monteiro et al. 2024, 2406.11811)."""
 
     type: Literal["repliqa"] = "repliqa"

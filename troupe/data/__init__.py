@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from troupe.chat import prompt_text
-from troupe.config.data import DataConfig, SourceConfig
-from troupe.data.dataset import DataSet, named
+from troupe.config.data import DataConfig, MixtureConfig, SourceConfig
+from troupe.config.published_data import NextChapterConfig
+from troupe.data.dataset import DataSet, conversation, named
+from troupe.data.messages import with_system
 from troupe.data.preference_pairs import sort_answers
 from troupe.data.stream import MixedStream, PromptStream, position_in, stream_of
 from troupe.errors import DataError
@@ -35,7 +37,7 @@ def load_data(config: DataConfig, others: Mapping[str, SourceConfig] | None = No
     whatever is missing, malformed, or not identified by its id. `others` are further held-out sets.
     """
     module = importlib.import_module(f"troupe.data.{MODULES.get(config.type, config.type)}")
-    data = sort_answers(getattr(module, f"load_{config.type}")(config))
+    data = _with_system_prompt(config, sort_answers(getattr(module, f"load_{config.type}")(config)))
     if data.dropped:
         log.info("%s: left out %s", data.name, ", ".join(f"{count} {reason}" for reason, count in data.dropped.items()))
     for side, samples in (("training", data.train), ("held-out", data.heldout)):
@@ -49,6 +51,19 @@ def load_data(config: DataConfig, others: Mapping[str, SourceConfig] | None = No
     _refuse_shared_ids(data)
     _warn_of_overlap(data)
     return data
+
+
+def _with_system_prompt(config: DataConfig, data: DataSet) -> DataSet:
+    """Return the data with the section's system prompt before every prompt, if there is one."""
+    if isinstance(config, MixtureConfig | NextChapterConfig) or config.system_prompt is None:
+        return data  # a mixture's sources have theirs; next_chapter's may open the user's turn
+    system, wins = config.system_prompt, config.system_prompt_wins
+
+    def behind(sample: Sample) -> Sample:
+        prompt = conversation(sample.prompt) if isinstance(sample.prompt, str) else list(sample.prompt)
+        return dataclasses.replace(sample, prompt=with_system(prompt, system, wins=wins))
+
+    return dataclasses.replace(data, train=[*map(behind, data.train)], heldout=[*map(behind, data.heldout)])
 
 
 def _heldout(name: str, config: SourceConfig) -> list[Sample]:

@@ -7,7 +7,6 @@ calculator notes such as `<<3+5=8>>`, which are no part of the demonstration.
 from __future__ import annotations
 
 import re
-from functools import partial
 
 from troupe.config.published_data import GSM8KConfig
 from troupe.data.dataset import DataSet, conversation
@@ -21,17 +20,17 @@ GOLD = re.compile(r"####[ \t]*(-?[\d,]*\.?\d+)\s*$")
 
 
 def load_gsm8k(config: GSM8KConfig) -> DataSet:
-    return load_published(config, partial(_sample, config), subset="main")
+    return load_published(config, _sample, subset="main")
 
 
-def _sample(config: GSM8KConfig, sample_id: str, where: str, row: Row) -> Sample:
+def _sample(sample_id: str, where: str, row: Row) -> Sample:
     question, answer = text_of(row, "question", where), text_of(row, "answer", where)
     gold = GOLD.search(answer)
     if gold is None:
         raise DataError(f"{where}: field 'answer' must end with '#### ' and a number, it ends with {answer[-40:]!r}")
     return Sample(
         sample_id=sample_id,
-        prompt=conversation(question, system=config.system_prompt),
+        prompt=conversation(question),
         gold=gold[1].replace(",", ""),
         fields={"demonstration": CALCULATOR_NOTE.sub("", answer)},
     )
