@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from troupe.errors import CheckpointError
+from troupe.files import sha256_of
+from troupe.runs import checkpoint
 from troupe.runs.checkpoint import CheckpointStore, model_identity, save_state
 from troupe.runs.model_paths import locate
 
@@ -240,3 +244,42 @@ def test_a_disk_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
         CheckpointError, match=r"step 3 cannot be written to .*step-000003: No space left on device; .* are free there"
     ):
         full(3)
+
+
+def test_what_is_written_in_the_background_is_there_for_whoever_asks_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on = threading.Event()
+
+    def slow(file: Path) -> str:
+        assert may_go_on.wait(20)
+        return sha256_of(file)
+
+    monkeypatch.setattr(checkpoint, "sha256_of", slow)
+    store = CheckpointStore(tmp_path, in_background=True)
+    with store.writing(1) as path:
+        (path / "weights").write_bytes(b"1" * 1000)
+    assert CheckpointStore(tmp_path).latest() is None, "other processes see it when it is whole"
+    may_go_on.set()
+    assert store.latest() == 1
+    store.verify(1, hashes=True)
+
+
+def test_a_disk_that_fills_in_the_background_is_told_with_the_next_question_and_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path, in_background=True)
+    with store.writing(1) as path:
+        (path / "weights").write_bytes(b"1")
+    store.settle()
+
+    def full(file: Path) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "sha256_of", full)
+    with store.writing(2) as path:
+        (path / "weights").write_bytes(b"2")
+    with pytest.raises(CheckpointError, match="the checkpoint of step 2 cannot be written"):
+        store.latest()
+    assert store.latest() == 1
+    assert not list(tmp_path.glob(".writing-*"))

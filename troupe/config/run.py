@@ -139,3 +139,7 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; 0: only after the last step."""
     keep_last: int = Field(default=2, ge=1)
     """Newest checkpoints kept, beside the best."""
+    in_background: bool = True
+    """Whether a thread syncs a checkpoint to the disk and digests it while the run goes on; what is killed meanwhile
+    goes on from the one before.
+    """

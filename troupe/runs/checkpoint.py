@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,15 +113,26 @@ def kept_steps(steps: Collection[int], best: int | None, keep: int | None) -> se
 
 
 class CheckpointStore:
-    """The checkpoints of one run. Only the process that holds the run's lock writes."""
+    """The checkpoints of one run. Only the process that holds the run's lock writes.
+
+    What is written `in_background` is synced to the disk, digested and moved into place by a thread; the next question
+    about checkpoints waits for it, so that there is never a second opinion on which ones there are.
+    """
 
     def __init__(
-        self, directory: Path, *, keep_last: int = 2, on_event: Callable[..., None] = lambda kind, **fields: None
+        self,
+        directory: Path,
+        *,
+        keep_last: int = 2,
+        in_background: bool = False,
+        on_event: Callable[..., None] = lambda kind, **fields: None,
     ) -> None:
         self.directory = Path(directory)
         self._keep_last = keep_last
+        self._in_background = in_background
         self._on_event = on_event
         self._reported: set[Path] = set()
+        self._completing: Future[None] | None = None
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -130,6 +141,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Return the steps with a complete checkpoint, oldest first; an incomplete directory is reported once."""
+        self.settle()
         found = []
         for path in self.directory.glob("step-*"):
             step = step_of(path.name)
@@ -149,6 +161,7 @@ class CheckpointStore:
             self._on_event("checkpoint_ignored", path=path.name, reason=problem)
 
     def complete(self, step: int) -> bool:
+        self.settle()
         return self._problem(self.path(step)) is None
 
     def latest(self) -> int | None:
@@ -268,6 +281,7 @@ class CheckpointStore:
 
         Sizes are always compared; `hashes` reads every byte.
         """
+        self.settle()
         path = self.path(step)
         problem = self._problem(path) or (damage(path) if hashes else None)
         if problem is not None:
@@ -299,35 +313,59 @@ class CheckpointStore:
 
     @contextlib.contextmanager
     def writing(self, step: int, metadata: Mapping[str, Any] | None = None, *, needs: int = 0) -> Iterator[Path]:
-        """Provide a directory to fill; at the end of the block it becomes the checkpoint of `step`, or nothing at all.
+        """Provide a directory to fill; after the block it becomes the checkpoint of `step`, or nothing at all.
 
         `metadata` goes into the manifest; its `model` is what `verify(model=...)` compares. `needs`: about how many
         bytes it will have, which a full disk's error states; where there is an earlier checkpoint, that one's size is
         known.
         """
+        self.settle()
+        needs = self._last_size() or needs
         with self._filling(step, needs) as temporary:
             yield temporary
-            _write_manifest(temporary, step, metadata or {})
-        self.retire(self._keep_last)
+        thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._completing = thread.submit(self._complete, temporary, step, metadata or {}, needs)
+        thread.shutdown(wait=False)
+        if not self._in_background:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint written is complete, and retire old ones. CheckpointError where it failed."""
+        completing, self._completing = self._completing, None
+        if completing is not None:
+            completing.result()
+            self.retire(self._keep_last)
+
+    def _complete(self, temporary: Path, step: int, metadata: Mapping[str, Any], needs: int) -> None:
+        with self._whole_or_gone(temporary, step, needs):
+            _write_manifest(temporary, step, metadata)
+            self._move_into_place(temporary, self.path(step))
 
     @contextlib.contextmanager
     def taking_in(self, step: int) -> Iterator[Path]:
         """Provide a directory to fill with the checkpoint of `step` from elsewhere, its manifest included."""
         with self._filling(step) as temporary:
             yield temporary
+            self._move_into_place(temporary, self.path(step))
         self._point_links()
 
     @contextlib.contextmanager
     def _filling(self, step: int, needs: int = 0) -> Iterator[Path]:
         temporary = self.directory / f".writing-{self.path(step).name}"
-        with disk_errors(f"the checkpoint of step {step}", self.path(step), needs=self._last_size() or needs):
+        with self._whole_or_gone(temporary, step, needs):
             self._clear_leftovers()
+            temporary.mkdir(parents=True)
+            yield temporary
+
+    @contextlib.contextmanager
+    def _whole_or_gone(self, temporary: Path, step: int, needs: int) -> Iterator[None]:
+        """Remove what was written where the block fails; a disk that does not take it is one sentence."""
+        with disk_errors(f"the checkpoint of step {step}", self.path(step), needs=needs):
             try:
-                temporary.mkdir(parents=True)
-                yield temporary
-                self._move_into_place(temporary, self.path(step))
-            finally:
+                yield
+            except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
+                raise
 
     def _last_size(self) -> int:
         """Bytes of the newest complete checkpoint; 0 where there is none."""

@@ -112,6 +112,7 @@ class Run:
                     run._start()
                     run._observers += observers(run)
                     yield run
+                    run.checkpoints.settle()
             except BaseException as error:
                 run._close(error)
                 if isinstance(error, KeyboardInterrupt):
@@ -325,6 +326,10 @@ class Run:
 
     def _close(self, error: BaseException | None) -> None:
         self._signals.restore()
+        try:
+            self.checkpoints.settle()
+        except (TroupeError, OSError) as trouble:  # `error` is what ended the run
+            log.error("the last checkpoint was not completed: %s", trouble)
         state = self._end_state(error)
         try:
             self.event(state, **_told(error))
@@ -362,7 +367,12 @@ def build_store(config: Section, *, on_event: Any = lambda kind, **fields: None)
     """Return the checkpoints of the run that `config` names."""
     settings = getattr(config, "checkpoint", None)
     directory = config.run.path / "checkpoints"  # type: ignore[attr-defined]
-    return CheckpointStore(directory, keep_last=getattr(settings, "keep_last", 2), on_event=on_event)
+    return CheckpointStore(
+        directory,
+        keep_last=getattr(settings, "keep_last", 2),
+        in_background=getattr(settings, "in_background", False),
+        on_event=on_event,
+    )
 
 
 def _model_name(config: Section) -> str:
