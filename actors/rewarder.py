@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from troupe.actors.meters import record
 from troupe.actors.workers import Workers
-from troupe.config.rollout import RewardConfig
+from troupe.config.rollout import RewardConfig, RewarderConfig
 from troupe.futures import all_of, then
 from troupe.records import Group, Score
 from troupe.resolve import take_over
@@ -28,11 +28,15 @@ class RewarderWorker:
     """Scores groups; async, so that slow judges overlap."""
 
     def __init__(
-        self, *, configs: Sequence[RewardConfig], functions: Mapping[str, Callable[..., Any]] | None = None
+        self,
+        *,
+        configs: Sequence[RewardConfig],
+        limits: RewarderConfig,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:
         """Build the rewards; `functions` are those of a Python program, which this process could not import."""
         take_over(functions or {})
-        self._rewards = build_rewards(configs)
+        self._rewards = build_rewards(configs, limits)
         self._flight = InFlight("score")
 
     async def score(self, group: Group) -> Group:
@@ -67,11 +71,12 @@ class Rewarder:
         workers: Workers[RewarderWorker] | None = None,
         *,
         parts: Sequence[RewardPart] = (),
+        limits: RewarderConfig | None = None,
     ) -> None:
         """Another rewarder may hold the same `parts`; what built them ends them."""
         self._workers, self._parts = workers, tuple(parts)
         # Built here too when workers score, so that an unknown function fails before anything expensive starts.
-        self._rewards = build_rewards(configs) if configs else None
+        self._rewards = build_rewards(configs, limits) if configs else None
         # A thread of its own: answers arrive on the threads of Ray or of an event loop, which must not be kept. Groups
         # whose judges wait for a network wait side by side there.
         self._flight = InFlight("judgements", track="rewarder")
@@ -121,6 +126,8 @@ class Rewarder:
 
     def shutdown(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
+        if self._rewards is not None:
+            self._rewards.close()
         if self._workers is not None:
             self._workers.shutdown()
 

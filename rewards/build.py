@@ -11,24 +11,33 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from troupe.config.rollout import RewardConfig
+from troupe.config.rollout import RewardConfig, RewarderConfig
 from troupe.errors import ConfigError, DataError
 from troupe.records import Group, Sample, Score
+from troupe.rewards.apart import Apart, can_run_apart
 from troupe.rewards.calls import judge
 from troupe.rewards.resolve import Reward, resolve
 
 __all__ = ["Rewards", "build_rewards"]
 
 
-def build_rewards(configs: Sequence[RewardConfig]) -> Rewards:
-    """Return the weighted sum of the configured rewards. ConfigError for wrong names, imports and arguments."""
+def build_rewards(configs: Sequence[RewardConfig], limits: RewarderConfig | None = None) -> Rewards:
+    """Return the weighted sum of the configured rewards. ConfigError for wrong names, imports and arguments.
+
+    `limits` bounds the processes of plain functions, which start at the first call.
+    """
     if not configs:
         raise ConfigError("rewards: name at least one function, such as {fn: math_answer}")
     label, count = Counter(config.label for config in configs).most_common(1)[0]
     if count > 1:
         raise ConfigError(f"rewards: {count} rewards are called {label!r} in the logs; give each a name of its own")
-    return Rewards([resolve(config) for config in configs])
+    rewards = [resolve(config) for config in configs]
+    # What a Python program handed over and no other process can have is called in a thread, which nothing can end.
+    in_threads = [each.place == "apart" and not can_run_apart(each) for each in rewards]
+    placed = [replace(each, place="thread") if stays else each for each, stays in zip(rewards, in_threads, strict=True)]
+    return Rewards(placed, limits)
 
 
 class Rewards:
@@ -39,10 +48,13 @@ class Rewards:
     makes the whole score missing.
     """
 
-    def __init__(self, rewards: Sequence[Reward]) -> None:
+    def __init__(self, rewards: Sequence[Reward], limits: RewarderConfig | None = None) -> None:
         self._rewards = list(rewards)
+        apart, limits = [reward for reward in rewards if reward.place == "apart"], limits or RewarderConfig()
+        self._apart = Apart(apart, processes=limits.processes, memory_gib=limits.memory_gib)
         self.missing: Counter[str] = Counter()
         """Judgements that were missing so far, by label."""
+        self._under_way: Counter[str] = Counter()
 
     @property
     def labels(self) -> list[str]:
@@ -70,17 +82,28 @@ class Rewards:
         counted = {
             f"{reward.label}/{what}": count
             for reward in self._rewards
-            for what, count in getattr(reward.call, "counters", {}).items()
+            for what, count in self._apart.counters.get(reward.label, getattr(reward.call, "counters", {})).items()
         }
         return counted | {f"{label}/missing": count for label, count in self.missing.items()}
 
     async def score(self, group: Group) -> list[Score]:
         """Return one score per branch; rewards that wait (async, or with a time limit) wait at the same time."""
         asked = self._asked(group.sample)
-        columns = await asyncio.gather(*(judge(reward, group.sample, group.branches) for reward in asked))
+        columns = await asyncio.gather(*(self._judge(reward, group) for reward in asked))
         if not asked:  # only models judge this source
             return [Score(value=0.0)] * len(group.branches)
         return [self._sum(asked, scores) for scores in zip(*columns, strict=True)]
+
+    async def _judge(self, reward: Reward, group: Group) -> list[Score]:
+        self._under_way[reward.label] += 1
+        try:
+            return await judge(reward, group.sample, group.branches, self._apart)
+        finally:
+            self._under_way[reward.label] -= 1
+
+    def waiting_for(self) -> list[str]:
+        """Return the labels of the rewards that judge a group now."""
+        return [label for label, count in self._under_way.items() if count]
 
     def _asked(self, sample: Sample) -> list[Reward]:
         """Return the rewards that judge answers to a sample: of a mixture those of its source."""
@@ -108,4 +131,9 @@ class Rewards:
             else:
                 parts[reward.label] = float(score.value)
                 total = None if total is None else total + reward.config.weight * score.value
-        return Score(value=total, parts=parts, calls=[call for score in scores for call in score.calls])
+        calls = [call for score in scores for call in score.calls]
+        return Score(value=total, parts=parts, calls=calls, reason=next((s.reason for s in scores if s.reason), ""))
+
+    def close(self) -> None:
+        """End the processes of plain functions; idempotent."""
+        self._apart.close()

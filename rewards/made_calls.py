@@ -26,8 +26,8 @@ def collected_calls() -> Iterator[list[JudgeCall]]:
         _made.reset(token)
 
 
-def note_call(call: JudgeCall) -> None:
-    """Add a call to the list of the block that collects, if there is one."""
+def note_call(*made: JudgeCall) -> None:
+    """Add calls to the list of the block that collects, if there is one."""
     calls = _made.get()
     if calls is not None:
-        calls.append(call)
+        calls.extend(made)

@@ -1,115 +1,108 @@
-"""Whether an answer and a gold text are the same mathematics, computed in a process of its own that may die.
+"""Whether an answer and a gold text are the same mathematics, computed in processes that may die.
 
-Sympy has no limits: `\\prod_{n=1}^{100000000} n` is one call that no thread and no exception interrupts. The process
-gets
-one question at a time and its clock ends it at `LIMIT_S`, by the kernel's alarm; the next question starts another.
+Sympy has no limits: `\\prod_{n=1}^{100000000} n` is one call that no thread and no exception interrupts. `CallPool`
+ends its process at `LIMIT_S`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import logging
-import os
-import resource
-import signal
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from troupe.errors import RewardError
-from troupe.project import ROOT
+from troupe.hardware import hardware
+from troupe.processes.call_pool import CallLost, CallPool
 
 log = logging.getLogger(__name__)
 
 LIMIT_S = 5.0
 """Longest comparison; an answer that needs longer is wrong."""
-MEMORY_BYTES = 4 << 30
-"""Address space of the process: a number that needs more is a wrong answer, too."""
-COMMAND = "from troupe.rewards.mathematics import answer_questions; answer_questions()"
-
-
-# -- in this process ----------------------------------------------------------------------------------------
+MOST_PROCESSES = 2
+TOGETHER = 16
+"""Most comparisons in one call; a call costs as much as a comparison."""
 
 
 async def same_mathematics(gold: str, answer: str) -> bool:
-    """Compare in the process, one question after another; the event loop is free meanwhile.
+    """Compare in a process that can be killed; an answer that takes too long or too much is wrong.
 
     Example: `await same_mathematics("1/2", "It is $\\\\frac{2}{4}$.")` is True.
     """
-    return await asyncio.get_running_loop().run_in_executor(_queue(), _ask, gold, answer)
+    loop = asyncio.get_running_loop()
+    question = _Question(gold, answer, loop.create_future())
+    waiting = _waiting.setdefault(loop, [])
+    waiting.append(question)
+    if len(waiting) == 1:  # what else is asked before the loop comes to it travels along
+        loop.call_soon(_send, loop)
+    found = await question.found
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
+
+
+@dataclass(slots=True)
+class _Question:
+    gold: str
+    answer: str
+    found: asyncio.Future[bool | str]
+    """Whether they are the same, or what is wrong with the gold text."""
+
+
+_waiting: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Question]] = weakref.WeakKeyDictionary()
+_sent: set[asyncio.Task[None]] = set()
+
+
+def _send(loop: asyncio.AbstractEventLoop) -> None:
+    questions = _waiting.pop(loop)
+    for start in range(0, len(questions), TOGETHER):
+        task = loop.create_task(_answer(questions[start : start + TOGETHER]))
+        _sent.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(_sent.discard)
+
+
+async def _answer(questions: Sequence[_Question]) -> None:
+    """Answer questions in one call; one by one where the call is lost, since one of them is to blame."""
+    pairs = [(question.gold, question.answer) for question in questions]
+    try:
+        found = await asyncio.wrap_future(_pool().submit(compare_all, pairs, timeout_s=LIMIT_S))
+    except CallLost as lost:
+        if len(questions) > 1:
+            for question in questions:
+                await _answer([question])
+            return
+        log.warning("comparing an answer as mathematics %s; it counts as wrong: %.80r", lost, questions[0].answer)
+        found = [False]
+    except Exception as error:
+        for question in questions:
+            question.found.set_exception(error)
+        return
+    for question, same in zip(questions, found, strict=True):
+        if not question.found.done():  # given up by what asked
+            question.found.set_result(same)
 
 
 @functools.cache
-def _queue() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="mathematics")
+def _pool() -> CallPool:
+    return CallPool(min(MOST_PROCESSES, hardware().num_cores), prepare=_load, modules=["troupe.rewards.mathematics"])
 
 
-_process: subprocess.Popen[str] | None = None
-"""The running process; the one thread of `_queue` alone touches it."""
-
-
-def _ask(gold: str, answer: str) -> bool:
-    global _process
-    if _process is None or _process.poll() is not None:
-        _process = _started()
-    process = _process
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(json.dumps([gold, answer, LIMIT_S]) + "\n")
-    process.stdin.flush()
-    line = process.stdout.readline()
-    if not line:
-        status, _process = process.wait(), None
-        reason = f"took longer than {LIMIT_S:g} s" if status == -signal.SIGALRM else f"ended its process ({status})"
-        log.warning("comparing an answer as mathematics %s; it counts as wrong: %.80r", reason, answer)
-        return False
-    found = json.loads(line)
-    if isinstance(found, str):
-        raise ValueError(found)
-    return bool(found)
-
-
-def _started() -> subprocess.Popen[str]:
-    """Start the process with its libraries loaded, which takes seconds that no answer should pay for."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C is for us; the end of our questions is what ends it
-    )
-    assert process.stdout is not None
-    if not process.stdout.readline():
-        raise RewardError(
-            f"the process that compares answers as mathematics did not start (exit status {process.wait()}); "
-            'its message stands above; `python -c "import math_verify"` shows whether the library works'
-        )
-    return process
-
-
-# -- in the other one ---------------------------------------------------------------------------------------
-
-
-def answer_questions() -> None:
-    """Answer `[gold, answer, seconds]` lines with true, false or a mistake in the gold, until there are no more."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is no answer
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+def _load() -> None:
+    """Load the library, which takes seconds that no answer should pay for."""
     compare("8", "8")
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        gold, answer, limit_s = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, limit_s)  # nobody handles the alarm, so the kernel ends the process
+
+
+def compare_all(pairs: Sequence[tuple[str, str]]) -> list[bool | str]:
+    """Return for each pair whether it is the same mathematics, or what is wrong with its gold text."""
+    found: list[bool | str] = []
+    for gold, answer in pairs:
         try:
-            found: bool | str = compare(gold, answer)
+            found.append(compare(gold, answer))
         except ValueError as error:
-            found = str(error)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(found), file=answers, flush=True)
+            found.append(str(error))
+    return found
 
 
 def compare(gold: str, answer: str) -> bool:

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from troupe.config.rollout import RewardConfig
 from troupe.errors import ConfigError
@@ -26,7 +26,14 @@ BUILT_IN = {
     "remote_reward": "troupe.rewards.remote:RemoteReward",
     "remote_comparison": "troupe.rewards.remote:RemoteComparison",
     "judge_qa": "troupe.rewards.judge_qa:JudgeQA",
+    "python_tests": "troupe.rewards.python_tests:PythonTests",
 }
+IN_THE_LOOP = "troupe.rewards."
+"""Where built-in rewards are: plain text work of ours, which is called where it is asked for."""
+HANGS = ("regex_format",)
+"""Built-in rewards that a config's own argument can make hang."""
+LIMIT_S = 30.0
+"""Seconds for one call of a plain function whose config names no limit."""
 SECTION = "rewards"
 JUDGED = 2
 """Parameters of a reward that are what it judges."""
@@ -40,13 +47,23 @@ class Reward:
     call: Callable[..., Any]
     per_group: bool
     """Whether it judges all branches of a prompt in one call."""
-    is_async: bool
+    has_state: bool = False
+    """Whether it is an instance, which keeps what it likes from call to call."""
+    place: Literal["loop", "apart", "thread"] = "loop"
+    """Where it is called: awaited or called at once, in a process of its own kind, or in a thread."""
     check: Callable[[Sample], None] | None = None
     """Raises ValueError for a sample on which no answer could be judged, where the reward has such a method."""
 
     @property
     def label(self) -> str:
         return self.config.label
+
+    @property
+    def limit_s(self) -> float | None:
+        """Seconds for one call; None: what is awaited may have limits of its own."""
+        if self.config.timeout_s != "auto":
+            return self.config.timeout_s
+        return None if self.place == "loop" else LIMIT_S
 
 
 def resolve(config: RewardConfig) -> Reward:
@@ -64,11 +81,14 @@ def resolve(config: RewardConfig) -> Reward:
         call: Callable[..., Any] = partial(function, **arguments)
     else:
         call = function
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+    ours = BUILT_IN.get(config.fn, config.fn).startswith(IN_THE_LOOP) and config.fn not in HANGS
     return Reward(
         config=config,
         call=call,
         per_group=per_group,
-        is_async=inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__),
+        has_state=inspect.isclass(found),
+        place="loop" if is_async or ours else "apart",
         check=getattr(function, "check", None),
     )
 

@@ -20,7 +20,7 @@ ROOMS = {
     "algorithms": "root chat config",
     "environments": "root chat config",
     "data": "root chat config environments",
-    "rewards": "root chat config",
+    "rewards": "root chat config processes",
     "runs": "root chat config processes",
     "report": "root chat config processes runs",
     "engines": "root chat config processes",

@@ -147,12 +147,16 @@ class Score:
     parts: Mapping[str, float] = field(default_factory=dict)
     calls: Sequence[JudgeCall] = field(default=(), compare=False, repr=False)
     """The requests that were made for it."""
+    reason: str = field(default="", compare=False)
+    """A sentence on why the judgement is missing, where the reward did not come to its end."""
 
     @property
     def trouble(self) -> str | None:
-        """What the last request came to, where the judgement is missing and one was made."""
-        if self.value is not None or not self.calls:
+        """Why the judgement is missing, where that is known; what the last request came to."""
+        if self.value is not None or not (self.calls or self.reason):
             return None
+        if self.reason:
+            return self.reason
         last = self.calls[-1]
         said = f"{last.status}" if last.text is None else f"{last.status} and said {last.text[-80:]!r}"
         return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,14 +89,3 @@ def with_targets(groups: Sequence[Group]) -> Batch:
     return batch.with_columns(
         advantages=4 * marks - 2, old_logprobs=-7 + marks, loss_weights=weights, metric_weights=weights
     )
-
-
-def variety(sample: Sample, branch: Branch) -> float:
-    """A reward that random answers differ in: the share of their tokens that are not repetitions."""
-    return len(set(branch.token_ids)) / len(branch.token_ids)
-
-
-def unhurried_variety(sample: Sample, branch: Branch) -> float:
-    """The same, with a pause: so that a step takes long enough for a signal to arrive within it."""
-    time.sleep(0.05)
-    return variety(sample, branch)

@@ -29,15 +29,10 @@ from troupe.algorithms.packing import Batch
 from troupe.config.algorithm import PerplexityRewardConfig
 from troupe.config.rollout import RewardConfig
 from troupe.errors import CheckpointError, ConfigError, DataError, RewardError
-from troupe.records import Branch, Group, Sample, Score
+from troupe.records import Branch, Group, Sample
 
 LEAD_IN = "{context}\nSo the answer is "
 ANSWERS = ["3+5=8", "Tom has 3 and 5 more: 3+5=8", "no idea"]
-
-
-def brevity(sample: Sample, branch: Branch) -> float | Score:
-    """One over the words of an answer; no judgement of one that begins with `no`."""
-    return Score(value=None) if branch.text.startswith("no") else 1 / len(branch.text.split())
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +291,7 @@ def test_a_likelihood_that_is_no_number_is_an_error(
 
 def test_the_sum_is_that_of_functions_and_perplexity_and_a_missing_judgement_stays_missing(build: Any) -> None:
     rewarder = Rewarder(
-        [RewardConfig(fn="tests.actors.test_perplexity_reward:brevity", weight=2.0)],
+        [RewardConfig(fn="tests.light_rewards:brevity_in_words", weight=2.0)],
         parts=[build(kind="absolute", weight=0.5), build(kind="absolute", weight=0.25)],
     )
     try:

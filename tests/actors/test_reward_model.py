@@ -25,15 +25,10 @@ from troupe.chat import encode_answer
 from troupe.config.models import RewardModelConfig
 from troupe.config.rollout import RewardConfig
 from troupe.errors import ConfigError, DataError, RewardError
-from troupe.records import Branch, Group, Sample, Score
+from troupe.records import Branch, Group, Sample
 from troupe.training.scratch import train_tokenizer
 
 PROMPTS = ["Tom has 3 pens and gets 5 more.", "Ada has 7 books.", "Lin gives 2 stamps away.", "Noor has 4."]
-
-
-def brevity(sample: Sample, branch: Branch) -> float | Score:
-    """One over the tokens of an answer; no judgement of an answer that begins with token 13."""
-    return Score(value=None) if branch.token_ids[0] == 13 else 1 / len(branch.token_ids)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +164,7 @@ def test_a_model_with_other_tokens_cannot_read_the_policys(tokenizer: Any) -> No
 
 # -- beside reward functions -------------------------------------------------------------------------------------
 
-BREVITY = RewardConfig(fn="tests.actors.test_reward_model:brevity", weight=2.0)
+BREVITY = RewardConfig(fn="tests.light_rewards:brevity", weight=2.0)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def test_two_zero3_ranks_feed_two_generators_that_run_one_step_ahead(cluster: Cl
         run={"name": "sync", "directory": str(tmp_path)},
         model={"type": "pretrained", "path": model},
         data={"type": "word_problems", "num_train": 100, "num_heldout": 8},
-        rewards=[{"fn": "tests.actors.small:variety"}],
+        rewards=[{"fn": "tests.light_rewards:variety"}],
         rollout={
             "prompts_per_step": 4,
             "group_size": 4,

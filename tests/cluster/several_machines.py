@@ -192,13 +192,13 @@ def training(room: Room) -> list[str]:
         *("python", "jobs/train_grpo.py", "run.name=spread", "steps=2"),
         f"model={{type: pretrained, path: {room.shared / 'model'}}}",
         "data={type: word_problems, num_train: 100, num_heldout: 8}",
-        "rewards=[{fn: 'tests.actors.small:variety'}]",
+        "rewards=[{fn: 'tests.light_rewards:variety'}]",
         "rollout={prompts_per_step: 4, group_size: 4, max_prompt_tokens: 100, max_response_tokens: 12}",
         "algorithm={minibatches: 2}",
         "policy={precision: fp32, num_ranks: 2, learning_rate: 1e-3}",
         "generator.cpu_cache_gib=0.1",
         "placement.mode=separate",
-        "evaluation={every: 2, metrics: [{fn: 'tests.actors.small:variety'}]}",
+        "evaluation={every: 2, metrics: [{fn: 'tests.light_rewards:variety'}]}",
         "checkpoint.every=1",
     ]
 

@@ -27,7 +27,6 @@ from troupe.errors import ConfigError, DataError
 from troupe.evaluation.plan import prepare
 from troupe.files import read_json, read_lines
 from troupe.jobs.benchmark import benchmark
-from troupe.records import Branch, Sample
 from troupe.report.report import build_report
 
 SAMPLES = 8
@@ -52,12 +51,6 @@ def reply(text: str, prompt_tokens: int = 10, completion_tokens: int = 5) -> Ans
         "total_tokens": prompt_tokens + completion_tokens,
     }
     return Answer(raw=json.dumps({"choices": [{"message": message, "finish_reason": "stop"}], "usage": usage}))
-
-
-def longer(sample: Sample, branch: Branch) -> float:
-    """A judge that likes long answers."""
-    other = sample.fields["against"]
-    return 0.5 if len(branch.text) == len(other) else float(len(branch.text) > len(other))
 
 
 @dataclass
@@ -244,7 +237,7 @@ def test_a_key_that_is_refused_stops_its_model_after_a_few_questions_and_nobody_
 
 
 def test_every_pair_is_compared_in_every_dimension_and_ties_are_counted(scene: RunContext) -> None:
-    judge = {"fn": "tests.evaluation.test_benchmark:longer"}
+    judge = {"fn": "tests.light_rewards:longer"}
     settings = {"judge": judge, "dimensions": ["plot", "overall"], "genre_field": "topic"}
     benchmark(scene.recipe(preferences=settings))
     out = scene.directory / "out"
@@ -337,7 +330,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no run there": ({"trained": "nowhere"}, DataError, "nowhere is not a run directory"),
     "a start that is not kept": ({"base": "start"}, ConfigError, "starts from a model of its own making"),
     "a model that was never compared": (
-        {"preferences": {"judge": {"fn": "tests.evaluation.test_benchmark:longer"}, "between": ["run@5", "steady"]}},
+        {"preferences": {"judge": {"fn": "tests.light_rewards:longer"}, "between": ["run@5", "steady"]}},
         ConfigError,
         "preferences.between names 'run@5'; there are run@0, run@10, run@20, steady, moody",
     ),

@@ -301,11 +301,6 @@ def test_a_reward_model_with_several_labels_is_refused(models: Path, tmp_path: P
 # -- the job -----------------------------------------------------------------------------------------------------
 
 
-def broken(sample: Sample, branch: Branch) -> float:
-    """A metric with a bug, which shows only once the answers are there."""
-    raise RuntimeError("a bug")
-
-
 def shorter(sample: Sample, branch: Branch) -> float:
     """A judge that sees both answers: 1 when this one has fewer characters, 0.5 when as many."""
     ours, others = len(branch.text), len(sample.fields["against"])
@@ -319,7 +314,7 @@ def examined(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     output = tmp_path_factory.mktemp("evaluation")
     with pytest.raises(RewardError, match="a bug"):
-        evaluate(recipe(models, output, metrics=[{"fn": "tests.evaluation.test_evaluate:broken"}]))
+        evaluate(recipe(models, output, metrics=[{"fn": "tests.light_rewards:broken"}]))
     assert {path.name for path in output.iterdir()} == {"recipe.yaml", "generated"}
     return output
 

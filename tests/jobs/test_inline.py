@@ -49,7 +49,7 @@ def test_a_model_is_made_warmed_up_and_trained_in_one_process_without_ray_over_a
         f"model={{type: scratch, hidden_size: 64, num_layers: 2, vocab_size: 320, cache: {tmp_path / 'cache'}}}",
         "model.warm_start.steps=2",
         "data={type: word_problems, num_train: 100, num_heldout: 8}",
-        "rewards=[{fn: 'tests.actors.small:variety'}]",
+        "rewards=[{fn: 'tests.light_rewards:variety'}]",
         "rollout={prompts_per_step: 4, group_size: 4, max_prompt_tokens: 100, max_response_tokens: 12}",
         "algorithm.minibatches=2",
         "generator.cpu_cache_gib=0.1",

@@ -50,7 +50,7 @@ def recipe(directory: Path, name: str, storage: dict[str, str] | None = None) ->
         run={"name": name, "directory": str(directory), "storage": storage or {}},
         model={"type": "pretrained", "path": str(directory / "model")},
         data={"type": "word_problems", "num_train": 100, "num_heldout": 8},
-        rewards=[{"fn": "tests.actors.small:unhurried_variety", "name": "variety"}],
+        rewards=[{"fn": "tests.light_rewards:unhurried_variety", "name": "variety"}],
         rollout={"prompts_per_step": 4, "group_size": 4, "max_prompt_tokens": 100, "max_response_tokens": 12},
         algorithm={
             "minibatches": 2,
@@ -60,7 +60,7 @@ def recipe(directory: Path, name: str, storage: dict[str, str] | None = None) ->
         },
         policy={"precision": "fp32", "learning_rate": 1e-3},
         generator={"cpu_cache_gib": 0.1},
-        evaluation={"every": 2, "metrics": [{"fn": "tests.actors.small:variety"}]},
+        evaluation={"every": 2, "metrics": [{"fn": "tests.light_rewards:variety"}]},
         checkpoint={"every": 1, "keep_last": 2},
     )
 

@@ -31,7 +31,7 @@ def recipe(directory: Path, *, steps: int) -> PPOConfig:
         run={"name": "ppo", "directory": str(directory)},
         model={"type": "pretrained", "path": str(directory / "model")},
         data={"type": "word_problems", "num_train": 40, "num_heldout": 4},
-        rewards=[{"fn": "tests.actors.small:variety"}],
+        rewards=[{"fn": "tests.light_rewards:variety"}],
         reward_model={"path": str(directory / "reward_model"), "weight": 0.5, "relative_to_reference": True},
         rollout={"prompts_per_step": 4, "group_size": 2, "max_prompt_tokens": 100, "max_response_tokens": 8},
         algorithm={
@@ -46,7 +46,7 @@ def recipe(directory: Path, *, steps: int) -> PPOConfig:
         reference={"source": "shared_trunk"},
         critic={"precision": "fp32", "learning_rate": 1e-3, "schedule": "constant", "start": "reward_model"},
         generator={"cpu_cache_gib": 0.1},
-        evaluation={"every": 0, "metrics": [{"fn": "tests.actors.small:variety"}]},
+        evaluation={"every": 0, "metrics": [{"fn": "tests.light_rewards:variety"}]},
         checkpoint={"every": 0, "keep_last": 2},
     )
 

@@ -81,7 +81,7 @@ def trained(name: str, directory: Path) -> TrainingResult:
             run={"name": name.replace("@", "-"), "directory": str(directory)},
             model={"type": "pretrained", "path": model},
             data={"type": "word_problems", "num_train": 50, "num_heldout": 8},
-            rewards=[{"fn": "tests.actors.small:variety"}],
+            rewards=[{"fn": "tests.light_rewards:variety"}],
             rollout={"prompts_per_step": 2, "group_size": 4, "max_prompt_tokens": 100, "max_response_tokens": 12},
             algorithm={"minibatches": 1},
             policy={"precision": "fp32", "learning_rate": 1e-3, "num_ranks": int(ranks or 1), "zero_stage": 3},

@@ -89,7 +89,7 @@ def grpo(cluster: Cluster, directory: Path) -> TrainingResult:
             directory,
             "steps=3",
             "rollout={prompts_per_step: 2, group_size: 4, max_response_tokens: 16}",
-            "rewards=[{fn: 'tests.actors.small:variety'}]",  # no two answers of a group earn the same
+            "rewards=[{fn: 'tests.light_rewards:variety'}]",  # no two answers of a group earn the same
             "evaluation={every: 3, num_samples: 4}",
             "policy.learning_rate=1e-5",
         )

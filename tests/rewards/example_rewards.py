@@ -1,9 +1,12 @@
 """Rewards as a user would write them; the tests name them as `tests.rewards.example_rewards:<name>`."""
 
 import asyncio
+import os
+import signal
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -69,20 +72,22 @@ async def hangs_async(sample: Sample, branch: Branch) -> float:
     return 1.0
 
 
-class SlowAtFirst:
-    """Hangs on its first calls, then answers."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, sample: Sample, branch: Branch, *, slow_calls: int) -> float:
-        self.calls += 1
-        if self.calls <= slow_calls:
-            time.sleep(30)
-        return 1.0
+def crashes(sample: Sample, branch: Branch) -> float:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return 1.0
 
 
-slow_at_first = SlowAtFirst()
+def hoards(sample: Sample, branch: Branch) -> float:
+    return float(len(bytearray(1 << 33)))
+
+
+def slow_at_first(sample: Sample, branch: Branch, *, slow_calls: int, counted_in: str) -> float:
+    """Hangs on its first calls, which it counts on the disk."""
+    call = len(os.listdir(counted_in))
+    Path(counted_in, str(call)).touch()
+    if call < slow_calls:
+        time.sleep(30)
+    return 1.0
 
 
 def gives_up(sample: Sample, branch: Branch) -> float:

@@ -22,7 +22,7 @@ from troupe.chat import encode_prompt
 from troupe.config.rollout import DynamicSamplingConfig, RewardConfig, RolloutConfig
 from troupe.data import PromptStream
 from troupe.errors import DataError, RewardError, WorkerError
-from troupe.records import Branch, Sample, Score, WeightSpan
+from troupe.records import Branch, Sample, WeightSpan
 from troupe.training.rollouts import Rollout, Rollouts
 from troupe.training.scratch import train_tokenizer
 
@@ -118,7 +118,7 @@ def build(
     generators: LastInFirstOut,
     prompts: Sequence[Sample],
     *,
-    reward: str = "variety",
+    reward: str = "token_sum",
     position: int = 0,
     seed: int = 0,
     last_step: int = 100,
@@ -132,7 +132,7 @@ def build(
         PromptStream(prompts, 0, position=position),
         TOKENIZER,
         generators,  # type: ignore[arg-type]
-        Rewarder([RewardConfig(fn=f"tests.training.test_rollouts:{reward}")]),
+        Rewarder([RewardConfig(fn=f"tests.light_rewards:{reward}")]),
         config,
         seed=seed,
         last_step=last_step,
@@ -145,26 +145,6 @@ def ids(rollout: Rollout) -> list[str]:
 
 
 # -- rewards ---------------------------------------------------------------------------------------------------
-
-
-def variety(sample: Sample, branch: Branch) -> float:
-    return float(sum(branch.token_ids))
-
-
-def variety_where_asked(sample: Sample, branch: Branch) -> float:
-    return float(sum(branch.token_ids)) if sample.fields["signal"] else 1.0
-
-
-def missing_where_asked(sample: Sample, branches: Sequence[Branch]) -> list[Score]:
-    return [Score(value=None if index in sample.fields["missing"] else index) for index, _ in enumerate(branches)]
-
-
-def not_a_number(sample: Sample, branch: Branch) -> float:
-    return float("nan")
-
-
-def raises(sample: Sample, branch: Branch) -> float:
-    raise KeyError("no such\nanswer")
 
 
 # -- order and seeds -------------------------------------------------------------------------------------------
@@ -341,7 +321,7 @@ def test_a_step_has_the_engines_to_itself_unless_steps_overlap(
 
 def dynamic(bound: int) -> dict[str, object]:
     return {
-        "reward": "variety_where_asked",
+        "reward": "token_sum_where_asked",
         "dynamic_sampling": DynamicSamplingConfig(enabled=True, max_extra_prompts=bound),
     }
 
@@ -378,7 +358,7 @@ def test_a_step_without_any_signal_yields_no_groups_and_the_next_goes_on(generat
 
 def test_groups_without_signal_are_kept_and_counted_unless_told_otherwise(generators: LastInFirstOut) -> None:
     data = in_stream_order(4, signal=[1, 0, 1, 1])
-    rollout = build(generators, data, prompts_per_step=4, reward="variety_where_asked").next_batch(1)
+    rollout = build(generators, data, prompts_per_step=4, reward="token_sum_where_asked").next_batch(1)
     assert len(rollout.groups) == 4
     assert rollout.metrics["rollout/no_signal_fraction"] == 0.25
 

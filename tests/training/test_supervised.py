@@ -270,7 +270,7 @@ def test_a_model_in_training_is_asked_for_held_out_answers_with_its_own_weights(
                 "engine": config.engine.model_copy(update={"num_ranks": 1}),
                 "placement": PlacementConfig(backend="inline"),
                 "generation": GenerationConfig(
-                    num_samples=4, max_response_tokens=6, metrics=[RewardConfig(fn="tests.actors.small:variety")]
+                    num_samples=4, max_response_tokens=6, metrics=[RewardConfig(fn="tests.light_rewards:variety")]
                 ),
                 "generator": GeneratorConfig(cpu_cache_gib=0.1),
                 "evaluation": config.evaluation.model_copy(update={"best_metric": "variety"}),

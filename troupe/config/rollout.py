@@ -15,8 +15,8 @@ class RewardConfig(Section):
     """One reward function of the weighted sum."""
 
     fn: str
-    """A reward of this project (math_answer, regex_format, length, rouge, remote_reward, remote_comparison, judge_qa),
-    or `package.module:function` or `package.module:Class`; see docs/rewards.md.
+    """A reward of this project (math_answer, regex_format, length, rouge, remote_reward, remote_comparison, judge_qa,
+    python_tests), or `package.module:function` or `package.module:Class`; see docs/rewards.md.
     """
     name: str | None = None
     """Name in the logs; the function's by default."""
@@ -26,8 +26,10 @@ class RewardConfig(Section):
     """Keyword arguments handed to it."""
     sources: list[str] | None = Field(default=None, min_length=1)
     """Sources of a mixture, or further held-out sets, whose answers it judges; unset: all."""
-    timeout_s: float | None = Field(default=None, gt=0)
-    """Seconds after which a call counts as failed; unset: no limit."""
+    timeout_s: Annotated[float, Field(gt=0)] | Literal["auto"] | None = "auto"
+    """Seconds after which a call is ended and its judgement is missing; null: no limit; auto: 30 for a plain function
+    or object, none for what is awaited.
+    """
     retries: int = Field(default=0, ge=0)
     """Further attempts after a timeout."""
 
@@ -85,6 +87,12 @@ class RewarderConfig(Section):
     """Processes; 0 scores in the driver, which is best for cheap rewards on few cores."""
     max_concurrency: int = Field(default=32, ge=1)
     """Groups in flight per worker, for rewards that wait on a network."""
+    processes: int | None = Field(default=None, ge=1, le=1000)
+    """Processes in which plain functions are called, per worker; unset: one for two cores, at most 4. An object has one
+    of its own.
+    """
+    memory_gib: float = Field(default=4.0, gt=0)
+    """Private memory of each of them; a call that takes more is a missing judgement."""
 
 
 class SamplingConfig(Section):

@@ -274,9 +274,9 @@ def start_roles(config: GRPOConfig, context: RunContext) -> Iterator[Roles]:
             assert isinstance(scorer, FrozenModel)
             scorer.ready(timeout_s)
             parts.append(starter.perplexity_reward(plan, scorer))
-        rewarder = Rewarder(config.rewards, _reward_workers(config, cluster), parts=parts)
+        rewarder = Rewarder(config.rewards, _reward_workers(config, cluster), parts=parts, limits=config.rewarder)
         stack.callback(rewarder.shutdown)
-        metrics = Rewarder(config.evaluation.metrics, parts=parts)
+        metrics = Rewarder(config.evaluation.metrics, parts=parts, limits=config.rewarder)
         stack.callback(metrics.shutdown)
         evaluator = Evaluator(
             sets,
@@ -355,5 +355,6 @@ def _reference(config: GRPOConfig, starter: RoleStarter, policy: Policy) -> Refe
 def _reward_workers(config: GRPOConfig, cluster: Cluster) -> Workers[RewarderWorker] | None:
     if config.rewarder.num_workers == 0:
         return None
-    arguments = [{"configs": config.rewards, "functions": handed_over()}] * config.rewarder.num_workers
+    worker = {"configs": config.rewards, "limits": config.rewarder, "functions": handed_over()}
+    arguments = [worker] * config.rewarder.num_workers
     return cluster.workers(RewarderWorker, arguments, role="rewarder", max_concurrency=config.rewarder.max_concurrency)
