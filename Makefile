@@ -1,7 +1,7 @@
 # Everything that a person or CI does here. Each target first makes the environment, once: `install.py` compares it
 # with the lock and ends at once where they match.
 .DEFAULT_GOAL := help
-.PHONY: help install environment need-python demo smollm2 test test-long test-cluster check doctor lock clean
+.PHONY: help install environment need-python demo smollm2 test test-long test-cluster check docs doctor lock clean
 
 STACK ?= auto
 PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
@@ -42,6 +42,12 @@ check: environment  ## Check style, types and layering; under a minute.
 	@$(RUN) mypy
 	@$(RUN) python -m pytest -q tests/test_layering.py tests/test_style.py
 
+docs: need-python  ## Build the documentation into site/, in an environment of its own.
+	@test -d .cache/docs || $(PYTHON) -m venv .cache/docs
+	@.cache/docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
+	@NO_MKDOCS_2_WARNING=1 .cache/docs/bin/mkdocs build --strict --quiet
+	@echo "site/index.html; while you write: .cache/docs/bin/mkdocs serve"
+
 doctor: environment  ## Say what on this machine would stop or slow a run, and the remedy.
 	@$(RUN) python jobs/doctor.py
 
@@ -49,5 +55,5 @@ lock: environment  ## Resolve pyproject.toml into requirements/cpu.txt and requi
 	@$(PYTHON) install.py --lock
 
 clean:  ## Remove the environment and all caches; runs/ stays.
-	@rm -rf .venv .cache .ruff_cache .mypy_cache .pytest_cache *.egg-info
+	@rm -rf .venv .cache .ruff_cache .mypy_cache .pytest_cache site *.egg-info
 	@find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

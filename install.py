@@ -267,7 +267,10 @@ def torch_source(dry_run: Sequence[str], environment: Mapping[str, str]) -> list
 
 
 def write_locks(python: str) -> None:
-    """Resolve pyproject's extras into requirements/cpu.txt and gpu.txt; versions already there stay if they can."""
+    """Resolve pyproject's extras into requirements/cpu.txt and gpu.txt, and docs.in into docs.txt.
+
+    Versions already there stay if they can.
+    """
     environment = index_environment(pip_settings(python), os.environ)
     uv_pip = [str(VENV / "bin" / "uv"), "pip"]
     torch = f"torch=={locked_version(REQUIREMENTS / 'cpu.txt', 'torch')}"
@@ -283,6 +286,9 @@ def write_locks(python: str) -> None:
         command += ["--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28", "--no-annotate"]
         command += ["--custom-compile-command", "make lock", "--output-file", str(REQUIREMENTS / f"{stack}.txt")]
         step(f"requirements/{stack}.txt", command, environment=environment)
+    command = [*uv_pip, "compile", str(REQUIREMENTS / "docs.in"), "--python-version", "3.11", "--no-annotate"]
+    command += ["--custom-compile-command", "make lock", "--output-file", str(REQUIREMENTS / "docs.txt")]
+    step("requirements/docs.txt", command, environment=environment)
 
 
 # --- the extension that DeepSpeed would compile at its first start ---------------------------------------------------

@@ -18,6 +18,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 if not __package__:  # run as a file: imports begin at the project, not in jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -126,7 +127,8 @@ def announce(config: ServeConfig, cards: list[dict[str, Any]], *, seconds: float
         step = "" if card["step"] is None else f", step {card['step']}"
         print(f"  {card['id']}{step}, up to {card['max_model_len']} tokens, from {card['root']}")
     if config.playground:
-        print(f"  playground: {url}/")
+        # Behind the # it reaches no server and no log; a token of the environment is not shown.
+        print(f"  playground: {url}/" + (f"#token={quote(key, safe='')}" if key is not None else ""))
     if key is not None:
         print(f"\nthe token, made for this time and not shown again:\n  export {KEY}={key}")
     if not config.auth:

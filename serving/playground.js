@@ -1,7 +1,7 @@
 // The playground's script. It speaks to the public API alone; docs/playground.md says what the page does.
-'use strict';
 const $ = id => document.getElementById(id);
-const KEY = 'troupe-token';
+const KEY = 'troupe-token', FORM = 'troupe-form';
+const KEPT = ['prompt', 'system', 'temperature', 'top_p', 'max_tokens', 'seed', 'form_of_prompt', 'gold'];   // over a reload
 const EXAMPLES = ['Explain in two sentences why the sky is blue.', 'Write a haiku about the sea.',
   'Tom has 3 pens and buys 5 more. How many pens now?'].map(prompt => ({prompt}));
 let cards = {};        // model name -> its metadata
@@ -29,7 +29,7 @@ async function call(path, body, signal) {
   if (token) headers.Authorization = 'Bearer ' + token;
   const response = await fetch(path, body ? {method: 'POST', headers, body: JSON.stringify(body), signal} : {headers, signal});
   if (response.ok) return response;
-  if (response.status === 401) askToken();
+  if (response.status === 401) { askToken(); throw new Error('The token is missing or wrong.', {cause: 401}); }
   let said = '';
   try { const answer = await response.json(); said = answer.error?.message ?? answer.message ?? answer.detail; } catch {}
   throw new Error(typeof said === 'string' && said ? said : `The server answered ${response.status} ${response.statusText}.`);
@@ -63,11 +63,15 @@ class Answer {
     this.select = make('select', {ariaLabel: place ? 'Model on the right' : 'Model on the left'});
     this.told = make('div', {className: 'told', ariaLive: 'polite'});
     this.text = make('div', {className: 'text'});
+    this.earlier = make('div');
+    this.copy = make('button', {type: 'button', textContent: 'Copy', ariaLabel: 'Copy the answer', disabled: true, onclick: () => this.copied()});
+    this.turns = [];
     this.error = make('p', {className: 'error', hidden: true});
     this.number = make('b');
     this.better = make('span', {className: 'better'});
     this.reward = make('div', {className: 'reward', hidden: true}, make('span', {className: 'soft', textContent: 'reward'}), this.number, this.better);
-    this.card = make('section', {className: 'card'}, this.select, this.told, this.text, this.error, this.reward);
+    const head = make('div', {className: 'head'}, this.select, this.copy);
+    this.card = make('section', {className: 'card'}, head, this.earlier, this.told, this.text, this.error, this.reward);
     this.clear();
     this.text.append(make('span', {className: 'empty', textContent: place ? 'The other answer, beside it.' : 'The answer appears here.'}));
   }
@@ -75,7 +79,11 @@ class Answer {
   clear() {
     this.content = ''; this.tokens = 0; this.surprise = 0; this.pending = []; this.score = null; this.reason = '';
     this.decoder = new TextDecoder();
-    this.text.replaceChildren(); this.told.replaceChildren();
+    this.shown = make('div', {className: 'shown'});
+    this.text.replaceChildren(this.shown); this.told.replaceChildren();
+    this.copy.disabled = true;
+    this.earlier.replaceChildren(...this.turns.map(turn => make('div', {className: `turn ${turn.role}`},
+      turn.role === 'assistant' && $('formatted').checked ? make('div', {className: 'shown'}, ...formatted(turn.content)) : turn.content)));
     this.error.hidden = this.reward.hidden = true; this.better.textContent = '';
   }
 
@@ -84,7 +92,14 @@ class Answer {
     this.error.hidden = false;
   }
 
+  async copied() {
+    await navigator.clipboard.writeText(this.content);
+    this.copy.textContent = 'Copied';
+    setTimeout(() => { this.copy.textContent = 'Copy'; }, 1500);
+  }
+
   async run(asked, signal) {
+    if (!asked.follow) this.turns = [];
     this.clear();
     this.card.classList.add('busy');
     this.started = performance.now();
@@ -92,11 +107,14 @@ class Answer {
     try {
       const model = this.select.value;
       const chat = asked.form === 'auto' ? cards[model]?.chat !== false : asked.form === 'chat';
-      this.prompt = chat ? asked.messages : asked.prompt;
-      const body = chat ? {messages: asked.messages, logprobs: true, top_logprobs: 5} : {prompt: asked.prompt, logprobs: 5};
+      const said = {role: 'user', content: asked.prompt};
+      this.prompt = chat ? [...asked.system, ...this.turns, said] : asked.prompt;
+      const body = chat ? {messages: this.prompt, logprobs: true, top_logprobs: 5} : {prompt: asked.prompt, logprobs: 5};
+      if (this.turns.length) this.earlier.append(make('div', {className: 'turn user', textContent: asked.prompt}));
       const response = await call(chat ? '/v1/chat/completions' : '/v1/completions',
         {model, stream: true, stream_options: {include_usage: true}, ...asked.sampling, ...body}, signal);
       for await (const event of events(response)) this.take(event);
+      if (chat) this.turns = [...this.turns, said, {role: 'assistant', content: this.content}];
     } catch (error) {
       if (signal.aborted) this.reason = 'stopped'; else this.fail(error);
     }
@@ -150,7 +168,15 @@ class Answer {
     if (ended && this.tokens) parts.push(`perplexity ${Math.exp(this.surprise / this.tokens).toFixed(2)}`);
     if (ended && this.reason) parts.push({stop: 'ended by itself', length: 'cut off at max tokens'}[this.reason] ?? this.reason);
     this.told.replaceChildren(...parts.map(part => make('span', {textContent: part})));
+    this.copy.disabled = !this.content;
+    this.format();
     if (ended && !this.content && this.error.hidden && this.reason !== 'stopped') this.text.prepend(make('span', {className: 'empty', textContent: 'An empty answer. '}));
+  }
+
+  // At most once a frame: an answer that streams is parsed anew with each part.
+  format() {
+    if (!$('formatted').checked || this.waits) return;
+    this.waits = requestAnimationFrame(() => { this.waits = 0; this.shown.replaceChildren(...formatted(this.content)); });
   }
 
   async judge(scorer, gold, signal) {
@@ -180,13 +206,56 @@ const readable = value => minus(Number.isInteger(value) ? String(value) : value.
 const percent = logprob => { const p = 100 * Math.exp(logprob); return p >= 99.95 ? '100 %' : p >= 0.1 ? p.toFixed(1) + ' %' : '<0.1 %'; };
 const visible = token => token.replaceAll('\n', '⏎').replaceAll('\t', '⇥').replace(/^ | $/g, '␣') || '(empty)';
 
+// -- Markdown and formulas ----------------------------------------------------------------------------------------
+
+// marked only parses. Elements are made here, so nothing that a model writes becomes markup; Temml makes MathML.
+const FORMULA = {
+  inline: /^(?:\\\(([\s\S]+?)\\\)|\$(?![\s\d])([^$\n]*[^\s$\\])\$(?!\d)|\$([^\s$\n]|\d[^$\n]*[^\s$\\\d])\$(?!\d))/,
+  block: /^ {0,3}(?:\$\$([\s\S]+?)\$\$|\\\[([\s\S]+?)\\\])\s*(?:\n|$)/,
+};
+marked.use({extensions: ['inline', 'block'].map(level => ({
+  name: `${level}Formula`, level,
+  start: text => { const at = text.search(level === 'inline' ? /\$|\\\(/ : /\$\$|\\\[/); return at < 0 ? undefined : at; },
+  tokenizer: text => {
+    const found = FORMULA[level].exec(text);
+    return found ? {type: `${level}Formula`, raw: found[0], text: found.slice(1).find(Boolean)} : undefined;
+  },
+}))});
+const ELEMENTS = {paragraph: 'p', strong: 'strong', em: 'em', del: 'del', blockquote: 'blockquote', br: 'br', hr: 'hr'};
+
+function formatted(text) { return marked.lexer(text).flatMap(elements); }
+const inside = tokens => (tokens ?? []).flatMap(elements);
+
+function elements(token) {
+  switch (token.type) {
+    case 'space': case 'def': return [];
+    case 'heading': return [make(`h${token.depth}`, {}, ...inside(token.tokens))];
+    case 'code': return [make('pre', {}, make('code', {textContent: token.text}))];
+    case 'codespan': return [make('code', {textContent: token.text})];
+    case 'list': return [make(token.ordered ? 'ol' : 'ul', token.ordered && token.start !== '' ? {start: token.start} : {}, ...token.items.map(item => make('li', {}, ...inside(item.tokens))))];
+    case 'table': return [make('table', {}, row('th', token.header), ...token.rows.map(cells => row('td', cells)))];
+    case 'link': return /^https?:/.test(token.href) ? [make('a', {href: token.href, target: '_blank', rel: 'noreferrer'}, ...inside(token.tokens))] : inside(token.tokens);
+    case 'inlineFormula': case 'blockFormula': return [formula(token.text, token.type === 'blockFormula')];
+    case 'checkbox': return [token.checked ? '☑ ' : '☐ '];
+    case 'image': case 'html': case 'escape': return [token.type === 'escape' ? token.text : token.raw];
+    default: return ELEMENTS[token.type] ? [make(ELEMENTS[token.type], {}, ...inside(token.tokens))] : token.tokens ? inside(token.tokens) : [token.text ?? token.raw];
+  }
+}
+const row = (tag, cells) => make('tr', {}, ...cells.map(cell => make(tag, {}, ...inside(cell.tokens))));
+
+function formula(text, block) {
+  const element = make(block ? 'div' : 'span');
+  try { temml.render(text, element, {displayMode: block, throwOnError: true}); } catch { element.textContent = text; }
+  return element;
+}
+
 // -- token probabilities ------------------------------------------------------------------------------------------
 
 const hint = $('hint');
-let marked = null;
+let pointed = null;
 function point(span) {
-  if (marked) marked.classList.remove('on');
-  marked = span;
+  if (pointed) pointed.classList.remove('on');
+  pointed = span;
   hint.style.visibility = span ? 'visible' : 'hidden';
   if (!span) return;
   span.classList.add('on');
@@ -220,7 +289,8 @@ function asked() {
   const number = id => $(id).value === '' ? undefined : Number($(id).value);
   return {
     prompt, form: $('form_of_prompt').value,
-    messages: [...(system ? [{role: 'system', content: system}] : []), {role: 'user', content: prompt}],
+    system: system ? [{role: 'system', content: system}] : [],
+    follow: $('follow').checked,
     // One seed for both: at equal weights the answers are equal.
     sampling: {temperature: number('temperature'), top_p: number('top_p'), max_tokens: number('max_tokens'), seed: number('seed') ?? Math.floor(Math.random() * 2 ** 31)},
   };
@@ -241,8 +311,10 @@ $('answers').addEventListener('change', sayWhatIsInForce);
 
 async function run() {
   running?.abort();
+  keepForm();
   const mine = running = new AbortController(), {signal} = mine, what = asked(), scorer = $('scorer').value;
   $('run').disabled = true; $('stop').disabled = false;
+  if (what.follow && what.form !== 'text') $('prompt').value = '';
   if ($('answers').getBoundingClientRect().top > innerHeight * 0.6) $('answers').scrollIntoView({behavior: 'smooth'});
   await Promise.all(answers.map(async answer => {
     await answer.run(what, signal);
@@ -258,10 +330,30 @@ async function run() {
 
 $('form').addEventListener('submit', event => { event.preventDefault(); if (!running) run(); });
 $('stop').addEventListener('click', () => running?.abort());
-$('prompt').addEventListener('keydown', event => { if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) $('form').requestSubmit(); });
+$('prompt').addEventListener('keydown', event => {
+  if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  $('form').requestSubmit();
+});
+$('form').addEventListener('input', keepForm);
+$('formatted').addEventListener('change', event => {
+  $('answers').classList.toggle('formatted', event.target.checked);
+  for (const answer of answers) answer.format();
+});
 $('examples').addEventListener('change', event => { if (event.target.value) choose(examples[Number(event.target.value)]); event.target.value = ''; });
 $('shade').addEventListener('change', event => $('answers').classList.toggle('shade', event.target.checked));
 $('form_of_prompt').addEventListener('change', event => { $('system').disabled = event.target.value === 'text'; });
+
+function keepForm() {
+  sessionStorage.setItem(FORM, JSON.stringify(Object.fromEntries(KEPT.map(id => [id, $(id).value]))));
+}
+
+function restoreForm() {
+  const kept = JSON.parse(sessionStorage.getItem(FORM) ?? '{}');
+  for (const [id, value] of Object.entries(kept)) $(id).value = value;
+  $('system').closest('details').open = Boolean(kept.system);
+  $('system').disabled = kept.form_of_prompt === 'text';
+}
 
 function choose(example) {
   $('prompt').value = example.prompt;
@@ -290,6 +382,7 @@ async function start() {
     const listed = (await (await call('/v1/models')).json()).data;
     cards = Object.fromEntries(listed.map(card => [card.id, card.metadata ?? {}]));
   } catch (error) {
+    if (error.cause === 401) return;   // the dialog asks for the token
     $('trouble').textContent = error.message;
     $('trouble').hidden = false;
     return;
@@ -314,4 +407,5 @@ async function start() {
     make('option', {value: String(place), textContent: example.prompt.trim().replace(/\s+/g, ' ').slice(0, 80)})));
   if (!$('prompt').value) choose(examples[0]);
 }
+restoreForm();
 start();

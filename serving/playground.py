@@ -1,7 +1,8 @@
 """The playground: one page beside the API, where two served models answer the same prompt side by side.
 
-The page (`playground.html`, `.css` and `.js`, sent as one) is the same for everybody and holds no data: models, example
-prompts, answers and rewards come from the public API, with the token that the person gives it. So it needs no token.
+The page (`playground.html`, `.css`, `.js` and the libraries in `vendor/`, sent as one) is the same for everybody and
+holds no data: models, example prompts, answers and rewards come from the public API, with the token that the person
+gives it. So it needs no token.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from troupe.style import STYLE
 
 PATHS = ("/", "/playground")
 """Where the page is; these are to be reachable without a token, which a browser cannot send for a page."""
+LIBRARIES = ("marked.umd.js", "temml.min.js")
+"""Markdown, and LaTeX as MathML; licences beside them."""
 MAX_PROMPT = 4000
 """Characters of an example prompt; a longer one is no example."""
 
@@ -49,14 +52,19 @@ async def _answer() -> HTMLResponse:
 @functools.cache
 def playground_page() -> tuple[str, str]:
     """Return (the page, its content security policy: no script but its own, no address but this server's)."""
-    style, script = STYLE + _part("css"), "\n" + _part("js")
+    libraries = [_read(f"vendor/{name}") for name in LIBRARIES]
+    style, script = STYLE + _part("css"), "\n".join(["", *libraries, _part("js")])
     page = _part("html").replace("<style>", f"<style>{style}", 1).replace("<script>", f"<script>{script}", 1)
     rules = ["default-src 'none'", f"style-src {_hash(style)}", f"script-src {_hash(script)}", "connect-src 'self'"]
     return page, "; ".join([*rules, "img-src data:", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"])
 
 
 def _part(kind: str) -> str:
-    return Path(__file__).with_name(f"playground.{kind}").read_text(encoding="utf-8")
+    return _read(f"playground.{kind}")
+
+
+def _read(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def _hash(inside: str) -> str:

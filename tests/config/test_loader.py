@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from troupe.config.grpo import GRPOConfig, PPOConfig, RLOOConfig
-from troupe.config.loader import dump_config, load_config
+from troupe.config.loader import dump_config, laid_onto, load_config, parse_command_line, read_layers
 from troupe.config.serve import ServeConfig
 from troupe.config.supervised import DPOConfig, RewardModelTrainingConfig, SFTConfig
 from troupe.config.tools import PrepareConfig
@@ -156,3 +158,140 @@ def test_a_key_of_another_type_is_told_with_that_type(arguments: list[str], sent
     with pytest.raises(ConfigError) as error:
         load_config(GRPOConfig, arguments)
     assert str(error.value) == sentence
+
+
+# -- layers ------------------------------------------------------------------------------------------------------
+
+
+LAYERS = [
+    {},
+    {"a": 1, "b": {"c": 2, "d": {"e": 3}}},
+    {"b": {"c": 9}, "f": [1, 2]},
+    {"b": {"d": {"g": 4}}, "f": [3]},
+    {"b": None, "a": {"x": 1}},
+    {"b": [1]},
+]
+
+
+def test_sections_meet_field_by_field_and_whatever_else_meets_is_replaced() -> None:
+    base = {"a": 1, "b": {"c": 2, "d": {"e": 3}}, "f": [1, 2]}
+    assert laid_onto(base, {"b": {"d": {"g": 4}}, "f": [3]}) == {"a": 1, "b": {"c": 2, "d": {"e": 3, "g": 4}}, "f": [3]}
+    assert laid_onto(base, {"b": None}) == {"a": 1, "b": None, "f": [1, 2]}
+    assert base == {"a": 1, "b": {"c": 2, "d": {"e": 3}}, "f": [1, 2]}  # neither side is changed
+
+
+@pytest.mark.parametrize("top", LAYERS)
+@pytest.mark.parametrize("base", LAYERS)
+def test_laying_twice_changes_nothing_and_an_empty_layer_neither(base: dict[str, Any], top: dict[str, Any]) -> None:
+    once = laid_onto(base, top)
+    assert laid_onto(once, top) == once
+    assert laid_onto(base, {}) == base
+    assert laid_onto({}, top) == top
+
+
+def test_arguments_are_laid_in_their_order_whether_files_or_overrides(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yml"
+    first.write_text("a: {x: 1, y: 1}\n")
+    second.write_text("a: {y: 2}\nb: '${a.x}'\n")
+    assert read_layers([str(first), str(second), "a.x=3"]) == {"a": {"x": 3, "y": 2}, "b": "${a.x}"}
+    assert read_layers(["a.x=3", str(second), str(first)]) == {"a": {"x": 1, "y": 1}, "b": "${a.x}"}
+    assert read_layers([]) == {}
+
+
+def test_an_override_may_hold_equals_signs_and_a_file_too(tmp_path: Path) -> None:
+    assert read_layers(["a='x=y=z'"]) == {"a": "x=y=z"}
+    file = tmp_path / "lr=0.1.yaml"
+    file.write_text("a: 1\n")
+    assert read_layers([str(file)]) == {"a": 1}
+
+
+def test_an_empty_file_says_nothing_and_a_reference_is_to_what_the_last_layer_says(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("# nothing but a comment\n")
+    (tmp_path / "refers.yaml").write_text("steps: 7\nseed: '${steps}'\n")
+    config = load_config(GRPOConfig, [str(tmp_path / "empty.yaml"), str(tmp_path / "refers.yaml"), "steps=8"])
+    assert (config.steps, config.seed) == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("steps", "there is no recipe file 'steps'; give a YAML file, or an override of the form section.field=value"),
+        ("=3", "'=3' is not an override of the form section.field=value"),
+        ("a..b=3", "'a..b=3' is not an override of the form section.field=value"),
+        ("a.=3", "is not an override"),
+        (" =3", "is not an override"),
+        ("rewards=[{fn: x}", "rewards: '[{fn: x}' is not valid YAML"),
+        ("steps=\ud800", "is not text in UTF-8"),
+        ("seed=${stepz}", "the recipe cannot be resolved: Interpolation key 'stepz' not found"),
+        ("run.name=${oc.env:TROUPE_NO_SUCH_VARIABLE}", "the recipe cannot be resolved: "),
+    ],
+)
+def test_an_argument_that_is_none_is_named(argument: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(GRPOConfig, [argument])
+    assert sentence in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"[1, 2]", "is not a recipe: it holds list, not settings as `name: value`"),
+        (b"steps", "is not a recipe: it holds str"),
+        (b"steps: [", "is not valid YAML"),
+        (b"\xff\xfe\x00", "is not valid YAML"),
+        (b"steps: 1\nsteps: 2", "is not valid YAML: found duplicate key"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named(content: bytes, sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"mine\.yaml") as error:
+        load_config(GRPOConfig, [str(file)])
+    assert sentence in str(error.value)
+
+
+def test_a_directory_is_no_recipe_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no recipe file"):
+        load_config(GRPOConfig, [str(tmp_path)])
+
+
+def test_a_key_in_a_recipe_is_refused_and_not_shown() -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(GRPOConfig, ["rewards=[{fn: x, args: {api_key: sk-0123456789abcdef}}]"])
+    assert "sk-0123456789abcdef" not in str(error.value)
+
+
+# -- the command line --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags"),
+    [
+        ([], set()),
+        (["steps=3", "--dry-run"], {"--dry-run"}),
+        (["--recipe-only", "steps=3", "--dry-run"], {"--dry-run", "--recipe-only"}),
+    ],
+)
+def test_flags_may_stand_anywhere_and_are_no_settings(
+    arguments: list[str], flags: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    config, found = parse_command_line(GRPOConfig, "jobs/train_grpo.py")
+    assert (found, config.steps) == (flags, 3 if "steps=3" in arguments else GRPOConfig().steps)
+
+
+def test_an_unknown_flag_is_taken_for_a_recipe_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--dryrun"])
+    with pytest.raises(ConfigError, match="there is no recipe file '--dryrun'"):
+        parse_command_line(GRPOConfig, "jobs/train_grpo.py")
+
+
+def test_help_about_a_topic_is_printed_and_nothing_else_is_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "no_such.yaml", "--help", "steps"])
+    with pytest.raises(SystemExit) as ended:
+        parse_command_line(GRPOConfig, "jobs/train_grpo.py")
+    assert not ended.value.code
+    assert capsys.readouterr().out.startswith("steps = 30  (a whole number, at least 1)")

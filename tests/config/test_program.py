@@ -14,8 +14,10 @@ import pytest
 
 from troupe.config.grpo import GRPOConfig
 from troupe.config.loader import load_config
-from troupe.config.program import run_program
-from troupe.errors import DataError
+from troupe.config.program import describe, program, run_program, user_error
+from troupe.config.supervised import SFTConfig
+from troupe.config.tools import ExportConfig
+from troupe.errors import DataError, TroupeError
 from troupe.processes.stopping import Interrupted
 
 
@@ -141,3 +143,68 @@ def test_a_faulty_file_env_is_one_sentence_and_status_2(monkeypatch, capsys, tmp
     told = capsys.readouterr().err
     assert told.startswith("error: .env line 1: a quote is missing")
     assert "eye" not in told
+
+
+def test_a_recipe_alone_is_described_without_what_the_job_would_read(monkeypatch, capsys) -> None:
+    def rehearse(config: GRPOConfig):
+        yield f"{config.steps} steps rehearsed"
+
+    for flags, lines in ((["--dry-run"], ["# 3 steps rehearsed"]), (["--dry-run", "--recipe-only"], [])):
+        monkeypatch.setattr(sys, "argv", ["train.py", "steps=3", *flags])
+        run_program(refuse, GRPOConfig, "jobs/train.py", rehearse=rehearse)
+        printed = capsys.readouterr().out.splitlines()
+        assert [line for line in printed if "rehearsed" in line] == lines
+
+
+def test_what_a_rehearsal_refuses_is_one_sentence_and_status_2(monkeypatch, capsys) -> None:
+    def rehearse(config: GRPOConfig):
+        raise DataError("mine.jsonl has no field 'prompt'")
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "--dry-run"])
+    with pytest.raises(SystemExit) as exit_:
+        run_program(refuse, GRPOConfig, "jobs/train.py", rehearse=rehearse)
+    captured = capsys.readouterr()
+    assert (exit_.value.code, captured.err) == (2, "error: mine.jsonl has no field 'prompt'\n")
+    assert "steps:" not in captured.out
+
+
+def test_a_description_begins_with_comments_and_is_a_recipe(capsys, tmp_path: Path) -> None:
+    for config in (SFTConfig(steps=2), ExportConfig(model="runs/x")):
+        describe(config, ["found this"])
+        printed = capsys.readouterr().out
+        comments = [line for line in printed.splitlines() if line.startswith("# ")]
+        assert comments[0] == f"# {config.arithmetic()}"
+        assert comments[-1] == "# found this"
+        file = tmp_path / "printed.yaml"
+        file.write_text(printed)
+        assert load_config(type(config), [str(file)]) == config
+
+
+def test_the_details_of_an_error_come_below_its_sentence(capsys) -> None:
+    with pytest.raises(SystemExit), program():
+        raise TroupeError("it failed", details="line 1\nline 2")
+    assert capsys.readouterr().err == "error: it failed\nline 1\nline 2\n"
+
+
+def test_the_error_of_a_worker_is_the_users_and_another_is_itself() -> None:
+    remote, bare = RemoteError("a remote traceback"), ValueError("x")
+    assert user_error(remote) is RemoteError.cause
+    assert user_error(bare) is bare
+
+
+def test_a_reader_that_has_read_enough_is_no_failure(start_python) -> None:
+    process = start_python(
+        "import sys; from troupe.config.program import program\nwith program():\n    for n in range(10**6): print(n)\n"
+    )
+    assert [process.stdout.readline() for _ in range(2)] == ["0\n", "1\n"]
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert process.stderr.read() == ""
+
+
+def test_a_secret_on_the_command_line_is_masked_before_trackers_keep_it(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MY_JUDGE_TOKEN", "open-sesame-0123")
+    seen = []
+    start(monkeypatch, seen.append, "run.name=x-open-sesame-0123")
+    assert "open-sesame-0123" not in " ".join(sys.argv)
+    assert [config.run.name for config in seen] == ["x-open-sesame-0123"]

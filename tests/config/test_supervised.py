@@ -62,3 +62,33 @@ def test_an_adapter_makes_a_reference_of_the_policy_itself() -> None:
     assert config.engine.lora is not None
     # DPO's own learning rate is still there.
     assert config.engine.learning_rate == 2e-5
+
+
+@pytest.mark.parametrize(("samples", "batch", "epochs"), [(100, 7, 1.0), (5, 64, 3.0), (1000, 64, 0.5), (1, 1, 1.0)])
+def test_an_epoch_reads_every_sample_and_no_more_than_a_batch_beyond(samples: int, batch: int, epochs: float) -> None:
+    read = SupervisedConfig(epochs=epochs, batch_size=batch).num_steps(samples) * batch
+    assert samples * epochs <= read < samples * epochs + batch
+
+
+def test_a_generation_is_off_until_it_is_named_and_then_measures_something() -> None:
+    assert load_config(SFTConfig, []).generation is None
+    generation = load_config(DPOConfig, ["generation.num_samples=3"]).generation
+    assert generation is not None
+    assert [metric.label for metric in generation.metrics] == ["rougeL"]
+    assert generation.in_words == "greedily"
+    with pytest.raises(ConfigError, match=r"generation\.metrics"):
+        load_config(SFTConfig, ["generation.metrics=[]"])
+    with pytest.raises(ConfigError, match="generation: unknown key"):
+        load_config(RewardModelTrainingConfig, ["generation.num_samples=3"])
+
+
+def test_each_job_starts_from_its_own_data_and_run() -> None:
+    jobs = [load_config(job, []) for job in (SFTConfig, RewardModelTrainingConfig, DPOConfig)]
+    assert [(config.run.name, config.data.type) for config in jobs] == [
+        ("sft", "docstrings"),
+        ("reward_model", "docstring_pairs"),
+        ("dpo", "docstring_pairs"),
+    ]
+    assert [config.longest_sequence for config in jobs] == [(512, "max_length")] * 3
+    # What SFT makes from nothing it teaches itself, so its model has no warm start.
+    assert [config.model.warm_start.steps for config in jobs] == [0, 400, 400]  # type: ignore[union-attr]

@@ -12,8 +12,8 @@ from typing import Any, get_args
 
 import pytest
 
+from tests.config.odd_values import ODD, TEXTS, odd_argument, value_for
 from tests.job_configs import JOB_CONFIGS
-from tests.odd_values import ODD, TEXTS, odd_argument, value_for
 from troupe.config.evaluation import EvaluateConfig
 from troupe.config.fields import dotted_fields, sections_of
 from troupe.config.grpo import GRPOConfig

@@ -11,12 +11,9 @@ from typing import Any
 import pytest
 
 from troupe.config.data import MixtureConfig
-from troupe.config.grpo import GRPOConfig
-from troupe.config.loader import load_config
 from troupe.config.own_data import JsonlConfig
-from troupe.config.supervised import SFTConfig
 from troupe.data import MixedStream, load_data, stream_of
-from troupe.errors import ConfigError, DataError
+from troupe.errors import DataError
 from troupe.records import Sample
 
 
@@ -102,41 +99,6 @@ def test_a_mistake_in_a_source_names_it(tmp_path: Path) -> None:
     missing = {"a": JsonlConfig(path=write(tmp_path / "a.jsonl", 4)), "b": JsonlConfig(path=str(tmp_path / "b.jsonl"))}
     with pytest.raises(DataError, match=r"source b of the mixture: there is no file .*b\.jsonl"):
         load_data(MixtureConfig(sources=missing))
-
-
-SOURCES = "data={type: mixture, sources: {a: {path: a.jsonl}, b: {path: openai/gsm8k}}"
-
-
-def test_the_type_of_a_source_follows_from_its_path_as_that_of_data_does() -> None:
-    config = load_config(SFTConfig, [f"{SOURCES}, weights: {{a: 2, b: 1}}}}", "heldout={c: {path: c.jsonl}}"])
-    assert [source.type for source in config.data.sources.values()] == ["jsonl", "gsm8k"]  # type: ignore[union-attr]
-    assert config.heldout["c"].type == "jsonl"
-
-
-def test_a_hub_name_or_a_directory_needs_no_type(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    paths = {"nobody/nothing": "hub", str(tmp_path / "folder"): "hub", "mine/rows.jsonl": "jsonl", "rows": "jsonl"}
-    assert {path: load_config(SFTConfig, [f"data.path={path}"]).data.type for path in paths} == paths
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ([f"{SOURCES}, weights: {{a: 1}}}}"], "weights names a, and the sources are a, b; give each a weight, or none"),
-        ([f"{SOURCES}, weights: {{a: 1, b: 0}}}}"], r"data\.weights\.b: it must be above 0"),
-        ([f"{SOURCES}}}", "rewards=[{fn: length, args: {limit: 3}, sources: [a]}]"], "no reward judges .* source b"),
-        ([f"{SOURCES}}}", "rewards=[{fn: math_answer, sources: [c]}]"], "math_answer: sources names 'c'; .* a, b"),
-        (["rewards=[{fn: math_answer, sources: [c]}]"], "sources here: none, since the data is no mixture"),
-        (
-            ["heldout={c: {path: c.jsonl}}", "evaluation.best_metric=d/accuracy"],
-            "best_metric 'd/accuracy' is not among",
-        ),
-    ],
-)
-def test_what_does_not_fit_a_mixture_is_refused(arguments: list[str], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
-        load_config(GRPOConfig, arguments)
-    load_config(GRPOConfig, ["heldout={c: {path: c.jsonl}}", "evaluation.best_metric=c/accuracy"])
 
 
 def test_further_held_out_sets_are_the_held_out_side_or_all_rows_of_a_file(tmp_path: Path) -> None:

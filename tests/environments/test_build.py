@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from troupe.config.grpo import GRPOConfig
-from troupe.config.rollout import EnvironmentConfig, EvaluationConfig, RolloutConfig
+from troupe.config.rollout import EnvironmentConfig
 from troupe.environments import build_environment
 from troupe.environments.turn import Turn
 from troupe.errors import ConfigError
@@ -113,38 +112,3 @@ def test_the_environment_of_the_documentation_plays() -> None:
     assert game.step("5").observation == "higher"
     turn = game.step("7")
     assert (turn.done, turn.reward, turn.parts) == (True, 1.0, {"found": 1.0, "guesses": 2})
-
-
-# -- the recipe --------------------------------------------------------------------------------------------------
-
-GAME = EnvironmentConfig(fn="tic_tac_toe", max_turn_tokens=30)
-BY_WINS = EvaluationConfig(metrics=[], best_metric="environment/win")
-
-
-def test_an_environment_is_reward_enough() -> None:
-    config = GRPOConfig(environment=GAME, rewards=[], evaluation=BY_WINS)
-    assert config.evaluation.best == "environment/win"
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        (
-            {"rollout": RolloutConfig(max_response_tokens=20)},
-            r"max_turn_tokens \(30\) must be at most rollout\.max_resp",
-        ),
-        (
-            {"evaluation": EvaluationConfig(metrics=[])},
-            r"name the metric of the best checkpoint in evaluation.best_metric \(environment\)",
-        ),
-        ({"evaluation": BY_WINS.model_copy(update={"max_response_tokens": 9})}, r"at most evaluation\.max_response"),
-        (
-            {"environment": None},
-            "rewards must name at least one function, .* or set reward_model, perplexity_reward or environment",
-        ),
-        ({"environment": None, "rewards": GRPOConfig().rewards}, "must name at least one metric"),
-    ],
-)
-def test_an_environments_settings_must_fit_the_recipe(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        GRPOConfig(**{"environment": GAME, "rewards": [], "evaluation": BY_WINS, **settings})

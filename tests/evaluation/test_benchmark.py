@@ -346,39 +346,6 @@ def test_what_cannot_work_is_found_before_anybody_is_asked(case: str, scene: Run
     assert not (scene.directory / "out").exists()
 
 
-BAD_RECIPES = {
-    "nobody": (["metrics=[]"], "nobody would answer; name trained, base, models or endpoints"),
-    "two of a name": (["models.run=a/b", "trained=runs/run"], "two of the models are called 'run'"),
-    "a name that is no file's": (["models={'a/b': c/d}"], "'a/b' cannot name a model"),
-    "the same greedy answer twice": (["base=a/b", "repeats=2"], "repeats (2) at temperature 0 would pay"),
-    "a start without a run": (["base=start"], "base start means what the run's recipe starts from"),
-    "kept samples of nobody": (["base=a/b", "kept_samples_only=true"], "kept_samples_only means those of a run's"),
-    "games": (["base=a/b", "environment.fn=tic_tac_toe"], "a benchmark compares answers and plays no games"),
-    "an unknown chart": (
-        ["base=a/b", "charts=[rogue]"],
-        "charts names 'rogue', which is not measured; there are accuracy",
-    ),
-    "an unknown dimension": (
-        ["base=a/b", "models.c=c/d", "preferences={judge: {fn: length}, dimensions: [rhythm]}"],
-        "what 'rhythm' means is not known; write {rhythm: what is compared}",
-    ),
-    "one model compared": (["base=a/b", "preferences={judge: {fn: length}}"], "there is one; name a second"),
-    "an address that is none": (["base=a/b", "upload=bucket/x"], "upload is written s3://bucket/prefix"),
-    "costs without prices": (
-        ["endpoints.a={base_url: 'http://x/v1', model: m, max_cost: 1}"],
-        "max_cost (1) needs prices, or nothing would ever cost anything; set prompt_price and completion_price",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD_RECIPES)
-def test_a_recipe_that_contradicts_itself_is_one_sentence(case: str) -> None:
-    arguments, sentence = BAD_RECIPES[case]
-    with pytest.raises(ConfigError) as raised:
-        load_config(BenchmarkConfig, arguments)
-    assert sentence in str(raised.value)
-
-
 def test_a_key_that_is_not_there_is_named_and_the_status_is_2(
     scene: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

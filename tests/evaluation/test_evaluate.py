@@ -21,7 +21,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tests.actors.small import write_model
 from troupe.chat import encode_answer, encode_prompt
 from troupe.config.evaluation import EvaluateConfig
-from troupe.config.loader import load_config
 from troupe.config.program import run_program
 from troupe.data import load_data
 from troupe.data.reference_answers import read_answers
@@ -40,64 +39,9 @@ from troupe.runs.model_paths import locate
 SAMPLES = 6
 
 
-# -- the recipe --------------------------------------------------------------------------------------------------
-
-
-def config(**given: Any) -> EvaluateConfig:
-    return EvaluateConfig(**({"model": "runs/x"} | given))
-
-
-def test_models_given_as_a_list_are_named_after_their_runs() -> None:
-    loaded = load_config(EvaluateConfig, ["models=[runs/sft, runs/ppo/checkpoints/step-000010, Qwen/Qwen2.5-0.5B]"])
-    assert list(loaded.named_models) == ["sft", "ppo", "Qwen2.5-0.5B"]
-    assert load_config(EvaluateConfig, ["models.a=runs/x", "models.b=runs/y"]).named_models == {
-        "a": "runs/x",
-        "b": "runs/y",
-    }
-
-
-def test_the_judge_is_the_reward_model_with_its_margin_or_else_the_first_metric_without_one() -> None:
-    alone = config(against="reference")
-    assert (alone.judge_name, alone.margin) == ("accuracy", 0.0)
-    scored = config(against="reference", reward_model={"path": "runs/reward"})
-    assert (scored.judge_name, scored.margin) == ("reward_model", 0.1)
-    assert config(against="reference", rouge=True, metrics=[]).judge_name == "rouge"
-
-
-def test_a_judge_that_is_no_metric_yet_becomes_one() -> None:
-    labels = [metric.label for metric in config(against="reference", judge="rouge").all_metrics]
-    assert labels == ["accuracy", "rouge"]
-
-
 BAD_RECIPES = {
     "no model": (["rouge=true"], "give either model (one) or models (several by name)"),
-    "both": (["model=runs/x", "models.a=runs/x"], "give either model (one) or models (several by name)"),
-    "two of a name": (["models=[a/sft, b/sft]"], "two of the models would be called 'sft'; give them names"),
-    "a name that is no file's": (["models={'a/b': runs/x}"], "'a/b' cannot name a model"),
-    "a run that is called like the references": (["model=runs/reference"], "give the model another name"),
-    "an unknown opponent": (
-        ["models=[runs/sft, runs/ppo]", "against=dpo"],
-        "against 'dpo' is not among the models (sft, ppo); it may also be 'reference', or a JSONL file",
-    ),
-    "itself": (["model=runs/sft", "against=sft"], "against 'sft' would compare that model with itself"),
-    "a file that is called like a model": (["model=runs/sft", "against=old/sft.jsonl"], "would be called 'sft'"),
-    "a judge of nothing": (["model=runs/x", "judge=rouge"], "there is nothing to compare with; set against"),
-    "a reward model that is not there": (
-        ["model=runs/x", "against=reference", "judge=reward_model"],
-        "judge reward_model needs reward_model.path",
-    ),
-    "a weight": (["model=runs/x", "reward_model={path: r, weight: 2}"], "leave both out"),
-    "nothing to measure": (["model=runs/x", "metrics=[]"], "nothing would be measured"),
-    "two engines in one process": (
-        ["model=runs/x", "placement.backend=inline", "generator.num_engines=2"],
-        "inline runs one engine",
-    ),
     "a judge that nobody knows": (["model={tmp}/model", "against=reference", "judge=rogue"], "unknown reward 'rogue'"),
-    "a context of a model that is not there": (
-        ["models={a: '{tmp}/model'}", "contexts={b: x.jsonl}"],
-        "contexts names 'b', which is not among the models (a)",
-    ),
-    "a reading of nothing": (["model={tmp}/model", "reading.form=text"], "name a file in contexts"),
     "contexts of other samples": (
         ["models={a: '{tmp}/model'}", "contexts={a: '{tmp}/answers.jsonl'}"],
         "answers.jsonl has no answer to 8 of the 8 samples, word_problems/",
@@ -131,7 +75,7 @@ def test_a_model_with_contexts_reads_them_and_the_others_read_the_same_prompt_wi
     models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = {"type": "word_problems", "num_train": 20, "num_heldout": 3}
-    held_out = load_data(config(data=data).data).heldout
+    held_out = load_data(EvaluateConfig(model="runs/x", data=data).data).heldout
     lines = [
         {"sample_id": sample.sample_id, "prediction": f"So: {number}" if number else "No."}
         for number, sample in enumerate(held_out)
@@ -202,7 +146,11 @@ def test_what_cannot_work_is_one_sentence_and_status_2_before_anything_starts(
 
 def test_the_reward_model_sits_where_the_engines_sat() -> None:
     table = evaluation_seats(
-        config(generator={"num_engines": 2, "tensor_parallel_size": 2}, reward_model={"path": "r", "num_ranks": 3}),
+        EvaluateConfig(
+            model="runs/x",
+            generator={"num_engines": 2, "tensor_parallel_size": 2},
+            reward_model={"path": "r", "num_ranks": 3},
+        ),
         device="cuda",
     )
     assert [(seat.role, seat.bundle, seat.bundle_gpus, seat.num_gpus) for seat in table] == [

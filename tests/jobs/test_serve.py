@@ -69,6 +69,9 @@ def test_the_console_says_how_to_call_it_and_shows_only_a_token_that_was_made(ca
     assert "ready after 10 s at http://127.0.0.1:8000/v1" in said
     assert 'curl http://127.0.0.1:8000/v1/completions -H "Authorization: Bearer $TROUPE_API_KEY"' in said
     assert "mine-and-long-enough" not in said
+    assert "playground: http://127.0.0.1:8000/\n" in said
+    announce(recipe("runs/a"), [card], seconds=1, key="m+a/d=e")
+    assert "playground: http://127.0.0.1:8000/#token=m%2Ba%2Fd%3De\n" in capsys.readouterr().out
     announce(recipe("models=[{path: runs/a, adapters: {poet: x}}]", "playground=false"), [card], seconds=1, key="made")
     said = capsys.readouterr().out
     assert "export TROUPE_API_KEY=made" in said

@@ -9,9 +9,7 @@ from tokenizers.processors import TemplateProcessing
 
 from troupe.chat import encode_prompt
 from troupe.config.algorithm import PerplexityRewardConfig, ReadingConfig
-from troupe.config.grpo import GRPOConfig
-from troupe.config.loader import load_config
-from troupe.errors import ConfigError, DataError
+from troupe.errors import DataError
 from troupe.records import Branch, Message, Sample
 from troupe.rewards.scorer_prompt import ScorerPrompt, prompt_with
 from troupe.training.scratch import train_tokenizer
@@ -150,47 +148,6 @@ def test_a_fingerprint_follows_what_the_baseline_depends_on_and_nothing_else(bui
     assert build(kind="absolute", marker=["Plan:"], context_template="x {context}", weight=2).fingerprint == usual
     for changed in ({"form": "text"}, {"prompt_end": "\n"}, {"end_of_turn": True}, {"baseline_context": "It is "}):
         assert build(**changed).fingerprint != usual
-
-
-# -- the recipe --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        (["values=[0, 1]"], "3 thresholds cut 4 pieces, but there are 2 values"),
-        (["thresholds=[1, 0.5, 2]"], "thresholds must rise"),
-        (["context_template='Plan:'"], r"must hold \{context\} once"),
-        (["marker=[' ']"], "at least one marker"),
-        (["baseline_file=b.csv"], r"end its name with \.jsonl or \.parquet"),
-        (["place=user", "form=text"], "place: user puts the answer into a turn"),
-        (["transform=raw"], "transform belongs to kind: improvement"),
-        (["alpha=0.3"], "alpha belongs to kind: hybrid"),
-    ],
-)
-def test_a_recipe_that_contradicts_itself_is_refused(settings: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        load_config(GRPOConfig, [f"perplexity_reward.{setting}" for setting in settings])
-
-
-def test_a_perplexity_reward_may_be_the_whole_reward_and_choose_the_checkpoint() -> None:
-    base = ["perplexity_reward.kind=hybrid", "rewards=[]", "evaluation.metrics=[]"]
-    config = load_config(
-        GRPOConfig, [*base, "evaluation.best_metric=perplexity/gold", "evaluation.higher_is_better=false"]
-    )
-    assert config.evaluation.best == "perplexity/gold"
-    with pytest.raises(
-        ConfigError, match=r"name the metric of the best checkpoint .* \(perplexity, perplexity/improvement"
-    ):
-        load_config(GRPOConfig, base)
-
-
-def test_the_scorer_is_the_reference_where_both_are_the_starting_model() -> None:
-    asked = ["perplexity_reward.kind=relative", "algorithm.kl.coef=1e-6"]
-    assert load_config(GRPOConfig, asked).scorer_is_reference
-    assert not load_config(GRPOConfig, asked[:1]).scorer_is_reference
-    assert not load_config(GRPOConfig, [*asked, "perplexity_reward.path=a/b"]).scorer_is_reference
-    assert not load_config(GRPOConfig, [*asked, "perplexity_reward.precision=fp32"]).scorer_is_reference
 
 
 def test_handed_over_is_all_without_a_marker(build: Any) -> None:

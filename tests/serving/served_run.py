@@ -14,6 +14,14 @@ from troupe.training.scratch import write_scratch_model
 
 LENGTH = 8192
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12]
+TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
+    "Call as <tool_call>{}</tool_call><|im_end|>\n{% endif %}"
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content or '' }}"
+    "{% for call in turn.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""ChatML that shows tools and calls of them, as the tests' models have it."""
 
 
 class Run:
@@ -33,6 +41,7 @@ class Run:
                 parameter.mul_(6 if parameter.dim() > 1 else 1)  # nearly uniform logits would hide mistakes
             model.get_input_embeddings().weight[model.config.eos_token_id] = 0  # a greedy answer is never empty
         model.save_pretrained(source)
+        (source / "chat_template.jinja").write_text(TEMPLATE)
         with self.store.writing(step) as path:
             shutil.copytree(source, path, dirs_exist_ok=True)
         return self.store.path(step)

@@ -15,7 +15,8 @@ import pytest
 from tests.serving.browser import CHROMIUM, Page, browser
 from tests.serving.tiny_api import TinyApi, TinyModel
 from troupe.config.rollout import ServedRewardModelConfig
-from troupe.serving.playground import playground_page, run_examples
+from troupe.serving import playground
+from troupe.serving.playground import LIBRARIES, playground_page, run_examples
 from troupe.serving.scorer import ModelScorer
 
 KEY = "sk-tiny/+=&#"
@@ -62,6 +63,8 @@ def page(opened: Page, url: str, api: TinyApi) -> Page:
 
     api.pause_s, api.endless = 0.0, False
     opened.size(1280, 900)
+    opened.open(f"{url}/playground")
+    opened.js("sessionStorage.removeItem('troupe-form')")
     opened.open(f"{url}/playground#token={quote(KEY, safe='')}")
     opened.until("answers[0].select.value")
     opened.errors.clear()
@@ -89,6 +92,14 @@ def run(page: Page, **fields: Any) -> list[dict[str, Any]]:
 
 def test_the_page_names_no_other_address_and_runs_no_script_but_its_own() -> None:
     page, policy = playground_page()
+    # The libraries only parse and make elements: they name addresses in texts, and ask none.
+    for name in LIBRARIES:
+        library = (Path(playground.__file__).parent / "vendor" / name).read_text()
+        assert library in page
+        assert not re.search(
+            r"XMLHttpRequest|WebSocket|sendBeacon|\bimport\(|[^.\w}]fetch\(|\beval\(|new Function", library
+        )
+        page = page.replace(library, "")
     assert not re.search(r"https?://|//[a-z]+\.|@import|url\(|<link[^>]+href=\"(?!data:)|src=", page)
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
@@ -123,6 +134,7 @@ def test_the_token_is_asked_for_once_and_kept_out_of_addresses(opened: Page, url
     opened.js("sessionStorage.clear()")
     opened.open(url)
     opened.until("$('ask').open")
+    assert opened.js("$('trouble').hidden && $('refused').hidden")  # nothing was done wrong yet
     opened.js("$('secret').value = 'wrong'; $('ask').querySelector('button').click()")
     opened.until("!$('refused').hidden && $('ask').open")
     opened.js(f"$('secret').value = {json.dumps(KEY)}; $('ask').querySelector('button').click()")
@@ -239,4 +251,111 @@ def test_nothing_is_wider_than_the_screen_and_nothing_comes_from_elsewhere(
     assert {
         resource.split("/v1/")[0] for resource in page.js("performance.getEntriesByType('resource').map(r => r.name)")
     } == {url}
+    assert page.errors == []
+
+
+@needs_browser
+def test_enter_sends_shift_enter_begins_a_line_and_a_reload_keeps_what_was_written(
+    page: Page, url: str, api: TinyApi
+) -> None:
+    api.asked.clear()
+    page.js("$('prompt').value = ''; $('max_tokens').value = 3; $('prompt').focus()")
+    for text in "3+5?":
+        page.call("Input.dispatchKeyEvent", type="char", text=text)
+    key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
+    page.call("Input.dispatchKeyEvent", type="keyDown", modifiers=8, **key)
+    assert page.js("$('prompt').value") == "3+5?\n"
+    assert api.asked == []
+    page.call("Input.dispatchKeyEvent", type="keyDown", **key)
+    page.until("!running && answers.every(a => a.reason)")
+    assert [body["messages"][-1]["content"] for body in api.asked] == ["3+5?\n"] * 2
+    page.open(f"{url}/playground")
+    page.until("answers[0].select.value")
+    assert page.js("[$('prompt').value, $('max_tokens').value]") == ["3+5?\n", "3"]
+
+
+@needs_browser
+def test_a_chat_goes_on_with_what_each_model_said_and_begins_anew_without_that(page: Page, api: TinyApi) -> None:
+    first = run(page, prompt="One?", system="Be brief.")
+    page.js("$('follow').click()")
+    api.asked.clear()
+    run(page, prompt="Two?")
+    said = {body["model"]: body["messages"] for body in api.asked}
+    for name, side in (("base", first[0]), ("tuned", first[1])):
+        assert said[name] == [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "One?"},
+            {"role": "assistant", "content": side["content"]},
+            {"role": "user", "content": "Two?"},
+        ]
+    assert page.js("$('prompt').value") == ""
+    assert page.js("[...answers[0].earlier.children].map(e => e.textContent)") == ["One?", first[0]["content"], "Two?"]
+    page.js("$('follow').click()")
+    api.asked.clear()
+    run(page, prompt="Three?", system="")
+    assert [body["messages"] for body in api.asked] == [[{"role": "user", "content": "Three?"}]] * 2
+    assert page.js("answers[0].earlier.children.length") == 0
+    assert page.errors == []
+
+
+@needs_browser
+def test_an_answer_can_be_copied(page: Page) -> None:
+    assert page.js("answers[0].copy.disabled")
+    page.js("navigator.clipboard.writeText = text => { window.copied = text; return Promise.resolve(); }")
+    left, _ = run(page)
+    page.js("answers[0].copy.click()")
+    assert page.until("window.copied") == left["content"]
+    assert page.js("answers[0].copy.textContent") == "Copied"
+
+
+SAID = r"""# Result
+
+The **area** is $\frac{1}{2}$ of \(x^2\), and it costs $5 or $6.
+
+1. one `code`
+2. two
+
+$$
+\sum_{i=1}^n i = \frac{n(n+1)}{2}
+$$
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+```python
+print("<b>")
+```
+
+<img src=x onerror="window.broken = 1"> [here](javascript:alert(1)) [there](https://example.org/)
+$\nonsense{$
+"""
+
+
+@needs_browser
+def test_markdown_and_formulas_are_shown_and_nothing_of_an_answer_becomes_markup(page: Page) -> None:
+    run(page)
+    page.js("$('formatted').click()")
+    page.js(f"answers[0].content = {json.dumps(SAID)}; answers[0].format()")
+    page.until("answers[0].shown.querySelector('h1') !== null")
+    shown = page.js(
+        """(s => ({heading: s.querySelector('h1').textContent, bold: s.querySelector('strong').textContent,
+          list: [...s.querySelectorAll('ol li')].map(e => e.textContent), code: s.querySelector('pre code').textContent,
+          cells: [...s.querySelectorAll('td')].map(e => e.textContent), fractions: s.querySelectorAll('mfrac').length,
+          block: s.querySelectorAll('math[display=block] munderover, math[display=block] msubsup, math[display=block] mo').length,
+          links: [...s.querySelectorAll('a')].map(e => e.href), images: s.querySelectorAll('img').length,
+          text: s.textContent}))(answers[0].shown)"""
+    )
+    assert (shown["heading"], shown["bold"]) == ("Result", "area")
+    assert shown["list"] == ["one code", "two"]
+    assert shown["cells"] == ["1", "2"]
+    assert shown["code"] == 'print("<b>")'
+    assert shown["fractions"] == 2
+    assert shown["block"] > 0
+    assert "it costs $5 or $6." in shown["text"]
+    assert '<img src=x onerror="window.broken = 1"> here there' in shown["text"]
+    assert (shown["links"], shown["images"]) == (["https://example.org/"], 0)
+    assert page.js("window.broken") is None
+    page.js("$('formatted').click()")
+    assert page.js("getComputedStyle(answers[0].text.querySelector('.t')).display") != "none"
     assert page.errors == []

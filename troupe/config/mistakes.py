@@ -140,11 +140,12 @@ def _meant(cls: Cls, where: str, annotation: Any, given: Any) -> str:
         return f"it belongs to type: {' or '.join(others)}"
     # policy.optimizer.learning_rate: the name inside is the one that is meant.
     inside = f"{key}.{next(iter(given))}" if isinstance(given, Mapping) and given else key
-    near = _near(inside, here)
-    if near:
-        return f"did you mean {near!r}?"
-    everywhere = _near(f"{section}.{inside}" if section else inside, [name for name, _ in dotted_fields(cls)])
-    return f"did you mean {everywhere!r}?" if everywhere else f"known here: {', '.join(sorted(here))}"
+    # What another library's name means may be elsewhere, whatever is spelt alike here.
+    near = _near(inside, here) if SYNONYMS.get(key, key) in here or key not in SYNONYMS else None
+    if near is None:
+        everywhere = [name for name, _ in dotted_fields(cls) if name != section]
+        near = _near(f"{section}.{inside}" if section else inside, everywhere)
+    return f"did you mean {near!r}?" if near else f"known here: {', '.join(sorted(here))}"
 
 
 def _other_types(cls: Cls, section: str, annotation: Any, key: str) -> list[str]:

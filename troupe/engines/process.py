@@ -1,10 +1,8 @@
 """vLLM's engine as a child process of its worker: its output in a file of its own, and its death as a sentence.
 
 vLLM runs the model in a process of its own and says of its death only that there was one; calls that were waiting for
-an
-answer then wait for ever. Here every call also waits for the process's end, and the end is told with the signal or
-status,
-what the engine did, and its last lines. Training and serving start their engines here.
+an answer then wait for ever. Here every call also waits for the process's end, and the end is told with the signal or
+status, what the engine did, and its last lines. Training and serving start their engines here.
 """
 
 from __future__ import annotations
@@ -16,7 +14,8 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,12 +42,12 @@ class EngineProcess:
         self._doing: list[str] = []
         self._did: list[str] = []
         """What it was doing when it died."""
-        self._processes: list[Any] = []
+        self._processes: list[BaseProcess] = []
 
     def start(self, arguments: Any) -> Any:
-        """Start the engine and return its AsyncLLM; call it on the running event loop. A WorkerError explains why it
-        did not
-        come up.
+        """Start the engine and return its AsyncLLM; call it on the running event loop.
+
+        A WorkerError explains why it did not come up.
         """
         settle_engine("bf16" if arguments.dtype == "bfloat16" else "fp32")
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -60,12 +59,16 @@ class EngineProcess:
                 llm = AsyncLLM.from_engine_args(arguments)
         except Exception as error:
             raise self._not_started(error) from None
-        self._processes = list(llm.engine_core.resources.engine_manager.processes)
+        self.watch(llm.engine_core.resources.engine_manager.processes)
+        return llm
+
+    def watch(self, processes: Iterable[BaseProcess]) -> None:
+        """Let calls end with any of the engine's processes; call it on the running event loop."""
+        self._processes = list(processes)
         self._died = asyncio.Event()
         loop = asyncio.get_running_loop()
         for process in self._processes:
             loop.add_reader(process.sentinel, self._end_seen, process.sentinel)
-        return llm
 
     def _end_seen(self, sentinel: int) -> None:
         asyncio.get_running_loop().remove_reader(sentinel)
@@ -74,9 +77,9 @@ class EngineProcess:
             self._died.set()
 
     async def run(self, doing: str, call: Awaitable[T]) -> T:
-        """Return what `call` returns. Raises a WorkerError as soon as the engine's process ends, which `doing`
-        completes:
-        "sampling 64 answers".
+        """Return what `call` returns.
+
+        Raises a WorkerError as soon as the engine's process ends, which `doing` completes: "sampling 64 answers".
         """
         self._doing.append(doing)
         work = asyncio.ensure_future(call)
@@ -115,12 +118,12 @@ class EngineProcess:
         return self._error(status, doing, pid)
 
     def _ended(self) -> tuple[int, int] | None:
-        return next(((p.pid, p.exitcode) for p in self._processes if p.exitcode is not None), None)
+        return next(((p.pid or 0, p.exitcode) for p in self._processes if p.exitcode is not None), None)
 
     def _not_started(self, error: Exception) -> TroupeError:
-        """vLLM's error at its start with the engine's own words. It lists exit statuses as {'EngineCore': -4}, or
-        nothing
-        where it looked before there was one.
+        """Return vLLM's error at its start with the engine's own words.
+
+        It lists exit statuses as {'EngineCore': -4}, or nothing where it looked before there was one.
         """
         if "Engine core initialization failed" in str(error):
             found = re.search(r"'EngineCore[^']*': (-?\d+)", str(error))
