@@ -43,8 +43,7 @@ class Presence:
     """The deployments of the application that have a running replica.
 
     A Serve handle keeps a request until there is one, for minutes where an engine starts again; its sender should hear
-    of
-    that at once. Serve's controller is asked only while a request waits, about all deployments together.
+    of that at once. Serve's controller is asked only while a request waits, about all deployments together.
     """
 
     def __init__(self, application: str) -> None:

@@ -92,8 +92,7 @@ class Endpoint:
 
     def started(self) -> list[dict[str, Any]]:
         """Return what each model reports of itself once it has started; WorkerError where one does not within the
-        start's
-        deadline.
+        start's deadline.
         """
         while len(cards := self.cards()) < len(self._models):
             self._require_time("a model of the endpoint")

@@ -136,8 +136,7 @@ class ModelServer:
         """POST `body` to vLLM's application at `path`; what it has sent since the last item, until it is done.
 
         A client that stops reading has hung up: the application hears of it, and vLLM ends the generation. NoReplica
-        where the
-        engine is dead, instead of what vLLM states then.
+        where the engine is dead, instead of what vLLM states then.
         """
         await self._open.wait()
         self._require_engine()
@@ -266,8 +265,7 @@ def warm_up(*, chats: bool) -> list[tuple[str, dict[str, Any]]]:
     """Return (path, body) of requests that ask once for whatever a request may ask for.
 
     The first request of a kind initialises or compiles, logprobs for half a minute on a CPU, and the engine answers
-    nobody
-    meanwhile; so that is done before the replica takes requests.
+    nobody meanwhile; so that is done before the replica takes requests.
     """
     shaped = {"top_k": 9, "top_p": 0.9, "min_p": 0.01, "presence_penalty": 0.1, "frequency_penalty": 0.1}
     requests: list[tuple[str, dict[str, Any]]] = [

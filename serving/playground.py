@@ -79,8 +79,7 @@ def run_examples(run: Path, count: int = 6) -> list[dict[str, Any]]:
     """Example prompts out of a run's held-out answers, for `metadata.examples` of its card in `/v1/models`.
 
     Example: `{"prompt": "Eva has 2 cards and buys 10 more. How many cards now?", "gold": "12", "chat": True}`. Empty
-    where
-    the run has none; conversations of several turns are left out.
+    where the run has none; conversations of several turns are left out.
     """
     examples: dict[str, dict[str, Any]] = {}
     for row in iter_lines(run / "answers.jsonl"):

@@ -1,8 +1,8 @@
 """Who scores behind the endpoint, in a Ray Serve replica: a reward model, or reward functions.
 
 A reward model is read by the code that read it in training (`troupe.algorithms.reading`, `troupe.chat`), so an answer
-has the
-score that it has there. Requests that come at the same time are read together. HTTP is `troupe.serving.scoring`'s.
+has the score that it has there. Requests that come at the same time are read together. HTTP is
+`troupe.serving.scoring`'s.
 """
 
 from __future__ import annotations

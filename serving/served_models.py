@@ -91,8 +91,7 @@ def on_this_machine(served: Served) -> Served:
 
 def require_whole(path: Path, *, tensors: Mapping[str, Sequence[int]] | None = None) -> None:
     """CheckpointError unless the model's files in `path` are those that its manifest names, byte by byte; and, where
-    given,
-    unless its tensors have these names and shapes.
+    given, unless its tensors have these names and shapes.
     """
     path = path.resolve()  # `latest` and `best` are links
     step = step_of(path.name)

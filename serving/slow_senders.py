@@ -2,8 +2,7 @@
 
 uvicorn, which the proxy runs, waits for the rest of a head or a body as long as the client likes, so a few clients that
 send a byte a second keep connections, and requests of the ingress, for ever. Here a connection is closed unless a
-request
-is there whole within the deadline, whatever the request is and whether its token is right.
+request is there whole within the deadline, whatever the request is and whether its token is right.
 """
 
 from __future__ import annotations

@@ -34,8 +34,7 @@ ROOMS = {
     "doors": "root chat config jobs training evaluation",
 }
 """Room -> the rooms below it, which it may import; `root` is the modules of troupe/ itself. Every list names rooms
-above it
-alone, so there is no circle.
+above it alone, so there is no circle.
 """
 
 DOORS = ("api", "cli")

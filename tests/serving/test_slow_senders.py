@@ -45,8 +45,7 @@ def port() -> Iterator[int]:
 
 def drip(port: int, *parts: bytes) -> bytes:
     """What comes back to a client that sends these parts and then a byte every tenth of a second, or nothing at all,
-    until
-    it is hung up on.
+    until it is hung up on.
     """
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         received = b""

@@ -1,8 +1,7 @@
 """Chats as JSONL, `{"messages": [...]}` a line, with the last assistant's turn as the gold answer.
 
 The lines are read by `troupe.data.jsonl`. Here the policy's prompt gets a request for reasoning, where one is wanted,
-and the
-frozen model that judges the reasoning keeps the prompt as it was.
+and the frozen model that judges the reasoning keeps the prompt as it was.
 """
 
 from __future__ import annotations

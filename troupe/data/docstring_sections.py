@@ -1,8 +1,8 @@
 """Real text to foresee without a download: the next paragraph of a docstring, from its summary and earlier paragraphs.
 
 Packages are split as in `troupe.data.docstrings`. Some training samples carry a plan made of words of the gold
-paragraph: it
-teaches a small model the form of a plan, and a small frozen model what to do with one; nothing held out ever has it.
+paragraph: it teaches a small model the form of a plan, and a small frozen model what to do with one; nothing held out
+ever has it.
 """
 
 from __future__ import annotations

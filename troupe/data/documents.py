@@ -2,10 +2,8 @@
 
 A document is a docstring's summary, the beginning of its prose, and a line for each parameter that it explains; the
 questions ask what the parameters are. The authors of a held-out document wrote none that was trained on. Its form is
-that
-of `repliqa`, its size that of a model which two cores train in minutes. Facts are read in the forms of NumPy (`axis :
-int`,
-then indented text), Google (`Args:`, then `axis: text`) and Sphinx (`:param axis: text`).
+that of `repliqa`, its size that of a model which two cores train in minutes. Facts are read in the forms of NumPy
+(`axis : int`, then indented text), Google (`Args:`, then `axis: text`) and Sphinx (`:param axis: text`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The rows of a published data set: of the Hugging Face hub, or of JSONL files with the same fields.
 
 The data sets say what a row becomes and which splits they use; a sample is named by data set, split (or file) and the
-row's
-number, whatever filters leave out.
+row's number, whatever filters leave out.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 sentence here.
 
 `check_models(recipe)` looks at every model that a recipe names, before the first process; jobs without such a recipe,
-and
-serving, take `check_model` for one. Imports neither torch nor transformers.
+and serving, take `check_model` for one. Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -84,8 +83,7 @@ def check_model(
 
     `longest` is (tokens of the longest sequence, the fields they come from); `sampled`: vLLM runs it; `scalar`: whether
     it must have a scalar head (None: either will do); `tokenizer`: whether it needs one of its own. Raises
-    CheckpointError
-    or ConfigError with the cause in one sentence.
+    CheckpointError or ConfigError with the cause in one sentence.
     """
     path = locate(named)
     where = f"{field} {path}"

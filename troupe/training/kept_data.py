@@ -1,8 +1,7 @@
 """What a run holds out stays held out: `data.json` in its directory remembers it, whatever becomes of the files.
 
 It is written when a run begins. A run that goes on compares: rows that are new join training, the held-out rows are
-those
-of the beginning, and a model that was made from the data then is not made anew.
+those of the beginning, and a model that was made from the data then is not made anew.
 """
 
 from __future__ import annotations
