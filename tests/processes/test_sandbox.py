@@ -71,13 +71,13 @@ def test_there_is_no_network() -> None:
 
 
 @needs_namespaces
-def test_what_a_program_started_ends_with_it_and_a_fork_bomb_ends_itself(tmp_path: Path) -> None:
+def test_what_a_program_started_ends_with_it_and_processes_are_counted() -> None:
     assert (
         run_python("import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(600)\nprint('gone')").output
         == "gone\n"
     )
-    bomb = run_python("import os\nwhile True: os.fork()", limits=QUICK)
-    assert bomb.status != 0
+    bomb = run_python("import os\nfor _ in range(8): os.fork()", limits=QUICK)  # 256 processes, if it could
+    assert "BlockingIOError" in bomb.output
 
 
 def test_many_run_side_by_side() -> None:

@@ -41,7 +41,6 @@ class Limits:
     disk_mib: int = 64
     """Its temporary directory; where it has no disk of its own, each file."""
     processes: int = 16
-    """Counted where the program need not run as root: where a user who is nobody can read Python's own files."""
     output_bytes: int = 1 << 20
     """What is read of its output."""
 

@@ -19,8 +19,8 @@ from typing import Any
 NAMESPACES = {"user": 0x10000000, "mount": 0x00020000, "process": 0x20000000, "network": 0x40000000, "ipc": 0x08000000}
 MS_PRIVATE, MS_REC = 1 << 18, 1 << 14
 MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, ATTR_READ_ONLY = 442, -100, 0x8000, 1
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
-CAPABILITY_VERSION = 0x20080522
+PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS = 1, 8, 38
+CAPABILITY_VERSION, READ_ALL = 0x20080522, 1 << 2
 NOBODY = 65534
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -29,6 +29,8 @@ def leave(user: int, group: int) -> list[str]:
     """Enter namespaces of this process's own; the names of those that the system refuses."""
     refused = []
     for name, flag in NAMESPACES.items():
+        if name == "user" and user == 0:  # root needs none, and could not become another user in its own
+            continue
         if LIBC.unshare(flag) != 0:
             refused.append(name)
         elif name == "user":
@@ -64,14 +66,13 @@ def bound(settings: dict[str, Any], *, in_namespaces: bool) -> None:
         resource.RLIMIT_NOFILE: 64,
         resource.RLIMIT_CORE: 0,
     }
-    if in_namespaces:  # elsewhere all processes of the user count
+    if in_namespaces or os.getuid() == 0:  # elsewhere all processes of the user count
         most[resource.RLIMIT_NPROC] = settings["processes"]
     for what, value in most.items():
         resource.setrlimit(what, (value, value))
     LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    header, nothing = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
-    LIBC.capset(ctypes.byref(header), ctypes.byref(nothing))
+    drop_privileges()
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a change of user would clear it
 
 
 def run(settings: dict[str, Any]) -> None:
@@ -90,17 +91,18 @@ def run(settings: dict[str, Any]) -> None:
     exec(compile(settings["code"], "program.py", "exec"), {"__name__": "__main__"})
 
 
-def become_nobody(directory: str) -> None:
-    """Give up root, whose processes nothing counts, where another user may enter namespaces and read Python."""
-    places = [path for place in (os.path.dirname(os.__file__), directory) for path in parents(place)]
-    if os.getuid() != 0 or not all(os.stat(path).st_mode & 0o001 for path in places):
-        return
-    if (child := os.fork()) == 0:
-        take(NOBODY)
-        os._exit(int(LIBC.unshare(NAMESPACES["user"]) != 0))
-    if os.waitpid(child, 0)[1] == 0:
-        os.chown(directory, NOBODY, NOBODY)
-        take(NOBODY)
+def drop_privileges() -> None:
+    """Become nobody where this is root, whose processes nothing counts; keep no capability but that of reading Python's
+    files, where they are root's alone."""
+    kept = 0
+    if os.getuid() == 0:
+        kept = 0 if all(os.stat(path).st_mode & 0o001 for path in parents(os.path.dirname(os.__file__))) else READ_ALL
+        LIBC.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+    LIBC.capset(ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)(kept, kept)))
 
 
 def parents(path: str) -> list[str]:
@@ -109,20 +111,14 @@ def parents(path: str) -> list[str]:
     return [above] if above == "/" else [above, *parents(above)]
 
 
-def take(user: int) -> None:
-    os.setgroups([])
-    os.setresgid(user, user, user)
-    os.setresuid(user, user, user)
-
-
 def main() -> None:
     """Read the settings and become the sandbox; with `--try` print what the system refuses."""
     settings = None if "--try" in sys.argv else json.loads(sys.stdin.buffer.read())
     directory = "/tmp" if settings is None else settings["directory"]
-    if settings is not None:
-        become_nobody(directory)
     refused = leave(os.getuid(), os.getgid())
     own_disk = close_disk(directory, 1 << 20 if settings is None else settings["disk"])
+    if os.getuid() == 0 and settings is not None:
+        os.chown(directory, NOBODY, NOBODY)
     if settings is None:
         print(", ".join([f"{name} namespace" for name in refused] + ([] if own_disk else ["disk of its own"])))
         return
