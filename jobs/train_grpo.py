@@ -22,6 +22,7 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
 
 import troupe.processes.starting  # noqa: F401 - before what takes long
 from troupe import algorithms, training
+from troupe.agents.programs import build_program
 from troupe.chat import ChatForm
 from troupe.config.algorithm import AlgorithmConfig
 from troupe.config.grpo import GRPOConfig, PPOConfig
@@ -58,6 +59,8 @@ def prepare_models(config: GRPOConfig) -> tuple[GRPOConfig, Prepared]:
     """Find the config's models, and try its data and rewards: all that can be known before the first process."""
     if config.environment is not None:
         build_environment(config.environment).require_metric(config.evaluation.best_in(config.heldout_names)[1])
+    if config.agent is not None:
+        build_program(config.agent)
     if config.reward_model is not None:
         config = config.model_copy(update={"reward_model": locate_reward_model(config.reward_model)})
     if isinstance(config, PPOConfig) and config.critic.start not in ("policy", "reward_model"):
@@ -79,7 +82,7 @@ def train_loop(config: GRPOConfig, context: training.RunContext, roles: training
     run, kl = context.run, algorithms.KLCoefficient(config.algorithm.kl)
     first, place, owed = resume(run, roles, kl)
     rollouts = training.Rollouts(
-        stream_of(context.data, config.seed, place),
+        stream_of(context.data, config.seed, place, climbs=True),
         roles.form,
         roles.generators,
         roles.rewarder,

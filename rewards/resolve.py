@@ -27,11 +27,12 @@ BUILT_IN = {
     "remote_comparison": "troupe.rewards.remote:RemoteComparison",
     "judge_qa": "troupe.rewards.judge_qa:JudgeQA",
     "python_tests": "troupe.rewards.python_tests:PythonTests",
+    "reasoning_gym": "troupe.rewards.reasoning_gym:ReasoningGym",
 }
 IN_THE_LOOP = "troupe.rewards."
 """Where built-in rewards are: plain text work of ours, which is called where it is asked for."""
-HANGS = ("regex_format",)
-"""Built-in rewards that a config's own argument can make hang."""
+HANGS = ("regex_format", "reasoning_gym")
+"""Built-in rewards that a config's own argument, or an answer, can make hang."""
 LIMIT_S = 30.0
 """Seconds for one call of a plain function whose config names no limit."""
 SECTION = "rewards"

@@ -18,6 +18,7 @@ from troupe.chat import load_form
 from troupe.config.models import ConversationConfig
 from troupe.config.rollout import ServedRewardModelConfig
 from troupe.config.serve import ServeConfig, ServedModelConfig
+from troupe.engines.parsers import Kind, chosen_parser
 from troupe.errors import CheckpointError, ConfigError
 from troupe.files import read_json
 from troupe.hardware import available_memory_gib, hardware
@@ -32,7 +33,6 @@ from troupe.runs.model_check import (
     require_vllm_knows,
 )
 from troupe.runs.model_paths import locate
-from troupe.serving.parsers import Kind, chosen_parser
 
 CPU_LENGTH = 8192
 """Longest prompt and answer on a CPU where the recipe names none: prompts are prefilled whole there."""

@@ -25,12 +25,14 @@ ROOMS = {
     "report": "root chat config processes runs",
     "engines": "root chat config processes",
     "actors": "root chat config processes algorithms environments data rewards runs engines",
+    "agents": "root chat config processes engines actors",
     "ops": "root chat config processes runs report engines",
-    "training": "root chat config processes algorithms environments data rewards runs report engines actors ops",
-    "evaluation": "root chat config processes algorithms environments data rewards runs report engines actors training",
+    "training": "root chat config processes algorithms environments data rewards runs report engines actors agents ops",
+    "evaluation": "root chat config processes algorithms environments data rewards runs report engines actors agents "
+    "training",
     "serving": "root chat config processes algorithms rewards runs engines",
-    "jobs": "root chat config processes algorithms environments data rewards runs report engines actors ops training "
-    "evaluation serving",
+    "jobs": "root chat config processes algorithms environments data rewards runs report engines actors agents ops "
+    "training evaluation serving",
     "doors": "root chat config jobs training evaluation",
 }
 """Room -> the rooms below it, which it may import; `root` is the modules of troupe/ itself. Every list names rooms

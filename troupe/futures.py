@@ -1,7 +1,12 @@
-"""Futures put together: `then` goes on from a result, `all_of` waits for several; neither blocks a thread."""
+"""Futures put together: `then` goes on from a result, `all_of` waits for several; `run_aside` waits for a function.
+
+None of them blocks a thread that others use.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -60,3 +65,24 @@ def all_of(futures: Sequence[Future[Any]]) -> Future[list[Any]]:
     for future in futures:
         future.add_done_callback(count)
     return answer
+
+
+async def run_aside(call: Callable[[], T], *, name: str) -> T:
+    """Run `call` in a daemon thread: unlike an executor's, one that never returns keeps no process from ending."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+
+    def deliver(settle: Callable[[Any], None], value: Any) -> None:
+        if not outcome.done():  # it is done when the time is up
+            settle(value)
+
+    def run() -> None:
+        try:
+            settle, value = outcome.set_result, call()
+        except Exception as error:
+            settle, value = outcome.set_exception, error  # type: ignore[assignment]
+        with contextlib.suppress(RuntimeError):  # the loop ended before us
+            loop.call_soon_threadsafe(deliver, settle, value)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await outcome

@@ -92,7 +92,7 @@ def test_a_source_that_comes_later_begins_at_its_beginning(tmp_path: Path) -> No
     alone = MixedStream(maths, {"maths": 1.0}, seed=0)
     alone.take(3)
     both = stream_of(data, 0, alone.state())
-    assert both.epochs() == {"maths": 0.3, "chats": 0.0}
+    assert both.metrics() == {"data/maths/epochs": 0.3, "data/chats/epochs": 0.0}
 
 
 def test_a_mistake_in_a_source_names_it(tmp_path: Path) -> None:

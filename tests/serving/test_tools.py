@@ -9,8 +9,8 @@ import pytest
 from tests.serving.served_run import TEMPLATE, Run
 from troupe.config.loader import load_config
 from troupe.config.serve import ServeConfig
+from troupe.engines.parsers import chosen_parser
 from troupe.errors import ConfigError
-from troupe.serving.parsers import chosen_parser
 from troupe.serving.served_models import served_models
 
 

@@ -67,10 +67,12 @@ def played(
         episodes.shutdown()
 
 
-def submitted(episodes: Episodes, samples: Sequence[Sample], group_size: int, max_tokens: int) -> list[Group]:
+def submitted(
+    episodes: Episodes, samples: Sequence[Sample], group_size: int, max_tokens: int, reader: Any = TOKENIZER
+) -> list[Group]:
     requests = [
         Request(
-            prompt_ids=encode_prompt(TOKENIZER, sample),
+            prompt_ids=encode_prompt(reader, sample),
             num_branches=group_size,
             max_tokens=max_tokens,
             temperature=1.0,
@@ -85,14 +87,14 @@ def branches_of(groups: Sequence[Group]) -> list[Branch]:
     return [branch for group in groups for branch in group.branches]
 
 
-def turns_of(branch: Branch) -> list[tuple[bool, str]]:
+def turns_of(branch: Branch, tokenizer: Any = TOKENIZER) -> list[tuple[bool, str]]:
     """(whether the model said it, text) of each stretch of equal mask."""
     stretches: list[tuple[bool, list[int]]] = []
     for token, trained in zip(branch.token_ids, branch.loss_mask or (), strict=True):
         if not stretches or stretches[-1][0] != trained:
             stretches.append((trained, []))
         stretches[-1][1].append(token)
-    return [(trained, TOKENIZER.decode(ids)) for trained, ids in stretches]
+    return [(trained, tokenizer.decode(ids)) for trained, ids in stretches]
 
 
 # -- one branch --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from troupe.config.libraries import ReasoningGymConfig, TextArenaConfig
 from troupe.config.loader import Section, with_type
 from troupe.config.made_data import (
     DocstringPairsConfig,
@@ -51,6 +52,8 @@ Source: TypeAlias = (
     | DocumentsConfig
     | RepliqaConfig
     | TicTacToeConfig
+    | ReasoningGymConfig
+    | TextArenaConfig
     | NextChapterConfig
     | MessagesConfig
     | ShortStoriesConfig
@@ -81,6 +84,11 @@ class MixtureConfig(Section):
     """Data sets by name; the name is in each sample's `fields["source"]` and in metrics."""
     weights: dict[str, Annotated[float, Field(gt=0)]] = {}
     """How often each source is drawn from, in proportion: `{maths: 3, chats: 1}`; unset: by their samples."""
+
+    @property
+    def source_names(self) -> list[str]:
+        """The names of the data sets."""
+        return list(self.sources)
 
     @model_validator(mode="after")
     def _every_source_has_a_weight(self) -> MixtureConfig:

@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from troupe.config.agents import ToolConfig
 from troupe.config.algorithm import ReadingConfig
 from troupe.config.data import DataConfig
 from troupe.config.endpoint import EndpointModelConfig
 from troupe.config.loader import Section
 from troupe.config.made_data import WordProblemsConfig
 from troupe.config.models import ConversationConfig, GeneratorConfig, PlacementConfig, Precision, RewardModelConfig
-from troupe.config.rollout import LABEL as ENVIRONMENT, EnvironmentConfig, RewardConfig, SamplingConfig
+from troupe.config.rollout import LABEL as ENVIRONMENT, EnvironmentConfig, RewardConfig, SamplingConfig, turns_of
 from troupe.config.run import WandbConfig, check_address
 
 ROUGE = RewardConfig(fn="troupe.rewards.overlap:rouge_table", name="rouge")
@@ -46,6 +47,8 @@ class AnsweringConfig(SamplingConfig, ConversationConfig):
     """What answers the models in games of several turns: one game per held-out sample; its reward and parts are
     reported as `environment` and `environment/<part>`.
     """
+    tools: list[ToolConfig] = []
+    """Functions that the models may call while they answer."""
     precision: Precision = "auto"
     """Precision of the engines."""
     generator: GeneratorConfig = GeneratorConfig()
@@ -69,6 +72,11 @@ class AnsweringConfig(SamplingConfig, ConversationConfig):
     def longest_sequence(self) -> tuple[int, str]:
         """Tokens of the longest prompt and answer, and the fields that say so."""
         return self.max_prompt_tokens + self.max_response_tokens, "max_prompt_tokens + max_response_tokens"
+
+    @property
+    def turns(self) -> EnvironmentConfig | None:
+        """How answers of several turns go on; None where every answer is one turn."""
+        return turns_of(self.environment, self.tools, self.max_response_tokens)
 
     @property
     def all_metrics(self) -> list[RewardConfig]:

@@ -5,12 +5,14 @@ The defaults are the quickstart. Derived numbers are properties. A worker is han
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
+from troupe.config.agents import AgentConfig, ToolConfig
 from troupe.config.algorithm import PERPLEXITY_PARTS, AlgorithmConfig, KLConfig, PerplexityRewardConfig
-from troupe.config.data import DataConfig, MixtureConfig, Sources
+from troupe.config.data import DataConfig, Sources
 from troupe.config.loader import Section
 from troupe.config.made_data import WordProblemsConfig
 from troupe.config.models import (
@@ -32,6 +34,7 @@ from troupe.config.rollout import (
     RewardConfig,
     RewarderConfig,
     RolloutConfig,
+    turns_of,
 )
 from troupe.config.run import CheckpointConfig, RunConfig
 
@@ -69,6 +72,10 @@ class GRPOConfig(Section):
     """How well a frozen model foresees the gold answer from the policy's, added to the sum."""
     environment: EnvironmentConfig | None = None
     """Who answers the model in games of several turns; its reward is added to the sum."""
+    tools: list[ToolConfig] = []
+    """Functions that the model may call while it answers; the results are read, not trained."""
+    agent: AgentConfig | None = None
+    """A program that asks the model over an address of its own; its score is added to the sum."""
     rollout: RolloutConfig = RolloutConfig()
     """What is sampled."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -100,6 +107,8 @@ class GRPOConfig(Section):
             )
         self.evaluation.check(self.model_parts, self.heldout_names)
         self._check_sources()
+        if self.agent is not None and (self.environment is not None or self.tools):
+            raise ValueError("an agent has tools and an environment of its own; leave out environment and tools")
         if self.environment is not None:
             self.environment.check_limit(rollout.max_response_tokens)
             if self.evaluation.max_response_tokens is not None:
@@ -152,7 +161,7 @@ class GRPOConfig(Section):
             if unknown:
                 known = ", ".join(self.heldout_names) or "none, since the data is no mixture"
                 raise ValueError(f"{reward.label}: sources names {min(unknown)!r}; sources here: {known}")
-        for source in self.data.sources if isinstance(self.data, MixtureConfig) else ():
+        for source in self.source_names:
             if not self.model_parts and not any(
                 each.sources is None or source in each.sources for each in self.rewards
             ):
@@ -161,7 +170,12 @@ class GRPOConfig(Section):
     @property
     def heldout_names(self) -> list[str]:
         """Held-out sets beside the run's own: the sources of a mixture, and `heldout`."""
-        return [*(self.data.sources if isinstance(self.data, MixtureConfig) else ()), *self.heldout]
+        return [*self.source_names, *self.heldout]
+
+    @property
+    def source_names(self) -> Sequence[str]:
+        """The sources that the data are drawn from, where they have names."""
+        return getattr(self.data, "source_names", ())
 
     @property
     def model_precision(self) -> Precision:
@@ -182,7 +196,13 @@ class GRPOConfig(Section):
         """What is measured of every answer besides the functions, in training and held out, by its metric's name."""
         measured = ["reward_model"] if self.reward_model is not None else []
         measured += ["perplexity", *PERPLEXITY_PARTS] if self.perplexity_reward is not None else []
-        return measured + ([ENVIRONMENT] if self.environment is not None else [])
+        measured += [ENVIRONMENT] if self.environment is not None and self.environment.plays else []
+        return measured + (["agent"] if self.agent is not None else [])
+
+    @property
+    def turns(self) -> EnvironmentConfig | None:
+        """How answers of several turns go on; None where every answer is one turn."""
+        return turns_of(self.environment, self.tools, self.rollout.max_response_tokens)
 
     @property
     def scorer_is_reference(self) -> bool:

@@ -32,6 +32,10 @@ class GSM8KConfig(PublishedConfig):
     """Hub name, or a directory with train.jsonl and test.jsonl of the same fields, or one JSONL file (then split)."""
     system_prompt: str | None = "Solve the problem step by step. End with a line '#### ' followed by the number alone."
     """System message; null leaves it out."""
+    calculator: bool = False
+    """Whether prompts describe the tool calculator, and demonstrations call it where the worked answers have their
+    `<<48/2=24>>`.
+    """
 
 
 class SmolTalkConfig(PublishedConfig):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from troupe.config.agents import ToolConfig
 from troupe.config.loader import Section
 from troupe.config.models import Precision
 
@@ -178,6 +179,8 @@ class EvaluationConfig(SamplingConfig):
             raise ValueError(f"best_metric {self.best!r} is not among the metrics ({', '.join(names)})")
 
 
+ANSWER = "answer"
+"""The environment that says nothing."""
 LABEL = "environment"
 """Its name in the logs: `reward/environment`, `eval/<set>/environment/win`."""
 
@@ -185,10 +188,20 @@ LABEL = "environment"
 class EnvironmentConfig(Section):
     """An environment that the model plays with, turn by turn; each branch of a prompt is one game."""
 
-    fn: str
-    """An environment of this project (tic_tac_toe), or `package.module:Class`; see docs/environments.md."""
+    type: Literal["class", "textarena"] = "class"
+    """class: what `fn` names; textarena: the game of that library that `name` names."""
+    fn: str = ANSWER
+    """An environment of this project (tic_tac_toe), or `package.module:Class`; see docs/environments.md. answer: none,
+    the model's first answer that calls no tool is the end.
+    """
+    name: str | None = None
+    """Name of the game in its library, such as `GuessTheNumber-v0`."""
     args: dict[str, Any] = {}
     """Keyword arguments of its constructor."""
+    order: Literal["rounds", "free"] = "rounds"
+    """rounds: engines answer all open games of a batch together, so that a run repeats to the bit, and wait for the
+    slowest; free: every game goes on by itself. With rollout.max_lag above 0 games are always free.
+    """
     max_turns: int = Field(default=16, ge=1)
     """Answers of the model in a game; a game that is not over by then is cut off and counts as truncated."""
     max_turn_tokens: int = Field(default=128, ge=1)
@@ -206,6 +219,24 @@ class EnvironmentConfig(Section):
     timeout_s: float | None = Field(default=None, gt=0)
     """Seconds that one call of an async environment may take before it counts as raised; unset: no limit."""
 
+    @property
+    def plays(self) -> bool:
+        """Whether something besides tools replies to the model."""
+        return self.type != "class" or self.fn != ANSWER
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        return self.fn if self.type == "class" else f"{self.type} {self.name}"
+
+    @model_validator(mode="after")
+    def _is_named_one_way(self) -> Self:
+        if self.type == "class" and self.name is not None:
+            raise ValueError("name belongs to type textarena; name a class in fn")
+        if self.type != "class" and (self.name is None or self.fn != ANSWER):
+            raise ValueError(f"type {self.type} needs the name of a game of that library, and no fn")
+        return self
+
     def check_limit(self, max_response_tokens: int, name: str = "rollout.max_response_tokens") -> None:
         """Raise ValueError unless a turn fits into a game."""
         if self.max_turn_tokens > max_response_tokens:
@@ -213,6 +244,13 @@ class EnvironmentConfig(Section):
                 f"environment.max_turn_tokens ({self.max_turn_tokens}) must be at most {name} ({max_response_tokens}), "
                 "which bounds the whole game: all answers and what the environment says in between"
             )
+
+
+def turns_of(
+    environment: EnvironmentConfig | None, tools: Sequence[ToolConfig], max_tokens: int
+) -> EnvironmentConfig | None:
+    """Return how answers of several turns go on; None where every answer is one turn."""
+    return EnvironmentConfig(max_turn_tokens=max_tokens) if environment is None and tools else environment
 
 
 class BatchingConfig(Section):

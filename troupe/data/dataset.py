@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from troupe.config.libraries import CurriculumConfig
 from troupe.records import Message, Sample
 
 Item = TypeVar("Item")
 
 SOURCE = "source"
 """Field of a sample with the source that it is from, in a mixture."""
+LEVEL = "level"
+"""Field with the level that a sample is on, in a curriculum, from 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,8 @@ class DataSet:
     """Whether the held-out rows were chosen among the training rows."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Of a mixture, how often each source is drawn from, in proportion; a sample's source is in its fields."""
+    curriculum: CurriculumConfig | None = None
+    """How a rollout climbs the levels of each source; elsewhere all levels are drawn alike."""
     others: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
     """Further held-out sets by name."""
     own_ids: bool = False

@@ -20,6 +20,8 @@ def load_mixture(config: MixtureConfig) -> DataSet:
             parts[name] = load_data(source)
         except DataError as error:
             raise DataError(f"source {name} of the mixture: {error}") from None
+        if parts[name].curriculum is not None:
+            raise DataError(f"source {name} of the mixture has a curriculum, which only data of one type can have")
     train = [sample for name, data in parts.items() for sample in named(name, data.train)]
     # In turns, so that the first n held-out samples hold some of every source.
     turns = itertools.zip_longest(*(named(name, data.heldout) for name, data in parts.items()))

@@ -1,7 +1,8 @@
 """The order of training prompts: seeded, without replacement within an epoch, restorable from a checkpoint.
 
 The order of an epoch depends on (seed, epoch) alone, so a stream that is built at a position continues exactly where
-another stopped. A mixture is a stream for each source, and takes from them by weight.
+another stopped. A mixture is a stream for each source, and takes from them by weight; with a curriculum, a source draws
+from one of its levels at a time.
 """
 
 from __future__ import annotations
@@ -11,21 +12,27 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from troupe.data.dataset import SOURCE, DataSet
-from troupe.errors import DataError
-from troupe.records import Sample
+from troupe.config.libraries import CurriculumConfig
+from troupe.data.dataset import LEVEL, SOURCE, DataSet
+from troupe.errors import DataError, RewardError
+from troupe.records import Group, Sample
 
 log = logging.getLogger(__name__)
 
 
-def stream_of(data: DataSet, seed: int, state: Mapping[str, Any] | None = None) -> PromptStream | MixedStream:
-    """Return the order of a data set's training samples, from its beginning or from a checkpoint's `state`."""
+def stream_of(
+    data: DataSet, seed: int, state: Mapping[str, Any] | None = None, *, climbs: bool = False
+) -> PromptStream | MixedStream:
+    """Return the order of a data set's training samples, from its beginning or from a checkpoint's `state`.
+
+    One that `climbs` follows the data set's curriculum, if it has one, and wants to `observe` scored groups.
+    """
     if not data.weights:
         return PromptStream(data.train, seed, 0 if state is None else position_in(state, len(data.train)))
     parts: dict[str, list[Sample]] = {name: [] for name in data.weights}
     for sample in data.train:
         parts[sample.fields[SOURCE]].append(sample)
-    return MixedStream(parts, data.weights, seed, state)
+    return MixedStream(parts, data.weights, seed, state, curriculum=data.curriculum if climbs else None)
 
 
 def position_in(state: Mapping[str, Any], size: int) -> int:
@@ -67,9 +74,12 @@ class PromptStream:
         """Return what goes into a checkpoint."""
         return {"position": self.position, "samples": self.size}
 
-    def epochs(self) -> Mapping[str, float]:
-        """Return, of a mixture, the passes over each source so far."""
+    def metrics(self) -> Mapping[str, float]:
+        """Return, of a mixture, the passes over each source so far, and the levels of those that climb."""
         return {}
+
+    def observe(self, groups: Sequence[Group]) -> None:
+        """Take note of scored groups; only a curriculum's order depends on them."""
 
     def take(self, count: int) -> list[Sample]:
         """Return the next `count` samples."""
@@ -101,11 +111,17 @@ class MixedStream:
         weights: Mapping[str, float],
         seed: int,
         state: Mapping[str, Any] | None = None,
+        curriculum: CurriculumConfig | None = None,
     ) -> None:
         """Go on from a checkpoint's `state`; with other weights than then, the new ones count from there on."""
         before = (state or {}).get("sources", {})
-        places = {name: position_in(before[name], len(parts[name])) if name in before else 0 for name in parts}
-        self._streams = {name: PromptStream(parts[name], f"{seed}/{name}", places[name]) for name in parts}
+        self._streams: dict[str, PromptStream | LevelStream] = {}
+        for name, samples in parts.items():
+            if curriculum is not None:
+                self._streams[name] = LevelStream(name, samples, f"{seed}/{name}", curriculum, before.get(name))
+                continue
+            place = position_in(before[name], len(samples)) if name in before else 0
+            self._streams[name] = PromptStream(samples, f"{seed}/{name}", place)
         self._shares = {name: weights[name] / sum(weights.values()) for name in parts}
         # A source that is owed most comes next. The seed says which comes first where nothing is owed.
         phase = random.Random(f"mixture/{seed}")
@@ -136,9 +152,18 @@ class MixedStream:
             "owed": dict(self._owed),
         }
 
-    def epochs(self) -> Mapping[str, float]:
-        """Return the passes over each source so far."""
-        return {name: stream.position / stream.size for name, stream in self._streams.items()}
+    def metrics(self) -> Mapping[str, float]:
+        """Return the passes over each source so far, and the levels of those that climb."""
+        passes = {f"data/{name}/epochs": stream.position / stream.size for name, stream in self._streams.items()}
+        climbing = {name: stream for name, stream in self._streams.items() if isinstance(stream, LevelStream)}
+        return passes | {f"data/{name}/level": stream.level for name, stream in climbing.items()}
+
+    def observe(self, groups: Sequence[Group]) -> None:
+        """Let the sources that climb take note of their scored groups."""
+        for group in groups:
+            stream = self._streams[group.sample.fields[SOURCE]]
+            if isinstance(stream, LevelStream):
+                stream.observe(group)
 
     def take(self, count: int) -> list[Sample]:
         """Return the next `count` samples."""
@@ -152,6 +177,88 @@ class MixedStream:
         self.position += 1
         (sample,) = self._streams[chosen].take(1)
         return sample
+
+
+class LevelStream:
+    """Endless samples of a source's current level, each level in epochs of its own.
+
+    The pass rate of the last groups of the level moves it, so the order depends on what the run scored, and on nothing
+    else; a checkpoint keeps it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        samples: Sequence[Sample],
+        seed: int | str,
+        config: CurriculumConfig,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._name, self._config, before = name, config, state or {}
+        levels: dict[int, list[Sample]] = {}
+        for sample in samples:
+            levels.setdefault(sample.fields.get(LEVEL, 0), []).append(sample)
+        parts = [levels[level] for level in sorted(levels)]
+        places = [*before.get("levels", ()), *[{"position": 0}] * len(parts)]
+        self._levels = [
+            PromptStream(part, f"{seed}/{level}", position_in(place, len(part)))
+            for level, (part, place) in enumerate(zip(parts, places, strict=False))
+        ]
+        self.level = min(int(before.get("level", 0)), len(self._levels) - 1)
+        self._rates = list(before.get("rates", ()))
+        """Pass rates of the last groups of this level."""
+
+    @property
+    def size(self) -> int:
+        """Samples of all levels together."""
+        return sum(level.size for level in self._levels)
+
+    @property
+    def position(self) -> int:
+        """Samples that were taken since the start."""
+        return sum(level.position for level in self._levels)
+
+    def state(self) -> dict[str, Any]:
+        """Return what goes into a checkpoint."""
+        return {
+            "position": self.position,
+            "samples": self.size,
+            "level": self.level,
+            "rates": list(self._rates),
+            "levels": [level.state() for level in self._levels],
+        }
+
+    def take(self, count: int) -> list[Sample]:
+        """Return the next `count` samples of the current level."""
+        return self._levels[self.level].take(count)
+
+    def observe(self, group: Group) -> None:
+        """Take note of a scored group; a full window of its level may move the level."""
+        if group.sample.fields.get(LEVEL, 0) != self.level:
+            return  # asked ahead, before the level changed
+        passed = [_value(group, score.parts, self._config.part) for score in group.scores if score.value is not None]
+        if not passed:
+            return
+        self._rates.append(sum(value >= self._config.passes_at for value in passed) / len(passed))
+        if len(self._rates) < self._config.window:
+            return
+        rate = sum(self._rates) / len(self._rates)
+        step = int(rate >= self._config.raise_at) - int(rate < self._config.lower_at)
+        level = max(0, min(self.level + step, len(self._levels) - 1))
+        if level != self.level:
+            log.info("%s goes from level %d to %d at a pass rate of %.2f", self._name, self.level, level, rate)
+            self.level, self._rates = level, []
+        else:
+            self._rates.pop(0)
+
+
+def _value(group: Group, parts: Mapping[str, float], part: str) -> float:
+    if part not in parts:
+        raise RewardError(
+            f"data.curriculum.part {part!r} is no reward of {group.sample.sample_id}; its rewards are "
+            f"{', '.join(parts) or 'none'}: name one of them"
+        )
+    return parts[part]
 
 
 def _changed(before: Mapping[str, float], now: Mapping[str, float]) -> str:

@@ -12,14 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from troupe.config.rollout import LABEL, EnvironmentConfig
+from troupe.config.rollout import ANSWER, LABEL, EnvironmentConfig
 from troupe.environments.turn import Environment, SampledText, Turn
 from troupe.errors import ConfigError
 from troupe.resolve import class_arguments, find, instance, signature_of
 
 __all__ = ["Environment", "Games", "SampledText", "Turn", "build_environment"]
 
-BUILT_IN = {"tic_tac_toe": "troupe.environments.tic_tac_toe:TicTacToe"}
+BUILT_IN = {
+    ANSWER: "troupe.environments.turn:OneAnswer",
+    "tic_tac_toe": "troupe.environments.tic_tac_toe:TicTacToe",
+}
+LIBRARIES = {"textarena": "troupe.environments.textarena:TextArena"}
+"""By the environment's `type`; the class takes the `name`."""
 METHODS = {"reset": ("sample", "seed"), "step": ("answer",)}
 
 
@@ -55,7 +60,10 @@ def build_environment(config: EnvironmentConfig) -> Games:
 
     One game is built and dropped here, so that what the constructor refuses is found before anything starts.
     """
-    found = find(config.fn, BUILT_IN, section=LABEL, noun="environment", form="package.module:Class")
+    name, args = config.fn, config.args
+    if config.type != "class":
+        name, args = LIBRARIES[config.type], {"name": config.name, **args}
+    found = find(name, BUILT_IN, section=LABEL, noun="environment", form="package.module:Class")
     if not inspect.isclass(found):
         raise ConfigError(f"environment: {config.fn} is a {type(found).__name__}, not a class")
     for method, expected in METHODS.items():
@@ -65,7 +73,7 @@ def build_environment(config: EnvironmentConfig) -> Games:
             f"environment: timeout_s ({config.timeout_s:g}) can only end calls that wait, and {config.fn} is not "
             "async; write `async def reset` and `async def step`, or leave timeout_s out"
         )
-    games = Games(config.fn, found, class_arguments(config.fn, found, config.args, section=LABEL))
+    games = Games(config.title, found, class_arguments(config.title, found, args, section=LABEL))
     games.new()
     return games
 

@@ -61,3 +61,16 @@ class Environment(Protocol):
 
     def step(self, answer: str) -> Turn | Awaitable[Turn]:
         """Return what comes of the model's answer, a `SampledText`: its text without special tokens."""
+
+
+class OneAnswer:
+    """The environment of answers that nothing but tools reply to: the first without a call is the end."""
+
+    parts = ()
+
+    def reset(self, sample: Sample, seed: int) -> None:
+        """Say nothing."""
+
+    def step(self, answer: str) -> Turn:
+        """End."""
+        return Turn(done=True)

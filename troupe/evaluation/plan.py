@@ -20,6 +20,7 @@ from troupe.config.models import RewardModelConfig
 from troupe.data import load_data
 from troupe.data.reference_answers import read_answers
 from troupe.environments import build_environment
+from troupe.environments.tools import build_tools, with_tools
 from troupe.errors import ConfigError, DataError
 from troupe.evaluation.checkpoint_sources import TrainedRun
 from troupe.evaluation.endpoint_answers import AnsweringEndpoint
@@ -110,7 +111,7 @@ def plan_evaluation(config: EvaluateConfig, rewards: Rewards | None) -> Evaluati
         build_environment(config.environment)
     paths = {name: check_answerer(path, f"models.{name}", config) for name, path in config.named_models.items()}
     reward_model = locate_reward_model(config.reward_model) if config.reward_model is not None else None
-    samples = load_data(config.data).heldout[: config.num_samples]
+    samples = with_tools(load_data(config.data).heldout[: config.num_samples], build_tools(config.tools))
     check_samples(config, samples, rewards)
     forms = load_forms(config, paths, reward_model)
     prompts = prompts_with_contexts(config, samples, forms)

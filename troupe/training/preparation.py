@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from troupe.chat import ChatForm, TurnEncoder, encode_prompt, load_tokenizer, mark_older
+from troupe.config.agents import ToolConfig
 from troupe.config.models import PolicyConfig
 from troupe.config.rollout import RewardConfig
 from troupe.data import DataSet, load_data
+from troupe.environments.tools import build_tools, with_tools
 from troupe.errors import ConfigError, DataError
 from troupe.processes.waiting import waiting
 from troupe.records import Group, Sample
@@ -87,7 +89,7 @@ def prepare(
     judges = [build_rewards(functions) if functions else None for functions in (rewards, metrics)]
     check_models(config)
     require_fit(config)
-    data = load_data(config.data, config.heldout)
+    data = data_with_tools(load_data(config.data, config.heldout), getattr(config, "tools", ()))
     heldout = [sample for own in data.heldout_sets(None).values() for sample in own]
     for judge, samples in zip(judges, (data.train, heldout), strict=True):
         if judge is not None:
@@ -96,8 +98,10 @@ def prepare(
     tried = [data.train[0], data.train[-1], data.heldout[0], data.heldout[-1]]
     for sample in tried:
         encode(form, sample)
-    if getattr(config, "environment", None) is not None:
-        TurnEncoder(form)
+    if getattr(config, "turns", None) is not None:
+        turns = TurnEncoder(form)
+        if config.tools:
+            turns.require_tools()
     if config.model.type != "scratch":
         log.info("%s", form.described())
     prepared = Prepared(data=data, form=form, prompts=[form.prompt(each) for each in tried])
@@ -108,6 +112,19 @@ def prepare(
         for misfit in misfits(config, model_settings(locate(config.model.path)), prompt):
             log.warning("%s", misfit)
     return prepared
+
+
+def data_with_tools(data: DataSet, tools: Sequence[ToolConfig]) -> DataSet:
+    """Return the data with the tools' descriptions in every prompt; ConfigError for a tool that has none."""
+    if not tools:
+        return data
+    built = build_tools(tools)
+    return replace(
+        data,
+        train=with_tools(data.train, built),
+        heldout=with_tools(data.heldout, built),
+        others={name: with_tools(samples, built) for name, samples in data.others.items()},
+    )
 
 
 def measure_prompts(config: Any, data: DataSet, form: ChatForm) -> None:
@@ -206,7 +223,7 @@ def misfits(config: Any, settings: Mapping[str, Any], prompt: str) -> Iterator[s
             "every answer may earn 0; say it in data.system_prompt, or set rewards: [{fn: math_answer, args: "
             "{strict: false}}]"
         )
-    if config.rollout.max_response_tokens < SHORTEST_ANSWERS and config.environment is None:
+    if config.rollout.max_response_tokens < SHORTEST_ANSWERS and config.turns is None:
         yield (
             f"rollout.max_response_tokens {config.rollout.max_response_tokens} is for small models made here: most "
             "answers of a pretrained model are longer and would be cut; set rollout.max_response_tokens=256 or more, "

@@ -25,6 +25,7 @@ from troupe.actors.reward_model import RewardModel, require_same_tokenizer
 from troupe.actors.rewarder import Rewarder, RewarderWorker, RewardPart
 from troupe.actors.trained import TrainedModel, TrainedWorker
 from troupe.actors.workers import Workers
+from troupe.agents.episodes import AgentEpisodes
 from troupe.chat import ChatForm, load_form, load_tokenizer
 from troupe.config.algorithm import PerplexityRewardConfig
 from troupe.config.grpo import GRPOConfig, PPOConfig
@@ -55,8 +56,8 @@ class Roles:
     logprob_check: LogprobCheck
     reference: Reference | None = None
     critic: Critic | None = None
-    episodes: Episodes | None = None
-    """Answers in games of several turns, where the config has an environment."""
+    episodes: Episodes | AgentEpisodes | None = None
+    """Answers of several turns, where the config has an environment, tools or an agent."""
 
     def publish(self, version: int) -> dict[str, float]:
         """Give the policy's weights to the generators as `version`; what the gate measured."""
@@ -259,9 +260,8 @@ def start_roles(config: GRPOConfig, context: RunContext) -> Iterator[Roles]:
         longest = max(limit.max_response_tokens, config.evaluation.max_response_tokens or 0)
         max_length = limit.max_prompt_tokens + longest
         generators = starter.generators(config.generator, max_length=max_length, policy=policy)
-        episodes = None
-        if config.environment is not None:
-            episodes = Episodes(config.environment, generators, starter.form)
+        episodes = _episodes(config, generators, starter.form, max_length)
+        if episodes is not None:
             stack.callback(episodes.shutdown)
         reference = _reference(config, starter, policy)
         row_tokens = config.policy.row_tokens
@@ -317,6 +317,14 @@ def start_roles(config: GRPOConfig, context: RunContext) -> Iterator[Roles]:
             critic=critic,
             episodes=episodes,
         )
+
+
+def _episodes(
+    config: GRPOConfig, generators: Generators, form: ChatForm, max_length: int
+) -> Episodes | AgentEpisodes | None:
+    if config.agent is not None:
+        return AgentEpisodes(config.agent, generators, form, max_length=max_length)
+    return None if config.turns is None else Episodes(config.turns, generators, form, config.tools)
 
 
 def _ranks(count: int) -> Sequence[dict[str, int]]:

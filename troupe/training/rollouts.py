@@ -101,6 +101,8 @@ class Rollouts:
         self._calls = calls
         self._trouble: Counter[str] = Counter()
         """What judges of missing scores answered in this step."""
+        self._missing = 0
+        """Branches of this step whose score is missing."""
 
     def prefetch(self, version: int) -> None:
         """Start every step that may see the weights of `version`: those up to version + 1 + max_lag."""
@@ -113,6 +115,7 @@ class Rollouts:
         """Return the scored groups of `step`; what went wrong on the way is an error with a name or a metric."""
         self.prefetch(step - 1)
         self._trouble.clear()
+        self._missing = 0
         started = time.monotonic()
         deadline = started + self._config.timeout_s
         groups = [self._complete(group) for group in self._await(self._in_flight[step].groups, deadline)]
@@ -120,6 +123,7 @@ class Rollouts:
         if self._config.dynamic_sampling.enabled:
             groups, replacements = self._replace(step, groups, deadline)
             judged = [*judged, *replacements]
+        self._prompts.observe(judged)
         kept = [group for group in groups if len(group.branches) >= self._fewest]
         metrics = self._measure(step, judged, kept)
         metrics["rollout/replaced_prompts"] = len(judged) - self._config.prompts_per_step
@@ -217,6 +221,7 @@ class Rollouts:
         kept = [index for index, score in enumerate(group.scores) if score.value is not None]
         if len(kept) == len(group.branches):
             return group
+        self._missing += len(group.branches) - len(kept)
         self._trouble.update(trouble for score in group.scores if (trouble := score.trouble) is not None)
         return replace(group, branches=[group.branches[i] for i in kept], scores=[group.scores[i] for i in kept])
 
@@ -251,12 +256,12 @@ class Rollouts:
         branches = [branch for group in kept for branch in group.branches]
         scores = [score for group in kept for score in group.scores]
         values = [score.value for score in scores if score.value is not None]
-        sampled = len(judged) * self._config.group_size
+        judged_branches = sum(len(group.branches) for group in judged)  # an agent's episode may have several
         lags = [step - 1 - version for branch in branches if (version := branch.oldest_version) is not None]
         metrics = {
             "reward/mean": _mean(values),
             "reward/std": _mean([statistics.pstdev(_values(group)) for group in kept]),
-            "reward/missing_fraction": 1 - sum(len(group.branches) for group in judged) / sampled,
+            "reward/missing_fraction": self._missing / (self._missing + judged_branches),
             "rollout/groups": len(kept),
             "rollout/no_signal_fraction": _mean([not self._signals(group) for group in kept]),
             "rollout/response_tokens": _mean([branch.num_sampled for branch in branches]),
@@ -272,7 +277,7 @@ class Rollouts:
             metrics["rollout/environment_tokens"] = heard / len(branches)
         for name in sorted({name for score in scores for name in score.parts}):
             metrics[f"reward/{name}"] = _mean([score.parts[name] for score in scores if name in score.parts])
-        metrics |= {f"data/{name}/epochs": passes for name, passes in self._prompts.epochs().items()}
+        metrics |= self._prompts.metrics()
         for source in self._prompts.sources:
             own = [group for group in kept if group.sample.fields[SOURCE] == source]
             metrics[f"rollout/{source}/groups"] = len(own)

@@ -210,7 +210,7 @@ def train_loop(config: SupervisedConfig, task: SupervisedTask, supervised: Super
             run.log(supervised.model.update([batch], task.objective))
         tokens = int(batch.packed_sizes.sum())
         run.log({"data/tokens": tokens, "data/left_out": examples.left_out})
-        run.log({f"data/{name}/epochs": passes for name, passes in examples.stream.epochs().items()})
+        run.log(examples.stream.metrics())
         run.log({"tokens_per_second": tokens / (time.perf_counter() - started)})
         last = run.is_last(step)
         if last or (config.checkpoint.every and step % config.checkpoint.every == 0):

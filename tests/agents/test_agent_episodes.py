@@ -1,0 +1,327 @@
+"""An unmodified agent over the address: what it was answered is what is trained, and what it does wrong is its own loss."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.actors.scripted import ScriptedGenerators
+from tests.serving.served_run import TEMPLATE
+from tests.training.test_episodes import GAMES, TOKENIZER, a_legal_move, last_board, submitted, turns_of
+from troupe.agents.episodes import AgentEpisodes
+from troupe.chat import ChatForm, ChatSettings
+from troupe.config.agents import AgentConfig
+from troupe.config.rollout import EnvironmentConfig
+from troupe.environments.tic_tac_toe import TicTacToe
+from troupe.errors import ConfigError, PlayError, WorkerError
+from troupe.records import Branch, Group, Sample
+from troupe.training.episodes import Episodes
+
+HERE = "tests.agents.test_agent_episodes"
+FORM = ChatForm(TOKENIZER, ChatSettings(template=TEMPLATE))
+SAMPLES = [
+    Sample(sample_id=f"s{i}", prompt=[{"role": "user", "content": f"Count to {i}."}], gold=str(i)) for i in range(3)
+]
+
+
+def count(prompt: str, rng: random.Random) -> str:
+    return f"{len(re.findall('assistant', prompt))} {rng.choice('abc')}"
+
+
+def ran(
+    fn: str | None,
+    *,
+    speak: Callable[[str, random.Random], str] = count,
+    samples: list[Sample] = SAMPLES,
+    group_size: int = 2,
+    reader: Any = FORM,
+    max_tokens: int = 400,
+    **settings: Any,
+) -> tuple[list[Group], ScriptedGenerators]:
+    generators = ScriptedGenerators(TOKENIZER, speak)
+    config = AgentConfig(fn=None if fn is None else f"{HERE}:{fn}", **settings)
+    episodes = AgentEpisodes(config, generators, reader, max_length=1000)  # type: ignore[arg-type]
+    try:
+        return submitted(episodes, samples, group_size, max_tokens, reader), generators  # type: ignore[arg-type]
+    finally:
+        episodes.shutdown()
+
+
+def said(branch: Branch) -> list[str]:
+    return [text.removesuffix("<|im_end|>") for trained, text in turns_of(branch) if trained]
+
+
+# -- agents ------------------------------------------------------------------------------------------------------
+
+
+async def checks_itself(client: openai.AsyncOpenAI, sample: Sample) -> dict[str, float]:
+    turns: list[Any] = list(sample.prompt)
+    for _ in range(3):
+        answer = await client.chat.completions.create(model="policy", messages=turns, temperature=0.2)
+        turns += [{"role": "assistant", "content": answer.choices[0].message.content}]
+        turns += [{"role": "user", "content": "Are you sure?"}]
+    return {"reward": 0.5, "turns": 3}
+
+
+def compacts(client: openai.OpenAI, sample: Sample) -> float:
+    """Ask twice, then go on from a summary: another conversation of the same episode."""
+    first = client.chat.completions.create(model="policy", messages=list(sample.prompt))  # type: ignore[arg-type]
+    turns: list[Any] = [*sample.prompt, {"role": "assistant", "content": first.choices[0].message.content}]
+    client.chat.completions.create(model="policy", messages=[*turns, {"role": "user", "content": "And?"}])
+    summary = [{"role": "user", "content": f"You said {first.choices[0].message.content}. Go on."}]
+    client.chat.completions.create(model="policy", messages=summary)  # type: ignore[arg-type]
+    return 1.0
+
+
+async def streams(client: openai.AsyncOpenAI, sample: Sample) -> bool:
+    pieces, used = [], None
+    async for chunk in await client.chat.completions.create(
+        model="policy",
+        messages=sample.prompt,
+        stream=True,
+        stream_options={"include_usage": True},  # type: ignore[arg-type]
+    ):
+        used = chunk.usage or used
+        pieces += [choice.delta.content or "" for choice in chunk.choices]
+    whole = await client.completions.create(model="policy", prompt="Once upon", max_tokens=5, logprobs=0)
+    ids = await client.completions.create(model="policy", prompt=[5, 6, 7], max_tokens=5)
+    assert whole.choices[0].logprobs is not None
+    assert used is not None
+    return bool("".join(pieces)) and used.completion_tokens > 0 and len(ids.choices[0].text) > 0
+
+
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+async def uses_tools(client: openai.AsyncOpenAI, sample: Sample) -> float:
+    turns: list[Any] = list(sample.prompt)
+    while True:
+        answer = (await client.chat.completions.create(model="policy", messages=turns, tools=[LOOK])).choices[0]  # type: ignore[list-item]
+        if answer.finish_reason != "tool_calls":
+            return 1.0
+        turns.append(answer.message)
+        turns += [
+            {"role": "tool", "tool_call_id": call.id, "content": "18"} for call in answer.message.tool_calls or ()
+        ]
+
+
+async def plays(client: openai.AsyncOpenAI, sample: Sample) -> float:
+    game = TicTacToe()
+    game.reset(sample, 0)
+    turns: list[Any] = list(sample.prompt)
+    reward = 0.0
+    while True:
+        answer = await client.chat.completions.create(model="policy", messages=turns, max_tokens=128)
+        text = answer.choices[0].message.content or ""
+        turn = game.step(text)
+        reward += turn.reward
+        if turn.done:
+            return reward
+        turns += [{"role": "assistant", "content": text}, {"role": "user", "content": turn.observation}]
+
+
+async def silent(client: openai.AsyncOpenAI, sample: Sample) -> float:
+    return 1.0
+
+
+async def scoreless(client: openai.AsyncOpenAI, sample: Sample) -> None:
+    await client.chat.completions.create(model="policy", messages=sample.prompt)  # type: ignore[arg-type]
+
+
+async def wild(client: openai.AsyncOpenAI, sample: Sample) -> float:
+    while True:
+        await client.chat.completions.create(model="policy", messages=sample.prompt)  # type: ignore[arg-type]
+
+
+async def elsewhere(client: openai.AsyncOpenAI, sample: Sample) -> float:
+    await client.chat.completions.create(model="gpt-4o", messages=sample.prompt)  # type: ignore[arg-type]
+    return 1.0
+
+
+async def foreign(client: openai.AsyncOpenAI, sample: Sample) -> float:
+    await client.completions.create(model="policy", prompt=[1, 10**6])
+    return 1.0
+
+
+async def hangs(client: openai.AsyncOpenAI, sample: Sample) -> float:
+    await asyncio.sleep(3600)
+    return 1.0
+
+
+def hangs_in_a_thread(client: openai.OpenAI, sample: Sample) -> float:
+    threading.Event().wait()
+    return 1.0
+
+
+async def forces(client: openai.AsyncOpenAI, sample: Sample) -> float:
+    await client.chat.completions.create(
+        model="policy",
+        messages=sample.prompt,
+        tools=[LOOK],
+        tool_choice="required",  # type: ignore[arg-type, list-item]
+    )
+    return 1.0
+
+
+# -- tokens ------------------------------------------------------------------------------------------------------
+
+
+def test_a_conversation_is_one_branch_whose_tokens_are_those_that_were_sampled() -> None:
+    groups, generators = ran("checks_itself")
+    sampled = {tuple(request.prompt_ids) for batch in generators.rounds for request in batch}
+    for group in groups:
+        assert len(group.branches) == 2
+        assert list(group.prompt_ids) == FORM.prompt(group.sample)
+        for branch in group.branches:
+            assert len(said(branch)) == 3
+            assert branch.text == said(branch)[-1]
+            assert branch.outcome is not None
+            assert branch.outcome.value == 0.5
+            assert branch.outcome.parts == {
+                "agent": 0.5, "agent/turns": 3, "agent/requests": 3, "agent/lines": 1, "agent/failed": 0,
+            }  # fmt: skip
+            assert branch.loss_mask is not None
+            begins = [i for i, each in enumerate(branch.loss_mask) if each and not (i and branch.loss_mask[i - 1])]
+            assert all((*group.prompt_ids, *branch.token_ids[:begin]) in sampled for begin in begins)
+
+
+def test_another_context_is_a_further_branch_of_the_same_score() -> None:
+    groups, _ = ran("compacts", group_size=2)
+    for group in groups:
+        assert len(group.branches) == 4
+        assert {branch.outcome.value for branch in group.branches if branch.outcome} == {1.0}
+        texts = [TOKENIZER.decode([*group.prompt_ids, *branch.token_ids]) for branch in group.branches]
+        assert sorted("Go on" in text for text in texts) == [False, False, True, True]
+        assert sorted(len(said(branch)) for branch in group.branches) == [1, 1, 2, 2]
+
+
+def test_streams_texts_and_ids_are_answered_and_tools_are_called() -> None:
+    def speak(prompt: str, rng: random.Random) -> str:
+        return '<tool_call>{"name": "look", "arguments": {}}</tool_call>' if "tool\n18" not in prompt else "18."
+
+    assert all(
+        branch.outcome.value == 1.0 for group in ran("streams")[0] for branch in group.branches if branch.outcome
+    )
+    groups, _ = ran("uses_tools", speak=speak)
+    for branch in (branch for group in groups for branch in group.branches):
+        assert [trained for trained, _ in turns_of(branch)] == [True, False, True]
+        assert turns_of(branch)[1][1] == "\n<|im_start|>tool\n18<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_games_over_the_address_are_the_games_of_the_environment_bit_by_bit() -> None:
+    over_address, asked = ran(
+        "plays", speak=a_legal_move, samples=list(GAMES.train[:6]), group_size=3, reader=TOKENIZER, order="rounds"
+    )
+    generators = ScriptedGenerators(TOKENIZER, a_legal_move)
+    episodes = Episodes(EnvironmentConfig(fn="tic_tac_toe"), generators, TOKENIZER)  # type: ignore[arg-type]
+    played = submitted(episodes, GAMES.train[:6], 3, 400)
+    episodes.shutdown()
+    assert asked.rounds == generators.rounds
+
+    def tokens(groups: list[Group]) -> Any:
+        return [
+            (list(g.prompt_ids), [(b.token_ids, b.loss_mask, b.logprobs, b.finish_reason) for b in g.branches])
+            for g in groups
+        ]
+
+    assert tokens(over_address) == tokens(played)
+    for one, other in zip(over_address, played, strict=True):
+        assert [b.outcome.value for b in one.branches if b.outcome] == [
+            b.outcome.value for b in other.branches if b.outcome
+        ]
+        assert last_board(TOKENIZER.decode(one.prompt_ids))
+
+
+# -- what goes wrong ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fn", "settings", "sentence"),
+    [
+        ("silent", {}, "ValueError: it never asked the model"),
+        ("scoreless", {}, "ValueError: it ended without a score"),
+        ("wild", {"max_requests": 5}, r"the episode has made its 5 requests \(agent.max_requests\)"),
+        ("elsewhere", {}, "there is no model 'gpt-4o' here, only 'policy'; name it in agent.model"),
+        ("foreign", {}, r"1000000 is no token id of this model, which has \d+: another tokenizer's\?"),
+        ("hangs", {"timeout_s": 0.3}, r"it took longer than agent.timeout_s \(0.3 s\)"),
+        ("hangs_in_a_thread", {"timeout_s": 0.3}, r"it took longer than agent.timeout_s \(0.3 s\)"),
+        ("forces", {}, "tool_choice can be auto or none"),
+    ],
+)
+def test_an_agent_that_goes_wrong_costs_its_own_episode(
+    fn: str, settings: dict[str, Any], sentence: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    groups, _ = ran(fn, error_reward=-1.0, max_error_fraction=1.0, samples=SAMPLES[:1], **settings)
+    (group,) = groups
+    assert all(branch.outcome.value == -1.0 for branch in group.branches if branch.outcome)
+    assert all(branch.outcome.parts["agent/failed"] == 1 for branch in group.branches if branch.outcome)
+    assert re.search(sentence, caplog.text)
+    assert re.search(rf"agent {HERE}:{fn} failed: .* on sample s0 after \d requests", caplog.text)
+    with pytest.raises(PlayError, match=r"1 of 2 episodes failed \(at most 10% may, agent.max_error_fraction\)"):
+        ran(fn, samples=SAMPLES[:1], **settings)
+
+
+def test_an_engine_that_dies_is_no_fault_of_the_agent() -> None:
+    def speak(prompt: str, rng: random.Random) -> str:
+        return "fine"
+
+    class Dying(ScriptedGenerators):
+        def _answer(self, requests: Any, futures: Any) -> None:
+            for future in futures:
+                future.set_exception(WorkerError("generator rank 0 died"))
+
+    config = AgentConfig(fn=f"{HERE}:checks_itself", max_error_fraction=1.0)
+    episodes = AgentEpisodes(config, Dying(TOKENIZER, speak), FORM, max_length=1000)  # type: ignore[arg-type]
+    try:
+        with pytest.raises(WorkerError, match="generator rank 0 died"):
+            submitted(episodes, SAMPLES, 2, 400, FORM)  # type: ignore[arg-type]
+    finally:
+        episodes.shutdown()
+
+
+PROGRAM = """
+import json, os, urllib.request
+
+def post(url, body):
+    headers = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"], "Content-Type": "application/json"}
+    return json.load(urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers)))
+
+sample = json.loads(os.environ["TROUPE_SAMPLE"])
+answer = post(os.environ["OPENAI_BASE_URL"] + "/chat/completions", {"model": "policy", "messages": sample["prompt"]})
+text = answer["choices"][0]["message"]["content"]
+post(os.environ["TROUPE_SCORE_URL"], {"reward": 1.0 if text.startswith("1") else 0.0, "gold": int(sample["gold"])})
+"""
+
+
+def test_a_process_asks_the_address_of_its_environment_and_scores_by_a_call(tmp_path: Path) -> None:
+    (tmp_path / "agent.py").write_text(PROGRAM)
+    groups, _ = ran(None, command=[sys.executable, str(tmp_path / "agent.py")], samples=SAMPLES[1:])
+    for group in groups:
+        for branch in group.branches:
+            assert branch.outcome is not None
+            assert branch.outcome.value == 1.0
+            assert branch.outcome.parts["agent/gold"] == float(group.sample.gold or 0)
+
+
+def test_a_process_that_fails_shows_the_end_of_its_output(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "agent.py").write_text("raise SystemExit('no map of the area')")
+    ran(None, command=[sys.executable, str(tmp_path / "agent.py")], samples=SAMPLES[:1], max_error_fraction=1.0)
+    assert "RuntimeError: exit status 1: no map of the area" in caplog.text
+
+
+def test_an_agent_is_named_one_way_and_must_be_a_function() -> None:
+    with pytest.raises(ValueError, match="by fn or by command"):
+        AgentConfig()
+    with pytest.raises(ConfigError, match="HERE is a str, not a function"):
+        ran("HERE")
+    assert json.loads("{}") == {}
