@@ -18,7 +18,7 @@ ROOMS = {
     "chat": "root",
     "config": "root chat processes",
     "algorithms": "root chat config",
-    "environments": "root chat config",
+    "environments": "root chat config processes",
     "data": "root chat config environments",
     "rewards": "root chat config processes",
     "runs": "root chat config processes",

@@ -48,6 +48,8 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[s
         "word_problems": {"num_train": 50, "num_heldout": 10},
         "tic_tac_toe": {"num_train": 50, "num_heldout": 10},
         "short_stories": {"num_train": 50, "num_heldout": 10},
+        "reasoning_gym": {"tasks": {"chain_sum": {}, "leg_counting": {}}, "num_train": 20, "num_heldout": 5},
+        "textarena": {"name": "GuessTheNumber-v0", "num_train": 20, "num_heldout": 5},
         "gsm8k": {"path": str(tmp_path / "questions.jsonl")},
         "docstrings": {"roots": roots, "num_heldout": 10},
         "docstring_pairs": {"roots": roots, "num_heldout": 10, "pairs_per_text": 3, "half": "second"},

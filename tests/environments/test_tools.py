@@ -137,7 +137,35 @@ def test_what_goes_wrong_is_told_to_the_model(call: tuple[str, dict[str, Any]], 
     (found,) = results([call], timeout_s=0.2)
     assert found.failed
     assert found.content.startswith(sentence)
-    assert "\n" not in found.content
+
+
+def spin() -> str:
+    """Compute for ever."""
+    while True:
+        pass
+
+
+def test_a_function_that_never_ends_is_killed_in_its_process() -> None:
+    tools = build_tools([ToolConfig(fn=f"{HERE}:spin", timeout_s=0.5, processes=1)])
+    for _ in range(2):  # the next call gets another process
+        (found,) = asyncio.run(call_all(tools, [{"name": "spin", "arguments": {}}]))
+        assert found.content == "error: the call took longer than 0.5 s"
+    tools["spin"].close()
+
+
+def test_python_runs_in_the_sandbox_and_shows_what_it_printed() -> None:
+    tools = build_tools([ToolConfig(fn="python", args={"seconds": 2.0})])
+    assert set(tools["python"].schema["function"]["parameters"]["properties"]) == {"code"}
+
+    def run(code: str) -> ToolResult:
+        return asyncio.run(call_all(tools, [{"name": "python", "arguments": {"code": code}}]))[0]
+
+    assert run("print(sum(range(10)))").content == "45\n"
+    failed = run("print('so far')\nraise KeyError('gone')")
+    assert failed.failed
+    assert "so far" in failed.content
+    assert "KeyError: 'gone'" in failed.content
+    assert "the program was killed; it may take 2 s and 512 MiB" in run("while True: pass").content
 
 
 def test_megabytes_are_cut() -> None:

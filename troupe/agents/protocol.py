@@ -83,7 +83,7 @@ def read_ask(kind: Kind, body: Any, *, model: str, vocabulary: int) -> Ask:
         "max_tokens": _positive(body, "max_completion_tokens") or _positive(body, "max_tokens"),
         "count": _positive(body, "n") or 1,
         "stop": (stop,) if isinstance(stop, str) else tuple(stop),
-        "logprobs": body.get("logprobs") not in (None, False),  # of texts a number, which may be 0
+        "logprobs": not (body.get("logprobs") is None or body["logprobs"] is False),  # of texts a number, 0 too
         "stream": bool(body.get("stream")),
         "with_usage": bool((body.get("stream_options") or {}).get("include_usage")),
     }

@@ -13,13 +13,17 @@ class ToolConfig(Section):
     """One tool: a typed function whose docstring is what the model reads about it."""
 
     fn: str
-    """A tool of this project (calculator), or `package.module:function`, plain or async; see docs/environments.md."""
+    """A tool of this project (calculator, python), or `package.module:function`, plain or async; see
+    docs/environments.md.
+    """
     args: dict[str, Any] = {}
     """Arguments that the config sets; the model neither sees nor gives them."""
     timeout_s: float = Field(default=10.0, gt=0)
     """Seconds that a call may take; then the model reads that it took too long."""
     max_concurrency: int = Field(default=16, ge=1)
     """Calls at the same time."""
+    processes: int = Field(default=2, ge=0)
+    """Processes that run a plain function of your own, and are killed when time is up; 0: threads of the driver."""
     max_result_chars: int = Field(default=2000, ge=1)
     """Longest result that the model reads, in characters; the rest is cut off."""
 

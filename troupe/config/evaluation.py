@@ -15,7 +15,7 @@ from troupe.config.endpoint import EndpointModelConfig
 from troupe.config.loader import Section
 from troupe.config.made_data import WordProblemsConfig
 from troupe.config.models import ConversationConfig, GeneratorConfig, PlacementConfig, Precision, RewardModelConfig
-from troupe.config.rollout import LABEL as ENVIRONMENT, EnvironmentConfig, RewardConfig, SamplingConfig, turns_of
+from troupe.config.rollout import LABEL as ENVIRONMENT, EnvironmentConfig, RewardConfig, SamplingConfig, dialogue_of
 from troupe.config.run import WandbConfig, check_address
 
 ROUGE = RewardConfig(fn="troupe.rewards.overlap:rouge_table", name="rouge")
@@ -74,9 +74,9 @@ class AnsweringConfig(SamplingConfig, ConversationConfig):
         return self.max_prompt_tokens + self.max_response_tokens, "max_prompt_tokens + max_response_tokens"
 
     @property
-    def turns(self) -> EnvironmentConfig | None:
+    def dialogue(self) -> EnvironmentConfig | None:
         """How answers of several turns go on; None where every answer is one turn."""
-        return turns_of(self.environment, self.tools, self.max_response_tokens)
+        return dialogue_of(self.environment, self.tools, self.max_response_tokens)
 
     @property
     def all_metrics(self) -> list[RewardConfig]:

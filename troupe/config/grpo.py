@@ -34,7 +34,7 @@ from troupe.config.rollout import (
     RewardConfig,
     RewarderConfig,
     RolloutConfig,
-    turns_of,
+    dialogue_of,
 )
 from troupe.config.run import CheckpointConfig, RunConfig
 
@@ -200,9 +200,9 @@ class GRPOConfig(Section):
         return measured + (["agent"] if self.agent is not None else [])
 
     @property
-    def turns(self) -> EnvironmentConfig | None:
+    def dialogue(self) -> EnvironmentConfig | None:
         """How answers of several turns go on; None where every answer is one turn."""
-        return turns_of(self.environment, self.tools, self.rollout.max_response_tokens)
+        return dialogue_of(self.environment, self.tools, self.rollout.max_response_tokens)
 
     @property
     def scorer_is_reference(self) -> bool:

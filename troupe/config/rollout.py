@@ -246,7 +246,7 @@ class EnvironmentConfig(Section):
             )
 
 
-def turns_of(
+def dialogue_of(
     environment: EnvironmentConfig | None, tools: Sequence[ToolConfig], max_tokens: int
 ) -> EnvironmentConfig | None:
     """Return how answers of several turns go on; None where every answer is one turn."""

@@ -19,10 +19,14 @@ from pydantic import ConfigDict, ValidationError, create_model
 from troupe.config.agents import ToolConfig
 from troupe.errors import ConfigError, first_line
 from troupe.futures import run_aside
+from troupe.processes.call_pool import CallLost, CallPool
 from troupe.records import FunctionCall, Sample
-from troupe.resolve import checked_arguments, find, signature_of, type_hints
+from troupe.resolve import checked_arguments, find, handed_over, signature_of, type_hints
 
-BUILT_IN = {"calculator": "troupe.environments.calculator:calculator"}
+BUILT_IN = {
+    "calculator": "troupe.environments.calculator:calculator",
+    "python": "troupe.environments.python_tool:python",
+}
 SECTION = "tools"
 
 
@@ -45,9 +49,15 @@ class Tool:
             raise ConfigError(f"tools: {config.fn} is a {type(function).__name__}, not a function")
         self._config = config
         signature, hints = signature_of(config.fn, function, section=SECTION), type_hints(function)
-        fixed = checked_arguments_of(config, signature, hints)
-        self._call = functools.partial(function, **fixed)
+        given = checked_arguments_of(config, signature, hints)
+        # What stands behind a `*` is the config's to set, whether it does or not.
+        own = {name for name, each in signature.parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY}
+        fixed = {*given, *own}
+        self._call = functools.partial(function, **given)
         self._is_async = inspect.iscoroutinefunction(function)
+        # What this project brings is bounded itself, and what a program handed over no other process can import.
+        apart = not self._is_async and config.fn not in BUILT_IN and config.fn not in handed_over()
+        self._pool = CallPool(config.processes) if apart and config.processes else None
         fields: dict[str, Any] = {
             name: (hints.get(name, Any), ... if each.default is each.empty else each.default)
             for name, each in signature.parameters.items()
@@ -55,7 +65,7 @@ class Tool:
         }
         self._arguments = create_model("Arguments", __config__=ConfigDict(extra="forbid"), **fields)
         self._slots: asyncio.Semaphore | None = None
-        self.schema = describe(config.fn, function, set(fixed))
+        self.schema = describe(config.fn, function, fixed)
         """Its description in OpenAI's form."""
         self.name: str = self.schema["function"]["name"]
 
@@ -66,21 +76,34 @@ class Tool:
         try:
             checked = self._arguments.model_validate(dict(arguments))
             given = {name: getattr(checked, name) for name in checked.model_fields_set}
-            async with self._slots, asyncio.timeout(self._config.timeout_s):
+            # In a process of its own a call is ended there, and its time begins when it does.
+            async with self._slots, asyncio.timeout(None if self._pool is not None else self._config.timeout_s):
                 result = await self._result(given)
         except ValidationError as error:
             (first, *_) = error.errors()
             return self._error(f"argument {'.'.join(map(str, first['loc']))}: {first['msg']} (got {arguments!r:.200})")
         except TimeoutError:
             return self._error(f"the call took longer than {self._config.timeout_s:g} s")
+        except CallLost as lost:
+            return self._error(f"the call {lost}")
         except Exception as error:  # whatever the function does, the model may try again
-            return self._error(f"{type(error).__name__}: {first_line(error)}")
+            return self._error(f"{type(error).__name__}: {error}")
         return ToolResult(self.name, self._cut(result if isinstance(result, str) else as_json(result)))
 
+    def close(self) -> None:
+        """End its processes."""
+        if self._pool is not None:
+            self._pool.close()
+
     async def _result(self, arguments: Mapping[str, Any]) -> Any:
-        if self._is_async:
-            return await self._call(**arguments)
-        result = await run_aside(functools.partial(self._call, **arguments), name=f"tool {self.name}")
+        if self._pool is not None:
+            given = {**self._config.args, **arguments}
+            called = self._pool.submit(call_at, self._config.fn, given, timeout_s=self._config.timeout_s)
+            return await asyncio.wrap_future(called)
+        if self._is_async or self._config.fn in BUILT_IN:
+            result = self._call(**arguments)
+        else:
+            result = await run_aside(functools.partial(self._call, **arguments), name=f"tool {self.name}")
         return await result if inspect.isawaitable(result) else result
 
     def _error(self, text: str) -> ToolResult:
@@ -89,6 +112,11 @@ class Tool:
     def _cut(self, text: str) -> str:
         most = self._config.max_result_chars
         return text if len(text) <= most else f"{text[:most]}\n[cut: {len(text):,} characters in all]"
+
+
+def call_at(address: str, arguments: Mapping[str, Any]) -> Any:
+    """Call the function at an address, in a process of the pool."""
+    return find(address, BUILT_IN, section=SECTION, noun="tool", form="package.module:function")(**arguments)
 
 
 def build_tools(configs: Sequence[ToolConfig]) -> dict[str, Tool]:

@@ -97,10 +97,10 @@ def generate(
 @contextlib.contextmanager
 def _games(config: AnsweringConfig, generators: Generators, form: ChatForm) -> Iterator[Episodes | None]:
     """Start what plays the games, where there is an environment."""
-    if config.turns is None:
+    if config.dialogue is None:
         yield None
         return
-    episodes = Episodes(config.turns, generators, form, config.tools)
+    episodes = Episodes(config.dialogue, generators, form, config.tools)
     try:
         yield episodes
     finally:

@@ -96,6 +96,8 @@ class Episodes:
 
     def shutdown(self) -> None:
         self._loop.shutdown()
+        if self._tools is not None:
+            self._tools.close()
 
     async def _play_group(self, batch: Batch, index: int, turns: TurnTaking) -> Group:
         sample, request = batch.samples[index], batch.requests[index]

@@ -98,7 +98,7 @@ def prepare(
     tried = [data.train[0], data.train[-1], data.heldout[0], data.heldout[-1]]
     for sample in tried:
         encode(form, sample)
-    if getattr(config, "turns", None) is not None:
+    if getattr(config, "dialogue", None) is not None:
         turns = TurnEncoder(form)
         if config.tools:
             turns.require_tools()
@@ -223,7 +223,7 @@ def misfits(config: Any, settings: Mapping[str, Any], prompt: str) -> Iterator[s
             "every answer may earn 0; say it in data.system_prompt, or set rewards: [{fn: math_answer, args: "
             "{strict: false}}]"
         )
-    if config.rollout.max_response_tokens < SHORTEST_ANSWERS and config.turns is None:
+    if config.rollout.max_response_tokens < SHORTEST_ANSWERS and config.dialogue is None:
         yield (
             f"rollout.max_response_tokens {config.rollout.max_response_tokens} is for small models made here: most "
             "answers of a pretrained model are longer and would be cut; set rollout.max_response_tokens=256 or more, "

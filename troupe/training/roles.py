@@ -324,7 +324,7 @@ def _episodes(
 ) -> Episodes | AgentEpisodes | None:
     if config.agent is not None:
         return AgentEpisodes(config.agent, generators, form, max_length=max_length)
-    return None if config.turns is None else Episodes(config.turns, generators, form, config.tools)
+    return None if config.dialogue is None else Episodes(config.dialogue, generators, form, config.tools)
 
 
 def _ranks(count: int) -> Sequence[dict[str, int]]:

@@ -23,6 +23,11 @@ class ToolUse:
         schemas = [tool.schema for tool in self._tools.values()]
         self._calls = CallReader(form.tokenizer, form.template, schemas)
 
+    def close(self) -> None:
+        """End the processes of the tools."""
+        for tool in self._tools.values():
+            tool.close()
+
     async def results(self, answer: Sequence[int], counts: dict[str, float]) -> list[Message] | None:
         """Return the results of the calls in an answer as a tool's turns, counted; None where it calls nothing."""
         for name in (CALLS, FAILED, MALFORMED):
