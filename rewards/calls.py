@@ -7,18 +7,17 @@ that is none, is a bug of the reward: it stops the run and names the sample and 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 import math
 import numbers
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from troupe.errors import RewardError
+from troupe.futures import run_aside
 from troupe.processes.call_pool import CallLost
 from troupe.records import Branch, JudgeCall, Sample, Score
 from troupe.rewards.apart import Apart, Raised, place_of
@@ -85,32 +84,8 @@ async def _call(reward: Reward, sample: Sample, judged: Branch | Sequence[Branch
         return await apart.call(reward, sample, judged)
     async with asyncio.timeout(reward.limit_s):
         call = partial(reward.call, sample, judged)
-        result = await _aside(call) if reward.place == "thread" else call()
+        result = await run_aside(call, name="reward") if reward.place == "thread" else call()
         return await result if inspect.isawaitable(result) else result
-
-
-async def _aside(call: Callable[[], Any]) -> Any:
-    """Run `call` in a daemon thread: unlike an executor's, one that never returns keeps no process from ending."""
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[tuple[Any, Exception | None]] = loop.create_future()
-
-    def deliver(result: Any, error: Exception | None) -> None:
-        if not outcome.done():  # it is done when the time is up
-            outcome.set_result((result, error))
-
-    def run() -> None:
-        try:
-            result, error = call(), None
-        except Exception as raised:
-            result, error = None, raised
-        with contextlib.suppress(RuntimeError):  # the loop ended before us
-            loop.call_soon_threadsafe(deliver, result, error)
-
-    threading.Thread(target=run, name="reward", daemon=True).start()
-    result, error = await outcome
-    if error is not None:
-        raise error
-    return result
 
 
 def _score(reward: Reward, sample: Sample, branch: Branch, result: Any) -> Score:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 from troupe.errors import ConfigError
@@ -14,7 +15,9 @@ EXTRA = "games"
 def optional(module: str, purpose: str) -> Any:
     """Import an optional library; ConfigError with the command that installs it, where it is missing or broken."""
     try:
-        return importlib.import_module(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of old packages that they need
+            return importlib.import_module(module)
     except ImportError as error:
         missing = getattr(error, "name", None) == module
         why = "is not installed" if missing else f"cannot be imported ({type(error).__name__}: {error})"

@@ -37,7 +37,7 @@ def said(config: type[Section], *arguments: str) -> list[str]:
         (PPOConfig, "critic.optimizer.learning_rate=1e-5", "critic.optimizer: unknown key; did you mean 'learning_rate'?"),
         (SFTConfig, "engine.lr=1e-5", "engine.lr: unknown key; did you mean 'learning_rate'?"),
         (SFTConfig, "lr=1e-5", "lr: unknown key; did you mean 'engine.learning_rate'?"),
-        (GRPOConfig, "zzzz=1", "zzzz: unknown key; known here: algorithm, checkpoint, consistency, data, environment"),
+        (GRPOConfig, "zzzz=1", "zzzz: unknown key; known here: agent, algorithm, checkpoint, consistency, data, environment"),
         (GRPOConfig, "data={type: word_problems, max_prompt_chars: 9}", "data.max_prompt_chars: unknown key; it belongs to type: "),
         (GRPOConfig, "model={type: pretrained, path: x, warm_start: {steps: 0}}", "model.warm_start: unknown key; it belongs to type: scratch"),
     ],
