@@ -14,6 +14,7 @@ from typing import Any
 
 import openai
 import pytest
+import smolagents
 
 from tests.actors.scripted import ScriptedGenerators
 from tests.serving.served_run import TEMPLATE
@@ -46,11 +47,12 @@ def ran(
     group_size: int = 2,
     reader: Any = FORM,
     max_tokens: int = 400,
+    max_length: int = 1000,
     **settings: Any,
 ) -> tuple[list[Group], ScriptedGenerators]:
     generators = ScriptedGenerators(TOKENIZER, speak)
     config = AgentConfig(fn=None if fn is None else f"{HERE}:{fn}", **settings)
-    episodes = AgentEpisodes(config, generators, reader, max_length=1000)  # type: ignore[arg-type]
+    episodes = AgentEpisodes(config, generators, reader, max_length=max_length)  # type: ignore[arg-type]
     try:
         return submitted(episodes, samples, group_size, max_tokens, reader), generators  # type: ignore[arg-type]
     finally:
@@ -128,6 +130,15 @@ async def plays(client: openai.AsyncOpenAI, sample: Sample) -> float:
         if turn.done:
             return reward
         turns += [{"role": "assistant", "content": text}, {"role": "user", "content": turn.observation}]
+
+
+def of_a_library(client: openai.OpenAI, sample: Sample) -> float:
+    """An agent of smolagents as its page shows it: it writes code until that gives an answer."""
+    model = smolagents.OpenAIServerModel(
+        model_id="policy", api_base=str(client.base_url), api_key=client.api_key, max_tokens=200, temperature=0.5
+    )
+    agent = smolagents.CodeAgent(tools=[], model=model, max_steps=3, verbosity_level=0)
+    return float(str(agent.run("Multiply 6 and 7.")) == "42")
 
 
 async def silent(client: openai.AsyncOpenAI, sample: Sample) -> float:
@@ -216,6 +227,20 @@ def test_streams_texts_and_ids_are_answered_and_tools_are_called() -> None:
     for branch in (branch for group in groups for branch in group.branches):
         assert [trained for trained, _ in turns_of(branch)] == [True, False, True]
         assert turns_of(branch)[1][1] == "\n<|im_start|>tool\n18<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_an_agent_of_a_library_trains_without_a_change() -> None:
+    def speak(prompt: str, rng: random.Random) -> str:
+        first = prompt.count("<|im_start|>assistant") == 1
+        return f"Thought: compute.\n<code>\n{'print(6 * 7)' if first else 'final_answer(42)'}\n</code>"
+
+    groups, _ = ran("of_a_library", speak=speak, samples=SAMPLES[:1], max_length=20_000)
+    for branch in groups[0].branches:
+        assert branch.outcome is not None
+        assert (branch.outcome.value, branch.outcome.parts["agent/requests"]) == (1.0, 2)
+    # The library writes its call of the interpreter into the model's turn, so the second request is another context.
+    ends = [said(branch)[-1].partition("<code>")[2] for branch in groups[0].branches]
+    assert sorted(ends) == sorted(2 * ["\nprint(6 * 7)\n</code>", "\nfinal_answer(42)\n</code>"])
 
 
 def test_games_over_the_address_are_the_games_of_the_environment_bit_by_bit() -> None:
