@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from troupe.config.grpo import GRPOConfig
 from troupe.engines import trial as module
-from troupe.engines.trial import EngineDiesError, Trial, engine_trial, remembered_trial, settle_engine
+from troupe.engines.trial import (
+    EngineDiesError,
+    Running,
+    Trial,
+    engine_trial,
+    forget_deaths,
+    remembered_trial,
+    settle_engine,
+    trial_beside,
+)
 from troupe.errors import WorkerError
 from troupe.hardware import HIDE_AMX, hardware
 from troupe.training import context
@@ -92,6 +102,113 @@ def test_a_home_that_cannot_be_written_only_forgets(trials, monkeypatch):
         with pytest.raises(EngineDiesError):
             engine_trial("bf16")
     assert trials() == ["bf16", "bf16"]
+
+
+# -- what is remembered -----------------------------------------------------------------------------------------------
+
+ANSWERED = Trial(precision="bf16", kernel="amx", hides_amx=False, deaths=())
+FELL_BACK = Trial(precision="bf16", kernel="vec", hides_amx=True, deaths=("amx by SIGILL",))
+
+
+def remember(trial: Trial) -> Trial:
+    return module._remember(module._memory(trial.precision), trial)
+
+
+@pytest.mark.parametrize(
+    ("trial", "sentence"),
+    [
+        (ANSWERED, "vLLM computes attention with its kernel amx in bf16"),
+        (FELL_BACK, "vLLM computes attention with its kernel vec in bf16; amx by SIGILL on this processor"),
+        (
+            Trial(precision="fp32", kernel=None, hides_amx=False, deaths=("amx by SIGILL", "vec by SIGFPE")),
+            "vLLM's engine dies on this processor in fp32 (amx by SIGILL and vec by SIGFPE)",
+        ),
+    ],
+)
+def test_a_trial_is_a_sentence(trial: Trial, sentence: str):
+    assert str(trial) == sentence
+
+
+@pytest.mark.parametrize("trial", [ANSWERED, FELL_BACK])
+def test_what_was_tried_is_read_back_for_its_precision_alone(trial: Trial):
+    assert remembered_trial("bf16") is None
+    remember(trial)
+    assert remembered_trial("bf16") == trial
+    assert remembered_trial("fp32") is None
+
+
+@pytest.mark.parametrize("change", ["versions", "processor", "kernel", "hidden AMX"])
+def test_another_machine_or_version_is_tried_anew(change: str, monkeypatch):
+    remember(ANSWERED)
+    if change == "versions":
+        monkeypatch.setattr(module, "_version", lambda package: "another")
+    if change == "processor":
+        monkeypatch.setattr(module, "processor_name", lambda: "another")
+    if change == "kernel":
+        monkeypatch.setattr(module.platform, "release", lambda: "another")
+    if change == "hidden AMX":
+        monkeypatch.setenv(HIDE_AMX, "1")
+    assert remembered_trial("bf16") is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"trial": {}}', '{"trial": {"kernel": "amx"}}', "null"])
+def test_a_memory_that_is_damaged_is_none(content: str):
+    memory = module._memory("bf16")
+    memory.parent.mkdir(parents=True)
+    memory.write_text(content)
+    assert remembered_trial("bf16") is None
+
+
+def test_only_a_death_is_forgotten():
+    remember(ANSWERED)
+    forget_deaths("bf16")
+    assert remembered_trial("bf16") == ANSWERED
+    remember(FELL_BACK)
+    forget_deaths("bf16")
+    assert remembered_trial("bf16") is None
+    forget_deaths("bf16")  # nothing is there, and nothing happens
+
+
+def test_a_remembered_death_of_a_kernel_hides_it_from_the_next_engine(monkeypatch):
+    monkeypatch.setattr(module, "use_amx", lambda: None)  # torch of this process stays as it is
+    remember(ANSWERED)
+    settle_engine("bf16")
+    assert HIDE_AMX not in os.environ
+    remember(FELL_BACK)
+    settle_engine("bf16")
+    assert os.environ[HIDE_AMX] == "1"
+
+
+def test_on_a_gpu_nothing_is_tried(trials, monkeypatch):
+    machine = dataclasses.replace(hardware(), device="cuda")
+    monkeypatch.setattr(module, "hardware", lambda: machine)
+    settle_engine("bf16")
+    assert trials() == []
+
+
+def test_engines_that_start_together_wait_for_one_trial(trials, monkeypatch):
+    with ThreadPoolExecutor(3) as pool:
+        tries = [pool.submit(engine_trial, "bf16") for _ in range(3)]
+        assert all(isinstance(one.exception(60), EngineDiesError) for one in tries)
+    assert trials() == ["bf16"]
+
+
+def test_a_trial_that_was_ended_starts_no_child():
+    running = Running()
+    running.end()
+    with pytest.raises(WorkerError, match="the trial of the engine was ended"):
+        running.start([sys.executable, "-c", ""], {})
+
+
+def test_a_trial_that_has_not_ended_with_what_it_runs_beside_is_ended(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(
+        'import sys, time\nif "troupe.engines.trial" in sys.orig_argv: time.sleep(600)\n'
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with trial_beside("bf16") as trial:
+        assert not trial.done()
+    assert isinstance(trial.exception(60), WorkerError)
+    assert remembered_trial("bf16") is None
 
 
 # -- beside the warm start --------------------------------------------------------------------------------------------
