@@ -58,3 +58,17 @@ def test_the_summary_shows_it(
     shown = "".join(capsys.readouterr().out.split())
     assert "-2.500(-3.000to-2.000)" in shown
     assert "heldout:gsm8k,changesover2samples" in shown
+
+
+def test_samples_are_shown_without_the_system_turn_that_all_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rich.get_console(), "_width", 160)
+    asked = {"prompt": "system: Be brief.\n\nuser: 3+5?\n\nassistant: 9\n\nuser: Sure?"}
+    JsonLines(tmp_path / "metrics.jsonl").append({"step": 0}, {"step": 20})
+    JsonLines(tmp_path / "answers.jsonl").append(*({**answer(step, "a", accuracy=1.0), **asked} for step in (0, 20)))
+    print_summary(tmp_path)
+    shown = "".join(capsys.readouterr().out.split())
+    assert "user:3+5?" in shown
+    assert "Sure?" in shown
+    assert "brief" not in shown

@@ -119,6 +119,12 @@ def _answers_table(answers: list[dict[str, Any]]) -> Table:
     for column in ("prompt", "gold", "before", "after"):
         table.add_column(column, overflow="fold")
     for row in after:
-        texts = (row["prompt"], row["gold"] or "", before[row["sample_id"]]["text"], row["text"])
+        texts = (_without_system_turn(row["prompt"]), row["gold"] or "", before[row["sample_id"]]["text"], row["text"])
         table.add_row(*(escape(text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + " ...") for text in texts))
     return table
+
+
+def _without_system_turn(prompt: str) -> str:
+    """Return a prompt from its first user's turn on; what stands before is the same for all."""
+    _, turn, rest = prompt.partition("\n\nuser: ")
+    return f"user: {rest}" if turn and prompt.startswith("system: ") else prompt
