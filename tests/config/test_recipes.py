@@ -51,6 +51,7 @@ JOBS: dict[str, type[Section]] = {
     "grpo": GRPOConfig,
     "full": GRPOConfig,
     "small": GRPOConfig,
+    "word_problems": GRPOConfig,
     "distil": DistilConfig,
     "scorer": SFTConfig,
     "serve": ServeConfig,
