@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 import openai
+import pytest
 
 from tests.conftest import ROOT
 from troupe.config.grpo import GRPOConfig
@@ -45,6 +46,18 @@ async def play(client: openai.AsyncOpenAI, sample: Sample) -> float:
     return reward
 
 
+async def compact(client: openai.AsyncOpenAI, sample: Sample) -> float:
+    """Check an answer, then go on from a summary in a context of its own."""
+    turns = list(sample.prompt)
+    for say in ("Sure?", ""):
+        answer = await client.chat.completions.create(model="policy", messages=turns, max_tokens=4)  # type: ignore[arg-type]
+        text = answer.choices[0].message.content or ""
+        turns += [{"role": "assistant", "content": text}, {"role": "user", "content": say}]
+    summary = [{"role": "user", "content": f"x {text}"}]
+    last = await client.chat.completions.create(model="policy", messages=summary, max_tokens=4)  # type: ignore[arg-type]
+    return float(len(last.choices[0].message.content or "") % 2)
+
+
 def weights_after(directory: Path, name: str, *overrides: str) -> list[str]:
     settings = [f"run={{name: {name}, directory: {directory}}}", f"model.cache={directory / 'models'}", *SHORT]
     train(load_config(GRPOConfig, [str(ROOT / "configs" / "tic_tac_toe" / "small.yaml"), *settings, *overrides]))
@@ -53,11 +66,28 @@ def weights_after(directory: Path, name: str, *overrides: str) -> list[str]:
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
-def test_games_over_the_address_end_in_the_weights_of_the_environment_bit_by_bit(tmp_path: Path) -> None:
-    by_class = weights_after(tmp_path, "by_class")
-    by_agent = weights_after(tmp_path, "by_agent", "environment=null", AGENT, "evaluation.best_metric=agent")
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("agents")
+
+
+def test_games_over_the_address_end_in_the_weights_of_the_environment_bit_by_bit(directory: Path) -> None:
+    by_class = weights_after(directory, "by_class")
+    by_agent = weights_after(directory, "by_agent", "environment=null", AGENT, "evaluation.best_metric=agent")
     assert by_agent == by_class
-    first, last = (read_lines(tmp_path / name / "metrics.jsonl")[-1] for name in ("by_class", "by_agent"))
+    first, last = (read_lines(directory / name / "metrics.jsonl")[-1] for name in ("by_class", "by_agent"))
     assert first["reward/mean"] == last["reward/mean"]
     assert first["consistency/logprob_gap"] == last["consistency/logprob_gap"] < 1e-4
     assert last["reward/agent/failed"] == 0
+
+
+def test_an_agent_of_several_contexts_trains_with_the_gate_of_plain_rollouts(directory: Path) -> None:
+    agent = "agent={fn: 'tests.long.test_agents:compact'}"
+    weights_after(directory, "contexts", "environment=null", agent, "evaluation.best_metric=agent")
+    _, first, last = read_lines(directory / "contexts" / "metrics.jsonl")
+    for line in (first, last):
+        assert line["reward/agent/lines"] == 2
+        assert line["reward/agent/requests"] == 3
+        assert line["reward/missing_fraction"] == 0
+        assert line["consistency/logprob_gap"] < 1e-4
+        assert line["rollout/environment_tokens"] > 0
