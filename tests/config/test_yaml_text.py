@@ -61,7 +61,7 @@ def test_not_a_number_is_one_of_a_kind() -> None:
         ("*nobody", "undefined alias"),
         ("!!python/object:os.system x", "could not determine a constructor"),
         ("[" * 5000 + "]" * 5000, "nested too deeply"),
-        ("? [a]\n: 1", ""),
+        ("? [a]\n: 1", "unhashable key, line 1, column 3"),
     ],
 )
 def test_what_is_no_yaml_is_one_line_with_its_place(text: str, sentence: str) -> None:
@@ -74,5 +74,5 @@ def test_an_alias_that_grows_without_bound_is_refused() -> None:
     """Nine lists, each of nine of the one before: 9 ** 9 items, were they written out."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
-    with pytest.raises(ValueError, match=r"\S"):
+    with pytest.raises(ValueError, match="expansion exceeds the configured limit"):
         read_yaml("\n".join(lines))
