@@ -1,7 +1,7 @@
 # Everything that a person or CI does here. Each target first makes the environment, once: `install.py` compares it
 # with the lock and ends at once where they match.
 .DEFAULT_GOAL := help
-.PHONY: help install environment need-python demo demo-real smollm2 test test-long test-cluster check docs doctor lock clean
+.PHONY: help install environment need-python demo demo-real smollm2 test test-long test-cluster chaos check docs doctor lock clean
 
 STACK ?= auto
 PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
@@ -38,6 +38,11 @@ test-long: environment  ## Run the tests on a real model, SmolLM2; TROUPE_TEST_F
 
 test-cluster: environment  ## Run a cluster of three machines on this one (as root, Linux: network namespaces and ssh), and train on it.
 	@$(RUN) unshare --net --mount --pid --fork --kill-child --mount-proc python -m pytest -s tests/cluster/several_machines.py
+
+FAULTS ?= 40
+RUNS ?= 6
+chaos: environment  ## Kill and stop processes of running jobs, FAULTS of them in RUNS runs, and compare their weights with an undisturbed run's.
+	@$(RUN) python -m tests.chaos --faults $(FAULTS) --runs $(RUNS)
 
 check: environment  ## Check style, types and layering; under a minute.
 	@$(RUN) ruff check .

@@ -18,6 +18,7 @@ from troupe.actors.policy import Policy
 from troupe.algorithms.packing import Batch
 from troupe.config.models import ConsistencyConfig
 from troupe.errors import ConsistencyError
+from troupe.processes.futures import wait_all
 from troupe.records import Branch, Group, Sample
 from troupe.runs.logprob_gap import LEAST, allowed_gap
 
@@ -95,7 +96,9 @@ class LogprobCheck:
             for index, ids in enumerate(self._prompts)
         ]
         timeout_s = generators.config.sync_timeout_s
-        sampled = generators.workers.gather(generators.submit(requests), timeout_s, "sampling the gate's probes")
+        asked, what = generators.submit(requests), "sampling the gate's probes"
+        late = lambda _: generators.late(what, timeout_s)  # noqa: E731
+        sampled = wait_all(asked, timeout_s, late=late, look=generators.require_alive)
         answers = [list(branch.token_ids) for (branch,) in sampled]
         groups = [
             Group(sample=Sample(sample_id="probe", prompt=""), prompt_ids=ids, branches=[Branch(token_ids=answer)])

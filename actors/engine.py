@@ -67,7 +67,7 @@ class Engine:
         self.config = config
         self.precision = hardware().precision(config.precision)
         settings = _deepspeed_settings(config, self.precision)
-        join_process_group()
+        join_process_group(config.collective_timeout_s)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(seed)
         dropout = config.dropouts.get("dropout", 0.0)

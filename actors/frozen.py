@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,46 +20,54 @@ from troupe.algorithms.packing import Batch, branch_scores
 from troupe.hardware import hardware, set_up_process
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenSettings:
+    """A frozen model and the way it is read."""
+
+    model_path: str
+    scalar: bool
+    precision: str
+    row_tokens: int
+    logits_chunk: int
+    offload: bool
+    """Whether it stays in host memory between calls."""
+    trust_remote_code: bool
+
+
 class FrozenWorker:
     """One copy of a frozen model."""
 
     def __init__(self, *, rank: int, world_size: int) -> None:
         self.rank, self.world_size = rank, world_size
+        self._model: Any = None
 
-    def start(
-        self,
-        *,
-        model_path: str,
-        scalar: bool,
-        precision: str,
-        row_tokens: int,
-        logits_chunk: int,
-        offload: bool,
-        trust_remote_code: bool,
-    ) -> None:
+    def start(self, settings: FrozenSettings) -> None:
         """Load the model; one with a scalar head must have been trained with it."""
         set_up_process(hosts=[own_address()])
         from troupe.algorithms.reading import InferenceModel
 
         self._model = InferenceModel(
-            model_path,
-            head="scalar" if scalar else "vocabulary",
-            precision=precision,
-            row_tokens=row_tokens,
-            logits_chunk=logits_chunk,
-            trust_remote_code=trust_remote_code,
+            settings.model_path,
+            head="scalar" if settings.scalar else "vocabulary",
+            precision=settings.precision,
+            row_tokens=settings.row_tokens,
+            logits_chunk=settings.logits_chunk,
+            trust_remote_code=settings.trust_remote_code,
         )
-        self._offload = offload
-        if not offload:
+        if not settings.offload:
             self._model.to(hardware().device)
 
-    def outputs(self, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+    def outputs(
+        self, settings: FrozenSettings, batch: Batch, *, wanted: torch.Tensor | None = None, **options: Any
+    ) -> torch.Tensor:
         """Return [N]: the head's output at this rank's tokens; 0 where `wanted`, bool [N], is given and false."""
+        if self._model is None:  # Ray started this process again and repeats the call
+            self.start(settings)
         with working("read"):
-            if self._offload:
+            if settings.offload:
                 self._model.to(hardware().device)
-            values = self._model.outputs(batch, wanted=wanted, **options)
-            if self._offload:
+            values: torch.Tensor = self._model.outputs(batch, wanted=wanted, **options)
+            if settings.offload:
                 self._model.to("cpu")
         return values
 
@@ -83,8 +92,7 @@ class FrozenModel:
         trust_remote_code: bool = False,
     ) -> None:
         """Begin loading on every rank; `ready` waits for it."""
-        self._starting = self.workers.start(
-            FrozenWorker.start,
+        self._settings = FrozenSettings(
             model_path=model_path,
             scalar=self._scalar,
             precision=precision,
@@ -93,6 +101,7 @@ class FrozenModel:
             offload=offload,
             trust_remote_code=trust_remote_code,
         )
+        self._starting = self.workers.start(FrozenWorker.start, self._settings)
 
     def ready(self, timeout_s: float) -> None:
         self.workers.gather(self._starting, timeout_s, "loading the model")
@@ -113,6 +122,7 @@ class FrozenModel:
             self.workers.submit(
                 (first + place) % self.workers.size,
                 FrozenWorker.outputs,
+                self._settings,
                 batch.select(shard).without_columns(),
                 wanted=None if wanted is None else wanted[batch.tokens_of(shard)],
                 **options,

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from troupe.actors.generator import GeneratorWorker, Request
 from troupe.actors.workers import Workers
 from troupe.config.models import GeneratorConfig
-from troupe.errors import SyncError, TroupeError, WorkerError
+from troupe.errors import TroupeError, WorkerError, sync_error
 from troupe.records import Branch
 from troupe.timeline import RECORDER
 
@@ -32,6 +33,11 @@ class Generators:
         self._loads = [0] * workers.size
         self._batches = itertools.count()
         self._lock = threading.Condition(threading.RLock())
+        self._parts: list[_Part] = []
+        """Of which answers are owed, in the order in which they were submitted."""
+        self._lost: dict[int, WorkerError] = {}
+        self.waits_for_lost = False
+        """Whether answers of an engine that died wait for `restart` and `resubmit`; else they fail at once."""
         self._open = True
         """Whether batches may be submitted: no engine may sample while new weights are on their way to it."""
 
@@ -50,9 +56,53 @@ class Generators:
                 self._loads[engine] += sum(requests[position].num_branches for position in positions)
             for engine, positions in enumerate(dealt):
                 if positions:
-                    part = _Part(self, engine, [requests[i] for i in positions], [futures[i] for i in positions])
-                    part.submit(next(self._batches), alone)
+                    part = _Part(
+                        self,
+                        engine,
+                        [requests[i] for i in positions],
+                        [futures[i] for i in positions],
+                        batch=next(self._batches),
+                        alone=alone,
+                    )
+                    self._parts.append(part)
+                    part.submit()
         return futures
+
+    # -- engines that are lost ------------------------------------------------------------------------------
+
+    def require_alive(self) -> None:
+        """Raise the error of an engine that is lost while its answers wait for another one."""
+        with self._lock:
+            error = next(iter(self._lost.values()), None)
+        if error is not None:
+            raise error
+
+    def lose(self, engine: int, error: BaseException) -> bool:
+        """Return whether an engine's answers wait for it to be started again, and note that it is lost."""
+        if not self.waits_for_lost or not isinstance(error, WorkerError):
+            return False
+        with self._lock:
+            self._lost.setdefault(engine, error)
+        return True
+
+    def restart(self, engines: Sequence[int]) -> None:
+        """Start engines again; they have the weights that they began with, and nothing to do until `resubmit`."""
+        with self._lock:
+            for part in self._parts:
+                if part.engine in engines:
+                    part.abandon()
+        self.workers.restart(engines)
+        begun = [self.workers.submit(engine, GeneratorWorker.start) for engine in engines]
+        self.workers.gather(begun, self.config.init_timeout_s, "its start")
+
+    def resubmit(self, engines: Sequence[int]) -> None:
+        """Hand engines the whole batches again of which they owe answers, in their order: the same requests with the
+        same seeds in the same company give the same tokens, and those that had arrived are not given out twice."""
+        with self._lock:
+            for engine in engines:
+                self._lost.pop(engine, None)
+            for part in [part for part in self._parts if part.engine in engines]:
+                part.submit()
 
     @property
     def in_flight(self) -> int:
@@ -64,9 +114,18 @@ class Generators:
         with self._lock:
             return list(self._loads)
 
-    def done(self, engine: int, branches: int) -> None:
+    def late(self, what: str, waited_s: float) -> WorkerError:
+        """Return the error of the engines that still work on something, with their stacks."""
+        loads = self.loads()
+        error = self.workers.late([engine for engine, load in enumerate(loads) if load], what, waited_s)
+        error.args = (f"{error}; branches in flight per engine: {loads}",)
+        return error
+
+    def done(self, part: _Part, branches: int) -> None:
         with self._lock:
-            self._loads[engine] -= branches
+            self._loads[part.engine] -= branches
+            if not part.owes and part in self._parts:
+                self._parts.remove(part)
 
     def logprobs(self, engine: int, sequences: Sequence[Sequence[int]]) -> Future[list[list[float]]]:
         return self.workers.submit(engine, GeneratorWorker.logprobs, sequences)
@@ -91,7 +150,10 @@ class Generators:
             self._control(GeneratorWorker.wake, tag, phase="wake")
 
     def shutdown(self) -> None:
+        self.waits_for_lost = False
         self.workers.shutdown()
+        for part in list(self._parts):
+            part.fail(WorkerError("the engines were ended", role="generator"))
         self._reopen()  # whoever waits to submit finds the engines gone
 
     def _reopen(self) -> None:
@@ -104,7 +166,7 @@ class Generators:
             with RECORDER.span(f"sync: {phase}"):
                 self.workers.gather(self.workers.start(method, *args), self.config.sync_timeout_s, phase)
         except TroupeError as error:
-            raise SyncError(f"weight sync failed in phase {phase!r}: {error}", details=error.details) from None
+            raise sync_error(f"weight sync failed in phase {phase!r}: {error}", error) from None
 
 
 def deal(requests: Sequence[Request], loads: Sequence[int]) -> list[list[int]]:
@@ -121,44 +183,71 @@ class _Part:
     """The part of a batch that one engine works on, until its last answer is here."""
 
     def __init__(
-        self, generators: Generators, engine: int, requests: list[Request], futures: list[Future[list[Branch]]]
+        self,
+        generators: Generators,
+        engine: int,
+        requests: list[Request],
+        futures: list[Future[list[Branch]]],
+        *,
+        batch: int,
+        alone: bool,
     ) -> None:
-        self._generators, self._engine = generators, engine
-        self._requests, self._futures = requests, futures
+        self.engine = engine
+        self._generators, self._requests, self._futures = generators, requests, futures
+        self._batch, self._alone = batch, alone
         self._open = set(range(len(requests)))
+        self._attempt = 0
 
-    def submit(self, batch: int, alone: bool) -> None:
-        self._batch = batch
+    @property
+    def owes(self) -> bool:
+        """Whether answers are still to come."""
+        return bool(self._open)
+
+    def submit(self) -> None:
+        self._attempt += 1
         begun = self._generators.workers.submit(
-            self._engine, GeneratorWorker.submit, batch, self._requests, alone=alone
+            self.engine, GeneratorWorker.submit, self._batch, self._requests, alone=self._alone
         )
-        begun.add_done_callback(self._ask)
+        begun.add_done_callback(partial(self._ask, self._attempt))
 
-    def _ask(self, before: Future[Any]) -> None:
-        if (error := before.exception()) is not None:
-            self._fail(error)
+    def abandon(self) -> None:
+        """Take no more answers of the engine that has it now."""
+        self._attempt += 1
+
+    def _ask(self, attempt: int, before: Future[Any]) -> None:
+        if attempt != self._attempt:
             return
-        answers = self._generators.workers.submit(self._engine, GeneratorWorker.poll, self._batch)
-        answers.add_done_callback(self._take)
+        if (error := before.exception()) is not None:
+            self._failed(error)
+            return
+        answers = self._generators.workers.submit(self.engine, GeneratorWorker.poll, self._batch)
+        answers.add_done_callback(partial(self._take, attempt))
 
-    def _take(self, answers: Future[list[tuple[int, list[Branch]]]]) -> None:
+    def _take(self, attempt: int, answers: Future[list[tuple[int, list[Branch]]]]) -> None:
+        if attempt != self._attempt:
+            return
         if (error := answers.exception()) is not None:
-            self._fail(error)
+            self._failed(error)
             return
         for position, branches in answers.result():
-            self._close(position)
-            self._futures[position].set_result(branches)
+            if position in self._open:
+                self._close(position)
+                self._futures[position].set_result(branches)
         if self._open:
-            self._ask(answers)
+            self._ask(attempt, answers)
 
-    def _fail(self, error: BaseException) -> None:
+    def _failed(self, error: BaseException) -> None:
+        if not self._generators.lose(self.engine, error):
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
         for position in sorted(self._open):
             self._close(position)
             self._futures[position].set_exception(error)
 
     def _close(self, position: int) -> None:
         self._open.discard(position)
-        self._generators.done(self._engine, self._requests[position].num_branches)
+        self._generators.done(self, self._requests[position].num_branches)
 
 
 def start_generators(workers: Workers[GeneratorWorker], config: GeneratorConfig) -> None:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
+
 from troupe.actors.meters import RUN
-from troupe.actors.workers import InlineWorkers, RayWorkers, Slot, Workers, own_address
+from troupe.actors.workers import Deadlines, InlineWorkers, RayWorkers, Slot, Workers, own_address
 from troupe.config.grpo import GRPOConfig, PPOConfig
 from troupe.config.models import GeneratorConfig, PlacementConfig
 from troupe.config.run import RunConfig
 from troupe.config.supervised import GeneratingConfig, SupervisedConfig
 from troupe.errors import ConfigError, WorkerError
 from troupe.hardware import Hardware, hardware
+from troupe.processes.futures import wait_all
 from troupe.processes.logs import ProcessLogs
 from troupe.processes.stopping import keeping_sigterm
 from troupe.processes.waiting import waiting
@@ -34,6 +38,7 @@ log = logging.getLogger(__name__)
 W = TypeVar("W")
 
 START_ATTEMPTS = 3
+TEMPORARY = "troupe-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +149,12 @@ class Cluster:
     def __init__(self, config: PlacementConfig, run: RunConfig | None = None) -> None:
         """Join or start Ray; workers record metrics and timelines for `run`."""
         self._config = config
+        self._deadlines = Deadlines(call_s=config.call_timeout_s, reply_s=config.reply_timeout_s)
+        self._temporary = private_directory() if run is not None and config.backend != "inline" else None
         self._env = {RUN: run.name} if run is not None else {}
+        if self._temporary is not None:
+            self._env["TMPDIR"] = str(self._temporary)
+        self._restarts = run.max_restarts if run is not None else 0
         self._logs = ProcessLogs(run.path) if run is not None else None
         self._workers: list[Workers[Any]] = []
         self.inline = config.backend == "inline"
@@ -189,13 +199,11 @@ class Cluster:
                 f"colocated, or add machines"
             )
         self._reservation = placement_group(bundles, strategy="PACK")
-        try:
-            with waiting("the cluster makes room"):
-                ray.get(self._reservation.ready(), timeout=timeout_s)
-        except ray.exceptions.GetTimeoutError:
-            raise WorkerError(
-                f"the cluster did not free {wanted} within {timeout_s:.0f} s; `ray status` shows who holds what"
-            ) from None
+        late = WorkerError(
+            f"the cluster did not free {wanted} within {timeout_s:.0f} s; `ray status` shows who holds what"
+        )
+        with waiting("the cluster makes room"):
+            wait_all([self._reservation.ready().future()], timeout_s, late=lambda _: late)
         addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
         held = placement_group_table(self._reservation)["bundles_to_node_id"]
         self._machines = {bundle: addresses[node] for bundle, node in held.items()}
@@ -224,9 +232,18 @@ class Cluster:
             )
 
     def workers(
-        self, worker_cls: Callable[..., W], arguments: Sequence[dict[str, Any]], *, role: str, max_concurrency: int = 1
+        self,
+        worker_cls: Callable[..., W],
+        arguments: Sequence[dict[str, Any]],
+        *,
+        role: str,
+        max_concurrency: int = 1,
+        stateless: bool = False,
     ) -> Workers[W]:
-        """Start the workers of a role in their placement; roles without a placement (a warm start) run anywhere."""
+        """Start the workers of a role in their placement; roles without a placement (a warm start) run anywhere.
+
+        `stateless`: calls may be repeated on one that was started anew, which Ray does `run.max_restarts` times.
+        """
         if self.inline:
             return InlineWorkers(worker_cls, arguments, role=role)
         places = {place.rank: place for place in self._table if place.role == role}
@@ -242,7 +259,14 @@ class Cluster:
             for rank in range(len(arguments))
         ]
         workers = RayWorkers(
-            worker_cls, arguments, role=role, slots=slots, max_concurrency=max_concurrency, logs=self._logs
+            worker_cls,
+            arguments,
+            role=role,
+            slots=slots,
+            max_concurrency=max_concurrency,
+            logs=self._logs,
+            deadlines=self._deadlines,
+            restarts=self._restarts if stateless else 0,
         )
         self._workers.append(workers)
         return workers
@@ -279,6 +303,8 @@ class Cluster:
         """Give the bundles back, and end Ray if it was started here."""
         if self._logs is not None:
             self._logs.close()
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
         if self.inline:
             return
         import ray
@@ -288,6 +314,16 @@ class Cluster:
             self._reservation = None
         if self._started_ray:
             ray.shutdown()
+
+
+def private_directory() -> Path:
+    """Make a directory for what the processes of a run leave in the temporary one, such as vLLM's sockets; remove those
+    of runs whose drivers are gone. On another machine, where it is not, Python takes the usual one."""
+    for path in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*-*"):
+        driver = path.name.removeprefix(TEMPORARY).partition("-")[0]
+        if driver.isdigit() and not psutil.pid_exists(int(driver)):
+            shutil.rmtree(path, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-"))
 
 
 class PathProbe:

@@ -16,7 +16,7 @@ from troupe.actors.trained import TrainedModel, TrainedWorker
 from troupe.actors.workers import Workers
 from troupe.algorithms.packing import Batch
 from troupe.config.models import PolicyConfig
-from troupe.errors import SyncError, WorkerError
+from troupe.errors import WorkerError, sync_error
 
 
 class PolicyWorker(TrainedWorker):
@@ -89,7 +89,7 @@ class Policy(TrainedModel[PolicyWorker]):
                 self.workers.start(PolicyWorker.publish), 4 * generators.config.sync_timeout_s, "the weight sync"
             )[0]
         except WorkerError as error:
-            raise SyncError(f"weight sync failed: {error}", details=error.details) from None
+            raise sync_error(f"weight sync failed: {error}", error) from None
         if generators.sleeps:
             self.workers.call(PolicyWorker.leave)
         generators.wake("kv_cache")

@@ -7,24 +7,32 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from filelock import FileLock
 
-from troupe.extension import extension_state, remove_stale_lock, use_environment_cache
+from troupe.extension import extension_directory, extension_state, remove_stale_lock, use_environment_cache
 from troupe.hardware import hardware
 from troupe.processes.sockets import listen
 
 
-def join_process_group() -> None:
-    """Become a rank of the process group that the environment names, unless this process is in one already."""
+def join_process_group(timeout_s: float = 1800.0) -> None:
+    """Become a rank of the process group that the environment names, unless this process is in one already.
+
+    A collective that lasts longer than `timeout_s` raises, because a rank hangs or is gone.
+    """
     if dist.is_initialized():
         return
     import deepspeed
 
     store = meeting_place() if os.environ["RANK"] == "0" else None
-    deepspeed.init_distributed(dist_backend=hardware().collective_backend, verbose=False)
+    deepspeed.init_distributed(
+        dist_backend=hardware().collective_backend, verbose=False, timeout=timedelta(seconds=timeout_s)
+    )
     del store  # the process group has it
     if hardware().device == "cpu":
         dist.barrier()  # by now every rank has opened the buffers of all
@@ -56,9 +64,25 @@ def prepare_extension() -> None:
     # anew, for a minute each time, so it is always the one beside this Python, whatever is on PATH.
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     use_environment_cache()
-    remove_stale_lock()
-    if extension_state() != "built":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+    extension_directory().mkdir(parents=True, exist_ok=True)
+    watch_stale_locks()
+    # Ours is the kernel's, given back however its holder ends; torch's is a file that a killed builder leaves.
+    with FileLock(extension_directory() / "troupe.lock"):
+        remove_stale_lock()
+        if extension_state() != "built":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+            from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
-        ShareMemCommBuilder().load(verbose=False)
+            ShareMemCommBuilder().load(verbose=False)
+
+
+def watch_stale_locks() -> None:
+    """Let torch, in this process, wait for the lock of a build only as long as a process holds it."""
+    from torch.utils.file_baton import FileBaton
+
+    def wait(baton: FileBaton) -> None:
+        lock = Path(baton.lock_file_path)
+        while lock.exists() and remove_stale_lock(lock.parent) is None:
+            time.sleep(baton.wait_seconds)
+
+    FileBaton.wait = wait  # type: ignore[method-assign,assignment]

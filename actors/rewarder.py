@@ -7,6 +7,7 @@ wait for a network or compute for long get workers. Functions and models work on
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,8 @@ from typing import Any, Protocol
 from troupe.actors.meters import record
 from troupe.actors.workers import Workers
 from troupe.config.rollout import RewardConfig, RewarderConfig
-from troupe.futures import all_of, then
+from troupe.errors import RewardError, TroupeError
+from troupe.processes.futures import all_of, then
 from troupe.records import Group, Score
 from troupe.resolve import take_over
 from troupe.rewards.build import Rewards, build_rewards
@@ -82,13 +84,17 @@ class Rewarder:
         self._flight = InFlight("judgements", track="rewarder")
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="rewarder", daemon=True).start()
-        self._next = 0
+        self._turns = itertools.count()
+        self._judging: dict[int, tuple[str, int | None, float]] = {}
+        """Groups that are judged now: sample, worker, since when."""
 
     def score(self, group: Group) -> Future[Group]:
         """Score the group: the functions and every part at the same time."""
         asked, branches = time.monotonic(), len(group.branches)
         self._measure(in_flight=self._flight.change(1))
-        judged = all_of([self._functions(group), *(part.score(group) for part in self._parts)])
+        rank = None if self._workers is None else next(self._turns) % self._workers.size
+        self._judging[id(group)] = (group.sample.sample_id, rank, asked)
+        judged = all_of([self._functions(group, rank), *(part.score(group) for part in self._parts)])
 
         def combine(results: list[Any]) -> Group:
             scored, *found = results
@@ -97,6 +103,7 @@ class Rewarder:
             return scored
 
         def measure(done: Future[Group]) -> None:
+            del self._judging[id(group)]
             failed = branches if done.exception() else sum(score.value is None for score in done.result().scores)
             self._measure(self._flight.change(-1), time.monotonic() - asked, judged=branches, failed=failed)
 
@@ -113,15 +120,35 @@ class Rewarder:
         if waited_s is not None:
             record("rewarder_latency_seconds", waited_s, **rank)
 
-    def _functions(self, group: Group) -> Future[Group]:
+    def late(self, what: str, waited_s: float) -> TroupeError | None:
+        """Return the error of judgements that are still under way; None where there are none."""
+        judging = list(self._judging.values())
+        if not judging:
+            return None
+        ranks = sorted({rank for _, rank, _ in judging if rank is not None})
+        if self._workers is not None:
+            return self._workers.late(ranks, what, waited_s)
+        sample, _, since = min(judging, key=lambda each: each[2])
+        names = ", ".join(self._rewards.waiting_for()) if self._rewards is not None else ""
+        return RewardError(
+            f"{what} did not end within {waited_s:.0f} s: {len(judging)} groups wait for their rewards "
+            f"({names or 'a model'}), that of sample {sample} for {time.monotonic() - since:.0f} s; give a reward that "
+            "is awaited a timeout_s, after which its judgement is missing"
+        )
+
+    def restart(self, ranks: Sequence[int]) -> None:
+        """End the processes of workers; Ray starts others and repeats their calls."""
+        assert self._workers is not None
+        self._workers.end_processes(ranks)
+
+    def _functions(self, group: Group, rank: int | None) -> Future[Group]:
         """Return the group scored by the reward functions alone."""
         if self._rewards is None:
             nothing: Future[Group] = Future()
             nothing.set_result(group.with_scores([Score(value=0.0)] * len(group.branches)))
             return nothing
-        if self._workers is None:
+        if self._workers is None or rank is None:
             return asyncio.run_coroutine_threadsafe(_scored(self._rewards, group), self._loop)
-        rank = self._next = (self._next + 1) % self._workers.size
         return self._workers.submit(rank, RewarderWorker.score, group)
 
     def shutdown(self) -> None:

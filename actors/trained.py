@@ -208,20 +208,29 @@ class TrainedModel(Generic[W]):
         """Begin loading on every rank; `ready` waits for it. `keep_start`: see `Engine`. `chat`: what
         checkpoints keep of the conversation form.
         """
+        self._options: dict[str, Any] = {
+            "model_path": model_path,
+            "config": self.config,
+            "head": self.head,
+            "total_steps": total_steps,
+            "seed": seed,
+            "trust_remote_code": trust_remote_code,
+            "keep_start": keep_start,
+            "chat": chat,
+        }
+        self._load()
+
+    def _load(self) -> None:
         places = self._places()
-        self._starting: list[Future[Any]] = self.workers.start(
-            TrainedWorker.start,
-            [host for host, _ in places],
-            places[0][1],
-            model_path=model_path,
-            config=self.config,
-            head=self.head,
-            total_steps=total_steps,
-            seed=seed,
-            trust_remote_code=trust_remote_code,
-            keep_start=keep_start,
-            chat=chat,
-        )
+        hosts, port = [host for host, _ in places], places[0][1]
+        self._starting: list[Future[Any]] = self.workers.start(TrainedWorker.start, hosts, port, **self._options)
+
+    def restart(self) -> None:
+        """Start every rank again, with the weights that the model began with; all of them, because they hold shards of
+        one another."""
+        self.workers.restart(range(self.workers.size))
+        self._load()
+        self.ready()
 
     def ready(self) -> None:
         self.facts = self.workers.gather(self._starting, self.config.init_timeout_s, "loading the model")[0]

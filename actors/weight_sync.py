@@ -41,7 +41,7 @@ from troupe.actors.engine import Engine
 from troupe.actors.generator import GeneratorWorker
 from troupe.actors.workers import DEATH_IS_KNOWN_S, Workers
 from troupe.engines.arguments import pack_again
-from troupe.errors import SyncError, TroupeError, first_line
+from troupe.errors import SyncError, TroupeError, first_line, sync_error
 from troupe.hardware import hardware
 from troupe.processes.sockets import listen
 from troupe.timeline import RECORDER
@@ -340,7 +340,7 @@ class EngineClient:
             with RECORDER.span(f"sync: {phase}"):
                 self._generators.gather(futures, self._timeout_s, phase)
         except TroupeError as error:
-            raise SyncError(f"weight sync failed in phase {phase!r}: {error}", details=error.details) from None
+            raise sync_error(f"weight sync failed in phase {phase!r}: {error}", error) from None
 
 
 class WeightSender:

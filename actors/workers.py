@@ -11,24 +11,26 @@ a WorkerError, anything else as a WorkerBug. Ray's own errors stay here.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import inspect
+import logging
 import os
 import re
 import tempfile
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from troupe.errors import SyncError, TroupeError, WorkerBug, WorkerError
+from troupe.errors import SyncError, TroupeError, WorkerBug, WorkerError, first_line
 from troupe.hardware import WORKER_ROLE
 from troupe.processes.deaths import describe_death, find_remedy, last_exception, last_lines, quote_lines
+from troupe.processes.futures import those_done, wait_all
 from troupe.processes.logs import ENGINE_SUFFIX, ProcessLogs
+from troupe.processes.stacks import describe_process, end_processes
 from troupe.processes.waiting import waiting
 from troupe.secrets import without_escapes
 from troupe.timeline import RECORDER, TRACK, Entry
@@ -36,19 +38,27 @@ from troupe.timeline import RECORDER, TRACK, Entry
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
-SPANS_WITHIN_S = 10.0
-"""Seconds that a step waits for the spans of workers; a timeline is not worth more."""
-
 DEATH_IS_KNOWN_S = 10.0
 """Seconds after a failed call until the death of a peer that caused it is known."""
-LAST_LINES_WITHIN_S = 10.0
-"""Seconds for the last lines of a process on another machine."""
 ENGINE = "engine"
 """Part of the name of an engine's log, beside its worker's."""
+
+log = logging.getLogger(__name__)
 
 W = TypeVar("W")
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """Seconds that workers are waited for where a call names no other limit: `placement` of the config."""
+
+    call_s: float = 3600.0
+    """For the answer to a call."""
+    reply_s: float = DEATH_IS_KNOWN_S
+    """For a sign of life, last lines, stacks, spans."""
 
 
 class Workers(ABC, Generic[W]):
@@ -56,6 +66,9 @@ class Workers(ABC, Generic[W]):
 
     role: str
     size: int
+    deadlines: Deadlines = Deadlines()
+    restarts: int = 0
+    """Times that Ray starts a rank again by itself and repeats its calls."""
 
     @abstractmethod
     def submit(
@@ -83,16 +96,42 @@ class Workers(ABC, Generic[W]):
 
     def gather(self, futures: Sequence[Future[Any]], timeout_s: float | None = None, phase: str = "") -> list[Any]:
         """Results in order. The first failure is raised at once, though other ranks may still wait for the failed
-        one; past `timeout_s` a WorkerError names the ranks that have not answered."""
+        one; past `timeout_s` a WorkerError names the ranks that have not answered, with what they are doing."""
+        limit_s = self.deadlines.call_s if timeout_s is None else timeout_s
+
+        def late(positions: list[int]) -> WorkerError:
+            ranks = [getattr(futures[position], "rank", position) for position in positions]
+            return self.late(sorted(set(ranks)), phase or "its call", limit_s)
+
         with waiting(f"{self.role}: {phase}" if phase else self.role):
-            done, late = concurrent.futures.wait(futures, timeout_s, concurrent.futures.FIRST_EXCEPTION)
-        for future in done:
-            if (error := future.exception()) is not None:
-                raise self.first_cause(error) from None
-        if late:
-            ranks = [rank for rank, future in enumerate(futures) if future in late]
-            raise WorkerError(f"{self.role} rank {ranks} did not finish {phase or 'its call'} within {timeout_s:.0f} s")
-        return [future.result() for future in futures]
+            try:
+                return wait_all(futures, limit_s, late=late, cause=self.first_cause)
+            except WorkerError as error:
+                if not self.restarts or error.role != self.role:
+                    raise
+                log.warning("%s; it is ended, and Ray starts it again and repeats its calls", error)
+                self.end_processes(error.ranks)
+                return wait_all(futures, limit_s, late=late, cause=self.first_cause)
+
+    def late(self, ranks: Sequence[int], phase: str, waited_s: float) -> WorkerError:
+        """Return the error of ranks that did not do something in time; its details have their stacks."""
+        return WorkerError(
+            f"{self.role} rank {list(ranks)} did not finish {phase} within {waited_s:.0f} s",
+            details="\n".join(self.describe(ranks)),
+            role=self.role,
+            ranks=ranks,
+        )
+
+    def describe(self, ranks: Sequence[int]) -> list[str]:
+        """Return lines on what the processes of ranks are doing, and their stacks."""
+        return []
+
+    def end_processes(self, ranks: Iterable[int]) -> None:
+        """End the processes of ranks, and those below them, which may be stopped and deaf to Ray."""
+
+    def restart(self, ranks: Iterable[int]) -> None:
+        """Start ranks again from nothing where they were, however stuck they are."""
+        raise WorkerError(f"{self.role} runs in this process and cannot be started again", role=self.role)
 
     def first_cause(self, error: BaseException) -> BaseException:
         """Return the error that a failed call should raise: that of a peer whose death made it fail, if any."""
@@ -125,35 +164,47 @@ class RayWorkers(Workers[W]):
         slots: Sequence[Slot],
         max_concurrency: int = 1,
         logs: ProcessLogs | None = None,
+        deadlines: Deadlines = Deadlines(),
+        restarts: int = 0,
     ) -> None:
         """Start a worker per rank; `arguments` holds each rank's constructor arguments, `logs` keeps what the workers
-        print. Returns at once; the first call waits for the start.
+        print. Returns at once; the first call waits for the start. Ray starts a rank whose constructor is all its state
+        again, `restarts` times, and repeats the calls that it was in.
         """
+        self.role, self.size, self.logs, self.deadlines = role, len(arguments), logs, deadlines
+        self.restarts = restarts
+        self.identities: dict[int, Identity] = {}
+        self._worker_cls, self._arguments, self._slots = worker_cls, list(arguments), list(slots)
+        self._max_concurrency = max_concurrency
+        self.handles = [self._make(rank) for rank in range(self.size)]
+        for rank in range(self.size):
+            self._introduce(rank)
+
+    def _make(self, rank: int) -> Any:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        self.role, self.size, self.logs = role, len(arguments), logs
-        self.identities: dict[int, Identity] = {}
-        remote_cls = ray.remote(worker_cls)
-        self.handles = []
-        for rank, (slot, kwargs) in enumerate(zip(slots, arguments, strict=True)):
-            strategy = (
-                PlacementGroupSchedulingStrategy(slot.placement_group, placement_group_bundle_index=slot.bundle)
-                if slot.placement_group is not None
-                else "DEFAULT"
-            )
-            self.handles.append(
-                remote_cls.options(
-                    name=None,
-                    num_cpus=0,
-                    num_gpus=slot.num_gpus,
-                    max_concurrency=max_concurrency,
-                    scheduling_strategy=strategy,
-                    runtime_env={"env_vars": {WORKER_ROLE: f"{role}-{rank}", **slot.env}},
-                ).remote(**kwargs)
-            )
-        for rank, handle in enumerate(self.handles):
-            handle.__ray_call__.remote(_identity).future().add_done_callback(partial(self._introduced, rank))
+        slot = self._slots[rank]
+        strategy = (
+            PlacementGroupSchedulingStrategy(slot.placement_group, placement_group_bundle_index=slot.bundle)
+            if slot.placement_group is not None
+            else "DEFAULT"
+        )
+        options = ray.remote(self._worker_cls).options(
+            name=None,
+            num_cpus=0,
+            num_gpus=slot.num_gpus,
+            max_concurrency=self._max_concurrency,
+            max_restarts=self.restarts,
+            max_task_retries=self.restarts,
+            scheduling_strategy=strategy,
+            runtime_env={"env_vars": {WORKER_ROLE: f"{self.role}-{rank}", **slot.env}},
+        )
+        return options.remote(**self._arguments[rank])
+
+    def _introduce(self, rank: int) -> None:
+        asked = self.handles[rank].__ray_call__.remote(_identity).future()
+        asked.add_done_callback(partial(self._introduced, rank))
 
     def _introduced(self, rank: int, asked: Future[Identity]) -> None:
         if asked.exception() is not None:
@@ -168,6 +219,7 @@ class RayWorkers(Workers[W]):
         self, rank: int, method: Callable[Concatenate[W, P], Any], *args: P.args, **kwargs: P.kwargs
     ) -> Future[Any]:
         answer: Future[Any] = Future()
+        answer.rank = rank  # type: ignore[attr-defined]  # what a deadline names
         asked = getattr(self.handles[rank], method.__name__).remote(*args, **kwargs).future()
         asked.add_done_callback(partial(self._settle, answer, rank, method.__name__))
         return answer
@@ -187,11 +239,10 @@ class RayWorkers(Workers[W]):
 
     def spans(self, since_ns: int) -> list[Entry]:
         asked = [handle.__ray_call__.remote(_spans, since_ns).future() for handle in self.handles]
-        answered, _ = concurrent.futures.wait(asked, SPANS_WITHIN_S)
         return [
             replace(entry, track=f"{self.role} {rank}")
-            for rank, future in enumerate(asked)
-            if future in answered and future.exception() is None
+            for rank, future in those_done(asked, self.deadlines.reply_s).items()
+            if future.exception() is None
             for entry in future.result()
         ]
 
@@ -200,20 +251,56 @@ class RayWorkers(Workers[W]):
 
         for handle in self.handles:
             ray.kill(handle)
+        self.restarts = 0
+        self.end_processes(range(len(self.handles)))
         self.handles = []
 
+    def end_processes(self, ranks: Iterable[int]) -> None:
+        for rank in ranks:
+            if (identity := self.identities.pop(rank, None)) is not None:
+                self._there(identity, end_processes, [identity.pid])
+                if self.restarts:  # Ray starts another one
+                    self._introduce(rank)
+
+    def restart(self, ranks: Iterable[int]) -> None:
+        import ray
+
+        for rank in ranks:
+            self.end_processes([rank])
+            ray.kill(self.handles[rank])
+            self.handles[rank] = self._make(rank)
+            self._introduce(rank)
+
+    def describe(self, ranks: Sequence[int]) -> list[str]:
+        lines = []
+        for rank in ranks:
+            identity = self.identities.get(rank)
+            found = self._there(identity, describe_process, identity.pid) if identity is not None else None
+            where = f" on {identity.address}" if identity is not None and identity.address != own_address() else ""
+            lines += [
+                quote_lines(
+                    found or ["it never answered, so its process is not known"], f"{self.role} rank {rank}{where}:"
+                )
+            ]
+        return lines
+
     def first_cause(self, error: BaseException) -> BaseException:
-        """Return the death that explains an error: a rank fails in its collective before its peer's death is known."""
+        """Return what explains an error: a rank fails in its collective because a peer died, which is known later, or
+        does not answer."""
         if not isinstance(error, WorkerBug | SyncError) or self.size == 1:
             return error
         asked = [handle.__ray_call__.remote(_identity).future() for handle in self.handles]
-        answered, _ = concurrent.futures.wait(asked, DEATH_IS_KNOWN_S, concurrent.futures.FIRST_EXCEPTION)
-        for rank, future in enumerate(asked):
-            if future in answered and (failure := future.exception()) is not None:
-                death = self._translate(failure, rank, "")
-                if isinstance(death, WorkerError):
-                    return death
-        return error
+        answered = those_done(asked, self.deadlines.reply_s, until_failure=True)
+        failures = {rank: failure for rank, future in answered.items() if (failure := future.exception()) is not None}
+        for rank, failure in failures.items():
+            if isinstance(death := self._translate(failure, rank, ""), WorkerError):
+                return death
+        silent = [rank for rank in range(self.size) if rank not in answered]
+        if not silent or failures:
+            return error
+        late = self.late(silent, "what its peers waited for, and answers nothing", self.deadlines.reply_s)
+        late.args = (f"{late}; of the others: {first_line(error)}",)
+        return late
 
     def _translate(self, error: BaseException, rank: int, method: str) -> BaseException:
         """Return a failure of Ray's as one of ours; `method` is what the worker was asked to do."""
@@ -222,12 +309,16 @@ class RayWorkers(Workers[W]):
         name = f"{self.role} rank {rank}"
         if isinstance(error, RayTaskError):
             if isinstance(error.cause, TroupeError):
+                if isinstance(error.cause, WorkerError) and not error.cause.role:  # its engine's death, say
+                    error.cause.role, error.cause.ranks = self.role, (rank,)
                 return self._with_log(error.cause, rank)
             return self._with_log(_bug(name, method, error), rank)
         if isinstance(error, RayActorError):
             return self._with_log(self._death(name, method, str(error), rank), rank)
         if isinstance(error, OutOfMemoryError):
-            return self._with_log(memory_death(name, method, str(error)), rank)
+            death = memory_death(name, method, str(error))
+            death.role, death.ranks = self.role, (rank,)
+            return self._with_log(death, rank)
         if isinstance(error, RayError):
             return self._with_log(_bug(name, method, error), rank)
         return error
@@ -237,11 +328,10 @@ class RayWorkers(Workers[W]):
         if "creation task" in text:  # its constructor raised: the traceback's last line says what
             lines = [line for line in text.splitlines() if line.strip()]
             raised = last_exception(lines) or lines[-1].strip()
-            return WorkerError(
-                f"{name} died at its start: {raised}", details=quote_lines(lines[-20:], "its traceback:")
-            )
+            details = quote_lines(lines[-20:], "its traceback:")
+            return WorkerError(f"{name} died at its start: {raised}", details=details, role=self.role, ranks=[rank])
         if "ray.kill" in text:
-            return WorkerError(f"{name} died: it was ended by this run (ray.kill)")
+            return WorkerError(f"{name} died: it was ended by this run (ray.kill)", role=self.role, ranks=[rank])
         found = re.search(r"pid: (\d+)", text)
         pid = int(found.group(1)) if found else 0
         tail = self._last_lines(rank, pid)
@@ -251,23 +341,24 @@ class RayWorkers(Workers[W]):
         sentence = describe_death(process, int(status.group(1)) if status else None, doing=doing, tail=tail, pid=pid)
         if "node" in text and "died" in text and not pid:
             sentence = f"{name} died with its machine: {' '.join(text.split())[:300]}"
-        return WorkerError(sentence, details=quote_lines(tail, "its last lines:"))
+        return WorkerError(sentence, details=quote_lines(tail, "its last lines:"), role=self.role, ranks=[rank])
 
     def _last_lines(self, rank: int, pid: int) -> list[str]:
         """Return the last lines of a dead worker's stderr, also from another machine."""
         identity = self.identities.get(rank)
+        return self._there(identity, _tail_of, identity.stderr if identity is not None else None, pid) or []
+
+    def _there(self, identity: Identity | None, function: Callable[..., T], *args: Any) -> T | None:
+        """Return what a function returns on the machine of a process; None where the machine does not answer."""
         if identity is None or identity.address == own_address():
-            return _tail_of(identity.stderr if identity is not None else None, pid)
+            return function(*args)
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         there = NodeAffinitySchedulingStrategy(node_id=identity.node, soft=False)
-        try:
-            asked = ray.remote(_tail_of).options(num_cpus=0, scheduling_strategy=there).remote(identity.stderr, pid)
-            lines: list[str] = ray.get(asked, timeout=LAST_LINES_WITHIN_S)
-            return lines
-        except Exception:  # the machine may be gone with its worker
-            return []
+        asked = ray.remote(function).options(num_cpus=0, scheduling_strategy=there).remote(*args).future()
+        answered = those_done([asked], self.deadlines.reply_s).values()
+        return next((future.result() for future in answered if future.exception() is None), None)
 
     def _with_log(self, error: TroupeError, rank: int) -> TroupeError:
         """Return `error` with the path of the whole log, where this run keeps one."""
@@ -281,7 +372,7 @@ class RayWorkers(Workers[W]):
         return error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "logs": None}
+        return {**self.__dict__, "logs": None, "_arguments": [], "_slots": []}
 
 
 _EXPLAINING = ThreadPoolExecutor(1, thread_name_prefix="explain")

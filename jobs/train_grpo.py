@@ -14,6 +14,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def train(config: GRPOConfig) -> training.TrainingResult:
     with training.open_context(config, prepared, init_timeout_s=config.policy.init_timeout_s) as context:
         for attempt in training.attempts(context):
             with training.start_roles(config, context) as roles, attempt:
-                train_loop(config, context, roles)
+                for recoverable in training.recoveries(context, roles):
+                    with recoverable:
+                        train_loop(config, context, roles)
     return training.read_result(config.run.path)
 
 
@@ -80,9 +83,10 @@ def rehearse(config: GRPOConfig) -> list[str]:
 def train_loop(config: GRPOConfig, context: training.RunContext, roles: training.Roles) -> None:
     """Train every step from the last checkpoint, or from the beginning, to the end."""
     run, kl = context.run, algorithms.KLCoefficient(config.algorithm.kl)
-    first, place, owed = resume(run, roles, kl)
+    start = resume(config, run, roles, kl)
+    first, kept = start.step, training.KeptRollouts(run.directory)
     rollouts = training.Rollouts(
-        stream_of(context.data, config.seed, place, climbs=True),
+        stream_of(context.data, config.seed, start.place, climbs=True),
         roles.form,
         roles.generators,
         roles.rewarder,
@@ -92,31 +96,32 @@ def train_loop(config: GRPOConfig, context: training.RunContext, roles: training
         requires_group=config.algorithm.advantage not in ("reinforce", "gae"),
         calls=run,
         answers=roles.episodes,
+        recover=roles.recover,
     )
     with run.timed("publish"):
         run.log(roles.publish(first))
-    if first == 0:
+    if start.is_new:
         evaluate(config.evaluation, run, roles, step=0)
         run.end_step(0)
-    elif owed:
+    elif start.owed:
         finish(config, run, roles, first, last=first >= config.steps)
     # From one step's prompts handed to the engines to the next one's, with whatever was answered in between.
     since, evaluated = time.perf_counter(), 0
     for step in run.steps(first + 1, config.steps):
         with run.timed("rollout"), save_on_stop(run, roles, step - 1, rollouts, kl):
-            rollout = rollouts.next_batch(step)
+            if step in start.sampled:  # before a process died
+                rollout = start.sampled[step].rollout
+            else:
+                rollout = rollouts.next_batch(step)
+                kept.keep(step, training.Kept(rollout=rollout, place=rollouts.state()))
             run.log(rollout.metrics)
             run.log_rollouts(step, rollout.groups, config.run.samples_per_step)
         if step == first + 1:
             warn_of_cut_answers(run, rollout.metrics, config, end_tokens(roles.form, context.model_path))
-        if rollout.groups:
-            batch = compute_logprobs(config, run, roles, rollout.groups)
-            update(config, run, roles, batch, rollout.groups, kl.within(config.algorithm), step)
-            run.log(kl.follow(batch))
-        else:
-            run.event("no_signal", reason="every group's answers have equal rewards; the weights stay as they are")
+        learn(config, run, roles, rollout.groups, kl, step)
         last = run.is_last(step)
         if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
+            kept.forget(up_to=run.checkpoints.latest() or 0)  # later ones serve until this checkpoint is whole
             save(run, roles, step, rollouts, kl)  # before the policy leaves a shared device to the generators
         with run.timed("publish"):
             run.log(roles.publish(step))
@@ -125,6 +130,7 @@ def train_loop(config: GRPOConfig, context: training.RunContext, roles: training
         run.log({"tokens_per_second": (rollout.metrics["rollout/tokens"] + evaluated) / (now - since)})
         since = now
         evaluated = finish(config, run, roles, step, last=last)
+    kept.forget(up_to=run.checkpoints.latest() or 0)
 
 
 def finish(config: GRPOConfig, run: Run, roles: training.Roles, step: int, *, last: bool) -> int:
@@ -138,6 +144,23 @@ def finish(config: GRPOConfig, run: Run, roles: training.Roles, step: int, *, la
         run.checkpoints.record_metric(step, score, config.evaluation.higher_is_better)
     run.end_step(step)
     return evaluated
+
+
+def learn(
+    config: GRPOConfig,
+    run: Run,
+    roles: training.Roles,
+    groups: Sequence[Group],
+    kl: algorithms.KLCoefficient,
+    step: int,
+) -> None:
+    """Make the step's optimizer steps on its groups, of which there may be none."""
+    if not groups:
+        run.event("no_signal", reason="every group's answers have equal rewards; the weights stay as they are")
+        return
+    batch = compute_logprobs(config, run, roles, groups)
+    update(config, run, roles, batch, groups, kl.within(config.algorithm), step)
+    run.log(kl.follow(batch))
 
 
 def compute_logprobs(config: GRPOConfig, run: Run, roles: training.Roles, groups: Sequence[Group]) -> algorithms.Batch:
@@ -248,15 +271,41 @@ def save_on_stop(
         raise
 
 
-def resume(run: Run, roles: training.Roles, kl: algorithms.KLCoefficient) -> tuple[int, Mapping[str, Any] | None, bool]:
-    """Load the newest whole checkpoint, if any: (step, place in the data, whether the step still owes its end)."""
-    step = run.checkpoints.resumable(roles.policy.damage, model=roles.policy.facts["identity"])
-    if step is None:
-        return 0, None, False
-    state = run.checkpoints.load_state(step, position=int)
-    roles.load(run.checkpoints.path(step))
-    kl.value = state.get("kl_coef", kl.value)
-    return step, state, run.resume_from(step, state.get("so_far", {}))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """The place where a run begins, or goes on."""
+
+    step: int
+    """The weights are those after this step."""
+    place: Mapping[str, Any] | None = None
+    """In the prompts."""
+    owed: bool = False
+    """Whether the step still owes its evaluation and its line."""
+    is_new: bool = False
+    sampled: Mapping[int, training.Kept] = field(default_factory=dict)
+    """Further steps whose groups were sampled before a process died."""
+
+
+def resume(config: GRPOConfig, run: Run, roles: training.Roles, kl: algorithms.KLCoefficient) -> Start:
+    """Load the newest whole checkpoint, if any, and learn again from the groups of the steps that ended after it."""
+    ended, kept = run.last_ended, training.KeptRollouts(run.directory)
+    saved = run.checkpoints.resumable(roles.policy.damage, model=roles.policy.facts["identity"])
+    state: Mapping[str, Any] = {}
+    if saved is not None:
+        state = run.checkpoints.load_state(saved, position=int)
+        roles.load(run.checkpoints.path(saved))
+        kl.value = state.get("kl_coef", kl.value)
+    first, sampled = saved or 0, kept.after(saved or 0)
+    last = max((step for step in sampled if ended is not None and step <= ended), default=first)
+    if last > first:
+        with run.replaying(first + 1, last):
+            for step in range(first + 1, last + 1):
+                learn(config, run, roles, sampled[step].rollout.groups, kl, step)
+    place = sampled[max(sampled)].place if sampled else state or None
+    if saved is None and last == 0 and ended is None:
+        return Start(step=0, is_new=True, place=place, sampled=sampled)
+    owed = run.resume_from(last, state.get("so_far", {}), sampled=max(sampled, default=-1))
+    return Start(step=last, place=place, owed=owed, sampled={s: k for s, k in sampled.items() if s > last})
 
 
 if __name__ == "__main__":

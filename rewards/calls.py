@@ -17,8 +17,8 @@ from functools import partial
 from typing import Any
 
 from troupe.errors import RewardError
-from troupe.futures import run_aside
 from troupe.processes.call_pool import CallLost
+from troupe.processes.futures import run_aside
 from troupe.records import Branch, JudgeCall, Sample, Score
 from troupe.rewards.apart import Apart, Raised, place_of
 from troupe.rewards.made_calls import collected_calls

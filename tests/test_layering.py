@@ -123,6 +123,34 @@ def remote_uses(source: str) -> list[int]:
     return attributes + [line for line, name in imported_names(source) if name == "ray.remote"]
 
 
+WAITS = {"ray": ("get", "wait"), "futures": ("wait", "as_completed")}
+"""What waits for other processes, and belongs into one file, where every wait has a deadline."""
+WAITS_HERE = "troupe/processes/futures.py"
+
+
+def waits(source: str) -> list[int]:
+    """The lines that wait: `ray.get`, `ray.wait`, `concurrent.futures.wait`, however they are imported."""
+    found = [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and node.attr in WAITS.get(ast.unparse(node.value).rpartition(".")[2], ())
+    ]
+    names = {f"{module}.{name}" for module, called in WAITS.items() for name in called}
+    return found + [line for line, name in imported_names(source) if name.removeprefix("concurrent.") in names]
+
+
+def test_only_one_module_waits_for_other_processes():
+    found = [f"{file}:{line}" for file in source_files() for line in waits(source_of(file))]
+    assert [line for line in found if not line.startswith(WAITS_HERE)] == []
+
+
+def test_a_wait_is_found_however_it_is_spelt():
+    assert waits("import ray\nray.get(x)\nray.wait([x])\n") == [2, 3]
+    assert waits("import concurrent.futures\nconcurrent.futures.wait([])\n") == [2]
+    assert waits("from concurrent.futures import Future, wait\n") == [1]
+    assert waits("import asyncio, ray\nasyncio.wait([])\nray.init()\n") == []
+
+
 def source_of(file: str) -> str:
     return (ROOT / file).read_text()
 

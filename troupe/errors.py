@@ -4,6 +4,8 @@
 ours and keeps its traceback. `assert` guards what only we can break.
 """
 
+from collections.abc import Sequence
+
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text; its class's name where it has none."""
@@ -46,16 +48,31 @@ class StorageError(TroupeError):
     """An object store cannot be reached, refuses, or does not hold what was asked of it."""
 
 
-class SyncError(TroupeError):
+class PeerError(TroupeError):
+    """Another process of the run is the cause."""
+
+    def __init__(self, message: object = "", *, details: str = "", role: str = "", ranks: Sequence[int] = ()) -> None:
+        """Name the role and its ranks that died or are late, where they are known."""
+        super().__init__(message, details=details)
+        self.role, self.ranks = role, tuple(ranks)
+
+
+class WorkerError(PeerError):
+    """A worker process failed to start, died, or did not answer in time."""
+
+
+class SyncError(PeerError):
     """Weights did not reach a generator in time."""
+
+
+def sync_error(message: str, cause: TroupeError) -> SyncError:
+    """Return the failure of a sync, with the process that `cause` names."""
+    role, ranks = (cause.role, cause.ranks) if isinstance(cause, PeerError) else ("", ())
+    return SyncError(message, details=cause.details, role=role, ranks=ranks)
 
 
 class ConsistencyError(TroupeError):
     """Trainer and generator disagree about the log-probabilities of the same tokens."""
-
-
-class WorkerError(TroupeError):
-    """A worker process failed to start or died."""
 
 
 class WorkerBug(TroupeError):

@@ -10,6 +10,7 @@ from typing import Any
 
 from troupe.actors.generator import Request
 from troupe.chat import encode_answer
+from troupe.errors import WorkerError
 from troupe.records import Branch, WeightSpan
 
 Speak = Callable[[str, random.Random], str]
@@ -62,5 +63,10 @@ class ScriptedGenerators:
             weight_versions=tuple(WeightSpan(version=v, start=start, end=end) for v, start, end in spans),
         )
 
-    def loads(self) -> list[int]:
-        return [0]
+    in_flight = 1
+
+    def require_alive(self) -> None:
+        """Its engines do not die."""
+
+    def late(self, what: str, waited_s: float) -> WorkerError:
+        return WorkerError(f"generator rank [0] did not finish {what} within {waited_s:g} s")

@@ -291,7 +291,7 @@ def test_a_likelihood_that_is_no_number_is_an_error(
 
 def test_the_sum_is_that_of_functions_and_perplexity_and_a_missing_judgement_stays_missing(build: Any) -> None:
     rewarder = Rewarder(
-        [RewardConfig(fn="tests.light_rewards:brevity_in_words", weight=2.0)],
+        [RewardConfig(fn="tests.light_rewards:brevity_in_words", name="brevity", weight=2.0)],
         parts=[build(kind="absolute", weight=0.5), build(kind="absolute", weight=0.25)],
     )
     try:

@@ -7,11 +7,12 @@ import signal
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from tests.actors.example_workers import AsyncCounter, Counter
 from troupe.actors.placement import Cluster
-from troupe.actors.workers import InlineWorkers, RayWorkers, Workers, memory_death
+from troupe.actors.workers import InlineWorkers, RayWorkers, Slot, Workers, memory_death
 from troupe.errors import RewardError, WorkerBug, WorkerError
 
 STARTS = (10, 20)
@@ -69,8 +70,48 @@ def test_a_deadline_names_the_ranks_that_are_late(cluster: Cluster) -> None:
     try:
         group.call(Counter.add, 0)  # both are up, so the deadline measures the call
         futures = group.start(Counter.wait_at, 20, seconds=600)
-        with pytest.raises(WorkerError, match=r"counter rank \[1\] did not finish its nap within 5 s"):
+        with pytest.raises(WorkerError, match=r"counter rank \[1\] did not finish its nap within 5 s") as late:
             group.gather(futures, 5, "its nap")
+        assert (late.value.role, late.value.ranks) == ("counter", (1,))
+        assert re.search(r"wait_at \(.*example_workers.py:", late.value.details)
+    finally:
+        group.shutdown()
+
+
+def test_a_stopped_worker_is_named_with_its_stack_and_ends_with_its_group(cluster: Cluster) -> None:
+    group = two_counters(cluster)
+    assert isinstance(group, RayWorkers)
+    group.call(Counter.add, 0)
+    process = psutil.Process(group.identities[1].pid)
+    process.suspend()
+    with pytest.raises(WorkerError, match=r"counter rank \[1\] did not finish its call within 3 s") as late:
+        group.gather(group.start(Counter.add, 1), 3)
+    assert "stopped (SIGSTOP)" in late.value.details
+    assert "Thread" in late.value.details
+    group.shutdown()
+    assert psutil.wait_procs([process], 20)[1] == []
+
+
+def test_a_worker_that_starts_again_is_as_new_and_keeps_its_place(cluster: Cluster) -> None:
+    group = two_counters(cluster)
+    try:
+        assert group.call(Counter.add, 1) == [11, 21]
+        group.restart([1])
+        assert group.call(Counter.add, 1) == [12, 21]
+        assert group.call(Counter.role) == ["counter-0", "counter-1"]
+    finally:
+        group.shutdown()
+
+
+@pytest.mark.parametrize("fault", ["kill", "suspend"])
+def test_ray_starts_a_worker_without_state_again_and_repeats_its_call(cluster: Cluster, fault: str) -> None:
+    slots = [Slot(), Slot()]
+    group = RayWorkers(Counter, [{"start": start} for start in STARTS], role="counter", slots=slots, restarts=2)
+    try:
+        group.call(Counter.add, 0)
+        calls = group.start(Counter.wait_at, 20, seconds=2)
+        getattr(psutil.Process(group.identities[1].pid), fault)()
+        assert group.gather(calls, 20) == [10, 20]
     finally:
         group.shutdown()
 

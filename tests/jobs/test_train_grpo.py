@@ -387,5 +387,5 @@ def test_a_checkpoint_of_another_model_is_refused_before_it_is_loaded(
         ),
         open_run(config) as run,
     ):
-        resume(run, roles, KLCoefficient(config.algorithm.kl))  # type: ignore[arg-type]
+        resume(config, run, roles, KLCoefficient(config.algorithm.kl))  # type: ignore[arg-type]
     assert contents(tmp_path / "runs" / "x") == earlier

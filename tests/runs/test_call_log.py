@@ -230,6 +230,11 @@ def test_what_the_rollouts_and_a_real_judge_did_is_in_the_file_and_no_key(
 class Ready:
     """Generators whose answers are there at once."""
 
+    in_flight = 0
+
+    def require_alive(self) -> None:
+        """Its engines do not die."""
+
     def submit(self, requests: Sequence[Request], *, alone: bool) -> list[Future[list[Branch]]]:
         answers: list[Future[list[Branch]]] = [Future() for _ in requests]
         for answer, request in zip(answers, requests, strict=True):

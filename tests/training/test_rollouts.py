@@ -57,8 +57,15 @@ class LastInFirstOut:
             self._inbox.put((request, [self._branch(request, i) for i in range(request.num_branches)], answer))
         return answer
 
-    def loads(self) -> list[int]:
-        return [7]
+    in_flight = 7
+
+    def require_alive(self) -> None:
+        """Its engines do not die."""
+
+    def late(self, what: str, waited_s: float) -> WorkerError:
+        return WorkerError(
+            f"generator rank [0] did not finish {what} within {waited_s:g} s; branches in flight per engine: [7]"
+        )
 
     def close(self) -> None:
         self._inbox.put(None)
@@ -430,7 +437,8 @@ def test_a_reward_that_fails_is_one_sentence_that_names_it(generators: LastInFir
 def test_an_engine_that_fails_or_stays_silent_ends_the_step(generators: LastInFirstOut) -> None:
     generators.silent = True
     with pytest.raises(
-        WorkerError, match=r"3 of 3 groups were not finished within rollout\.timeout_s .* engine: \[7\]"
+        WorkerError,
+        match=r"rank \[0\] did not finish 3 of the step's groups \(rollout\.timeout_s\) within 0\.1 s; .* engine: \[7\]",
     ):
         build(generators, samples(3), timeout_s=0.1).next_batch(1)
     generators.silent, generators.broken = False, WorkerError("generator rank 1 died")

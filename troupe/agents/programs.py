@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from troupe.config.agents import AgentConfig
 from troupe.errors import ConfigError
-from troupe.futures import run_aside
+from troupe.processes.futures import run_aside
 from troupe.records import Sample
 from troupe.resolve import checked_arguments, find, signature_of, type_hints
 

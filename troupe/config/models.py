@@ -147,6 +147,8 @@ class PolicyConfig(Section):
     """Train adapters instead of all weights."""
     init_timeout_s: float = Field(default=600, gt=0)
     """Seconds the workers may take to start."""
+    collective_timeout_s: float = Field(default=1800, gt=0)
+    """Seconds that a rank waits for the others in one collective call, such as a gather of ZeRO's."""
 
     @property
     def dropouts(self) -> dict[str, float]:
@@ -246,6 +248,10 @@ class PlacementConfig(Section):
     """Ray address; unset: a running cluster if RAY_ADDRESS names one, else one of our own on loopback."""
     backend: Literal["ray", "inline"] = "ray"
     """ray: one process per rank; inline: policy in this process, for debugging."""
+    call_timeout_s: float = Field(default=3600, gt=0)
+    """Seconds that a worker may take for one call, such as a step's update; then the error has its stack."""
+    reply_timeout_s: float = Field(default=10, gt=0)
+    """Seconds for a sign of life of a worker whose peer failed, for its last lines, stack, and timeline."""
 
 
 class ConsistencyConfig(Section):

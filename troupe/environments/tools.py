@@ -18,8 +18,8 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from troupe.config.agents import ToolConfig
 from troupe.errors import ConfigError, first_line
-from troupe.futures import run_aside
 from troupe.processes.call_pool import CallLost, CallPool
+from troupe.processes.futures import run_aside
 from troupe.records import FunctionCall, Sample
 from troupe.resolve import checked_arguments, find, handed_over, signature_of, type_hints
 

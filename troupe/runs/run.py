@@ -144,18 +144,19 @@ class Run:
         """
         return {**self._metrics, **self._clock.so_far()}
 
-    def resume_from(self, step: int, so_far: Mapping[str, float] = {}) -> bool:
-        """Continue after `step`, the checkpoint's: what an earlier process wrote of later steps is dropped.
+    def resume_from(self, step: int, so_far: Mapping[str, float] = {}, *, sampled: int = -1) -> bool:
+        """Continue after `step`: what was written of later steps is dropped, save the calls of rollouts up to step
+        `sampled`, whose groups are there.
 
         True where that process died before it had ended `step` itself: what it had logged is taken out of the
         checkpoint (`so_far`), its evaluation is forgotten, and the job evaluates where that is due and calls
         `end_step`.
         """
-        self._forget_from(step + 1)
+        self._forget_from(step + 1, sampled)
         self.step = step
         self.event("resumed", step=step)
         log.info("%s continues after step %d", self.directory, step)
-        if any(line.get("step") == step for line in last_lines(self.directory / "metrics.jsonl", 1)):
+        if self.last_ended == step:
             return False
         self.event("step_owed", step=step)
         log.info("step %d was saved and not ended: its evaluation and its line in metrics.jsonl follow", step)
@@ -169,11 +170,29 @@ class Run:
         self._metrics = {name: value for name, value in so_far.items() if not name.startswith("time/")}
         return True
 
-    def start_again(self, error: Exception) -> None:
-        """After a worker's death: what this process wrote since the last checkpoint will be written anew."""
-        self.event("restarted", **_told(error))
+    def start_again(self, error: Exception | None = None) -> None:
+        """After a worker's death: what was not ended will be done anew; `error` is the reason that all roles do so."""
+        if error is not None:
+            self.event("restarted", **_told(error))
         self._past_is_cut = False
         self._metrics = {}
+
+    @contextlib.contextmanager
+    def replaying(self, first: int, last: int) -> Iterator[None]:
+        """Forget what the block logs: it learns again what steps `first..last` learned, whose lines are written."""
+        self.event("replayed", first=first, last=last)
+        kept = dict(self._metrics)
+        try:
+            with self.timed("replay"):
+                yield
+        finally:
+            self._metrics = kept
+
+    @property
+    def last_ended(self) -> int | None:
+        """The last step that has its line in metrics.jsonl; None where none has."""
+        lines = last_lines(self.directory / "metrics.jsonl", 1)
+        return lines[-1].get("step") if lines else None
 
     def steps(self, first: int, last: int) -> Iterator[int]:
         """Yield the numbers of the training steps (step 0 is the state before them), until the last or a requested
@@ -298,13 +317,18 @@ class Run:
         """Keep the table of which role has which devices in placement.json, for the report."""
         write_atomically(self.directory / "placement.json", to_json([dict(row) for row in rows], indent=2) + "\n")
 
-    def _forget_from(self, step: int) -> None:
+    def _forget_from(self, step: int, sampled: int = -1) -> None:
         """Cut the directory's files where this process begins: later lines were another attempt's."""
         if self._past_is_cut:
             return
         self._past_is_cut = True
+
+        def stays(record: Mapping[str, Any]) -> bool:
+            at = record.get("step", -1)
+            return bool(at < step or (at <= sampled and record.get("purpose") == "rollout"))
+
         for name in STEP_FILES:
-            keep_lines(self.directory / name, lambda record: record.get("step", -1) < step)
+            keep_lines(self.directory / name, stays)
         past = read_lines(self.directory / "metrics.jsonl")
         if not self._wall_s_has_past:
             self._wall_s += (past[-1].get("wall_s") or 0.0) if past else 0.0

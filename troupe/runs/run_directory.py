@@ -41,7 +41,13 @@ MAY_CHANGE = (
     *(
         f"{engine}.{setting}"
         for engine in ("policy", "critic", "engine")
-        for setting in ("init_timeout_s", "row_tokens", "logits_chunk", "gradient_checkpointing")
+        for setting in (
+            "init_timeout_s",
+            "collective_timeout_s",
+            "row_tokens",
+            "logits_chunk",
+            "gradient_checkpointing",
+        )
     ),
 )
 """What a resumed run may set otherwise than before: how long, where and how watched, not what is computed."""

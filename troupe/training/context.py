@@ -5,8 +5,8 @@
             with start_roles(config, context) as roles, attempt:
                 train_loop(config, context, roles)
 
-When a worker dies in the middle, all roles end, start again and go on from the last checkpoint, as often as the config
-allows.
+When a worker dies in the middle and its role cannot be mended alone (`troupe.training.recovery`), all roles end, start
+again and go on from the last checkpoint, as often as the config allows.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from troupe.actors.meters import PrometheusTracker, write_prometheus_targets
 from troupe.actors.placement import Cluster, placement_table, starts_on_this_cpu
 from troupe.data import DataSet
 from troupe.engines.trial import EngineDiesError, Trial, trial_beside
-from troupe.errors import SyncError, WorkerError
+from troupe.errors import PeerError, SyncError, WorkerError
 from troupe.ops.doctor import require_shared_memory
 from troupe.records import Group
 from troupe.report.observers import open_run
@@ -31,12 +31,13 @@ from troupe.runs.run import Run
 from troupe.training.console import print_opening, print_summary, warm_start_progress
 from troupe.training.kept_data import data_of_run, model_of_run
 from troupe.training.preparation import Prepared
+from troupe.training.recovery import TRAINED
 from troupe.training.warm_start import starting_model
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from troupe.training.roles import Roles
 
-TRAINED = ("policy", "critic")
-"""Roles whose ranks hold DeepSpeed's buffers."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,24 @@ def open_context(config: Any, prepared: Prepared, *, init_timeout_s: float) -> I
         print_summary(run.directory)
 
 
+class Recoverable:
+    """A block that trains; an error that blames a trained role ends the block and is kept."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.error: PeerError | None = None
+
+    def __enter__(self) -> Recoverable:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if isinstance(error, PeerError) and error.role in TRAINED and not self._run.stop_requested:
+            self.error = error
+        return self.error is not None
+
+
 class Attempt:
     """A block that trains; the death of a worker in it ends the block and is kept, unless it was the last attempt."""
 
@@ -119,6 +138,20 @@ def attempts(context: RunContext) -> Iterator[Attempt]:
         run.start_again(attempt.error)
 
 
+def recoveries(context: RunContext, roles: Roles) -> Iterator[Recoverable]:
+    """Yield blocks in which the policy's or the critic's ranks may die: they alone start again, and the next block goes
+    on from the checkpoint and the groups that were kept.
+    """
+    run = context.run
+    while True:
+        block = Recoverable(run)
+        yield block
+        if block.error is None:
+            return
+        roles.restart_trained(block.error, from_checkpoint=run.checkpoints.latest() is not None)
+        run.start_again()
+
+
 def _tried_model(config: Any, run: Run, data: DataSet, cluster: Cluster, precision: str) -> tuple[str, str]:
     """Return the model to start from, and the precision: fp32 where engines die in bf16 and the recipe does not name
     it.
@@ -150,7 +183,19 @@ def _starting_model(
             progress(step, steps, metrics)
 
         def make() -> str:
-            return starting_model(config.model, data, cluster, precision=precision, seed=config.seed, progress=report)
+            for restarts in range(config.run.max_restarts + 1):
+                try:
+                    return starting_model(
+                        config.model, data, cluster, precision=precision, seed=config.seed, progress=report
+                    )
+                except EngineDiesError:
+                    raise
+                except WorkerError as error:
+                    if restarts == config.run.max_restarts or run.stop_requested:
+                        raise
+                    log.warning("%s; the warm start begins again (%d)", error, restarts + 1)
+                    run.start_again(error)
+            raise AssertionError("the last attempt returns or raises")
 
         return model_of_run(run, data, make) if config.model.type == "scratch" else make(), precision
 

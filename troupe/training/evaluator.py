@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +11,11 @@ from troupe.actors.generators import Generators
 from troupe.actors.rewarder import Rewarder
 from troupe.chat import AnyTokenizer, ChatForm, form_of
 from troupe.config.rollout import SamplingConfig
-from troupe.errors import DataError, WorkerError
+from troupe.errors import DataError
 from troupe.records import Group, Sample
 from troupe.runs.call_log import Watch
 from troupe.runs.run_records import answer_row
-from troupe.training.rollouts import chain
+from troupe.training.rollouts import Recover, await_groups, chain
 from troupe.training.sampled_answers import Answers, SingleTurns
 
 GREEDY = SamplingConfig()
@@ -79,9 +78,11 @@ class Evaluator:
                     "raise rollout.max_prompt_tokens"
                 )
         self.name = next(iter(sets))
-        self._answers, self._rewarder = answers or SingleTurns(generators), rewarder
+        self._answers, self._generators, self._rewarder = answers or SingleTurns(generators), generators, rewarder
         self._max_tokens, self._sampling, self._seed = max_response_tokens, sampling, seed
         self._stop, self._timeout_s = tuple(stop), timeout_s
+        self.recover: Recover | None = None
+        """What mends a process that died or is late while answers are waited for."""
 
     def evaluate(self, watch: Watch | None = None) -> Evaluation:
         """Answer every prompt once with the generators' current weights; `watch` is given the calls."""
@@ -101,14 +102,15 @@ class Evaluator:
         ]
         answered = self._answers.submit(requests, [sample for sample, _ in self.prompts])
         futures = [chain(group, self._rewarder, watch) for group in answered]
-        done, waiting = concurrent.futures.wait(futures, self._timeout_s, concurrent.futures.FIRST_EXCEPTION)
-        for future in done:
-            future.result()
-        if waiting:
-            raise WorkerError(
-                f"{len(waiting)} of {len(futures)} held-out answers were not finished within {self._timeout_s:.0f} s"
-            )
-        groups = {group.sample.sample_id: group for group in (future.result() for future in futures)}
+        scored = await_groups(
+            futures,
+            self._generators,
+            self._rewarder,
+            timeout_s=self._timeout_s,
+            what="the held-out answers",
+            recover=self.recover,
+        )
+        groups = {group.sample.sample_id: group for group in scored}
         metrics: dict[str, float] = {}
         for name, ids in self._sets.items():
             metrics |= _means(name, [groups[each] for each in ids])

@@ -30,12 +30,13 @@ from troupe.chat import ChatForm, load_form, load_tokenizer
 from troupe.config.algorithm import PerplexityRewardConfig
 from troupe.config.grpo import GRPOConfig, PPOConfig
 from troupe.config.models import GeneratorConfig, ModelConfig, PolicyConfig, PretrainedModelConfig, RewardModelConfig
-from troupe.errors import ConfigError
+from troupe.errors import ConfigError, PeerError
 from troupe.processes.waiting import waiting
 from troupe.records import Sample
 from troupe.resolve import handed_over
 from troupe.training.episodes import Episodes
 from troupe.training.evaluator import Evaluator
+from troupe.training.recovery import Recovery
 
 if TYPE_CHECKING:
     from troupe.training.context import RunContext
@@ -58,10 +59,50 @@ class Roles:
     critic: Critic | None = None
     episodes: Episodes | AgentEpisodes | None = None
     """Answers of several turns, where the config has an environment, tools or an agent."""
+    recovery: Recovery
+    transport: str
 
     def publish(self, version: int) -> dict[str, float]:
         """Give the policy's weights to the generators as `version`; what the gate measured."""
-        return self.logprob_check.publish(self.policy, self.generators, version)
+        self.recovery.version = version
+        while True:
+            try:
+                return self.logprob_check.publish(self.policy, self.generators, version)
+            except PeerError as error:
+                self._restart_generators(error)
+                self.generators.resubmit(error.ranks)
+
+    def recover(self, error: PeerError) -> None:
+        """Mend what `error` names while answers are waited for; raises it where that is not enough."""
+        if error.role == "rewarder":
+            self.recovery.allow(error)
+            self.rewarder.restart(error.ranks)
+        else:
+            self._restart_generators(error)
+            self.logprob_check.publish(self.policy, self.generators, self.recovery.version)
+            self.generators.resubmit(error.ranks)
+
+    def _restart_generators(self, error: PeerError) -> None:
+        if error.role != "generator" or not self.generators.waits_for_lost:
+            raise error
+        self.recovery.allow(error)
+        with waiting("generators start again"):
+            self.generators.restart(error.ranks)
+            self.connect()
+
+    def connect(self) -> None:
+        """Open the way for weights from the policy to the generators, also after either was started again."""
+        self.policy.connect(self.generators, transport=self.transport, timeout_s=self.generators.config.sync_timeout_s)
+
+    def restart_trained(self, error: PeerError, *, from_checkpoint: bool) -> None:
+        """Start the ranks of policy or critic again that `error` names; without a checkpoint both begin anew."""
+        self.recovery.allow(error)
+        with waiting(f"the {error.role} starts again"):
+            if self.critic is not None and (error.role == "critic" or not from_checkpoint):
+                self.critic.restart()
+            if error.role == "policy" or not from_checkpoint:
+                self.policy.restart()
+                self.connect()
 
     def save(self, path: Path) -> None:
         """Write every trained model into a checkpoint."""
@@ -186,7 +227,8 @@ class RoleStarter:
         self, path: str, *, role: str, num_ranks: int, precision: str, row_tokens: int, scalar: bool, trust: bool
     ) -> FrozenModel:
         """Return a frozen model, loading."""
-        frozen = FrozenModel(self._cluster.workers(FrozenWorker, _ranks(num_ranks), role=role), scalar=scalar)
+        workers = self._cluster.workers(FrozenWorker, _ranks(num_ranks), role=role, stateless=True)
+        frozen = FrozenModel(workers, scalar=scalar)
         self._stack.callback(frozen.shutdown)
         frozen.start(
             path, precision=precision, row_tokens=row_tokens, offload=self.shares_gpus, trust_remote_code=trust
@@ -299,14 +341,13 @@ def start_roles(config: GRPOConfig, context: RunContext) -> Iterator[Roles]:
             seed=config.seed,
         )
         start_generators(generators.workers, config.generator)
+        generators.waits_for_lost = not cluster.inline
         policy.ready()
         if critic is not None:
             critic.ready()
         if isinstance(reference, FrozenModel):
             reference.ready(timeout_s)
-        policy.connect(generators, transport=starter.transport, timeout_s=config.generator.sync_timeout_s)
-        starting.close()
-        yield Roles(
+        roles = Roles(
             form=starter.form,
             policy=policy,
             generators=generators,
@@ -316,7 +357,13 @@ def start_roles(config: GRPOConfig, context: RunContext) -> Iterator[Roles]:
             reference=reference,
             critic=critic,
             episodes=episodes,
+            recovery=Recovery(context.run, limit=config.run.max_restarts),
+            transport=starter.transport,
         )
+        roles.connect()
+        evaluator.recover = roles.recover
+        starting.close()
+        yield roles
 
 
 def _episodes(
@@ -365,4 +412,10 @@ def _reward_workers(config: GRPOConfig, cluster: Cluster) -> Workers[RewarderWor
         return None
     worker = {"configs": config.rewards, "limits": config.rewarder, "functions": handed_over()}
     arguments = [worker] * config.rewarder.num_workers
-    return cluster.workers(RewarderWorker, arguments, role="rewarder", max_concurrency=config.rewarder.max_concurrency)
+    return cluster.workers(
+        RewarderWorker,
+        arguments,
+        role="rewarder",
+        max_concurrency=config.rewarder.max_concurrency,
+        stateless=True,
+    )

@@ -7,12 +7,11 @@ be thrown away to keep that bound. Groups are consumed in the order of their pro
 
 from __future__ import annotations
 
-import concurrent.futures
 import logging
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -27,8 +26,8 @@ from troupe.chat import AnyTokenizer, ChatForm, form_of
 from troupe.config.rollout import RolloutConfig
 from troupe.data import MixedStream, PromptStream
 from troupe.data.dataset import SOURCE
-from troupe.errors import DataError, RewardError, WorkerError
-from troupe.futures import then
+from troupe.errors import DataError, PeerError, RewardError, WorkerError
+from troupe.processes.futures import then, wait_all
 from troupe.records import Group, Sample
 from troupe.runs.call_log import Watch
 from troupe.training.sampled_answers import Answers, SingleTurns, with_outcomes
@@ -38,6 +37,9 @@ log = logging.getLogger(__name__)
 MAX_MISSING = 0.5
 """A step in which more than this share of the judgements is missing would train on what the judge happened to answer.
 """
+
+
+Recover = Callable[[PeerError], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +87,12 @@ class Rollouts:
         requires_group: bool,
         calls: CallWatcher | None = None,
         answers: Answers | None = None,
+        recover: Recover | None = None,
     ) -> None:
         """Prepare to sample; with `requires_group` a group that keeps fewer than two answers is dropped.
 
         `calls` logs the calls of the models. `answers` continues the prompts; without it each is one turn of the
-        generators.
+        generators. `recover` mends a process that died or is late while groups are waited for, or raises.
         """
         self._prompts, self._form = prompts, form_of(reader)
         self._generators, self._rewarder = generators, rewarder
@@ -98,7 +101,7 @@ class Rollouts:
         self._fewest = 2 if requires_group else 1
         self._in_flight: dict[int, _Draw] = {}
         self._dropped_prompts = 0
-        self._calls = calls
+        self._calls, self._recover = calls, recover
         self._trouble: Counter[str] = Counter()
         """What judges of missing scores answered in this step."""
         self._missing = 0
@@ -116,12 +119,10 @@ class Rollouts:
         self.prefetch(step - 1)
         self._trouble.clear()
         self._missing = 0
-        started = time.monotonic()
-        deadline = started + self._config.timeout_s
-        groups = [self._complete(group) for group in self._await(self._in_flight[step].groups, deadline)]
+        groups = [self._complete(group) for group in self._await(self._in_flight[step].groups)]
         judged = groups  # all that the rewards saw, also what dynamic sampling replaces
         if self._config.dynamic_sampling.enabled:
-            groups, replacements = self._replace(step, groups, deadline)
+            groups, replacements = self._replace(step, groups)
             judged = [*judged, *replacements]
         self._prompts.observe(judged)
         kept = [group for group in groups if len(group.branches) >= self._fewest]
@@ -202,19 +203,16 @@ class Rollouts:
 
     # -- collecting ---------------------------------------------------------------------------------------
 
-    def _await(self, futures: Sequence[Future[Group]], deadline: float) -> list[Group]:
+    def _await(self, futures: Sequence[Future[Group]]) -> list[Group]:
         """Results in the order of the prompts; raises the first failure at once."""
-        done, waiting = concurrent.futures.wait(
-            futures, max(0.0, deadline - time.monotonic()), concurrent.futures.FIRST_EXCEPTION
+        return await_groups(
+            futures,
+            self._generators,
+            self._rewarder,
+            timeout_s=self._config.timeout_s,
+            what="the step's groups (rollout.timeout_s)",
+            recover=self._recover,
         )
-        for future in done:
-            future.result()
-        if waiting:
-            raise WorkerError(
-                f"{len(waiting)} of {len(futures)} groups were not finished within rollout.timeout_s "
-                f"({self._config.timeout_s:.0f} s); branches in flight per engine: {self._generators.loads()}"
-            )
-        return [future.result() for future in futures]
 
     def _complete(self, group: Group) -> Group:
         """Return the group without branches whose score is missing."""
@@ -229,7 +227,7 @@ class Rollouts:
         """Return what most judges of missing scores answered, where any did."""
         return f"mostly {self._trouble.most_common(1)[0][0]}; " if self._trouble else ""
 
-    def _replace(self, step: int, groups: list[Group], deadline: float) -> tuple[list[Group], list[Group]]:
+    def _replace(self, step: int, groups: list[Group]) -> tuple[list[Group], list[Group]]:
         """Return (groups with signal, all replacements): new prompts are drawn until the step is full or the bound is
         met.
 
@@ -241,7 +239,7 @@ class Rollouts:
         replacements: list[Group] = []
         while len(useful) < wanted and len(replacements) < bound:
             count = min(wanted - len(useful), bound - len(replacements))
-            fresh = [self._complete(group) for group in self._await(self._start(step, count), deadline)]
+            fresh = [self._complete(group) for group in self._await(self._start(step, count))]
             replacements += fresh
             useful += [group for group in fresh if self._signals(group)]
         return useful, replacements
@@ -289,6 +287,35 @@ class Rollouts:
                 f"is {self._config.max_lag}"
             )
         return metrics
+
+
+def await_groups(
+    futures: Sequence[Future[Group]],
+    generators: Generators,
+    rewarder: Rewarder,
+    *,
+    timeout_s: float,
+    what: str,
+    recover: Recover | None = None,
+) -> list[Group]:
+    """Return scored groups in order. An engine that is lost, and what is behind at the deadline, is an error with a
+    name, or is mended by `recover`, after which the time begins again.
+    """
+
+    def late(positions: list[int]) -> BaseException:
+        count = f"{len(positions)} of {what}"
+        if generators.in_flight:
+            return generators.late(count, timeout_s)
+        idle = f"{count} were not finished within {timeout_s:.0f} s, and no engine and no reward works on them"
+        return rewarder.late(count, timeout_s) or WorkerError(f"{idle}: an environment hangs")
+
+    while True:
+        try:
+            return wait_all(futures, timeout_s, late=late, look=generators.require_alive)
+        except PeerError as error:
+            if recover is None:
+                raise
+            recover(error)
 
 
 def chain(answered: Future[Group], rewarder: Rewarder, watch: Watch | None = None) -> Future[Group]:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from troupe.actors.generator import Request
 from troupe.actors.generators import Generators
-from troupe.futures import then
+from troupe.processes.futures import then
 from troupe.records import Branch, Group, Sample, Score
 
 

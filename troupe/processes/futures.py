@@ -1,16 +1,21 @@
-"""Futures put together: `then` goes on from a result, `all_of` waits for several; `run_aside` waits for a function.
+"""Futures: `then` goes on from a result, `all_of` from several, without blocking; `wait_all` waits, to a deadline;
+`run_aside` has a function called in a thread.
 
-None of them blocks a thread that others use.
+No other module waits for another process (`tests/test_layering.py`), so that every wait ends, and ends with a name.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
+
+LOOK_S = 0.2
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -65,6 +70,42 @@ def all_of(futures: Sequence[Future[Any]]) -> Future[list[Any]]:
     for future in futures:
         future.add_done_callback(count)
     return answer
+
+
+def wait_all(
+    futures: Sequence[Future[T]],
+    timeout_s: float,
+    *,
+    late: Callable[[list[int]], BaseException],
+    cause: Callable[[BaseException], BaseException] = lambda error: error,
+    look: Callable[[], None] | None = None,
+) -> list[T]:
+    """Return the results in order; raise the first failure at once, as `cause` explains it.
+
+    Past `timeout_s` raise what `late` makes of the positions of the futures that are not done. `look` is called now and
+    then and raises where waiting has become pointless.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left_s = max(0.0, deadline - time.monotonic())
+        first = concurrent.futures.FIRST_EXCEPTION
+        done, waiting = concurrent.futures.wait(futures, left_s if look is None else min(LOOK_S, left_s), first)
+        for future in futures:
+            if future in done and (error := future.exception()) is not None:
+                raise cause(error) from None
+        if not waiting:
+            return [future.result() for future in futures]
+        if time.monotonic() >= deadline:
+            raise late([position for position, future in enumerate(futures) if future in waiting])
+        if look is not None:
+            look()
+
+
+def those_done(futures: Sequence[Future[T]], timeout_s: float, *, until_failure: bool = False) -> dict[int, Future[T]]:
+    """Return, by position, the futures that are done within `timeout_s`; a failure ends the wait `until_failure`."""
+    when = concurrent.futures.FIRST_EXCEPTION if until_failure else concurrent.futures.ALL_COMPLETED
+    done, _ = concurrent.futures.wait(futures, timeout_s, when)
+    return {position: future for position, future in enumerate(futures) if future in done}
 
 
 async def run_aside(call: Callable[[], T], *, name: str) -> T:
