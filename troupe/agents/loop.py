@@ -23,6 +23,8 @@ from troupe.records import Group, Sample
 
 log = logging.getLogger(__name__)
 
+ENDING_S = 2.0
+"""Seconds that what plays has to end in."""
 MOSTLY_WAITING = 0.2
 """Share of the time that rounds wait for episodes above which the log names the way out."""
 
@@ -117,7 +119,15 @@ class EpisodeLoop:
 
     def shutdown(self) -> None:
         """Stop the loop; what plays is given up."""
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        asyncio.run_coroutine_threadsafe(self._end(), self.loop)
+
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others, timeout=ENDING_S)
+        self.loop.stop()
 
     async def _play(self, batch: Batch, alone: bool) -> None:
         in_rounds = alone and self._rules.order == "rounds"

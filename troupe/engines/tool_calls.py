@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ class CallReader:
                 "that knows tools, or a template of your own (model.chat_template) that writes "
                 '<tool_call>{"name": ..., "arguments": ...}</tool_call>'
             )
+        # A call that cannot be read is an answer like any other here; vLLM logs a traceback for each.
+        logging.getLogger("vllm.tool_parsers").setLevel(logging.CRITICAL)
         self._tokenizer, self._parser = tokenizer, ToolParserManager.get_tool_parser(name)
         self._mark = WRITTEN["tool_call_parser"].get(name)
         self._request = ChatCompletionRequest(
