@@ -20,8 +20,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from tests.conftest import ROOT
 from troupe.engines.process import EngineProcess, output_to, own_log_path
 from troupe.errors import WorkerError
 
@@ -227,3 +229,28 @@ def test_the_log_lies_beside_that_of_the_process_or_in_the_temporary_directory(s
     out, _ = process.communicate(timeout=60)
     assert Path(out.strip()).name.startswith("troupe-")
     assert own_log_path().suffix
+
+
+PARENT = """
+import subprocess, time
+from troupe.processes.subprocesses import end_with_us
+
+child = subprocess.Popen(["sleep", "60"])
+end_with_us([child.pid])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_an_engine_does_not_outlive_a_worker_that_was_killed() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    assert child.is_running()
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 20
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "it lives on"
+        time.sleep(0.05)

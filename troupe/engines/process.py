@@ -23,6 +23,7 @@ from troupe.engines.trial import settle_engine
 from troupe.errors import TroupeError, WorkerError
 from troupe.processes.deaths import describe_death, last_lines, quote_lines
 from troupe.processes.logs import ENGINE_SUFFIX
+from troupe.processes.subprocesses import end_with_us
 
 T = TypeVar("T")
 
@@ -65,6 +66,9 @@ class EngineProcess:
     def watch(self, processes: Iterable[BaseProcess]) -> None:
         """Let calls end with any of the engine's processes; call it on the running event loop."""
         self._processes = list(processes)
+        # vLLM's engine does not notice that its worker was killed, and would keep its memory for ever.
+        self._reaper = end_with_us([process.pid for process in self._processes if process.pid is not None])
+        self._left = len(self._processes)
         self._died = asyncio.Event()
         loop = asyncio.get_running_loop()
         for process in self._processes:
@@ -72,6 +76,9 @@ class EngineProcess:
 
     def _end_seen(self, sentinel: int) -> None:
         asyncio.get_running_loop().remove_reader(sentinel)
+        self._left -= 1
+        if not self._left:  # their numbers may soon be those of others
+            self._reaper.kill()
         if not self._died.is_set():
             self._did = list(self._doing)
             self._died.set()

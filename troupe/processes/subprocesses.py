@@ -170,6 +170,17 @@ def _read(ours: int) -> bytes:
         return b""
 
 
+def end_with_us(pids: Sequence[int]) -> subprocess.Popen[bytes]:
+    """Start a process that kills `pids` when ours has ended, however it ended; kill it once they are gone."""
+    return subprocess.Popen(
+        ["/bin/sh", "-c", 'read -r _; kill -9 "$@"', "sh", *map(str, pids)],
+        stdin=subprocess.PIPE,  # its end is ours
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 def _die_with_parent() -> None:
     """Have the kernel send SIGTERM when our process is killed; runs in the child before it becomes the command."""
     # A shell starts background commands with SIGINT ignored, and that is inherited.
