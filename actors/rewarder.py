@@ -152,7 +152,7 @@ class Rewarder:
         return self._workers.submit(rank, RewarderWorker.score, group)
 
     def shutdown(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        asyncio.run_coroutine_threadsafe(_give_up_all(), self._loop)
         if self._rewards is not None:
             self._rewards.close()
         if self._workers is not None:
@@ -160,7 +160,19 @@ class Rewarder:
 
 
 async def _scored(rewards: Rewards, group: Group) -> Group:
-    return group.with_scores(await rewards.score(group))
+    try:
+        return group.with_scores(await rewards.score(group))
+    except asyncio.CancelledError:
+        raise RewardError(f"the rewards of sample {group.sample.sample_id} were given up with the run") from None
+
+
+async def _give_up_all() -> None:
+    """End what is still judged, then the loop; tasks that end with the interpreter print tracebacks."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    asyncio.get_running_loop().stop()
 
 
 def _with_part(group: Group, found: Sequence[Mapping[str, float]], *, label: str, weight: float) -> Group:

@@ -8,7 +8,8 @@ import pytest
 
 from troupe.config.own_data import JsonlConfig
 from troupe.data import load_data
-from troupe.data.messages import messages_of, part, tools_of, with_system
+from troupe.data.dataset import with_system
+from troupe.data.messages import messages_of, part, tools_of
 from troupe.errors import DataError
 from troupe.records import Sample
 

@@ -42,7 +42,7 @@ def sft(directory: Path, name: str, *, steps: int) -> SFTConfig:
         data={"type": "word_problems", "num_train": 40, "num_heldout": 8},
         engine={"precision": "fp32", "zero_stage": 1, "learning_rate": 3e-3, "schedule": "constant"},
         evaluation={"every": 2},
-        checkpoint={"every": 1, "keep_last": 3},
+        checkpoint={"every": 1, "keep_last": 3, "in_background": False},
         placement={"backend": "inline"},
     )
 

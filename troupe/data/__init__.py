@@ -15,8 +15,7 @@ from typing import Any
 from troupe.chat import prompt_text
 from troupe.config.data import DataConfig, MixtureConfig, SourceConfig
 from troupe.config.published_data import NextChapterConfig
-from troupe.data.dataset import DataSet, conversation, named
-from troupe.data.messages import with_system
+from troupe.data.dataset import DataSet, conversation, named, with_system
 from troupe.data.preference_pairs import sort_answers
 from troupe.data.stream import MixedStream, PromptStream, position_in, stream_of
 from troupe.errors import DataError

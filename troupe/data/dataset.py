@@ -83,6 +83,14 @@ def conversation(user: str, *, system: str | None = None) -> list[Message]:
     return [*turns, {"role": "user", "content": user}]
 
 
+def with_system(messages: list[Message], system: str, *, wins: bool) -> list[Message]:
+    """Return the messages behind a system turn; one that they have themselves stays, unless the new one `wins`."""
+    own = messages[0]["role"] in ("system", "developer")
+    if own and not wins:
+        return messages
+    return [{"role": "system", "content": system}, *messages[own:]]
+
+
 def lasting_order(items: Iterable[Item], purpose: str, name: Callable[[Item], str]) -> list[Item]:
     """Return `items` in an order drawn from `purpose` (with the seed in it) and from each one's name alone.
 

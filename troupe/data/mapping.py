@@ -15,10 +15,10 @@ from typing import Any
 
 from troupe.chat import answer_text, prompt_text
 from troupe.config.own_data import MappedConfig
-from troupe.data.dataset import DataSet, Dropped, conversation, hold_out
+from troupe.data.dataset import DataSet, Dropped, conversation, hold_out, with_system
 from troupe.data.filters import left_out
 from troupe.data.lines import Row, field_of, text_of
-from troupe.data.messages import answer_of, as_answer, is_empty, messages_of, part, tools_of, with_system
+from troupe.data.messages import answer_of, as_answer, is_empty, messages_of, part, tools_of
 from troupe.data.shapes import HH_TURN, SHAPES, shape_of
 from troupe.errors import DataError
 from troupe.records import Answer, Message, Sample

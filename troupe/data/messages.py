@@ -132,14 +132,6 @@ def part(messages: list[Message]) -> tuple[list[Message], Message | None]:
     return messages[:-1], messages[-1]
 
 
-def with_system(messages: list[Message], system: str, *, wins: bool) -> list[Message]:
-    """Return the messages behind a system turn; one that they have themselves stays, unless the new one `wins`."""
-    own = messages[0]["role"] in ("system", "developer")
-    if own and not wins:
-        return messages
-    return [{"role": "system", "content": system}, *messages[own:]]
-
-
 def is_empty(turn: Message) -> bool:
     """Return whether a turn has neither text nor calls."""
     return not (turn["content"] or "").strip() and not turn.get("tool_calls")

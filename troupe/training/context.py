@@ -191,13 +191,17 @@ def _starting_model(
                 except EngineDiesError:
                     raise
                 except WorkerError as error:
-                    if restarts == config.run.max_restarts or run.stop_requested:
+                    if _has_failed(beside) or restarts == config.run.max_restarts or run.stop_requested:
                         raise
                     log.warning("%s; the warm start begins again (%d)", error, restarts + 1)
                     run.start_again(error)
             raise AssertionError("the last attempt returns or raises")
 
         return model_of_run(run, data, make) if config.model.type == "scratch" else make(), precision
+
+
+def _has_failed(trial: Future[Trial] | None) -> bool:
+    return trial is not None and trial.done() and trial.exception() is not None
 
 
 @contextlib.contextmanager
