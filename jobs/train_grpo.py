@@ -22,14 +22,12 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import troupe.processes.starting  # noqa: F401 - before what takes long
-from troupe import algorithms, training
-from troupe.agents.programs import build_program
+from troupe import agents, algorithms, data, training
 from troupe.chat import ChatForm
 from troupe.config.algorithm import AlgorithmConfig
 from troupe.config.grpo import GRPOConfig, PPOConfig
 from troupe.config.program import run_program
 from troupe.config.rollout import EvaluationConfig
-from troupe.data import stream_of
 from troupe.environments import build_environment
 from troupe.errors import DataError, PlayError, RewardError
 from troupe.files import read_json
@@ -63,7 +61,7 @@ def prepare_models(config: GRPOConfig) -> tuple[GRPOConfig, Prepared]:
     if config.environment is not None:
         build_environment(config.environment).require_metric(config.evaluation.best_in(config.heldout_names)[1])
     if config.agent is not None:
-        build_program(config.agent)
+        agents.build_program(config.agent)
     if config.reward_model is not None:
         config = config.model_copy(update={"reward_model": locate_reward_model(config.reward_model)})
     if isinstance(config, PPOConfig) and config.critic.start not in ("policy", "reward_model"):
@@ -86,7 +84,7 @@ def train_loop(config: GRPOConfig, context: training.RunContext, roles: training
     start = resume(config, run, roles, kl)
     first, kept = start.step, training.KeptRollouts(run.directory)
     rollouts = training.Rollouts(
-        stream_of(context.data, config.seed, start.place, climbs=True),
+        data.stream_of(context.data, config.seed, start.place, climbs=True),
         roles.form,
         roles.generators,
         roles.rewarder,

@@ -16,8 +16,6 @@ from dataclasses import replace
 from troupe.config.rollout import RewardConfig, RewarderConfig
 from troupe.errors import ConfigError, DataError
 from troupe.records import Group, Sample, Score
-from troupe.rewards.apart import Apart, can_run_apart
-from troupe.rewards.calls import judge
 from troupe.rewards.resolve import Reward, resolve
 
 __all__ = ["Rewards", "build_rewards"]
@@ -35,6 +33,8 @@ def build_rewards(configs: Sequence[RewardConfig], limits: RewarderConfig | None
         raise ConfigError(f"rewards: {count} rewards are called {label!r} in the logs; give each a name of its own")
     rewards = [resolve(config) for config in configs]
     # What a Python program handed over and no other process can have is called in a thread, which nothing can end.
+    from troupe.rewards.apart import can_run_apart
+
     in_threads = [each.place == "apart" and not can_run_apart(each) for each in rewards]
     placed = [replace(each, place="thread") if stays else each for each, stays in zip(rewards, in_threads, strict=True)]
     return Rewards(placed, limits)
@@ -51,6 +51,8 @@ class Rewards:
     def __init__(self, rewards: Sequence[Reward], limits: RewarderConfig | None = None) -> None:
         self._rewards = list(rewards)
         apart, limits = [reward for reward in rewards if reward.place == "apart"], limits or RewarderConfig()
+        from troupe.rewards.apart import Apart
+
         self._apart = Apart(apart, processes=limits.processes, memory_gib=limits.memory_gib)
         self.missing: Counter[str] = Counter()
         """Judgements that were missing so far, by label."""
@@ -97,6 +99,8 @@ class Rewards:
     async def _judge(self, reward: Reward, group: Group) -> list[Score]:
         self._under_way[reward.label] += 1
         try:
+            from troupe.rewards.calls import judge
+
             return await judge(reward, group.sample, group.branches, self._apart)
         finally:
             self._under_way[reward.label] -= 1

@@ -198,6 +198,8 @@ IMPORTED_LATE = {
     ("jobs/export.py", "troupe.actors.exported"): "torch and transformers, after --help and mistakes in the recipe",
     ("jobs/serve.py", "troupe.serving.endpoint"): "Ray Serve, after --help and mistakes in the recipe",
     ("jobs/serve.py", "troupe.serving.ingress"): "FastAPI, as above",
+    ("rewards/build.py", "troupe.rewards.apart"): "the processes of rewards, after --help and mistakes in the recipe",
+    ("rewards/build.py", "troupe.rewards.calls"): "as above",
     ("serving/scorer.py", "troupe.algorithms.reading"): "transformers reads the environment that set_up_process sets",
     ("serving/scorer.py", "troupe.algorithms.packing"): "torch, which scorers of functions do without",
     ("troupe/config/loader.py", "troupe.config.help"): "only for --help",

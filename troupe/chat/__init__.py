@@ -3,11 +3,27 @@
 `ChatForm` is the one object that knows how a model reads conversations; everything else asks it.
 """
 
-from troupe.chat.form import CHATML, RAW, AnyTokenizer, ChatForm, ChatSettings, encode_answer, encode_prompt, form_of
-from troupe.chat.loading import load_form, load_tokenizer, mark_older, tokenizer_record
-from troupe.chat.masks import EncodedAnswers, answer_behind, encode_answers, encode_conversation
-from troupe.chat.texts import answer_text, demonstration_text, prompt_messages, prompt_text, turn_text
-from troupe.chat.turns import TurnEncoder
+from typing import TYPE_CHECKING
+
+from troupe.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from troupe.chat.form import (
+        CHATML,
+        RAW,
+        AnyTokenizer,
+        ChatForm,
+        ChatSettings,
+        encode_answer,
+        encode_prompt,
+        form_of,
+    )
+    from troupe.chat.loading import load_form, load_tokenizer, mark_older, tokenizer_record
+    from troupe.chat.masks import EncodedAnswers, answer_behind, encode_answers, encode_conversation
+    from troupe.chat.texts import answer_text, demonstration_text, prompt_messages, prompt_text, turn_text
+    from troupe.chat.turns import TurnEncoder
+
+__getattr__ = lazy_exports(__name__, __file__)
 
 __all__ = [
     "CHATML",

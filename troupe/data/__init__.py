@@ -10,17 +10,21 @@ import importlib
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from troupe.chat import prompt_text
 from troupe.config.data import DataConfig, MixtureConfig, SourceConfig
 from troupe.config.published_data import NextChapterConfig
 from troupe.data.dataset import DataSet, conversation, named, with_system
 from troupe.data.preference_pairs import sort_answers
-from troupe.data.stream import MixedStream, PromptStream, position_in, stream_of
 from troupe.errors import DataError
+from troupe.lazy import lazy_exports
 from troupe.records import Sample
 
+if TYPE_CHECKING:
+    from troupe.data.stream import MixedStream, PromptStream, position_in, stream_of
+
+__getattr__ = lazy_exports(__name__, __file__)
 __all__ = ["DataSet", "MixedStream", "PromptStream", "load_data", "position_in", "stream_of"]
 
 log = logging.getLogger(__name__)

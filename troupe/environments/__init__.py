@@ -10,13 +10,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from troupe.config.rollout import ANSWER, LABEL, EnvironmentConfig
 from troupe.environments.turn import Environment, SampledText, Turn
 from troupe.errors import ConfigError
+from troupe.lazy import lazy_exports
 from troupe.resolve import class_arguments, find, instance, signature_of
 
+if TYPE_CHECKING:
+    from troupe.environments.tools import build_tools as build_tools, with_tools as with_tools
+
+__getattr__ = lazy_exports(__name__, __file__)
 __all__ = ["Environment", "Games", "SampledText", "Turn", "build_environment"]
 
 BUILT_IN = {

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from troupe.chat import ChatForm, TurnEncoder, encode_prompt, load_tokenizer, mark_older
+from troupe import chat, environments
+from troupe.chat import ChatForm, encode_prompt, load_tokenizer, mark_older
 from troupe.config.agents import ToolConfig
 from troupe.config.models import PolicyConfig
 from troupe.config.rollout import RewardConfig
 from troupe.data import DataSet, load_data
-from troupe.environments.tools import build_tools, with_tools
 from troupe.errors import ConfigError, DataError
 from troupe.processes.waiting import waiting
 from troupe.records import Group, Sample
@@ -99,7 +99,7 @@ def prepare(
     for sample in tried:
         encode(form, sample)
     if getattr(config, "dialogue", None) is not None:
-        turns = TurnEncoder(form)
+        turns = chat.TurnEncoder(form)
         if config.tools:
             turns.require_tools()
     if config.model.type != "scratch":
@@ -118,12 +118,12 @@ def data_with_tools(data: DataSet, tools: Sequence[ToolConfig]) -> DataSet:
     """Return the data with the tools' descriptions in every prompt; ConfigError for a tool that has none."""
     if not tools:
         return data
-    built = build_tools(tools)
+    built = environments.build_tools(tools)
     return replace(
         data,
-        train=with_tools(data.train, built),
-        heldout=with_tools(data.heldout, built),
-        others={name: with_tools(samples, built) for name, samples in data.others.items()},
+        train=environments.with_tools(data.train, built),
+        heldout=environments.with_tools(data.heldout, built),
+        others={name: environments.with_tools(samples, built) for name, samples in data.others.items()},
     )
 
 
