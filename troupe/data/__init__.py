@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from troupe.chat import prompt_text
 from troupe.config.data import DataConfig, MixtureConfig, SourceConfig
 from troupe.config.published_data import NextChapterConfig
-from troupe.data.dataset import DataSet, conversation, named, with_system
+from troupe.data.dataset import DataSet, behind_system_prompt, named
 from troupe.data.preference_pairs import sort_answers
 from troupe.errors import DataError
 from troupe.lazy import lazy_exports
@@ -60,11 +60,10 @@ def _with_system_prompt(config: DataConfig, data: DataSet) -> DataSet:
     """Return the data with the section's system prompt before every prompt, if there is one."""
     if isinstance(config, MixtureConfig | NextChapterConfig) or config.system_prompt is None:
         return data  # a mixture's sources have theirs; next_chapter's may open the user's turn
-    system, wins = config.system_prompt, config.system_prompt_wins
 
     def behind(sample: Sample) -> Sample:
-        prompt = conversation(sample.prompt) if isinstance(sample.prompt, str) else list(sample.prompt)
-        return dataclasses.replace(sample, prompt=with_system(prompt, system, wins=wins))
+        prompt = sample.prompt if isinstance(sample.prompt, str) else list(sample.prompt)
+        return dataclasses.replace(sample, prompt=behind_system_prompt(prompt, config))
 
     return dataclasses.replace(data, train=[*map(behind, data.train)], heldout=[*map(behind, data.heldout)])
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from troupe.config.data_section import DataSection
 from troupe.config.libraries import CurriculumConfig
 from troupe.records import Message, Sample
 
@@ -81,6 +82,14 @@ def conversation(user: str, *, system: str | None = None) -> list[Message]:
     """Return a prompt of one user turn, behind a system message if there is one."""
     turns: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     return [*turns, {"role": "user", "content": user}]
+
+
+def behind_system_prompt(prompt: str | list[Message], config: DataSection) -> str | list[Message]:
+    """Return a prompt behind the section's system prompt; as it is where there is none."""
+    if config.system_prompt is None:
+        return prompt
+    messages = conversation(prompt) if isinstance(prompt, str) else prompt
+    return with_system(messages, config.system_prompt, wins=config.system_prompt_wins)
 
 
 def with_system(messages: list[Message], system: str, *, wins: bool) -> list[Message]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from troupe.chat import answer_text, prompt_text
 from troupe.config.own_data import MappedConfig
-from troupe.data.dataset import DataSet, Dropped, conversation, hold_out, with_system
+from troupe.data.dataset import DataSet, Dropped, behind_system_prompt, conversation, hold_out
 from troupe.data.filters import left_out
 from troupe.data.lines import Row, field_of, text_of
 from troupe.data.messages import answer_of, as_answer, is_empty, messages_of, part, tools_of
@@ -162,7 +162,7 @@ def _prompt(row: Row, where: str, config: MappedConfig) -> tuple[str | list[Mess
     name = config.prompt_field
     value = field_of(row, name, where)
     if isinstance(value, str) and value.strip():
-        return _with_system_prompt(value, config), None
+        return behind_system_prompt(value, config), None
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: field {name!r} must be a text or a list of messages, not empty, got {value!r:.60}")
     messages = messages_of(row, name, where)
@@ -179,15 +179,7 @@ def _prompt(row: Row, where: str, config: MappedConfig) -> tuple[str | list[Mess
         )
     if not any(turn["role"] != "assistant" for turn in prompt):
         raise DataError(f"{where}: field {name!r} holds an assistant's turn alone; there is no prompt")
-    return _with_system_prompt(prompt, config), answer
-
-
-def _with_system_prompt(prompt: str | list[Message], config: MappedConfig) -> str | list[Message]:
-    if config.system_prompt is None:
-        return prompt
-    if isinstance(prompt, str):
-        return conversation(prompt, system=config.system_prompt)
-    return with_system(prompt, config.system_prompt, wins=config.system_prompt_wins)
+    return behind_system_prompt(prompt, config), answer
 
 
 # -- pairs ---------------------------------------------------------------------------------------------------------
@@ -206,7 +198,7 @@ def _pair(row: Row, where: str, config: MappedConfig) -> tuple[str | list[Messag
         shared -= 1
     for name, turns in zip(names, (better, worse), strict=True):
         _check_answer(turns, shared, name, where)
-    prompt = _with_system_prompt(better[:shared], config)
+    prompt = behind_system_prompt(better[:shared], config)
     return prompt, [as_answer(turns[shared:]) for turns in (better, worse)]
 
 
