@@ -35,6 +35,26 @@ def own_pid() -> int:
     return os.getpid()
 
 
+PREPARED: list[str] = []
+
+
+def prepare_slowly() -> None:
+    time.sleep(0.4)
+    PREPARED.append("once")
+
+
+def prepared() -> list[str]:
+    return PREPARED
+
+
+def prepare_in_vain() -> None:
+    raise ImportError("no library")
+
+
+def cannot_be_sent() -> object:
+    return (each for each in [1])
+
+
 @pytest.fixture(scope="module")
 def pool() -> Iterator[CallPool]:
     pool = CallPool(2, memory_gib=0.5)
@@ -81,6 +101,48 @@ def test_processes_killed_between_two_calls_are_replaced(pool: CallPool) -> None
         os.kill(pid, signal.SIGKILL)
         psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], 10)
     assert pool.submit(math.factorial, 5).result(60) == 120
+
+
+def test_a_process_is_prepared_once_and_in_no_calls_time() -> None:
+    pool = CallPool(1, prepare=prepare_slowly)
+    try:
+        assert [pool.submit(prepared, timeout_s=0.3).result(60) for _ in range(2)] == [["once"], ["once"]]
+    finally:
+        pool.close()
+
+
+def test_where_no_process_can_be_prepared_a_call_says_so_and_does_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("troupe.processes.call_pool.ATTEMPTS", 1)
+    pool = CallPool(1, prepare=prepare_in_vain)
+    try:
+        with pytest.raises(CallLost, match="found no process to run in"):
+            pool.submit(own_pid).result(60)
+    finally:
+        pool.close()
+
+
+def test_what_cannot_be_sent_to_a_process_or_back_is_an_error_of_that_call(pool: CallPool) -> None:
+    with pytest.raises(Exception, match="pickle"):
+        pool.submit(lambda: 1).result(60)
+    with pytest.raises(TypeError, match="pickle"):
+        pool.submit(cannot_be_sent).result(60)
+    assert pool.submit(math.factorial, 4).result(60) == 24
+
+
+def test_calls_that_are_under_way_at_the_end_are_given_up_and_their_processes_are_gone() -> None:
+    pool = CallPool(1)
+    pid = pool.submit(own_pid).result(60)
+    answers = [pool.submit(hang, 600) for _ in range(3)]  # one that runs, and two behind it
+    pool.close()
+    for answer in answers:
+        with pytest.raises(CallLost, match=r"^was given up$"):
+            answer.result(10)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    pool.close()
+    assert pool.submit(math.factorial, 3).result(60) == 6  # it can be used again
+    pool.close()
 
 
 def test_a_program_that_is_killed_leaves_no_process_and_needs_no_main_guard(tmp_path: Path) -> None:

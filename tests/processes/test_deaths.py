@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
-from troupe.processes.deaths import describe_death, describe_exit, last_exception, last_lines, memory_report, signal_in
+from troupe.processes.deaths import (
+    describe_death,
+    describe_exit,
+    find_remedy,
+    last_exception,
+    last_lines,
+    memory_report,
+    quote_lines,
+    signal_in,
+)
 
 
 def run(tmp_path: Path, code: str, **environment: str) -> tuple[int, list[str], int]:
@@ -102,3 +113,79 @@ def test_the_lines_begin_with_the_stack_of_the_fault(tmp_path: Path) -> None:
 
 def test_the_memory_of_this_machine_is_told() -> None:
     assert "GiB of memory are free now" in memory_report()
+
+
+def test_a_container_that_may_use_less_than_the_machine_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: types.SimpleNamespace(available=3 * 2**30, total=64 * 2**30))
+    monkeypatch.setattr("troupe.processes.deaths._cgroup_limit", lambda: 8 * 2**30)
+    assert memory_report() == "3.0 of 64.0 GiB of memory are free now, and this container may use 8.0 GiB"
+    monkeypatch.setattr("troupe.processes.deaths._cgroup_limit", lambda: 2**63 - 4096)  # none, as cgroup 1 writes it
+    assert memory_report() == "3.0 of 64.0 GiB of memory are free now"
+
+
+@pytest.fixture
+def kernel_log(monkeypatch: pytest.MonkeyPatch) -> socket.socket:
+    """The other end of what is read in the place of the kernel's log: one message is one record, as there."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    theirs.setblocking(False)
+    real = os.open
+    monkeypatch.setattr(
+        "troupe.processes.deaths.os.open",
+        lambda path, *rest, **named: os.dup(theirs.fileno()) if path == "/dev/kmsg" else real(path, *rest, **named),
+    )
+    return ours
+
+
+def test_the_kernels_own_line_on_a_death_is_quoted_and_not_that_on_another(kernel_log: socket.socket) -> None:
+    for pid in (4242, 42):
+        kernel_log.send(f"6,339,514,-;Out of memory: Killed process {pid} (python) total-vm:9kB\n DEVICE=+x\n".encode())
+    text = describe_death("policy rank 0", -signal.SIGKILL, pid=42)
+    assert "; the kernel says: Out of memory: Killed process 42 (python) total-vm:9kB; `--dry-run` estimates" in text
+    kernel_log.send(b"6,340,515,-;Killed process 4242 (python)\n")
+    assert "the kernel says" not in describe_death("policy rank 0", -signal.SIGKILL, pid=42)
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "policy.row_tokens"),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", "policy.row_tokens"),
+        ("OSError: [Errno 28] No space left on device: '/dev/shm/x'", "--shm-size=8g"),
+        ("*** SIGILL received at time=1 on cpu 0 ***", "make doctor"),
+        ("*** SIGBUS received at time=1 on cpu 0 ***", "--shm-size=8g"),
+        ("ValueError: a length of 7", ""),
+    ],
+)
+def test_a_known_cause_comes_with_its_remedy(line: str, remedy: str) -> None:
+    found = find_remedy(["policy rank 0 ended", line])
+    assert remedy in found
+    assert bool(found) == bool(remedy)
+
+
+def test_marks_of_native_code_name_the_signal_and_words_that_only_look_like_them_do_not() -> None:
+    assert signal_in(["before", "*** SIGSEGV received at time=17 on cpu 1 ***"]) == -signal.SIGSEGV
+    assert signal_in(["Fatal Python error: Aborted"]) == -signal.SIGABRT
+    assert signal_in(["*** SIGNONE received"]) is None
+    assert signal_in(["I was told that SIGSEGV received a medal", "Aborted"]) is None
+    assert signal_in([]) is None
+
+
+def test_an_exception_is_a_line_of_its_own_and_the_last_one_counts() -> None:
+    assert last_exception(["ValueError: first", "torch.cuda.OutOfMemoryError: second", "bye"]) == (
+        "torch.cuda.OutOfMemoryError: second"
+    )
+    assert last_exception(["KeyboardInterrupt"]) == "KeyboardInterrupt"
+    assert last_exception(["loss: 3", "a ValueError: in a sentence", "  File 'x.py', line 3, in Error"]) == ""
+
+
+def test_lines_are_quoted_below_a_title_and_nothing_is_quoted_of_nothing() -> None:
+    assert quote_lines(["a", "b"], "its last lines:") == "its last lines:\n  | a\n  | b"
+    assert quote_lines([], "its last lines:") == ""
+
+
+def test_only_the_end_of_a_huge_log_is_read(tmp_path: Path) -> None:
+    log = tmp_path / "worker.err"
+    with open(log, "wb") as file:
+        file.seek(2**32)  # 4 GiB that take no room
+        file.write(b"\nthe end\n")
+    assert last_lines(log)[-1] == "the end"

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 import pytest
 
-from troupe.processes.futures import all_of, then, those_done, wait_all
+from troupe.processes.futures import all_of, contained, run_aside, then, those_done, wait_all
 
 
 def test_a_result_goes_on_through_a_function_and_through_a_future_that_it_returns() -> None:
@@ -76,3 +83,148 @@ def test_a_wait_that_has_become_pointless_ends() -> None:
 
     with pytest.raises(ConnectionError):
         wait_all([Future[int]()], 600, late=lambda _: AssertionError(), look=look)
+
+
+def test_nothing_to_wait_for_is_no_wait() -> None:
+    assert wait_all([], 600, late=lambda _: AssertionError()) == []
+    assert those_done([], 600) == {}
+
+
+def test_a_failure_ends_a_wait_for_those_that_are_done() -> None:
+    open_, failed = Future[int](), Future[int]()
+    threading.Timer(0.05, failed.set_exception, [KeyError("x")]).start()
+    assert those_done([open_, failed], 600, until_failure=True) == {1: failed}
+
+
+# -- in a thread ---------------------------------------------------------------------------------------------------
+
+
+def test_a_call_in_a_thread_gives_its_result_while_the_loop_goes_on() -> None:
+    async def both() -> tuple[str, str]:
+        heard = threading.Event()
+
+        async def speak() -> str:
+            heard.set()
+            return "the loop"
+
+        def wait() -> str:
+            assert heard.wait(10)  # never, if the loop stood still
+            return threading.current_thread().name
+
+        name, said = await asyncio.gather(run_aside(wait, name="aside"), speak())
+        return name, said
+
+    assert asyncio.run(both()) == ("aside", "the loop")
+
+
+def stop_iterating() -> None:
+    next(iter([]))
+
+
+def leave() -> None:
+    sys.exit("no map")
+
+
+def divide() -> None:
+    1 / 0  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "sentence"),
+    [
+        (divide, ZeroDivisionError, "division by zero"),
+        (stop_iterating, RuntimeError, r"it raised StopIteration\(\)"),  # asyncio's futures take none
+        (leave, RuntimeError, r"it raised SystemExit\('no map'\)"),  # and this would end the loop
+    ],
+)
+def test_whatever_a_call_in_a_thread_raises_is_an_error_that_can_be_caught(
+    call: Callable[[], Any], error: type[Exception], sentence: str
+) -> None:
+    async def caught() -> str:
+        with pytest.raises(error, match=sentence):
+            await asyncio.wait_for(run_aside(call, name="aside"), 10)
+        return "and the loop goes on"
+
+    assert asyncio.run(caught()) == "and the loop goes on"
+
+
+def test_a_call_that_was_given_up_may_end_later_and_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
+    released, ended = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        released.wait(10)
+        ended.set()
+
+    async def give_up() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(run_aside(slow, name="aside"), 0.05)
+        released.set()
+        assert ended.wait(10)
+        await asyncio.sleep(0.05)  # what it delivers has been seen
+
+    asyncio.run(give_up())
+    assert caplog.records == []
+
+
+def test_a_call_that_never_returns_keeps_no_process_from_ending() -> None:
+    source = (
+        "import asyncio, threading\n"
+        "from troupe.processes.futures import run_aside\n"
+        "async def main():\n"
+        "    try:\n"
+        "        await asyncio.wait_for(run_aside(threading.Event().wait, name='aside'), 0.05)\n"
+        "    except TimeoutError:\n"
+        "        print('late')\n"
+        "asyncio.run(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("late\n", "")
+
+
+# -- code that nobody here has read ----------------------------------------------------------------------------------
+
+
+async def exits() -> None:
+    leave()
+
+
+async def cancels_itself() -> None:
+    helper = asyncio.ensure_future(asyncio.sleep(600))
+    await asyncio.sleep(0)
+    helper.cancel()
+    await helper
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [(exits, r"it raised SystemExit\('no map'\)"), (cancels_itself, r"it raised CancelledError\(\)")],
+)
+def test_what_would_end_the_loop_or_its_neighbours_is_an_error_of_the_call(
+    call: Callable[[], Any], sentence: str
+) -> None:
+    async def beside() -> str:
+        await asyncio.sleep(0.02)
+        return "goes on"
+
+    async def both() -> list[Any]:
+        return await asyncio.gather(contained(call()), beside(), return_exceptions=True)
+
+    error, other = asyncio.run(both())
+    assert isinstance(error, RuntimeError)
+    assert re.fullmatch(sentence, str(error))
+    assert other == "goes on"
+
+
+def test_our_own_cancellation_and_deadline_stay_what_they_are() -> None:
+    async def late() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await contained(asyncio.sleep(600))
+        task = asyncio.ensure_future(contained(asyncio.sleep(600)))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await contained(asyncio.sleep(0, "a result")) == "a result"
+
+    asyncio.run(late())

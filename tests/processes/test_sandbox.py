@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -85,3 +86,24 @@ def test_many_run_side_by_side() -> None:
         return [ended.output for ended in await asyncio.gather(*(run_python_aside(f"print({n})") for n in range(6)))]
 
     assert asyncio.run(all_of_them()) == [f"{n}\n" for n in range(6)]
+
+
+def test_a_program_sees_no_secret_of_ours_and_only_its_own_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "sk-planted-secret-1")
+    source = "import os, sys\nprint(sorted(os.environ), os.listdir(), sys.argv, __name__, repr(sys.stdin.read()))"
+    told = run_python(source, files={"../../outside.txt": "x"}).output
+    assert "planted" not in told
+    assert told.replace("'LC_CTYPE', ", "") == (
+        "['HOME', 'LANG', 'PATH', 'TMPDIR'] ['outside.txt'] ['program.py'] __main__ ''\n"
+    )
+
+
+def test_a_signal_that_ends_a_program_is_its_status() -> None:
+    ended = run_python("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+    assert ended.status == -signal.SIGSEGV
+
+
+def test_output_that_is_no_text_is_read_and_what_stands_in_a_buffer_is_printed() -> None:
+    ended = run_python("import sys\nsys.stdout.write('end')\nsys.stderr.buffer.write(b'\\xff ')")
+    assert ended.status == 0
+    assert ended.output == "end\ufffd "

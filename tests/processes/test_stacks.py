@@ -50,3 +50,31 @@ def test_a_process_that_is_gone_is_said_to_be(family: subprocess.Popen[str]) -> 
     family.wait()
     assert describe_process(family.pid) == [f"process {family.pid} is gone"]
     assert psutil.wait_procs(children, 10)[1] == []
+
+
+def test_a_resource_tracker_is_left_to_clean_up_and_its_siblings_end() -> None:
+    source = (
+        "import subprocess, sys, time\n"
+        "for name in ('resource_' + 'tracker', 'other'):\n"
+        "    command = [sys.executable, '-c', 'import time; time.sleep(600)', name]\n"
+        "    print(subprocess.Popen(command).pid, flush=True)\n"
+        "time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    tracker, other = (psutil.Process(int(parent.stdout.readline())) for _ in range(2))
+    end_processes([parent.pid, 2**22 + 1])  # the second is no process
+    parent.wait()
+    parent.stdout.close()
+    assert psutil.wait_procs([other], 10)[1] == []
+    assert tracker.is_running()
+    tracker.kill()
+
+
+def test_what_is_no_python_program_is_described_with_the_reason_for_its_missing_stack() -> None:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        lines = describe_process(process.pid)
+        process.kill()
+    name, reason = lines
+    assert name.startswith(f"process {process.pid}, sleep, ")
+    assert reason.startswith("  (no stack: ")

@@ -31,6 +31,7 @@ MEMORY_GIB = 4.0
 """Private memory that a process may take unless its owner sets another bound."""
 ATTEMPTS = 3
 """Times that a call is handed to a new pool where its pool broke before the call began."""
+GIVEN_UP = "was given up"
 PR_SET_PDEATHSIG = 1
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -59,10 +60,13 @@ class CallPool:
         self._size, self._modules = size, modules
         self._initargs = (int(memory_gib * 2**30), prepare)
         self._pool: ProcessPool | None = None
+        self._waiting: set[Future[Any]] = set()
 
     def submit(self, call: Callable[..., Any], *args: Any, timeout_s: float | None = None) -> Future[Any]:
         """Start `call`, a function of a module. The future raises what it raised, or CallLost."""
         answer: Future[Any] = Future()
+        self._waiting.add(answer)
+        answer.add_done_callback(self._waiting.discard)
         self._schedule(answer, ATTEMPTS, timeout_s, call, args)
         return answer
 
@@ -72,6 +76,9 @@ class CallPool:
         if pool is not None:
             pool.stop()
             pool.join()
+        for answer in list(self._waiting):  # pebble leaves its own unanswered
+            with contextlib.suppress(InvalidStateError):
+                answer.set_exception(CallLost(GIVEN_UP))
 
     def _schedule(self, answer: Future[Any], attempts: int, timeout_s: float | None, call: Any, args: Any) -> None:
         asked = self._running().schedule(call, args=args, timeout=timeout_s)
@@ -89,7 +96,7 @@ class CallPool:
     def _settle(
         self, answer: Future[Any], timeout_s: float | None, again: Callable[[], None] | None, asked: Future[Any]
     ) -> None:
-        error = asked.exception() if not asked.cancelled() else CallLost("was given up")
+        error = asked.exception() if not asked.cancelled() else CallLost(GIVEN_UP)
         if isinstance(error, BrokenProcessPool) and again is not None:
             again()
             return

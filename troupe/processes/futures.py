@@ -1,5 +1,5 @@
 """Futures: `then` goes on from a result, `all_of` from several, without blocking; `wait_all` waits, to a deadline;
-`run_aside` has a function called in a thread.
+`run_aside` has a function called in a thread, `contained` awaits code that nobody here has read.
 
 No other module waits for another process (`tests/test_layering.py`), so that every wait ends, and ends with a name.
 """
@@ -11,7 +11,7 @@ import concurrent.futures
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -120,10 +120,29 @@ async def run_aside(call: Callable[[], T], *, name: str) -> T:
     def run() -> None:
         try:
             settle, value = outcome.set_result, call()
-        except Exception as error:
-            settle, value = outcome.set_exception, error  # type: ignore[assignment]
+        except BaseException as error:
+            settle, value = outcome.set_exception, _takeable(error)  # type: ignore[assignment]
         with contextlib.suppress(RuntimeError):  # the loop ended before us
             loop.call_soon_threadsafe(deliver, settle, value)
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await outcome
+
+
+async def contained(call: Awaitable[T]) -> T:
+    """Return what a user's call gives; RuntimeError where it would end more than itself: the event loop, as SystemExit
+    does, or what waits beside it, by a cancellation that is not ours.
+    """
+    try:
+        return await call
+    except (SystemExit, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        raise RuntimeError(f"it raised {error!r}") from error
+
+
+def _takeable(error: BaseException) -> Exception:
+    """Return the error, or one that names it: a future takes no StopIteration, and SystemExit would end the loop."""
+    plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
+    return error if plain else RuntimeError(f"it raised {error!r}")  # type: ignore[return-value]

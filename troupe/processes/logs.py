@@ -63,11 +63,11 @@ class ProcessLogs:
         """Return the path of the log `name`."""
         return self.directory / f"{name}.log"
 
-    def copy(self) -> None:
-        """Copy what is new now."""
+    def copy(self, *, last: bool = False) -> None:
+        """Copy what is new now, and at the `last` time also a line that has no end."""
         with self._lock:
             for log in self._logs.values():
-                lines = [line for source in log.sources for line in _new_lines(source)]
+                lines = [line for source in log.sources for line in _new_lines(source, last=last)]
                 if lines:
                     _append(log.path, lines)
 
@@ -77,15 +77,15 @@ class ProcessLogs:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self.copy()
+        self.copy(last=True)
 
     def _copy_on(self) -> None:
         while not self._stop.wait(EVERY_S):
             self.copy()
 
 
-def _new_lines(source: _Source) -> list[str]:
-    """Return what was added to a file since the last call, as whole lines."""
+def _new_lines(source: _Source, *, last: bool) -> list[str]:
+    """Return what was added to a file since the last call, as whole lines unless it is the `last` call."""
     try:
         with open(source.path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -94,7 +94,7 @@ def _new_lines(source: _Source) -> list[str]:
             source.position = file.tell()
     except OSError:
         return []
-    whole, _, source.rest = data.rpartition(b"\n")
+    whole, _, source.rest = (data, b"", b"") if last else data.rpartition(b"\n")
     return [line for line in whole.decode(errors="replace").split("\n") if is_worth_reading(line)]
 
 

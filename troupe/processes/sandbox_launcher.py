@@ -130,6 +130,7 @@ def program(settings: dict[str, Any], *, in_namespaces: bool) -> None:
     signal.alarm(int(settings["seconds"]) + 1)
     run(settings)
     sys.stdout.flush()
+    sys.stderr.flush()
 
 
 def supervise(work: Callable[[], None]) -> None:

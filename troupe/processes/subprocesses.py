@@ -108,8 +108,8 @@ class LogLines:
         *whole, rest = (self._rest + data).split(b"\n")
         for line in whole:
             self._write(line)
-        # A bar is one line for hours; its earlier states are not kept. A final \r may be the half of a \r\n.
-        self._rest = rest[max(rest.rfind(b"\r", 0, -1), 0) :]
+        # A bar is one line for hours; its earlier states are not kept. Final \r may belong to the end of the line.
+        self._rest = rest[max(rest.rstrip(b"\r").rfind(b"\r"), 0) :]
         self._file.flush()
 
     def close(self) -> None:
