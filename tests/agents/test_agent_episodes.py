@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import re
 import sys
@@ -184,6 +183,67 @@ async def forces(client: openai.AsyncOpenAI, sample: Sample) -> float:
     return 1.0
 
 
+async def asks_for_several(client: openai.AsyncOpenAI, sample: Sample) -> float:
+    with pytest.raises(openai.RateLimitError, match="asks for 1000000 more"):
+        await client.chat.completions.create(model="policy", messages=sample.prompt, n=10**6)  # type: ignore[arg-type]
+    answers = await client.chat.completions.create(model="policy", messages=sample.prompt, n=3)  # type: ignore[arg-type]
+    return float(len(answers.choices))
+
+
+async def is_brief(client: openai.AsyncOpenAI, sample: Sample) -> dict[str, float]:
+    short = await client.chat.completions.create(model="policy", messages=sample.prompt, max_tokens=2)  # type: ignore[arg-type]
+    assert short.choices[0].finish_reason == "length"
+    assert short.usage is not None
+    return {"reward": 1.0, "tokens": short.usage.completion_tokens}
+
+
+async def reads_too_much(client: openai.AsyncOpenAI, sample: Sample) -> float:
+    """Show the model more than it reads, and then, since that is refused, less."""
+    turns: list[Any] = list(sample.prompt)
+    answer = await client.chat.completions.create(model="policy", messages=turns)
+    turns.append({"role": "assistant", "content": answer.choices[0].message.content})
+    page: Any = {"role": "user", "content": "word " * 2000}
+    with pytest.raises(openai.BadRequestError, match="and this model reads 1000"):
+        await client.chat.completions.create(model="policy", messages=[*turns, page])
+    note: Any = {"role": "user", "content": "word"}
+    await client.chat.completions.create(model="policy", messages=[*turns, note])
+    return 1.0
+
+
+async def reads_too_much_at_last(client: openai.AsyncOpenAI, sample: Sample) -> float:
+    turns: list[Any] = list(sample.prompt)
+    answer = await client.chat.completions.create(model="policy", messages=turns)
+    turns.append({"role": "assistant", "content": answer.choices[0].message.content})
+    await client.chat.completions.create(model="policy", messages=[*turns, {"role": "user", "content": "word " * 2000}])
+    return 1.0
+
+
+async def has_a_system_prompt(client: openai.AsyncOpenAI, sample: Sample) -> float:
+    rules: Any = {"role": "system", "content": f"You are number {random.random()}."}
+    await client.chat.completions.create(model="policy", messages=[rules, *sample.prompt])
+    return 1.0
+
+
+async def fails_on_s1(client: openai.AsyncOpenAI, sample: Sample) -> float:
+    if sample.sample_id == "s1":
+        raise KeyError("map")
+    await client.chat.completions.create(model="policy", messages=sample.prompt)  # type: ignore[arg-type]
+    return 1.0
+
+
+AT_ONCE: list[int] = [0, 0]
+"""Episodes of `counts` that run, and the most that ever did."""
+
+
+async def counts(client: openai.AsyncOpenAI, sample: Sample) -> float:
+    AT_ONCE[0] += 1
+    AT_ONCE[1] = max(AT_ONCE)
+    await client.chat.completions.create(model="policy", messages=sample.prompt)  # type: ignore[arg-type]
+    await asyncio.sleep(0.01)
+    AT_ONCE[0] -= 1
+    return 1.0
+
+
 # -- tokens ------------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +274,69 @@ def test_another_context_is_a_further_branch_of_the_same_score() -> None:
         texts = [TOKENIZER.decode([*group.prompt_ids, *branch.token_ids]) for branch in group.branches]
         assert sorted("Go on" in text for text in texts) == [False, False, True, True]
         assert sorted(len(said(branch)) for branch in group.branches) == [1, 1, 2, 2]
+
+
+def branches(groups: list[Group]) -> list[Branch]:
+    return [branch for group in groups for branch in group.branches]
+
+
+def test_several_answers_to_one_request_are_branches_of_their_own_with_seeds_of_their_own() -> None:
+    groups, generators = ran("asks_for_several", samples=SAMPLES[:1])
+    assert [branch.outcome.value for branch in branches(groups) if branch.outcome] == [3.0] * 6
+    assert {branch.outcome.parts["agent/lines"] for branch in branches(groups) if branch.outcome} == {3}
+    asked = [request for batch in generators.rounds for request in batch]
+    assert len({request.seed for request in asked}) == len(asked) == 6
+
+
+def test_an_answer_is_as_short_as_the_agent_wants_it() -> None:
+    groups, _ = ran("is_brief", samples=SAMPLES[:1])
+    for branch in branches(groups):
+        assert branch.outcome is not None
+        assert branch.outcome.parts["agent/tokens"] == len(branch.token_ids) == 2
+        assert branch.truncated
+
+
+@pytest.mark.parametrize(("fn", "turns"), [("reads_too_much", 2), ("reads_too_much_at_last", 1)])
+def test_what_is_longer_than_the_model_reads_is_refused_and_never_trained_on(fn: str, turns: int) -> None:
+    groups, _ = ran(fn, samples=SAMPLES[:1], max_error_fraction=1.0)
+    for group in groups:
+        assert len(group.branches) == 2  # the shorter turn goes on from where the longer one was refused
+        for branch in group.branches:
+            assert len(group.prompt_ids) + len(branch.token_ids) <= 1000
+            assert len(said(branch)) == turns
+            assert branch.loss_mask is not None
+            assert branch.loss_mask[-1]
+
+
+def test_the_prompt_of_a_group_is_what_its_episodes_have_in_common() -> None:
+    groups, _ = ran("has_a_system_prompt", samples=SAMPLES[:1], group_size=4)
+    (group,) = groups
+    assert TOKENIZER.decode(group.prompt_ids).startswith("<|im_start|>system\nYou are number 0.")
+    wholes = [TOKENIZER.decode([*group.prompt_ids, *branch.token_ids]) for branch in group.branches]
+    assert all("Count to 0.<|im_end|>" in whole for whole in wholes)
+    for branch in group.branches:
+        assert branch.loss_mask is not None
+        assert [trained for trained, _ in turns_of(branch)] == [False, True]  # the rest of its prompt, and its answer
+
+
+def test_an_episode_that_failed_before_it_asked_is_a_branch_that_trains_nothing() -> None:
+    groups, _ = ran("fails_on_s1", max_error_fraction=0.5, error_reward=-1.0)
+    assert [[branch.outcome.value for branch in group.branches if branch.outcome] for group in groups] == [
+        [1.0, 1.0],
+        [-1.0, -1.0],
+        [1.0, 1.0],
+    ]
+    for branch in groups[1].branches:
+        assert branch.loss_mask == [False]
+        assert branch.num_sampled == 0
+        assert branch.text == ""
+    assert list(groups[1].prompt_ids) == FORM.prompt(SAMPLES[1])
+
+
+def test_no_more_episodes_run_than_the_config_lets() -> None:
+    AT_ONCE[:] = [0, 0]
+    ran("counts", group_size=4, max_concurrency=3)
+    assert AT_ONCE == [0, 3]
 
 
 def test_streams_texts_and_ids_are_answered_and_tools_are_called() -> None:
@@ -275,7 +398,7 @@ def test_games_over_the_address_are_the_games_of_the_environment_bit_by_bit() ->
     [
         ("silent", {}, "ValueError: it never asked the model"),
         ("scoreless", {}, "ValueError: it ended without a score"),
-        ("wild", {"max_requests": 5}, r"the episode has made its 5 requests \(agent.max_requests\)"),
+        ("wild", {"max_requests": 5}, r"had 5 answers and asks for 1 more; it may have 5 \(agent.max_requests\)"),
         ("elsewhere", {}, "there is no model 'gpt-4o' here, only 'policy'; name it in agent.model"),
         ("foreign", {}, r"1000000 is no token id of this model, which has \d+: another tokenizer's\?"),
         ("hangs", {"timeout_s": 0.3}, r"it took longer than agent.timeout_s \(0.3 s\)"),
@@ -344,9 +467,59 @@ def test_a_process_that_fails_shows_the_end_of_its_output(tmp_path: Path, caplog
     assert "RuntimeError: exit status 1: no map of the area" in caplog.text
 
 
+LATE = PROGRAM.replace(
+    'post(os.environ["TROUPE_SCORE_URL"]',
+    """
+for bad in (None, {"won": 1}, {"reward": "1"}, {"reward": float("nan")}):
+    try:
+        post(os.environ["TROUPE_SCORE_URL"], bad)
+    except urllib.error.HTTPError as error:
+        print(json.load(error)["error"]["message"])
+post(os.environ["TROUPE_SCORE_URL"], {"reward": 0.25})
+post(os.environ["TROUPE_SCORE_URL"]""",
+).replace("urllib.request\n", "urllib.error, urllib.request\n", 1)
+
+
+def test_of_several_scores_the_last_one_counts_and_what_is_none_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "agent.py").write_text(LATE.replace("1.0 if", "0.75 if"))
+    command = [sys.executable, str(tmp_path / "agent.py")]
+    groups, _ = ran(None, command=command, samples=SAMPLES[1:2], group_size=1)
+    assert [branch.outcome.value for branch in branches(groups) if branch.outcome] == [0.75]
+    (tmp_path / "agent.py").write_text(LATE + "raise SystemExit(3)\n")  # which shows what it printed
+    ran(None, command=command, samples=SAMPLES[1:2], group_size=1, max_error_fraction=1.0)
+    for sentence in (
+        "reward of a score must be a finite number, got None",
+        "a score that is a mapping needs 'reward', got won",
+        "reward of a score must be a finite number, got '1'",
+        "reward of a score must be a finite number, got nan",
+    ):
+        assert sentence in caplog.text
+
+
+class Leaves(TicTacToe):
+    """A game whose library ends the program, as one that reads a command line does."""
+
+    def step(self, answer: str) -> Any:
+        sys.exit("usage: game")
+
+
+def test_a_game_that_ends_the_program_costs_itself_and_the_next_is_played(caplog: pytest.LogCaptureFixture) -> None:
+    generators = ScriptedGenerators(TOKENIZER, a_legal_move)
+    config = EnvironmentConfig(fn=f"{HERE}:Leaves", max_error_fraction=1.0, error_reward=-1.0)
+    episodes = Episodes(config, generators, TOKENIZER)  # type: ignore[arg-type]
+    try:
+        for _ in range(2):
+            groups = submitted(episodes, GAMES.train[:2], 1, 400)
+            assert [branch.outcome.value for branch in branches(groups) if branch.outcome] == [-1.0, -1.0]
+    finally:
+        episodes.shutdown()
+    assert "RuntimeError: it raised SystemExit('usage: game')" in caplog.text
+
+
 def test_an_agent_is_named_one_way_and_must_be_a_function() -> None:
     with pytest.raises(ValueError, match="by fn or by command"):
         AgentConfig()
     with pytest.raises(ConfigError, match="HERE is a str, not a function"):
         ran("HERE")
-    assert json.loads("{}") == {}

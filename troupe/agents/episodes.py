@@ -136,9 +136,8 @@ class AgentEpisode:
 
     async def answer(self, ask: Ask) -> tuple[list[Choice], int]:
         """Return the answers to a request, and the tokens of its prompt."""
-        lines = []
-        for _ in range(ask.count):
-            lines.append(self._line(ask))
+        self._require_left(ask.count)
+        lines = [self._line(ask) for _ in range(ask.count)]
         prompt_tokens = len(lines[0].ids)
         choices = await asyncio.gather(*(self._sample(ask, line) for line in lines))
         return list(choices), prompt_tokens
@@ -162,6 +161,9 @@ class AgentEpisode:
     async def _sample(self, ask: Ask, line: Line) -> Choice:
         try:
             branch = await self._ask(ask, line)
+        except BaseException:
+            line.take_back()  # it may be longer than the model reads, and nothing in it is trained
+            raise
         finally:
             line.busy = False
         form, ids = self._owner.form, branch.token_ids
@@ -171,8 +173,8 @@ class AgentEpisode:
             text, calls = self._owner.read_calls(ask, form.tokenizer.decode(said, skip_special_tokens=False))
         tokens = [form.tokenizer.decode([each]) for each in ids] if ask.logprobs else []
         choice = Choice(branch=branch, text=text, calls=calls, tokens=tokens)
-        line.messages = [*line.messages, message_of(choice)] if ask.kind == "chat" else ()
-        line.text += branch.text if ask.kind == "text" and line.text else ""
+        line.messages = [*ask.messages, message_of(choice)] if ask.kind == "chat" else ()
+        line.text = ask.prompt + branch.text if ask.kind == "text" and isinstance(ask.prompt, str) else ""
         return choice
 
     async def _ask(self, ask: Ask, line: Line) -> Branch:
@@ -182,8 +184,7 @@ class AgentEpisode:
                 f"the conversation has {len(line.ids)} tokens, and this model reads {self._owner.max_length} "
                 "(context_length_exceeded)"
             )
-        if self.asked >= self._owner.config.max_requests:
-            raise RequestRefused(f"the episode has made its {self.asked} requests (agent.max_requests)", 429)
+        self._require_left(1)
         limit = min(self._request.max_tokens, room, ask.max_tokens or room)
         request = replace(
             self._request,
@@ -204,6 +205,15 @@ class AgentEpisode:
         line.say(branch)
         line.finish_reason = branch.finish_reason
         return branch
+
+    def _require_left(self, count: int) -> None:
+        """Raise RequestRefused where the episode may not ask for so many answers more."""
+        if self.asked + count > self._owner.config.max_requests:
+            raise RequestRefused(
+                f"the episode has had {self.asked} answers and asks for {count} more; it may have "
+                f"{self._owner.config.max_requests} (agent.max_requests)",
+                429,
+            )
 
     # -- at its end ----------------------------------------------------------------------------------------------
 

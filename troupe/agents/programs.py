@@ -8,13 +8,14 @@ import functools
 import inspect
 import json
 import os
+import shutil
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from troupe.config.agents import AgentConfig
 from troupe.errors import ConfigError
-from troupe.processes.futures import run_aside
+from troupe.processes.futures import LOOK_S, contained, run_aside
 from troupe.records import Sample
 from troupe.resolve import checked_arguments, find, signature_of, type_hints
 
@@ -34,6 +35,11 @@ class Program(Protocol):
 def build_program(config: AgentConfig) -> Program:
     """Return the agent of a config; ConfigError for a name, an import or arguments that are wrong."""
     if config.command:
+        if shutil.which(config.command[0]) is None:
+            raise ConfigError(
+                f"agent: there is no program {config.command[0]!r} that could be started; install it, or name it by "
+                "its path in agent.command"
+            )
         return CommandProgram(config.command)
     function = find(str(config.fn), {}, section=SECTION, noun="agent", form="package.module:function")
     if not callable(function):
@@ -55,10 +61,10 @@ class FunctionProgram:
         """Run it with a client of the address."""
         if self._is_async:
             client = self._async_client.with_options(base_url=base_url, api_key=token)
-            return await self._call(client, sample)
+            return await contained(self._call(client, sample))
         client = self._client.with_options(base_url=base_url, api_key=token)
         result = await run_aside(functools.partial(self._call, client, sample), name="agent")
-        return await result if isinstance(result, Awaitable) else result
+        return await contained(result) if isinstance(result, Awaitable) else result
 
     # One of each, whose connections all episodes share.
 
@@ -99,6 +105,7 @@ class CommandProgram:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )
+        ending = asyncio.ensure_future(_end_what_it_leaves(process))
         try:
             assert process.stdout is not None
             tail = b""
@@ -106,8 +113,20 @@ class CommandProgram:
                 tail = (tail + chunk)[-4 * TAIL :]
             status = await process.wait()
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # what it started may outlive it
+            ending.cancel()
+            _end_group(process.pid)
         if status:
             raise RuntimeError(f"exit status {status}: {tail.decode(errors='replace')[-TAIL:].strip()}")
         return None
+
+
+async def _end_what_it_leaves(process: asyncio.subprocess.Process) -> None:
+    """End the others of its group once it has ended: they may hold its output open for ever."""
+    while process.returncode is None:
+        await asyncio.sleep(LOOK_S)
+    _end_group(process.pid)
+
+
+def _end_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)

@@ -16,6 +16,8 @@ from typing import Any, Literal
 from troupe.records import Branch, Message, ToolCall
 
 Kind = Literal["chat", "text"]
+KINDS: Mapping[type, str] = {dict: "an object", list: "a list", str: "a text"}
+"""JSON's kinds of values as a refusal names them."""
 
 
 class RequestRefused(Exception):
@@ -72,28 +74,54 @@ def read_ask(kind: Kind, body: Any, *, model: str, vocabulary: int) -> Ask:
     wanted = body.get("model")
     if wanted != model:
         raise RequestRefused(f"there is no model {wanted!r} here, only {model!r}; name it in agent.model", 404)
-    shape = (body.get("response_format") or {}).get("type", "text")
+    shape = (_given(body, "response_format", dict) or {}).get("type", "text")
     if shape != "text":
         raise RequestRefused(f"response_format {shape!r} would change what is sampled; ask for the form in the prompt")
     choice = body.get("tool_choice") or "auto"
     if choice not in ("auto", "none"):
         raise RequestRefused("tool_choice can be auto or none: a call that must be made is not the policy's")
-    stop = body.get("stop") or ()
     common: dict[str, Any] = {
         "max_tokens": _positive(body, "max_completion_tokens") or _positive(body, "max_tokens"),
         "count": _positive(body, "n") or 1,
-        "stop": (stop,) if isinstance(stop, str) else tuple(stop),
+        "stop": _stop(body),
         "logprobs": not (body.get("logprobs") is None or body["logprobs"] is False),  # of texts a number, 0 too
         "stream": bool(body.get("stream")),
-        "with_usage": bool((body.get("stream_options") or {}).get("include_usage")),
+        "with_usage": bool((_given(body, "stream_options", dict) or {}).get("include_usage")),
     }
     if kind == "text":
         return Ask(kind=kind, prompt=_prompt(body.get("prompt"), vocabulary), **common)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RequestRefused("messages must be a list of at least one message")
-    tools = () if choice == "none" else tuple(body.get("tools") or ())
+    tools = () if choice == "none" else _tools(body)
     return Ask(kind=kind, messages=[_message(turn) for turn in messages], tools=tools, **common)
+
+
+def _given(body: Mapping[str, Any], name: str, *kinds: type) -> Any:
+    """Return a field, None where it is missing; RequestRefused where it is of no such kind."""
+    value = body.get(name)
+    if value is not None and not isinstance(value, kinds):
+        wanted = " or ".join(KINDS[kind] for kind in kinds)
+        raise RequestRefused(f"{name} must be {wanted}, got {value!r:.40}")
+    return value
+
+
+def _stop(body: Mapping[str, Any]) -> tuple[str, ...]:
+    stop = _given(body, "stop", str, list) or []
+    ends = [stop] if isinstance(stop, str) else stop
+    if not all(isinstance(end, str) and end for end in ends):
+        raise RequestRefused(f"stop must be a text or a list of texts that are not empty, got {stop!r:.40}")
+    return tuple(ends)
+
+
+def _tools(body: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    tools = _given(body, "tools", list) or []
+    for tool in tools:
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise RequestRefused(f"a tool must be an object with a function that has a name, got {tool!r:.80}")
+        _given(function, "parameters", dict)
+    return tuple(tools)
 
 
 def _positive(body: Mapping[str, Any], name: str) -> int | None:
@@ -125,7 +153,7 @@ def _message(turn: Any) -> Message:
         message["tool_call_id"] = str(turn.get("tool_call_id", ""))
     if turn.get("name"):
         message["name"] = str(turn["name"])
-    calls = turn.get("tool_calls") or ()
+    calls = _given(turn, "tool_calls", list)
     if calls:
         message["tool_calls"] = [_call(call) for call in calls]
     return message

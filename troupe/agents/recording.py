@@ -44,6 +44,13 @@ class TokenSequence:
         self.spans += [replace(span, start=start + span.start, end=start + span.end) for span in answer.weight_versions]
         self.turns += 1
 
+    def take_back(self) -> None:
+        """Drop what was read behind the model's last answer."""
+        size = len(self.loss_mask)
+        while size and not self.loss_mask[size - 1]:
+            size -= 1
+        del self.token_ids[size:], self.loss_mask[size:], self.logprobs[size:]
+
     @property
     def last_said(self) -> list[int]:
         """The tokens of the model's last answer."""
@@ -75,10 +82,10 @@ class Line(TokenSequence):
 
     prompt_ids: Sequence[int]
     messages: Sequence[Message] = ()
-    """The conversation so far, with the model's last answer; none where the agent asks by text or token ids."""
+    """The conversation up to the model's last answer; none where the agent asks by text or token ids."""
     tools: Tools = None
     text: str = ""
-    """Of a text that the agent asks to continue, the text so far."""
+    """Of a text that the agent asks to continue, the text up to the model's last answer."""
     busy: bool = False
     """Whether its next answer is being sampled."""
 
@@ -104,7 +111,7 @@ class Recording:
             sample = Sample(sample_id="a request of the agent", prompt=messages, tools=tools)
             line = Line(prompt_ids=self._form.prompt(sample), tools=tools)
             self.lines.append(line)
-        line.messages, line.busy = list(messages), True
+        line.busy = True
         return line
 
     def complete(self, prompt: str | Sequence[int]) -> Line:
@@ -122,7 +129,7 @@ class Recording:
             self.lines.append(line)
         else:
             line.hear(ids)
-        line.text, line.busy = prompt if isinstance(prompt, str) else "", True
+        line.busy = True
         return line
 
     def _longest(self, fits: Any) -> Line | None:

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from troupe.config.agents import ToolConfig
 from troupe.errors import ConfigError, first_line
 from troupe.processes.call_pool import CallLost, CallPool
-from troupe.processes.futures import run_aside
+from troupe.processes.futures import contained, run_aside
 from troupe.records import FunctionCall, Sample
 from troupe.resolve import checked_arguments, find, handed_over, signature_of, type_hints
 
@@ -104,7 +104,7 @@ class Tool:
             result = self._call(**arguments)
         else:
             result = await run_aside(functools.partial(self._call, **arguments), name=f"tool {self.name}")
-        return await result if inspect.isawaitable(result) else result
+        return await contained(result) if inspect.isawaitable(result) else result
 
     def _error(self, text: str) -> ToolResult:
         return ToolResult(self.name, self._cut(f"error: {text}"), failed=True)

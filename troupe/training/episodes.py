@@ -25,6 +25,7 @@ from troupe.config.agents import ToolConfig
 from troupe.config.rollout import LABEL, EnvironmentConfig
 from troupe.environments import Environment, SampledText, Turn, build_environment
 from troupe.errors import DataError
+from troupe.processes.futures import contained
 from troupe.records import Branch, Group, Sample, Score
 from troupe.training.tool_use import ToolUse
 
@@ -201,10 +202,14 @@ class Episodes:
         self, batch: Batch, game: Game, call: Callable[[], Any], check: Callable[[Game, Any], T]
     ) -> T | None:
         """Return what a call of the environment gives; where it raises, the game has failed as the recipe names it."""
+
+        async def called() -> Any:
+            result = call()
+            return await result if inspect.isawaitable(result) else result
+
         try:
             async with asyncio.timeout(self._config.timeout_s):
-                result = call()
-                return check(game, await result if inspect.isawaitable(result) else result)
+                return check(game, await contained(called()))
         except Exception as error:
             batch.count_failure(error, self._told(game, error))
             game.over = game.failed = True
