@@ -140,7 +140,24 @@ def policy_placement(
             for rank in range(count)
         ]
         next_bundle += 0 if colocated else count
+    _require_room(table, ranks)
     return table
+
+
+def _require_room(table: Sequence[RankPlacement], ranks: int) -> None:
+    """Raise ConfigError where roles take more of a shared GPU than there is: Ray would wait for it without end."""
+    for bundle in range(ranks):
+        sharing = [place for place in table if place.bundle == bundle]
+        taken = sum(place.num_gpus for place in sharing)
+        if taken > sharing[0].bundle_gpus + 1e-6:
+            roles = [place.role for place in sharing]
+            most = max(dict.fromkeys(roles), key=roles.count)
+            section = "perplexity_reward" if most == "perplexity" else most
+            raise ConfigError(
+                f"placement.mode colocated puts all ranks of {section}.num_ranks on the policy's GPUs, of which there "
+                f"are {ranks} (policy.num_ranks), and the roles on one of them take {taken:.2f} of it; set "
+                f"{section}.num_ranks to {ranks}, or placement.mode: separate"
+            )
 
 
 class Cluster:

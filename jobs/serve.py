@@ -121,7 +121,7 @@ def api_key(config: ServeConfig) -> tuple[str | None, bool]:
 def announce(config: ServeConfig, cards: list[dict[str, Any]], *, seconds: float, key: str | None) -> None:
     """Print what is served, where, and how to call it."""
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
-    url = f"http://{host}:{config.port}"
+    url = f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
     print(f"\nready after {seconds:.0f} s at {url}/v1")
     for card in cards:
         step = "" if card["step"] is None else f", step {card['step']}"

@@ -170,3 +170,21 @@ def test_bad_input_is_one_sentence(case: str, url: str) -> None:
     with pytest.raises(error, match=sentence):
         main([argument.replace("{url}", url) for argument in arguments])
     assert steps(Path("runs/x")) == [1]
+
+
+def test_what_is_kept_is_the_newest_and_the_best_and_of_nothing_nothing_is_deleted(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(steps=4)
+    with pytest.raises(ConfigError, match="--step and --keep choose differently; give one of them"):
+        main(["delete", "runs/x", "--step", "1", "--keep", "2", "--yes"])
+    main(["delete", "runs/x", "--keep", "1", "--yes"])
+    assert steps(Path("runs/x")) == [2, 4]
+    capsys.readouterr()
+    main(["delete", "runs/x", "--keep", "1"])  # asks nothing
+    assert capsys.readouterr().out == "runs/x has no checkpoint to delete\n"
+    main(["list"])
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.split() == ["run", "state", "step", "checkpoints", "size", "updated"]
+    assert line.split()[:6] == ["runs/x", "finished", "4/4", "2", "(best),", "4"]
+    assert header.index("state") == line.index("finished")  # columns stand below their titles

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import socket
 
 import pytest
@@ -77,3 +79,35 @@ def test_the_console_says_how_to_call_it_and_shows_only_a_token_that_was_made(ca
     assert "export TROUPE_API_KEY=made" in said
     assert "poet, an adapter on a" in said
     assert "playground" not in said
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),  # which is no address to call
+        ("::1", "http://[::1]:8000"),
+        ("10.0.0.7", "http://10.0.0.7:8000"),
+    ],
+)
+def test_the_address_that_is_shown_can_be_called(host: str, url: str, capsys):
+    announce(recipe("runs/a", f"host='{host}'"), [], seconds=1, key=None)
+    said = capsys.readouterr().out
+    assert f"ready after 1 s at {url}/v1\n" in said
+    assert f"playground: {url}/\n" in said
+    assert said.endswith("\nCtrl-C ends it\n")
+
+
+def test_an_endpoint_without_a_token_says_so_and_asks_for_none(capsys):
+    card = {"id": "a", "step": None, "max_model_len": 64, "root": "Qwen/Qwen2", "metadata": {"chat": True}}
+    config = recipe("runs/a", "auth=off", "reward_model=runs/rm")
+    announce(config, [card], seconds=1, key=None)
+    said = capsys.readouterr().out
+    assert "no token is asked for (auth=off): whoever reaches the port may use it" in said
+    assert "Authorization" not in said
+    assert "  a, up to 64 tokens, from Qwen/Qwen2\n" in said  # a model of no run has no step
+    assert f"  {config.all_scorers[0].name}, which scores, at http://127.0.0.1:8000/v1/score\n" in said
+    command = said[said.index("curl ") : said.index("\n\nCtrl-C")]
+    url, *_, body = shlex.split(command.replace("\\\n", " "))[1:]
+    assert url == "http://127.0.0.1:8000/v1/chat/completions"
+    assert json.loads(body) == {"model": "a", "messages": [{"role": "user", "content": "Hello"}]}
