@@ -245,14 +245,15 @@ def end_tokens(form: ChatForm, model_path: str) -> str:
 
 def save(run: Run, roles: training.Roles, step: int, rollouts: training.Rollouts, kl: algorithms.KLCoefficient) -> None:
     """Write a checkpoint: weights in Hugging Face format, and all that `resume` needs."""
-    identity = {"model": roles.policy.facts["identity"]}
-    with (
-        run.timed("checkpoint"),
-        run.checkpoints.writing(step, metadata=identity, needs=roles.checkpoint_bytes) as path,
-    ):
+
+    def fill(path: Path) -> None:
         roles.save(path)
         state = {"step": step, "kl_coef": kl.value, "consistency": roles.logprob_check.state(), "so_far": run.so_far()}
         save_state(path, {**state, **rollouts.state()})
+
+    identity = {"model": roles.policy.facts["identity"]}
+    with run.timed("checkpoint"):
+        run.checkpoints.write(step, fill, metadata=identity, needs=roles.checkpoint_bytes)
 
 
 @contextlib.contextmanager

@@ -29,8 +29,9 @@ from troupe.serving.served_models import Served
 
 NAME = "troupe"
 """Of the application."""
-HEALTH_TIMEOUT_S = 60.0
-"""A replica that does not answer for so long is replaced; a tokenizer at work on a long text is not dead."""
+HEALTH_SLACK_S = 30.0
+"""A replica that does not answer for so long beyond its engine's deadline is replaced; a tokenizer at work on a long
+text is not dead."""
 HEALTH_PERIOD_S = 2.0
 """Seconds between health checks; Serve replaces a replica whose engine three of them found dead."""
 LOOK_S = 1.0
@@ -58,6 +59,11 @@ class Presence:
             await self._look()
         if deployment in self._absent:
             raise NoReplica
+
+    async def has(self, deployment: str) -> bool:
+        """Return whether a replica takes requests."""
+        await self._look()
+        return deployment not in self._absent
 
     async def first(self, deployment: str, awaited: Awaitable[Any]) -> Any:
         """Return what is awaited of a deployment; NoReplica as soon as no replica of it runs."""
@@ -117,6 +123,10 @@ class Replicas:
             return dict(await self._call(self._handle.card))
         except RayTaskError:
             raise ModelUnavailable(503, f"{self._name} does not answer") from None
+
+    async def is_there(self) -> bool:
+        """Return whether a replica takes requests."""
+        return await self._presence.has(self._handle.deployment_name)
 
     async def score(self, conversations: Sequence[Conversation]) -> Sequence[float | None]:
         """Return what a scorer's `score` gives."""
@@ -213,7 +223,7 @@ def _options(config: ServeConfig) -> dict[str, Any]:
         "max_ongoing_requests": config.engine.max_running,
         "max_queued_requests": config.max_queued,
         "health_check_period_s": HEALTH_PERIOD_S,
-        "health_check_timeout_s": HEALTH_TIMEOUT_S,
+        "health_check_timeout_s": config.reply_timeout_s + HEALTH_SLACK_S,
         "graceful_shutdown_timeout_s": 5.0,
         # What fails at its start fails again; whoever waits should hear of it.
         "max_constructor_retry_count": 1,

@@ -44,6 +44,9 @@ class Model(Protocol):
     async def card(self) -> dict[str, Any]:
         """Return what `ModelServer.card` gives."""
 
+    async def is_there(self) -> bool:
+        """Return whether an engine of it takes requests."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngressSettings:
@@ -74,8 +77,11 @@ def build_app(models: Mapping[str, Model], settings: IngressSettings, *, scorers
         app.include_router(playground_router())
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    async def health() -> Response:
+        away = [name for name, model in models.items() if not await model.is_there()]
+        if away:
+            return JSONResponse({"status": "unavailable", "models": away}, status_code=503)
+        return JSONResponse({"status": "ok"})
 
     @app.get("/v1/models")
     async def list_models() -> Response:

@@ -24,7 +24,7 @@ import ray
 from troupe.config.serve import ServeConfig
 from troupe.engines.arguments import engine_arguments, pack_again
 from troupe.engines.process import EngineProcess
-from troupe.errors import ConfigError
+from troupe.errors import ConfigError, WorkerError
 from troupe.files import read_json
 from troupe.hardware import hardware, set_up_generator
 from troupe.names import step_of
@@ -200,6 +200,12 @@ class ModelServer:
         if self._broken is not None:
             raise self._broken
         await self._process.run("answering", self._engine.check_health())
+        if self._open.is_set():  # an engine that loads weights answers nothing else, and has a deadline of its own
+            try:
+                await self._process.require_reply(self._engine.is_sleeping(), self._config.reply_timeout_s)
+            except WorkerError as error:
+                log.error("%s\n%s", error, error.details)
+                raise
 
     def __del__(self) -> None:
         engine = getattr(self, "_engine", None)
@@ -241,7 +247,8 @@ class ModelServer:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), self._config.following.drain_s)
             # What still runs is frozen, and goes on with the new weights.
-            await self._engine.pause_generation(mode="keep", clear_cache=False)
+            pausing = self._engine.pause_generation(mode="keep", clear_cache=False)
+            await self._process.require_reply(pausing, self._config.reply_timeout_s)
             try:
                 await self._load(path)
             except Exception as error:
@@ -258,7 +265,7 @@ class ModelServer:
 
     async def _load(self, path: Path) -> None:
         loading = self._engine.collective_rpc("load_checkpoint", args=(str(path),))
-        await asyncio.wait_for(loading, self._config.engine.init_timeout_s)
+        await self._process.require_reply(loading, self._config.engine.init_timeout_s)
 
 
 def warm_up(*, chats: bool) -> list[tuple[str, dict[str, Any]]]:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from troupe.disk import when_there_is_room
 from troupe.secrets import page_text
 
 
@@ -25,14 +26,21 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def write_atomically(path: Path, text: str, *, is_data: bool = False) -> None:
+def write_atomically(path: Path, text: str, *, is_data: bool = False, waits: bool = True) -> None:
     """Replace `path` by `text` without its secrets and terminal escapes; survives a crash of the process and of the
     machine.
 
-    `is_data`: what is trained on is written as it is.
+    `is_data`: what is trained on is written as it is. `waits`: for room on a full disk, where the run does.
     """
-    with _replacing(path) as file:
-        file.write(text if is_data else page_text(text))
+
+    def write() -> None:
+        with _replacing(path) as file:
+            file.write(text if is_data else page_text(text))
+
+    if waits:
+        when_there_is_room(write, path.name, path)
+    else:
+        write()
 
 
 @contextlib.contextmanager
@@ -119,9 +127,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     """Drop the records that are not `wanted`, atomically."""
-    if path.is_file():
+
+    def write() -> None:
         with _replacing(path) as file:
             file.writelines(to_json(record) + "\n" for record in iter_lines(path) if wanted(record))
+
+    if path.is_file():
+        when_there_is_room(write, path.name, path)
 
 
 class JsonLines:
@@ -129,14 +141,30 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what waited for room is an event, which may be of this very file
 
     def append(self, *records: Mapping[str, Any]) -> None:
-        text = page_text("".join(to_json(record) + "\n" for record in records))
-        with self._lock, open(self.path, "ab+") as file:
-            if _unfinished(file):
-                file.write(b"\n")
-            file.write(text.encode("utf-8"))
+        data = page_text("".join(to_json(record) + "\n" for record in records)).encode("utf-8")
+        with self._lock:
+            when_there_is_room(lambda: self._append(data), self.path.name, self.path)
+
+    def _append(self, data: bytes) -> None:
+        """Append all of `data`, or nothing."""
+        with open(self.path, "ab+", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                _write_all(file, b"\n" + data if _unfinished(file) else data)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
+
+
+def _write_all(file: Any, data: bytes) -> None:
+    """Write `data` to an unbuffered file, which a disk with little room takes in parts."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _unfinished(file: Any) -> bool:

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 
+from troupe.disk import unless_full
 from troupe.errors import ConfigError
 
 SECRET_NAME = re.compile(
@@ -153,14 +154,22 @@ class SecretFilter(logging.Filter):
 
 
 class MaskedStream:
-    """A console that masks what is written to it; all else is the stream's own."""
+    """A console that masks what is written to it; all else is the stream's own.
+
+    It may be a file: where that disk is full a line is lost, and not what prints it.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(public_text(text))
+        with unless_full():
+            self._stream.write(public_text(text))
         return len(text)
+
+    def flush(self) -> None:
+        with unless_full():
+            self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -1,6 +1,6 @@
 """`make chaos`: faults in a few runs, a table, and the line "40 of 40".
 
-    python -m tests.chaos [--faults 40] [--runs 6] [--seed 0] [--kinds kill,stop] [--roles generator,engine,...] [--ranks 2]
+    python -m tests.chaos [--faults 40] [--runs 6] [--seed 0] [--kinds kill,stop,starve,fill] [--roles generator,engine,...] [--ranks 2]
 
 Every run must end by itself, with the weights of a run that nothing disturbed.
 """
@@ -8,7 +8,6 @@ Every run must end by itself, with the weights of a run that nothing disturbed.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 import time
@@ -34,8 +33,12 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="directory of the runs, which then stays")
     options = parser.parse_args()
     directory = options.keep or Path(tempfile.mkdtemp(prefix="troupe-chaos-", dir="."))
-    machine, started = Machine(directory.resolve()), time.monotonic()
-    faults = draw(options.faults, options.seed, kinds=options.kinds.split(","), roles=options.roles.split(","))
+    kinds = options.kinds.split(",")
+    machine, started = Machine(directory.resolve(), own_disk="fill" in kinds and not options.keep), time.monotonic()
+    if "fill" in kinds and not machine.has_disk:
+        print("the disk is not filled: runs that are kept, or a user without root, have no disk of their own")
+        kinds.remove("fill")
+    faults = draw(options.faults, options.seed, kinds=kinds, roles=options.roles.split(","))
     runs = min(options.runs, options.faults)
     parts = [faults[index::runs] for index in range(runs)]
     steps = 2 + EVERY * max(map(len, parts))
@@ -53,8 +56,7 @@ def main() -> int:
     left = [name for result in results for name in result.left]
     print(f"{time.monotonic() - started:.0f} s; left behind: {', '.join(left) or 'nothing'}")
     print(f"{good} of {options.faults}")
-    if good == options.faults and not options.keep:
-        shutil.rmtree(directory)
+    machine.close(keep=bool(options.keep) or good < options.faults)
     return 0 if good == options.faults else 1
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,12 @@ import psutil
 
 MARK = "TROUPE_CHAOS_MARK"
 """Set for the job; every process that it starts inherits it."""
-KINDS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
-ROLES = ("generator", "engine", "policy", "reference", "rewarder", "driver")
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "starve": signal.SIGSTOP}
+KINDS = (*SIGNALS, "fill")
+"""A starved process gets no time for a few seconds, fewer than its deadline; a full disk has no room for as many."""
+ROLES = ("generator", "engine", "policy", "reference", "rewarder", "driver", "disk")
+STARVED_S = 4.0
+FILLER = "filler"
 ROLE = "TROUPE_ROLE"
 """Environment variable of a worker: `policy-0`."""
 
@@ -42,7 +47,12 @@ def draw(count: int, seed: int, *, kinds: Sequence[str], roles: Sequence[str], e
     The driver cannot be stopped: what would notice is itself.
     """
     rng = random.Random(f"chaos/{seed}")
-    pairs = [(kind, role) for role in roles for kind in kinds if (kind, role) != ("stop", "driver")]
+    pairs = [
+        (kind, role)
+        for role in roles
+        for kind in kinds
+        if (kind == "fill") == (role == "disk") and (kind, role) != ("stop", "driver")
+    ]
     chosen: list[tuple[str, str]] = []
     while len(chosen) < count:
         chosen += rng.sample(pairs, len(pairs))
@@ -92,9 +102,32 @@ def children_of(pid: int) -> list[psutil.Process]:
     return []
 
 
-def strike(fault: Fault, mark: str, driver: int) -> int | None:
-    """Let it happen; the process it happened to."""
+def strike(fault: Fault, mark: str, driver: int, directory: Path) -> bool:
+    """Let it happen; whether it hit something."""
+    if fault.kind == "fill":
+        fill(directory / FILLER)
+        return True
     pid = find(fault.role, mark, driver)
-    if pid is not None:
-        os.kill(pid, KINDS[fault.kind])
-    return pid
+    if pid is None:
+        return False
+    os.kill(pid, SIGNALS[fault.kind])
+    if fault.kind == "starve":
+        threading.Timer(STARVED_S, go_on, [pid]).start()
+    return True
+
+
+def go_on(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
+def fill(filler: Path) -> None:
+    """Take all the room of a disk for a while."""
+
+    def take() -> None:
+        with open(filler, "ab", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"0" * 4096):
+                pass
+
+    take()
+    threading.Timer(STARVED_S, filler.unlink).start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,8 @@ DEADLINE_S = 20.0
 RECOVERY_S = 240.0
 """Longest that a run may take from a fault to its next step."""
 LEFTOVERS = ("/tmp", "/dev/shm")
-NOTICED = ("recovered", "restarted", "resumed")
+NOTICED = ("recovered", "restarted", "resumed", "waited_for_room")
+DISK = "64m"
 
 
 def config_of(directory: Path, name: str, *, steps: int, ranks: int = 1, zero_stage: int = 3) -> GRPOConfig:
@@ -74,12 +76,21 @@ class Result:
 
 
 class Machine:
-    """Runs in one directory, all from one starting model."""
+    """Runs in one directory, all from one starting model; on a small disk of its own where that may be mounted."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
-        write_model(directory / "model", tied=True)
+    def __init__(self, directory: Path, *, own_disk: bool) -> None:
+        self.logs, self.directory = directory, directory / "runs"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.has_disk = own_disk and mount(self.directory)
+        write_model(self.directory / "model", tied=True)
+
+    def close(self, *, keep: bool) -> None:
+        """Remove the runs, unless they are to be kept, and their disk."""
+        if keep:
+            return
+        if self.has_disk:
+            subprocess.run(["umount", "-l", str(self.directory)], check=True)
+        shutil.rmtree(self.logs)
 
     def run(self, name: str, faults: Sequence[Fault], *, steps: int, ranks: int = 1, zero_stage: int = 3) -> Result:
         """Run to the end, whatever happens on the way."""
@@ -114,7 +125,7 @@ class Machine:
         return all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
 
     def _start(self, name: str, mark: str) -> subprocess.Popen[bytes]:
-        with open(self.directory / f"{name}.log", "ab") as log:
+        with open(self.logs / f"{name}.log", "ab") as log:
             return subprocess.Popen(
                 [sys.executable, "jobs/train_grpo.py", str(self.directory / f"{name}.yaml")],
                 cwd=ROOT,
@@ -135,8 +146,8 @@ class Machine:
         time.sleep(fault.delay_s)
         events, lines, at = len(read_lines(run / "events.jsonl")), steps_done(run), time.monotonic()
         told.phase = (read_json(run / "status.json") or {}).get("waits_for") or "between waits"
-        told.hit = strike(fault, mark, job.pid) is not None
-        if fault.role == "driver":
+        told.hit = strike(fault, mark, job.pid, self.directory)
+        if fault.name == "kill driver":
             job.wait()
             job = self._start(result.name, mark)
 
@@ -170,6 +181,12 @@ class Machine:
         if job.poll() is None:
             job.kill()
             job.wait()
+
+
+def mount(directory: Path) -> bool:
+    """Mount a small disk; whether that was possible, as for root."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(directory)]
+    return os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def steps_done(run: Path) -> int:

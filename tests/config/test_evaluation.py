@@ -185,7 +185,7 @@ def test_references_are_scored_by_functions_only_where_they_are_the_opponent() -
         (["model=runs/x", "placement.backend=inline", "reward_model={path: r, num_ranks: 2}"], "placement.backend inline runs one engine"),
         (["model=runs/x", "placement.backend=inline", "generator.num_engines=2"], "use backend: ray for more"),
         (["model=runs/x", "against=reference", "judge=reward_model"], "judge reward_model needs reward_model.path"),
-        (["model=runs/x", "environment={fn: tic_tac_toe}"], "environment.max_turn_tokens (128) must be at most max_response_tokens (40)"),
+        (["model=runs/x", "environment={fn: tic_tac_toe, max_turn_tokens: 128}"], "environment.max_turn_tokens (128) must be at most max_response_tokens (40)"),
         (["model=runs/x", "top_p=0.5"], "top_p and top_k say nothing about greedy answers"),
     ],
 )  # fmt: skip

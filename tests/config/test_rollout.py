@@ -176,6 +176,12 @@ def test_a_turn_may_take_the_whole_game_and_no_token_more() -> None:
         GAME.check_limit(29, "max_response_tokens")
 
 
+def test_a_turn_without_a_limit_fits_into_every_game() -> None:
+    game = EnvironmentConfig(fn="tic_tac_toe")
+    game.check_limit(29)
+    assert game.turn_tokens == 128
+
+
 # -- what is served ----------------------------------------------------------------------------------------------------
 
 

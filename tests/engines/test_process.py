@@ -1,6 +1,6 @@
 """An engine's process: every call ends with it, with a sentence that says how it died and what it did.
 
-The processes are real children of this one; what is missing is vLLM in them, which tests/actors/test_engine_death.py
+The processes are real children of this one; what is missing is vLLM in them, which tests/long/test_engine_death.py
 has.
 """
 
@@ -142,6 +142,25 @@ def test_an_engine_that_ends_by_itself_is_told_with_its_status_and_its_last_line
         r"ended with exit status 3 while it was loading the model: ValueError: no room for 3", str(death.value)
     )
     assert "its last lines:" in death.value.details
+
+
+def test_an_engine_that_is_stopped_is_ended_after_its_deadline_with_its_stack(child: BaseProcess) -> None:
+    async def scene() -> tuple[WorkerError, WorkerError]:
+        engine = watched(child)
+        await engine.require_reply(asyncio.sleep(0.01), 20)
+        os.kill(child.pid or 0, signal.SIGSTOP)
+        with pytest.raises(WorkerError) as late:
+            await engine.require_reply(forever(), 0.3)
+        with pytest.raises(WorkerError) as after:
+            await engine.run("sampling", forever())
+        return late.value, after.value
+
+    late, after = asyncio.run(asyncio.wait_for(scene(), 30))
+    assert str(late) == "generator rank 0's engine gave no sign of life within 0.3 s and is ended"
+    assert f"process {child.pid}, " in late.details
+    assert "stopped (SIGSTOP)" in late.details
+    assert "was ended by SIGKILL" in str(after)
+    assert child.exitcode == -signal.SIGKILL
 
 
 def test_the_first_of_several_processes_that_ends_is_the_one_that_is_named(child: BaseProcess) -> None:

@@ -1,4 +1,7 @@
-"""An engine's first request is tried apart: what the processor kills falls back, and is tried once."""
+"""An engine's first request is tried apart: what the processor kills falls back, and is tried once.
+
+A real engine whose kernel dies is in tests/long/test_engine_trial.py.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import dataclasses
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -26,7 +28,6 @@ from troupe.errors import WorkerError
 from troupe.hardware import HIDE_AMX, hardware
 from troupe.training import context
 
-CLAIMS_AMX = Path(__file__).resolve().parents[1] / "fixtures" / "claims_amx"
 DIES = """
 import os, signal, sys
 if "troupe.engines.trial" in sys.orig_argv:
@@ -52,23 +53,6 @@ def trials(tmp_path, monkeypatch):
     monkeypatch.setenv("TRIALS", str(tmp_path / "trials"))
     monkeypatch.setenv("DIES_BY", "SIGILL")
     return lambda: (tmp_path / "trials").read_text().split() if (tmp_path / "trials").exists() else []
-
-
-@pytest.mark.skipif(hardware().device == "cuda", reason="vLLM's kernels for CPUs are not installed")
-def test_where_the_amx_kernel_dies_the_next_one_answers_and_engines_take_it(tmp_path, monkeypatch):
-    """The child believes in AMX and in its permission, so vLLM's own AMX kernel meets a processor that refuses it."""
-    monkeypatch.setenv("PYTHONPATH", str(CLAIMS_AMX))
-    monkeypatch.setenv("CLAIMS_AMX", str(tmp_path / "asked"))
-    monkeypatch.setenv("GRANTS_AMX", "1")
-    trial = engine_trial("bf16")
-    assert trial == Trial(precision="bf16", kernel="vec", hides_amx=True, deaths=("amx by SIGILL",))
-    assert str(trial) == "vLLM computes attention with its kernel vec in bf16; amx by SIGILL on this processor"
-    # The first engine's process asked for AMX; that of the second, from which it was hidden, did not.
-    assert len((tmp_path / "asked").read_text().splitlines()) == 1
-    monkeypatch.setattr(sys, "executable", "/no more children")
-    assert engine_trial("bf16") == trial
-    settle_engine("bf16")
-    assert os.environ[HIDE_AMX] == "1"
 
 
 def test_what_dies_is_tried_once_for_each_precision_and_version(trials, monkeypatch):

@@ -112,6 +112,13 @@ def test_the_first_request_with_logprobs_compiles_nothing(client):
     assert engine_seconds() - before < 1  # 0.1; what vLLM compiles for the first of a process takes more
 
 
+def engine_process() -> psutil.Process:
+    """The process of the model's vLLM engine."""
+    replicas = [p for p in psutil.Process().children(recursive=True) if "ServeReplica:troupe:model-0" in p.name()]
+    (engine,) = [child for one in replicas for child in one.children(recursive=True) if "EngineCore" in child.name()]
+    return engine
+
+
 def engine_seconds() -> float:
     times = engine_process().cpu_times()
     return float(times.user + times.system)
@@ -360,50 +367,6 @@ def test_a_reward_model_behind_the_same_door_reads_requests_together_and_is_a_ju
         )
     assert refusal.value.code == "context_length_exceeded"
     assert httpx.post(f"{url}/v1/score", json={}).status_code == 401
-
-
-def engine_process() -> psutil.Process:
-    """The process of the model's vLLM engine."""
-    replicas = [p for p in psutil.Process().children(recursive=True) if "ServeReplica:troupe:model-0" in p.name()]
-    (engine,) = [child for one in replicas for child in one.children(recursive=True) if "EngineCore" in child.name()]
-    return engine
-
-
-def test_an_engine_that_is_killed_is_503_at_once_and_the_newest_whole_checkpoint_comes_back(
-    client, url, endpoint, run, tmp_path
-):
-    for line in endpoint.news():
-        assert "is served" in line or "refused" in line
-    damaged = Run(tmp_path / "other").save(6)
-    (damaged / "model.safetensors").write_bytes(b"0" * (damaged / "model.safetensors").stat().st_size)
-    shutil.move(damaged, run.store.path(0).parent)
-    run.store.remove(1)  # what the endpoint began with is not kept any more
-    engine_process().kill()
-
-    told: list[str] = []
-    waited: list[float] = []
-    headers = {"Authorization": f"Bearer {KEY}"}
-    body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 2}
-    judged = {"model": "reward_model", "input": [{"prompt": "3 + 4?", "response": "7"}]}
-    started = time.monotonic()
-    while True:
-        reply = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60)
-        if reply.status_code == 200 and waited:
-            break
-        if reply.status_code != 200:  # the first may come before the engine's death is known
-            assert (reply.status_code, reply.json()["error"]["code"]) == (503, "unavailable")
-            assert int(reply.headers["retry-after"]) > 0
-            waited.append(reply.elapsed.total_seconds())
-        assert httpx.post(f"{url}/v1/score", json=judged, headers=headers, timeout=60).status_code == 200
-        told += endpoint.news()
-        assert time.monotonic() - started < 240
-        time.sleep(0.5)
-    assert reply.json()["system_fingerprint"] == "tiny@5"
-    assert max(waited) < 10  # on a busy machine; who waits for a replica waits for all of its start
-    told += endpoint.news()
-    away, back = told.index("tiny: no replica runs; Serve starts another"), told.index("tiny: a replica runs again")
-    assert away < back < told.index(f"{run.directory}: step 5 is served")
-    assert any("step 6 refused, 5 stays" in line for line in told)
 
 
 def test_a_benchmark_asks_this_endpoint_beside_one_that_fails_half_of_its_calls(url, tmp_path, monkeypatch):

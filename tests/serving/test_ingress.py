@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import httpx
 import pytest
 
-from troupe.serving.ingress import IngressSettings, build_app, hash_key
+from troupe.serving.ingress import IngressSettings, Model, build_app, hash_key
 from troupe.serving.messages import Message
 from troupe.serving.openai_error import ModelUnavailable
 
@@ -64,10 +64,16 @@ class Echo:
     async def card(self) -> dict[str, Any]:
         return {"id": "tiny", "object": "model", "step": 10, "metadata": {"base": True}}
 
+    async def is_there(self) -> bool:
+        return True
+
 
 class Silent(Echo):
     async def card(self) -> dict[str, Any]:
         raise ModelUnavailable(503, "does not answer")
+
+    async def is_there(self) -> bool:
+        return False
 
 
 def response(status: int, kind: str, body: bytes, *, more: bool = False) -> list[Message]:
@@ -77,10 +83,18 @@ def response(status: int, kind: str, body: bytes, *, more: bool = False) -> list
     ]
 
 
-def ask(method: str, path: str, *, key: str | None = KEY, auth: bool = True, **request: Any) -> httpx.Response:
-    """One request to an endpoint with the models tiny and silent, and an adapter on tiny."""
+def ask(
+    method: str,
+    path: str,
+    *,
+    key: str | None = KEY,
+    auth: bool = True,
+    models: Mapping[str, Model] = {"tiny": Echo(), "silent": Silent()},
+    **request: Any,
+) -> httpx.Response:
+    """One request to an endpoint with these models, and an adapter on tiny."""
     door = IngressSettings(key_hash=hash_key(KEY) if auth else None, max_bytes=1000, adapters={"poet": "tiny"})
-    app = build_app({"tiny": Echo(), "silent": Silent()}, door)
+    app = build_app(models, door)
     headers = {b"authorization": f"Bearer {key}".encode()} if key is not None else {}
 
     async def send() -> httpx.Response:
@@ -116,8 +130,11 @@ def test_auth_off_asks_for_no_token():
     assert ask("GET", "/v1/models", key=None, auth=False).status_code == 200
 
 
-def test_health_needs_no_token():
-    assert ask("GET", "/health", key=None).json() == {"status": "ok"}
+def test_health_needs_no_token_and_names_the_models_that_nothing_answers_for():
+    reply = ask("GET", "/health", key=None, models={"tiny": Echo()})
+    assert (reply.status_code, reply.json()) == (200, {"status": "ok"})
+    reply = ask("GET", "/health", key=None)
+    assert (reply.status_code, reply.json()) == (503, {"status": "unavailable", "models": ["silent"]})
 
 
 def test_a_request_reaches_the_model_as_it_came():

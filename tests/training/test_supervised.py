@@ -1,7 +1,7 @@
 """SFT, reward models and DPO as real jobs: they learn what is there to learn, and survive a stop and the death of a
 worker.
 
-They run in this process; SFT on two ranks of Ray is in test_supervised_ranks.py.
+They run in this process; SFT on two ranks of Ray is in tests/long/test_supervised_ranks.py.
 """
 
 from __future__ import annotations

@@ -183,6 +183,7 @@ ANSWER = "answer"
 """The environment that says nothing."""
 LABEL = "environment"
 """Its name in the logs: `reward/environment`, `eval/<set>/environment/win`."""
+TURN_TOKENS = 128
 
 
 class EnvironmentConfig(Section):
@@ -204,9 +205,9 @@ class EnvironmentConfig(Section):
     """
     max_turns: int = Field(default=16, ge=1)
     """Answers of the model in a game; a game that is not over by then is cut off and counts as truncated."""
-    max_turn_tokens: int = Field(default=128, ge=1)
-    """Longest answer of one turn in tokens, its end-of-turn token included. rollout.max_response_tokens bounds the
-    whole game, the environment's tokens included.
+    max_turn_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer of one turn in tokens, its end-of-turn token included; unset: 128, or what is left of the game.
+    rollout.max_response_tokens bounds the whole game, the environment's tokens included.
     """
     unfinished_reward: float = Field(default=0.0, allow_inf_nan=False)
     """Added to the reward of a game that was cut off."""
@@ -218,6 +219,11 @@ class EnvironmentConfig(Section):
     """Share of a step's (or an evaluation's) games that may end that way; beyond it the run stops."""
     timeout_s: float | None = Field(default=None, gt=0)
     """Seconds that one call of an async environment may take before it counts as raised; unset: no limit."""
+
+    @property
+    def turn_tokens(self) -> int:
+        """Most tokens of a turn, where the game has room for them."""
+        return self.max_turn_tokens or TURN_TOKENS
 
     @property
     def plays(self) -> bool:
@@ -239,7 +245,7 @@ class EnvironmentConfig(Section):
 
     def check_limit(self, max_response_tokens: int, name: str = "rollout.max_response_tokens") -> None:
         """Raise ValueError unless a turn fits into a game."""
-        if self.max_turn_tokens > max_response_tokens:
+        if self.max_turn_tokens is not None and self.max_turn_tokens > max_response_tokens:
             raise ValueError(
                 f"environment.max_turn_tokens ({self.max_turn_tokens}) must be at most {name} ({max_response_tokens}), "
                 "which bounds the whole game: all answers and what the environment says in between"

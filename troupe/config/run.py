@@ -111,6 +111,8 @@ class RunConfig(Section):
     """Where and how Weights & Biases shows the run."""
     max_restarts: int = Field(default=2, ge=0)
     """Times that a run whose worker died starts its roles again and goes on from the last checkpoint."""
+    wait_for_room_s: float = Field(default=3600.0, ge=0)
+    """Seconds that a run pauses for room on a full disk before it ends with an error; 0: it ends at once."""
     samples_per_step: int = Field(default=2, ge=0)
     """Groups whose texts are written to rollouts.jsonl at every step."""
     calls: CallLogConfig = CallLogConfig()

@@ -23,6 +23,7 @@ from troupe.engines.trial import settle_engine
 from troupe.errors import TroupeError, WorkerError
 from troupe.processes.deaths import describe_death, last_lines, quote_lines
 from troupe.processes.logs import ENGINE_SUFFIX
+from troupe.processes.stacks import describe_process, end_processes
 from troupe.processes.subprocesses import end_with_us
 
 T = TypeVar("T")
@@ -100,6 +101,20 @@ class EngineProcess:
             self._doing.remove(doing)
             for task in (work, death):
                 task.cancel()
+
+    async def require_reply(self, asked: Awaitable[Any], within_s: float) -> None:
+        """Wait for an answer that takes an engine no time. One that is late is ended with all below it, since it may be
+        stopped, and is a WorkerError with their stacks.
+        """
+        try:
+            await asyncio.wait_for(self.run("answering", asked), within_s)
+        except TimeoutError:
+            pids = [process.pid for process in self._processes if process.pid is not None]
+            stacks = [line for pid in pids for line in await asyncio.to_thread(describe_process, pid)]
+            end_processes(pids)
+            raise WorkerError(
+                f"{self.name} gave no sign of life within {within_s:g} s and is ended", details="\n".join(stacks)
+            ) from None
 
     async def _is_cause(self, work: asyncio.Future[Any], death: asyncio.Task[Any]) -> bool:
         """Return whether a call failed because the engine died, which vLLM or a broken connection may show before its

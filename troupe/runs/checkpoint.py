@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from troupe.disk import disk_errors
+from troupe.disk import disk_errors, when_there_is_room
 from troupe.errors import CheckpointError
 from troupe.files import now, read_json, sha256_of, to_json, write_atomically
 from troupe.names import step_name, step_of
@@ -311,6 +311,15 @@ class CheckpointStore:
 
     # -- writing ---------------------------------------------------------------------------------------------
 
+    def write(self, step: int, fill: Callable[[Path], None], *, metadata: Mapping[str, Any], needs: int = 0) -> None:
+        """Write the checkpoint of `step`, whose directory `fill` fills, as `writing`; waits for room on a full disk."""
+
+        def attempt() -> None:
+            with self.writing(step, metadata, needs=needs) as path:
+                fill(path)
+
+        when_there_is_room(attempt, f"the checkpoint of step {step}", self.directory)
+
     @contextlib.contextmanager
     def writing(self, step: int, metadata: Mapping[str, Any] | None = None, *, needs: int = 0) -> Iterator[Path]:
         """Provide a directory to fill; after the block it becomes the checkpoint of `step`, or nothing at all.
@@ -338,7 +347,9 @@ class CheckpointStore:
 
     def _complete(self, temporary: Path, step: int, metadata: Mapping[str, Any], needs: int) -> None:
         with self._whole_or_gone(temporary, step, needs):
-            _write_manifest(temporary, step, metadata)
+            when_there_is_room(
+                lambda: _write_manifest(temporary, step, metadata), f"the checkpoint of step {step}", self.directory
+            )
             self._move_into_place(temporary, self.path(step))
 
     @contextlib.contextmanager

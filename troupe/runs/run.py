@@ -26,6 +26,7 @@ import rich
 from troupe import runs
 from troupe.config.loader import Section
 from troupe.config.program import user_error
+from troupe.disk import patient
 from troupe.errors import TroupeError
 from troupe.files import JsonLines, keep_lines, last_lines, now, read_lines, to_json, write_atomically
 from troupe.processes.progress import EVALUATED, build_progress
@@ -108,7 +109,10 @@ class Run:
             if stored is not None:
                 run._backup = runs.Backup(stored, settings.storage, run.checkpoints, run.event)
             try:
-                with WAITS.listening(functools.partial(run._status, "running")):
+                with (
+                    WAITS.listening(functools.partial(run._status, "running")),
+                    patient(settings.wait_for_room_s, run._waited_for_room),
+                ):
                     run._start()
                     run._observers += observers(run)
                     yield run
@@ -291,6 +295,10 @@ class Run:
         """Append something that happened (restart, retry, deadline) to events.jsonl; callable from any thread."""
         self._events.append({"at": now(), "step": self.step, "kind": kind, **fields})
 
+    def _waited_for_room(self, what: str, seconds: float) -> None:
+        log.warning("there is room again: %s was written after %.0f s", what, seconds)
+        self.event("waited_for_room", what=what, seconds=round(seconds, 1))
+
     def log_rollouts(self, step: int, groups: Sequence[Group], limit: int) -> None:
         """Append up to `limit` of the step's groups, drawn by seed, with texts, scores and parts to rollouts.jsonl."""
         self._forget_from(step)
@@ -346,7 +354,8 @@ class Run:
                 self._ended = True
             elif self._ended:
                 return
-            write_atomically(self.directory / "status.json", to_json(status) + "\n")
+            with contextlib.suppress(*([OSError] if state == "running" else [])):  # what counts waits for room
+                write_atomically(self.directory / "status.json", to_json(status) + "\n", waits=False)
 
     def _close(self, error: BaseException | None) -> None:
         self._signals.restore()

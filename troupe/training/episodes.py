@@ -147,7 +147,7 @@ class Episodes:
             game.request,
             prompt_ids=[*prompt_ids, *game.token_ids],
             num_branches=1,
-            max_tokens=min(self._config.max_turn_tokens, game.room),
+            max_tokens=min(self._config.turn_tokens, game.room),
             seed=branch_seed(game.seed, game.turns, game.sample.sample_id),
         )
 

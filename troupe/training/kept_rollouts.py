@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from troupe.disk import when_there_is_room
 from troupe.records import Branch, Group, JudgeCall, Sample, Score, WeightSpan
 from troupe.training.rollouts import Rollout
 
@@ -37,7 +38,10 @@ class KeptRollouts:
         self._directory = directory / FOLDER
 
     def keep(self, step: int, kept: Kept) -> None:
-        """Write a step's groups."""
+        """Write a step's groups; waits for room on a full disk."""
+        when_there_is_room(lambda: self._write(step, kept), f"what step {step} sampled", self._directory.parent)
+
+    def _write(self, step: int, kept: Kept) -> None:
         self._directory.mkdir(exist_ok=True)
         temporary = self._directory / f"writing-{os.getpid()}.pt"
         torch.save({"rollout": kept.rollout, "place": dict(kept.place)}, temporary)

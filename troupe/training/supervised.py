@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from troupe.actors.trained import TrainedModel
@@ -260,13 +261,14 @@ def save(task: SupervisedTask, supervised: SupervisedContext, step: int) -> None
     with run.timed("checkpoint"):
         task.before_save(supervised)
         facts = supervised.model.facts
-        identity = {"model": facts["identity"]}
-        with run.checkpoints.writing(step, metadata=identity, needs=facts["checkpoint_bytes"]) as path:
+        place = supervised.examples.stream.state()
+
+        def fill(path: Path) -> None:
             supervised.model.save(str(path))
-            save_state(
-                path,
-                {"step": step, **supervised.examples.stream.state(), "lesson": task.state(), "so_far": run.so_far()},
-            )
+            save_state(path, {"step": step, **place, "lesson": task.state(), "so_far": run.so_far()})
+
+        identity = {"model": facts["identity"]}
+        run.checkpoints.write(step, fill, metadata=identity, needs=facts["checkpoint_bytes"])
 
 
 def resume(task: SupervisedTask, supervised: SupervisedContext) -> tuple[int, bool]:
