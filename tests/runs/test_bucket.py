@@ -4,6 +4,7 @@ one sentence.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import time
@@ -15,7 +16,7 @@ import pytest
 import troupe.runs.bucket
 from tests.s3 import S3Proxy, client, free_port, proxied
 from troupe.errors import StorageError
-from troupe.runs.bucket import Bucket
+from troupe.runs.bucket import Bucket, in_threads
 
 
 @pytest.fixture
@@ -95,6 +96,56 @@ def test_an_answer_that_breaks_off_is_asked_for_again(tmp_path: Path, proxy: S3P
     proxy.fault = lambda request: next(once, None) if request.method == "GET" else None
     bucket.get("weights", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == content
+
+
+def test_places_under_and_above_an_address_are_named_and_keyed_alike(proxy: S3Proxy, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("x")
+    bucket = Bucket("s3://backups/team/runs/")
+    below = bucket.at("grpo").at("logs")
+    assert (bucket.address, below.address) == ("s3://backups/team/runs", "s3://backups/team/runs/grpo/logs")
+    below.put(tmp_path / "x", "a.log")
+    assert bucket.read("grpo/logs/a.log") == below.read("a.log") == b"x"
+    assert below.above(2).address == bucket.address
+    assert "team/runs/grpo/logs/a.log" in below.above(4).sizes()
+    assert (below.above(4).address, Bucket("s3://backups").at("top").address) == ("s3://backups", "s3://backups/top")
+    assert bucket.sizes("grpo/logs/a.lo") == {"grpo/logs/a.log": 1}  # what begins with it
+    assert below.read("a.log", first=5) == b"x"
+    assert below.read("b.log") is None
+    (tmp_path / "empty").write_bytes(b"")
+    below.put(tmp_path / "empty", "empty")
+    assert below.read("empty", first=5) is None  # a range of nothing
+
+
+def test_more_objects_are_deleted_than_one_request_takes(proxy: S3Proxy, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("x")
+    bucket = Bucket("s3://backups/many")
+    for key in ("0000", "1999"):
+        bucket.put(tmp_path / "x", key)
+    bucket.delete(f"{number:04d}" for number in range(2000))  # those that are not there count as removed
+    assert bucket.sizes() == {}
+    assert len([request for request in proxy.seen if "delete" in request.query]) == 2
+    bucket.delete([])
+
+
+def test_a_transfer_that_fails_ends_with_those_that_had_begun_and_begins_no_other() -> None:
+    begun: list[int] = []
+    ended: list[int] = []
+
+    def transfer(number: int) -> None:
+        begun.append(number)
+        time.sleep(0.02)
+        if number == 2:
+            raise StorageError("the store is full")
+        ended.append(number)
+
+    with pytest.raises(StorageError, match="the store is full"):
+        in_threads([functools.partial(transfer, number) for number in range(100)])
+    assert sorted(begun) == sorted([*ended, 2])
+    assert len(begun) < 50
+    begun.clear()
+    in_threads([functools.partial(begun.append, number) for number in range(9)])
+    assert sorted(begun) == list(range(9))
+    in_threads([])
 
 
 # -- what cannot work ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 
 from tests.actors.small import write_model
 from troupe.errors import TroupeError
+from troupe.runs.conversion import digest_of
 from troupe.runs.model_check import check_model
 from troupe.runs.model_paths import SMOLLM2, locate
 from troupe.training.scratch import SPECIAL_TOKENS, train_bpe
@@ -40,6 +42,21 @@ def refusal(model: Path | str) -> str:
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=SAME_IDS).logits
+
+
+def test_a_digest_is_remembered_until_the_file_changes_and_a_broken_note_is_no_digest(tmp_path, cache):
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    first = digest_of(file)
+    assert first == hashlib.sha256(b"one").hexdigest()
+    (note,) = cache.glob(".digest-*.json")
+    note.write_text('"remembered"')
+    assert digest_of(file) == "remembered"
+    note.write_text("{")
+    assert digest_of(file) == first
+    file.write_bytes(b"two")
+    os.utime(file, ns=(1, 1))
+    assert digest_of(file) == hashlib.sha256(b"two").hexdigest()
 
 
 # -- GGUF -------------------------------------------------------------------------------------------------------------

@@ -117,6 +117,24 @@ def test_a_path_where_nothing_is_gets_what_may_be_given(tmp_path: Path, monkeypa
     assert locate(str(tmp_path / "plain")) == str(tmp_path / "plain")
 
 
+def test_a_damaged_state_of_the_trainer_matters_only_where_it_is_needed(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "mine", {1: 0.1})
+    store = CheckpointStore(run / "checkpoints", keep_last=9)
+    with store.writing(2) as directory:
+        (directory / "config.json").write_text("{}")
+        (directory / "trainer_state").mkdir()
+        (directory / "trainer_state" / "rank-0.pt").write_bytes(b"moments")
+    (store.path(2) / "trainer_state" / "rank-0.pt").write_bytes(b"MOMENTS")
+    assert locate(str(run), "latest") == locate(str(run), 2) == str(store.path(2))
+    assert locate(str(run), "latest", whole=True) == str(store.path(1))
+    with pytest.raises(CheckpointError, match=r"rank-0\.pt has another SHA-256 than the manifest says"):
+        locate(str(run), 2, whole=True)
+    with pytest.raises(CheckpointError, match=r"rank-0\.pt has another SHA-256"):
+        locate(str(store.path(2)), whole=True)
+    (store.path(2) / "trainer_state" / "rank-0.pt").unlink()  # copied without, to be exported
+    assert locate(str(store.path(2)), whole=True) == str(store.path(2))
+
+
 # -- a run from another ------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +173,42 @@ def test_a_fork_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
+def test_a_fork_begins_at_the_best_step_or_the_latest_and_at_no_damaged_one(tmp_path: Path) -> None:
+    source = write_run(tmp_path / "mine", {1: 0.1, 2: 0.9, 3: 0.5})
+    assert [fork(source, tmp_path / str(step), step=step).step for step in ("best", "latest")] == [2, 3]  # type: ignore[arg-type]
+    (CheckpointStore(source / "checkpoints").path(3) / "model.safetensors").write_bytes(b"\x00" * 1000)
+    assert fork(source, tmp_path / "newest whole", step="latest").step == 2
+    with pytest.raises(CheckpointError, match="another SHA-256"):
+        fork(source, tmp_path / "damaged", step=3)
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_fork_that_was_killed_is_in_nobodys_way(tmp_path: Path) -> None:
+    source = write_run(tmp_path / "mine", {1: 0.1})
+    (source / "environment.json").unlink()
+    left = tmp_path / ".forking-other" / "checkpoints" / "step-000001"
+    left.mkdir(parents=True)
+    (left / "half.safetensors").write_bytes(b"half")
+    made = fork(source, tmp_path / "other", step=1)
+    assert made.program == "train_grpo.py"  # of a run that does not say
+    assert [path.name for path in made.path.rglob("half.safetensors")] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "other"]
+
+
+def test_a_fork_reads_no_secret_of_the_environment_into_its_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_run(tmp_path / "mine", {1: 0.1})
+    text = (source / "config.yaml").read_text()
+    (source / "config.yaml").write_text(text + "owner: ${oc.env:SOME_API_KEY}\n")
+    monkeypatch.setenv("SOME_API_KEY", "sk-planted-secret-1")
+    made = fork(source, tmp_path / "other", step=1, overrides=["judge=${oc.env:SOME_API_KEY}"])
+    files = [file.read_text() for file in made.path.rglob("*") if file.is_file() and file.suffix != ".safetensors"]
+    assert not any("planted" in text for text in files)
+    recipe = OmegaConf.load(made.path / "config.yaml")
+    assert recipe.owner == recipe.judge == "sk-planted-secret-1"  # where it is read, it is there
+
+
 # -- what is written ---------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +226,18 @@ def test_a_group_is_a_line_with_every_branch_and_an_evaluated_one_its_first() ->
     assert [one["score"] for one in group_record(scored)["branches"]] == [1.0, None]
     assert answer_row(scored)["metrics"] == {"accuracy": 1.0}
     assert (answer_row(group)["metrics"], answer_row(group)["text"]) == ({}, "4")
+
+
+def test_turns_that_call_tools_and_their_results_are_shown_in_a_prompt() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
+    turns: Any = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "18", "tool_call_id": "c1"},
+    ]
+    group = Group(sample=Sample(sample_id="s", prompt=turns), prompt_ids=(1,), branches=[Branch(token_ids=[2])])
+    shown = 'user: Look.\n\nassistant: {"name": "look", "arguments": {"at": "it"}}\n\ntool: 18'
+    assert group_record(group)["prompt"] == answer_row(group)["prompt"] == shown
 
 
 def test_settings_that_may_change_are_settings_of_some_job() -> None:

@@ -1,8 +1,10 @@
 """A checkpoint knows its run, its step and the models before it; the card says so, and whose terms apply."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from troupe.config.tools import ExportConfig
@@ -100,6 +102,67 @@ def test_the_card_of_an_adapter_shows_how_to_load_it(grpo: Path) -> None:
     assert 'library_name: "peft"' in card
     assert 'AutoModelForCausalLM.from_pretrained("Qwen/Qwen2.5-0.5B")' in card
     assert "PeftModel.from_pretrained(model," in card
+
+
+@pytest.mark.parametrize(
+    ("model", "behind"),
+    [
+        ("{type: scratch}", ("scratch",)),
+        ("{path: 's3://bucket/run'}", ("s3://bucket/run",)),  # nothing is fetched for its name
+        ("{path: /gone/model}", ("/gone/model",)),
+        ("{}", ("unknown",)),
+    ],
+)
+def test_the_models_before_a_run_are_followed_as_far_as_they_are_known(
+    tmp_path: Path, model: str, behind: tuple[str, ...]
+) -> None:
+    made = run(tmp_path / "sft", f"model: {model}", metrics={5: 1.0})
+    assert provenance(str(made / "checkpoints" / "latest")).chain == ("sft", *behind)
+
+
+def test_a_run_before_it_that_is_gone_or_lost_its_recipe_is_still_named(grpo: Path) -> None:
+    checkpoint = locate(str(grpo))
+    (grpo.parent / "sft" / "config.yaml").unlink()
+    assert provenance(checkpoint).chain == ("grpo", "sft")
+    shutil.rmtree(grpo.parent / "sft")
+    assert provenance(checkpoint).chain == ("grpo", "sft")
+
+
+def test_a_recipe_with_a_secret_of_the_environment_is_read_without_it(tmp_path: Path) -> None:
+    recipe = "model: {path: a/b}\ndata: {token: '${oc.env:NOT_SET_HERE}'}"
+    known = provenance(str(run(tmp_path / "x", recipe, metrics={1: 0.5}) / "checkpoints" / "best"))
+    assert known.chain == ("x", "a/b")
+    assert known.recipe["data"]["token"] == "${oc.env:NOT_SET_HERE}"
+
+
+def test_a_run_whose_index_and_environment_are_lost_is_known_without_them(grpo: Path) -> None:
+    (grpo / "checkpoints" / "index.json").write_text("{")
+    (grpo / "environment.json").unlink()
+    known = provenance(str(grpo / "checkpoints" / "step-000010"))
+    assert (known.step, known.metric, known.program) == (10, None, None)
+    card = model_card(known, name="x", base_model=None, license_name=None, facts=FACTS)
+    assert "| step | 10 |" in card
+    assert "metric at that step" not in card
+    assert "| job |" not in card
+
+
+@pytest.mark.parametrize("licence", ["apache-2.0", "other: mine", "yes", 'of "us"', "3.0"])
+def test_the_header_of_a_card_is_yaml_that_gives_back_what_was_given(grpo: Path, licence: str) -> None:
+    card = model_card(provenance(locate(str(grpo))), name="x", base_model="a/b", license_name=licence, facts=FACTS)
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header == {"license": licence, "base_model": "a/b", "library_name": "transformers", "tags": ["troupe"]}
+
+
+def test_the_card_of_a_model_that_scores_or_was_made_here_says_so(tmp_path: Path) -> None:
+    made = run(tmp_path / "rm", "model: {type: scratch}", metrics={5: 1.0})
+    facts = {**FACTS, "head": "scalar", "adapter": "apart"}
+    card = model_card(provenance(locate(str(made))), name="rm", base_model=None, license_name=None, facts=facts)
+    assert "| base model | made from scratch |" in card
+    assert "base_model" not in card.split("---\n")[1]
+    assert "The terms of the base model, if it has one, apply" in card
+    assert "Scores of 3 texts, loaded from these files" in card
+    assert 'AutoModelForSequenceClassification.from_pretrained("<this directory>/base")' in card
+    assert "| weights | bf16, adapter apart, from the safetensors |" in card
 
 
 def test_outputs_are_named_after_run_precision_and_form() -> None:

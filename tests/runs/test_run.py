@@ -8,11 +8,12 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from troupe.config.grpo import GRPOConfig
 from troupe.config.loader import load_config
 from troupe.config.rollout import RewardConfig
@@ -334,6 +335,105 @@ def test_no_file_of_a_run_holds_a_secret_of_the_environment(recipe, monkeypatch,
     assert [path.name for path in files if key in path.read_text()] == []
     assert load_config(GRPOConfig, [str(config.run.path / "config.yaml")]) == config
     assert json.loads((config.run.path / "status.json").read_text())["state"] == "failed"
+
+
+class Watching:
+    """An observer that fails at one step."""
+
+    def __init__(self, name: str, *, fails_at: int | str | None = None) -> None:
+        self.name, self._fails_at = name, fails_at
+        self.seen: list[int | str] = []
+
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._see(step)
+
+    def on_close(self, state: str) -> None:
+        self._see(state)
+
+    def _see(self, what: int | str) -> None:
+        self.seen.append(what)
+        if what == self._fails_at:
+            raise ConnectionError("the tracker is away\nfor long")
+
+
+def test_an_observer_that_fails_gets_nothing_more_and_costs_neither_the_run_nor_the_others(
+    recipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    away, there, late = Watching("away", fails_at=1), Watching("there"), Watching("late", fails_at="finished")
+    with Run.open(recipe(), lambda run: [away, there]) as run:
+        run.observe(late)
+        for step in (0, 1, 2):
+            run.end_step(step)
+    assert (away.seen, there.seen, late.seen) == ([0, 1], [0, 1, 2, "finished"], [0, 1, 2, "finished"])
+    assert steps_in(run.directory) == [0, 1, 2]
+    failed = [event for event in read_lines(run.directory / "events.jsonl") if event["kind"] == "tracker_failed"]
+    assert [(event["tracker"], event["error"]) for event in failed] == [
+        ("away", "ConnectionError: the tracker is away"),
+        ("late", "ConnectionError: the tracker is away"),
+    ]
+    assert "away failed and gets nothing more" in caplog.text
+
+
+def test_groups_are_drawn_by_the_step_and_the_same_ones_again(recipe) -> None:
+    def drawn(name: str) -> list[list[str]]:
+        with open_run(recipe(name=name)) as run:
+            for step in (1, 2, 3):
+                run.log_rollouts(step, [group(f"toy/{index}") for index in range(50)], limit=4)
+            run.log_rollouts(4, [group("toy/only")], limit=4)
+        lines = read_lines(run.directory / "rollouts.jsonl")
+        return [[line["sample_id"] for line in lines if line["step"] == step] for step in (1, 2, 3, 4)]
+
+    one, two, three, few = drawn("first")
+    assert [one, two, three, few] == drawn("again")
+    assert [len(set(ids)) for ids in (one, two, three)] == [4, 4, 4]
+    assert one != two != three
+    assert few == ["toy/only"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_learned_again_is_logged_once(recipe, fails: bool) -> None:
+    with open_run(recipe()) as run:
+        run.log({"eval/heldout/accuracy": 0.5})
+        with pytest.raises(WorkerError) if fails else contextlib.nullcontext(), run.replaying(2, 4):
+            run.log({"reward/mean": 0.9, "eval/heldout/accuracy": 0.1})
+            if fails:
+                raise WorkerError("policy rank 1 died")
+        run.end_step(4)
+    (line,) = read_lines(run.directory / "metrics.jsonl")
+    assert (line["eval/heldout/accuracy"], "reward/mean" in line) == (0.5, False)
+    assert line["time/replay_s"] >= 0
+    assert [
+        (event["first"], event["last"]) for event in read_lines(run.directory / "events.jsonl") if "first" in event
+    ] == [(2, 4)]
+
+
+def test_where_the_end_cannot_be_written_the_error_that_ended_the_run_is_told(
+    recipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        with open_run(recipe()) as run:
+            (run.directory / "status.json").unlink()
+            (run.directory / "status.json").mkdir()  # stands for a disk that takes no more
+            raise WorkerError("policy rank 1 died")
+
+    with pytest.raises(WorkerError, match="policy rank 1 died"):
+        broken()
+    assert "the end of the run cannot be written" in caplog.text
+
+
+def test_advice_is_a_command_that_can_be_typed(recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [str(ROOT / "jobs" / "train_grpo.py"), "steps=3"])
+    directory = train(recipe(steps=3))
+    with open_run(recipe(steps=4)) as run:
+        run.resume_from(3)
+        assert run._advice() == (
+            f"{directory} is saved at step 3; it goes on with: python {ROOT}/jobs/train_grpo.py {directory}/config.yaml"
+        )
+    with open_run(recipe(steps=3)) as run:
+        run.resume_from(3)
+        assert run._advice() == f"{directory} is at its end, step 3"
+    with open_run(recipe(name="new", resume="never")) as run:
+        assert run._advice().endswith("/new/config.yaml run.resume=auto")  # or it would begin again
 
 
 # -- a worker died, and the roles start again in the same process --------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from troupe.chat.texts import turn_text
 from troupe.records import Group, Score
 
 
@@ -40,4 +41,4 @@ def _prompt_text(group: Group) -> str:
     prompt = group.sample.prompt
     if isinstance(prompt, str):
         return prompt
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return "\n\n".join(f"{message['role']}: {turn_text(message)}" for message in prompt)
