@@ -415,13 +415,12 @@ def _start_ray(**options: Any) -> None:
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             # More workers than cores is fine: roles take turns. Nothing listens beyond loopback.
-            context = ray.init(
+            ray.init(
                 num_cpus=max(16, hardware().num_cores),
                 include_dashboard=False,
                 _node_ip_address="127.0.0.1",
                 **options,
             )
-            Path(context.address_info["session_dir"]).chmod(0o700)  # Ray lets every user of the machine write there
             return
         except Exception as error:
             if attempt == START_ATTEMPTS or "timed out during startup" not in str(error):
