@@ -113,7 +113,7 @@ def train_loop(config: GRPOConfig, context: training.RunContext, roles: training
                 rollout = rollouts.next_batch(step)
                 kept.keep(step, training.Kept(rollout=rollout, place=rollouts.state()))
             run.log(rollout.metrics)
-            run.log_rollouts(step, rollout.groups, config.run.samples_per_step)
+            run.log_rollouts(step, rollout.groups, config.run.samples_per_step, roles.form.tokenizer.decode)
         if step == first + 1:
             warn_of_cut_answers(run, rollout.metrics, config, end_tokens(roles.form, context.model_path))
         learn(config, run, roles, rollout.groups, kl, step)

@@ -100,6 +100,9 @@ class Branch:
     weight_versions: Sequence[WeightSpan] = ()
     outcome: Score | None = None
     """What the environment gave for it, where it is a game with one."""
+    turns: Sequence[tuple[str, int]] = ()
+    """(speaker, tokens) of each turn in order, such as ("assistant", 12), ("tool calculator", 9); empty: all tokens
+    are one answer."""
 
     @property
     def truncated(self) -> bool:

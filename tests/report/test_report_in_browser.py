@@ -12,8 +12,10 @@ import pytest
 from tests.fake_run import fake_run
 from tests.serving.browser import CHROMIUM, Page, browser
 from troupe.files import JsonLines, read_lines
+from troupe.records import Branch, Group, Sample, Score
 from troupe.report.live_page import LiveServer
 from troupe.report.report import build_comparison, build_report
+from troupe.runs.run_records import group_record
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 
@@ -180,6 +182,53 @@ def test_what_a_model_wrote_does_nothing_in_the_page(page: Page, tmp_path: Path)
     page.until(f"document.querySelector('#groups').textContent.includes({json.dumps(ATTACK)})")
     assert page.js("typeof hit") == "undefined"
     assert page.js("document.images.length + document.querySelectorAll('main svg, main script').length") == 0
+    assert page.errors == []
+
+
+def spelled(text: str) -> list[int]:
+    return [ord(letter) for letter in text]
+
+
+@pytest.mark.parametrize(("width", "phone"), [(1280, False), (390, True)])
+def test_an_episode_is_shown_turn_by_turn_with_its_mask_probabilities_and_the_sum_of_its_score(
+    page: Page, tmp_path: Path, width: int, phone: bool
+) -> None:
+    """Of a run whose other groups were written without turns, as runs of before have them."""
+    said = ["Let me see. <call>48/2</call>" + "long" * 40, f"<|tool|>24 {ATTACK}", "24"]
+    logprobs = [-3.0] + [-0.01] * (len(said[0]) - 1) + [0.0] * len(said[1]) + [-0.7, -0.01]
+    branch = Branch(
+        token_ids=spelled("".join(said)),
+        logprobs=logprobs,
+        loss_mask=[True] * len(said[0]) + [False] * len(said[1]) + [True] * 2,
+        turns=[("assistant", len(said[0])), ("tool calculator", len(said[1])), ("assistant", 2)],
+    )
+    group = Group(sample=Sample(sample_id="tools/1", prompt="48/2?"), prompt_ids=[1], branches=[branch])
+    parts = {"environment": 0.5, "math_answer": 1.0, "tools/calls": 2.0}
+    record = group_record(group.with_scores([Score(value=1.5, parts=parts)]), lambda ids: "".join(map(chr, ids)))
+    directory = fake_run(tmp_path, name="tools", steps=3)
+    JsonLines(directory / "rollouts.jsonl").append({"step": 3, **record})
+    opened(page, build_report(directory), width=width, phone=phone)
+    page.js("filter.elements.text.value = '<|tool|>24'; filter.dispatchEvent(new Event('input'))")
+    assert "1 groups chosen" in page.js("document.querySelector('#samples-count').textContent")
+    page.js("document.querySelector('.group').open = true")
+    page.until("document.querySelectorAll('.turn').length === 3")
+    assert page.js("[...document.querySelectorAll('.turn .text')].map(one => one.textContent)") == said
+    heads = page.js("[...document.querySelectorAll('.turn header')].map(one => one.innerText.split('\\n').join(' '))")
+    assert [head.split() for head in heads] == [
+        ["assistant", "trained"], ["tool", "calculator", "read,", "not", "trained"], ["assistant", "trained"]
+    ]  # fmt: skip
+    score = page.js("document.querySelector('.group .answer > header').textContent")
+    assert "score 1.5 = environment 0.5 + math_answer 1" in score
+    assert "tools/calls 2" in score
+    page.js("document.querySelector('.turn .text span').click()")
+    assert "probability 0.04979" in page.js("document.querySelector('.turn header').innerText")  # exp(-3)
+    marked = "[...document.querySelectorAll('.turn span[title]')].filter(one => one.style.length).length"
+    assert page.js(marked) == 2  # of -3 and -0.7
+    assert page.js("document.documentElement.scrollWidth") <= width
+    assert page.js("typeof hit") == "undefined"
+    page.js("filter.elements.text.value = ''; filter.dispatchEvent(new Event('input'))")
+    page.js("document.querySelectorAll('.group').forEach(card => card.open = true)")
+    page.until("document.querySelectorAll('.group .answer').length > 40")
     assert page.errors == []
 
 

@@ -12,7 +12,14 @@ import pytest
 
 from tests.report.pages import record
 from troupe.report import samples
-from troupe.report.samples import before_and_after, change_within, difference_between, kept_groups, paired_change
+from troupe.report.samples import (
+    before_and_after,
+    change_within,
+    difference_between,
+    kept_groups,
+    paired_change,
+    reward_weights,
+)
 
 
 def row(step: int, sample: str, name: str = "words", prompt: str = "?", **metrics: Any) -> dict[str, Any]:
@@ -50,6 +57,23 @@ def test_sampled_groups_are_read_from_the_file_and_lines_that_are_odd_do_no_harm
     assert groups[0] == {"set": "", "step": 1, "sample_id": "a", "prompt": "p", "gold": None, "branches": [
         {"text": "x", "score": 1.0}
     ]}  # fmt: skip
+
+
+def test_what_turns_say_is_in_a_page_once(tmp_path: Path) -> None:
+    turns = [{"role": "assistant", "trained": True, "tokens": ["x", "y"], "logprobs": [-0.5, 0.0]}]
+    line = {"step": 1, "branches": [{"text": "xy", "score": 1.0, "turns": turns}]}
+    (tmp_path / "rollouts.jsonl").write_text(json.dumps(line) + "\n")
+    ((group,), _) = kept_groups(record(directory=tmp_path))
+    assert group["branches"] == [{"score": 1.0, "turns": turns}]
+
+
+def test_weights_are_those_of_the_recipe_by_the_names_of_the_parts() -> None:
+    rewards = [{"fn": "math_answer", "name": None, "weight": 1.0}, {"fn": "my_rewards:brief", "weight": 0.25}]
+    rewards += [{"fn": "troupe.rewards.form:length", "name": "short"}]
+    recipe = {"rewards": rewards, "reward_model": {"path": "m", "weight": 2.0}, "perplexity_reward": None}
+    weights = {"math_answer": 1.0, "brief": 0.25, "short": 1.0, "reward_model": 2.0}
+    assert reward_weights(recipe) == {"environment": 1.0, "agent": 1.0, **weights}
+    assert reward_weights({}) == {"environment": 1.0, "agent": 1.0}
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 10, 57])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from troupe.runs.fork import fork
 from troupe.runs.model_paths import SMOLLM2, locate
 from troupe.runs.run_directory import MAY_CHANGE
 from troupe.runs.run_listing import Listed, local_runs
-from troupe.runs.run_records import answer_row, group_record
+from troupe.runs.run_records import answer_row, group_record, token_texts
 
 
 def write_run(path: Path, steps: dict[int, float], *, status: dict[str, Any] | None = None, **settings: Any) -> Path:
@@ -238,6 +239,59 @@ def test_turns_that_call_tools_and_their_results_are_shown_in_a_prompt() -> None
     group = Group(sample=Sample(sample_id="s", prompt=turns), prompt_ids=(1,), branches=[Branch(token_ids=[2])])
     shown = 'user: Look.\n\nassistant: {"name": "look", "arguments": {"at": "it"}}\n\ntool: 18'
     assert group_record(group)["prompt"] == answer_row(group)["prompt"] == shown
+
+
+def spelled(ids: Sequence[int]) -> str:
+    """A decoder whose tokens are bytes."""
+    return bytes(ids).decode("utf-8", "replace")
+
+
+def test_an_episode_is_written_turn_by_turn_and_the_models_turns_by_token_with_their_log_probabilities() -> None:
+    said, heard, ended = b"2*3", b"\n6\n", b"6"
+    branch = Branch(
+        token_ids=[*said, *heard, *ended],
+        text="6",
+        loss_mask=[True] * 3 + [False] * 3 + [True],
+        logprobs=[-0.1234, 0.0, -2.0, 0.0, 0.0, 0.0, -0.004],
+        turns=[("assistant", 3), ("tool calculator", 3), ("assistant", 1)],
+    )
+    group = Group(sample=Sample(sample_id="s", prompt="6?"), prompt_ids=(1,), branches=[branch])
+    (written,) = group_record(group, spelled)["branches"]
+    assert written["turns"] == [
+        {"role": "assistant", "trained": True, "tokens": ["2", "*", "3"], "logprobs": [-0.12, 0.0, -2.0]},
+        {"role": "tool calculator", "trained": False, "text": "\n6\n"},
+        {"role": "assistant", "trained": True, "tokens": ["6"], "logprobs": [0.0]},
+    ]
+    assert "-0.0" not in json.dumps(written["turns"][2])
+    assert "turns" not in group_record(group)["branches"][0]
+
+
+def test_an_answer_of_one_turn_is_the_assistants() -> None:
+    branch = Branch(token_ids=list(b"4"), text="4", logprobs=[-1.0])
+    group = Group(sample=Sample(sample_id="s", prompt="2+2?"), prompt_ids=(1,), branches=[branch])
+    turn = {"role": "assistant", "trained": True, "tokens": ["4"], "logprobs": [-1.0]}
+    assert group_record(group, spelled)["branches"][0]["turns"] == [turn]
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve – 日本 🙂!", "🙂"])
+def test_the_texts_of_tokens_joined_are_the_text_and_a_character_of_several_tokens_is_its_last_ones(text: str) -> None:
+    ids = list(text.encode())
+    texts = token_texts(ids, spelled)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == text
+    assert all(len(each) < 2 for each in texts)
+
+
+def test_bytes_that_are_no_text_are_not_waited_for() -> None:
+    assert "".join(token_texts([0xFF] * 6 + [0x41], spelled)) == "\ufffd" * 6 + "A"
+
+
+def test_a_secret_that_several_tokens_spell_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED_API_KEY", "k3y-0f-many-t0kens")
+    branch = Branch(token_ids=list(b"it is k3y-0f-many-t0kens"), logprobs=[-0.5] * 24)
+    group = Group(sample=Sample(sample_id="s", prompt="?"), prompt_ids=(1,), branches=[branch])
+    (turn,) = group_record(group, spelled)["branches"][0]["turns"]
+    assert turn == {"role": "assistant", "trained": True, "text": "it is k3y-0f-many-t0kens"}  # the file masks texts
 
 
 def test_settings_that_may_change_are_settings_of_some_job() -> None:

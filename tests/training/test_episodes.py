@@ -97,6 +97,18 @@ def turns_of(branch: Branch, tokenizer: Any = TOKENIZER) -> list[tuple[bool, str
     return [(trained, tokenizer.decode(ids)) for trained, ids in stretches]
 
 
+def branch_turns(branch: Branch) -> list[tuple[str, bool, Sequence[int]]]:
+    """(who spoke, whether it is trained, token ids) of each turn that the branch names."""
+    found, start = [], 0
+    for who, count in branch.turns:
+        ids, mask = branch.token_ids[start : start + count], set((branch.loss_mask or ())[start : start + count])
+        assert len(mask) == 1
+        found.append((who, mask.pop(), ids))
+        start += count
+    assert start == len(branch.token_ids)
+    return found
+
+
 # -- one branch --------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +138,11 @@ def test_a_game_is_the_conversation_as_the_template_shows_it_and_only_the_models
             assert all(value < 0 for value in said)
             assert set(heard) <= {0.0}
             assert branch.num_sampled == len(said)
+            shown = [(trained, TOKENIZER.decode(ids)) for _, trained, ids in branch_turns(branch)]
+            assert shown == turns_of(branch)
+            assert [who for who, *_ in branch_turns(branch)] == ["assistant", "user"] * (len(shown) // 2) + [
+                "assistant"
+            ]
 
 
 def test_each_token_of_the_model_keeps_the_version_that_sampled_it() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.actors.scripted import ScriptedGenerators
 from tests.serving.served_run import TEMPLATE
-from tests.training.test_episodes import submitted, turns_of
+from tests.training.test_episodes import branch_turns, submitted, turns_of
 from troupe.chat import ChatForm, ChatSettings
 from troupe.config.agents import ToolConfig
 from troupe.config.rollout import EnvironmentConfig
@@ -62,6 +62,7 @@ def test_results_are_a_tools_turn_that_is_read_and_not_trained() -> None:
     assert first == f"Let me see. {call('12 + 30')}<|im_end|>"
     assert told == "\n<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\n"
     assert last == "It is 42.<|im_end|>"
+    assert [who for who, *_ in branch_turns(branch)] == ["assistant", "tool calculator", "assistant"]
     assert branch.text == "It is 42."  # what rewards read: no tool can write the answer
     assert branch.outcome is not None
     assert branch.outcome.value == 0

@@ -238,7 +238,7 @@ class AgentEpisode:
         form, lines = self._owner.form, self.lines
         if not lines:
             line = Line(prompt_ids=prompt_ids)
-            line.hear(form.stop_ids[:1])
+            line.hear(form.stop_ids[:1], "prompt")
             lines = [line]
         return [
             line.branch(form, self.outcome, text_ids=line.last_said, before=line.prompt_ids[len(prompt_ids) :])

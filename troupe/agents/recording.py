@@ -24,12 +24,15 @@ class TokenSequence:
     loss_mask: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     spans: list[WeightSpan] = field(default_factory=list)
+    speakers: list[tuple[str, int]] = field(default_factory=list)
+    """(role, tokens) of each turn so far."""
     turns: int = 0
     """Answers of the model so far."""
     finish_reason: str = "length"
 
-    def hear(self, ids: Sequence[int]) -> None:
+    def hear(self, ids: Sequence[int], speaker: str = "user") -> None:
         """Add tokens that are read, not trained."""
+        self.speakers.append((speaker, len(ids)))
         self.token_ids += ids
         self.loss_mask += [False] * len(ids)
         self.logprobs += [0.0] * len(ids)
@@ -37,6 +40,7 @@ class TokenSequence:
     def say(self, answer: Branch) -> None:
         """Add the model's tokens, with what is known of how they were sampled."""
         start = len(self.token_ids)
+        self.speakers.append(("assistant", len(answer.token_ids)))
         self.token_ids += answer.token_ids
         self.loss_mask += [True] * len(answer.token_ids)
         assert answer.logprobs is not None  # engines give them with every answer
@@ -73,6 +77,7 @@ class TokenSequence:
                 replace(span, start=span.start + len(before), end=span.end + len(before)) for span in self.spans
             ),
             outcome=outcome,
+            turns=[*([("prompt", len(before))] if before else []), *self.speakers],
         )
 
 
@@ -106,7 +111,8 @@ class Recording:
         """Return the line that a request for the next turn of a conversation goes on from, or a new one."""
         line = self._longest(lambda each: self._goes_on(each, messages, tools))
         if line is not None:
-            line.hear(self._turns.after_turns(line.token_ids[-1], messages[len(line.messages) :]))
+            heard = messages[len(line.messages) :]
+            line.hear(self._turns.after_turns(line.token_ids[-1], heard), speakers_of(heard))
         else:
             sample = Sample(sample_id="a request of the agent", prompt=messages, tools=tools)
             line = Line(prompt_ids=self._form.prompt(sample), tools=tools)
@@ -128,7 +134,7 @@ class Recording:
             line = Line(prompt_ids=ids)
             self.lines.append(line)
         else:
-            line.hear(ids)
+            line.hear(ids, "prompt")
         line.busy = True
         return line
 
@@ -154,6 +160,15 @@ def shared_prompt(lines: Sequence[Line], otherwise: Sequence[int]) -> Sequence[i
     shortest = min(prompts, key=len)
     size = next((i for i in range(len(shortest)) if any(each[i] != shortest[i] for each in prompts)), len(shortest))
     return list(shortest[:size])
+
+
+def speakers_of(turns: Sequence[Message]) -> str:
+    """Return the speakers of turns, tools by name.
+
+    >>> speakers_of([{"role": "tool", "name": "calculator", "content": "3"}, {"role": "user", "content": "And?"}])
+    'tool calculator, user'
+    """
+    return ", ".join(f"{turn['role']} {turn.get('name', '')}".strip() for turn in turns)
 
 
 def _key(turn: Message) -> tuple[Any, ...]:

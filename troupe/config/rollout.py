@@ -36,7 +36,12 @@ class RewardConfig(Section):
 
     @property
     def label(self) -> str:
-        return self.name or self.fn.rpartition(":")[2].rpartition(".")[2]
+        return reward_label(self.fn, self.name)
+
+
+def reward_label(fn: str, name: str | None = None) -> str:
+    """Return what a reward is called in the logs."""
+    return name or fn.rpartition(":")[2].rpartition(".")[2]
 
 
 class DynamicSamplingConfig(Section):

@@ -196,6 +196,7 @@ function find() {
 // -- samples
 
 const filter = $('#filter');
+const written = branch => branch.turns?.map(turn => turn.text ?? turn.tokens.join('')).join('') ?? branch.text;
 const scores = group => group.branches.map(branch => branch.score).filter(score => typeof score === 'number');
 let shown = SHOWN, histogram, perPrompt;
 
@@ -213,7 +214,7 @@ function fillFilter() {
 
 function chosenGroups() {
   const {set, step, prompt, text, low, high, order} = Object.fromEntries(new FormData(filter));
-  const words = text.toLowerCase(), texts = group => [group.prompt, ...group.branches.map(branch => branch.text)];
+  const words = text.toLowerCase(), texts = group => [group.prompt, ...group.branches.map(written)];
   const has = group => texts(group).some(one => String(one).toLowerCase().includes(words));
   const found = data.groups.filter(group => group.set === set
     && (step === '' || String(group.step) === step) && (prompt === '' || String(group.sample_id) === prompt)
@@ -226,18 +227,45 @@ function chosenGroups() {
   return found.sort((a, b) => key(a) - key(b) || 0);
 }
 
-function branchOf(branch, centre) {
-  const score = typeof branch.score === 'number' ? branch.score : null;
+// A token with its probability as its title, marked the more the less probable it was.
+function tokenOf(text, logprob) {
+  const made = element('span', {textContent: text, title: `probability ${short(Math.exp(logprob))}`});
+  if (logprob < -0.1) made.style.setProperty('--doubt', `${Math.min(-10 * logprob, 40)}%`);
+  return made;
+}
+
+function turnOf(turn) {
+  const parts = turn.tokens?.map((text, i) => tokenOf(text, turn.logprobs[i])) ?? [turn.text];
+  const body = element('div', {className: 'text'}, ...parts), pointedAt = element('span');
+  for (const kind of ['click', 'pointerover']) {
+    body.addEventListener(kind, event => { pointedAt.textContent = event.target.title; });
+  }
+  const mask = element('span', {textContent: turn.trained ? 'trained' : 'read, not trained'});
+  const head = element('header', {}, element('b', {textContent: turn.role}), mask, pointedAt);
+  return element('div', {className: turn.trained ? 'turn' : 'turn read'}, head, body);
+}
+
+function saidIn(branch) {
+  if (branch.turns) return element('div', {className: 'turns'}, ...branch.turns.map(turnOf));
+  const text = String(branch.text ?? ''), isEmpty = !text.trim();
+  return element('div', {className: isEmpty ? 'text soft' : 'text', textContent: isEmpty ? '(empty)' : text});
+}
+
+// `weights` are those of the parts whose sum is the score.
+function branchOf(branch, centre, weights) {
+  const score = typeof branch.score === 'number' ? branch.score : null, parts = branch.parts ?? {};
   const advantage = score === null || centre === null ? null : score - centre;
-  const facts = {advantage, ...branch.parts, tokens: branch.num_tokens, 'ended by': branch.finish_reason};
+  const summed = Object.keys(weights).filter(name => typeof parts[name] === 'number');
+  const sum = summed.map(name => `${weights[name] === 1 ? '' : `${weights[name]} × `}${name} ${short(parts[name])}`);
+  const others = Object.entries(parts).filter(([name]) => !summed.includes(name));
+  const facts = {advantage, ...Object.fromEntries(others), tokens: branch.num_tokens, 'ended by': branch.finish_reason};
   const label = score === null ? 'no score' : `score ${short(score)}`;
-  const head = element('header', {}, element('b', {textContent: label}));
+  const head = element('header', {}, element('b', {textContent: [label, sum.join(' + ')].filter(Boolean).join(' = ')}));
   for (const [name, value] of Object.entries(facts).filter(fact => fact[1] != null)) {
     head.append(element('span', {textContent: `${name} ${typeof value === 'number' ? short(value) : value}`}));
   }
-  const text = String(branch.text ?? ''), isEmpty = !text.trim();
-  const body = element('div', {className: isEmpty ? 'text soft' : 'text', textContent: isEmpty ? '(empty)' : text});
-  return element('div', {className: `answer ${!advantage ? '' : advantage > 0 ? 'above' : 'below'}`}, head, body);
+  const edge = !advantage ? '' : advantage > 0 ? 'above' : 'below';
+  return element('div', {className: `answer ${edge}`}, head, saidIn(branch));
 }
 
 function groupCard(group) {
@@ -249,10 +277,11 @@ function groupCard(group) {
   const card = element('details', {className: 'card group'}, element('summary', {}, begins, more));
   card.addEventListener('toggle', () => {
     if (!card.open || card.children.length > 1) return;
+    const weights = group.set ? {} : data.weights;
     const about = [group.sample_id ?? '', ...(group.gold == null ? [] : [`gold: ${group.gold}`])];
     card.append(element('div', {className: 'id'}, ...about.map(text => element('span', {textContent: text}))),
       element('div', {className: 'text prompt', textContent: prompt}),
-      element('div', {className: 'branches'}, ...group.branches.map(branch => branchOf(branch, centre))));
+      element('div', {className: 'branches'}, ...group.branches.map(branch => branchOf(branch, centre, weights))));
   });
   return card;
 }

@@ -31,14 +31,17 @@ def render(
     *,
     runs: Sequence[RunRecord] = (),
     groups: Any = (),
+    weights: Mapping[str, float] | None = None,
     live: Mapping[str, Any] | None = None,
     **context: Any,
 ) -> str:
     """Return one HTML document that refers to nothing outside.
 
-    The script gets the numbers of `runs`, which the charts name by their place, and the `groups` of samples.
+    The script gets the numbers of `runs`, which the charts name by their place, and the `groups` of samples with the
+    `weights` of their scores' parts.
     """
-    data = {"runs": [run_numbers(run) for run in runs], "groups": groups, "live": live}
+    numbers = [run_numbers(run) for run in runs]
+    data = {"runs": numbers, "groups": groups, "weights": weights or {}, "live": live}
     text = _environment().get_template(template).render(data=data, runs=runs, live=live, **context)
     # A lone surrogate, which JSON can hold, has no place in a file.
     return text.encode("utf-8", "replace").decode("utf-8")

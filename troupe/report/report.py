@@ -19,7 +19,14 @@ from troupe.report.report_benchmark import BENCHMARK, build_benchmark_report
 from troupe.report.report_data import RunRecord, read_run
 from troupe.report.report_timeline import timeline_steps
 from troupe.report.report_titles import title_of
-from troupe.report.samples import OPEN_PAIRS, before_and_after, change_within, difference_between, kept_groups
+from troupe.report.samples import (
+    OPEN_PAIRS,
+    before_and_after,
+    change_within,
+    difference_between,
+    kept_groups,
+    reward_weights,
+)
 
 METHODS = {"sft": "SFT", "reward_model": "reward model", "dpo": "DPO", "grpo": "GRPO", "rloo": "RLOO", "ppo": "PPO"}
 HEADLINES = ("reward/mean", "loss", "sft/nll", "reward_model/accuracy", "dpo/accuracy")
@@ -58,6 +65,7 @@ def _context(run: RunRecord) -> dict[str, Any]:
         "answers": list(before_and_after(run)),
         "open_pairs": OPEN_PAIRS,
         "groups": groups,
+        "weights": reward_weights(run.config),
         "groups_in_files": of,
         "environment": list(_environment(run.environment)),
     }

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from troupe.config.rollout import reward_label
 from troupe.files import iter_lines, to_json
 from troupe.report.report_data import RunRecord
 from troupe.statistics import Estimate, estimate_difference
@@ -56,8 +57,12 @@ def _size(groups: Sequence[Group]) -> int:
 
 
 def _rollout_group(line: Row) -> Group:
-    branches = [branch for branch in line.get("branches") or [] if isinstance(branch, Mapping)]
+    branches = [_without_doubled_text(branch) for branch in line.get("branches") or [] if isinstance(branch, Mapping)]
     return {"set": "", **{key: line.get(key) for key in ("step", "sample_id", "prompt", "gold")}, "branches": branches}
+
+
+def _without_doubled_text(branch: Row) -> Row:
+    return {key: value for key, value in branch.items() if key != "text"} if branch.get("turns") else branch
 
 
 def _answer_group(run: RunRecord, row: Row) -> Group:
@@ -67,6 +72,14 @@ def _answer_group(run: RunRecord, row: Row) -> Group:
     score = metrics.get(deciding)
     branch = {"text": row.get("text"), "score": score if isinstance(score, int | float) else None, "parts": metrics}
     return {**{key: row.get(key) for key in ("set", "step", "sample_id", "prompt", "gold")}, "branches": [branch]}
+
+
+def reward_weights(config: Mapping[str, Any]) -> dict[str, float]:
+    """Return the weight of each part of a score in its sum, by the name of the part."""
+    named = {"reward_model": config.get("reward_model"), "perplexity": config.get("perplexity_reward")}
+    named |= {reward_label(one["fn"], one.get("name")): one for one in config.get("rewards") or []}
+    weights = {name: float(one.get("weight", 1.0)) for name, one in named.items() if one}
+    return {"environment": 1.0, "agent": 1.0, **weights}
 
 
 # -- before and after --------------------------------------------------------------------------------------------

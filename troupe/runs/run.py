@@ -299,11 +299,13 @@ class Run:
         log.warning("there is room again: %s was written after %.0f s", what, seconds)
         self.event("waited_for_room", what=what, seconds=round(seconds, 1))
 
-    def log_rollouts(self, step: int, groups: Sequence[Group], limit: int) -> None:
-        """Append up to `limit` of the step's groups, drawn by seed, with texts, scores and parts to rollouts.jsonl."""
+    def log_rollouts(
+        self, step: int, groups: Sequence[Group], limit: int, decode: Callable[[Sequence[int]], str] | None = None
+    ) -> None:
+        """Append up to `limit` of the step's groups, drawn by seed, to rollouts.jsonl, as `group_record` makes them."""
         self._forget_from(step)
         drawn = random.Random(f"rollouts/{step}").sample(range(len(groups)), min(limit, len(groups)))
-        lines = [{"step": step, **group_record(groups[index])} for index in sorted(drawn)]
+        lines = [{"step": step, **group_record(groups[index], decode)} for index in sorted(drawn)]
         JsonLines(self.directory / "rollouts.jsonl").append(*lines)
 
     def log_answers(self, step: int, set_name: str, rows: Sequence[Mapping[str, Any]], *, limit: int = 24) -> None:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from troupe.actors.generator import Request, branch_seed
 from troupe.actors.generators import Generators
 from troupe.agents.loop import Batch, EpisodeLoop, place_of, together
-from troupe.agents.recording import TokenSequence
+from troupe.agents.recording import TokenSequence, speakers_of
 from troupe.agents.turn_taking import TurnTaking
 from troupe.chat import AnyTokenizer, ChatForm, TurnEncoder, form_of
 from troupe.config.agents import ToolConfig
@@ -137,7 +137,7 @@ class Episodes:
         for game in group:
             if not game.over:
                 prompt_ids, ids = self._turns.opening(game.sample, game.opening)
-                game.hear(ids)
+                game.hear(ids, "user")
                 if game.room < 1:
                     game.cut(self._config.unfinished_reward)
         return prompt_ids
@@ -155,7 +155,7 @@ class Episodes:
         """Return the branch of a game that is over; without an environment its text is the last answer's."""
         plays, form = self._config.plays, self._form
         if not game.token_ids:  # it failed before its first token, and no branch is empty
-            game.hear(form.stop_ids[:1])
+            game.hear(form.stop_ids[:1], "prompt")
         outcome = game.outcome(plays=plays)
         return game.branch(form, outcome, text_ids=game.token_ids if plays else game.last_said)
 
@@ -172,7 +172,7 @@ class Episodes:
         """Let the tools that an answer calls reply to it, or else the environment."""
         results = None if self._tools is None else await self._tools.results(answer.token_ids, game.tools)
         if results is not None:
-            self._go_on(game, self._turns.after_turns(game.token_ids[-1], results))
+            self._go_on(game, self._turns.after_turns(game.token_ids[-1], results), speakers_of(results))
         else:
             await self._step(batch, game, answer)
         if game.over:
@@ -189,12 +189,13 @@ class Episodes:
         if turn.done:
             game.over, game.finish_reason = True, answer.finish_reason
         else:
-            self._go_on(game, self._turns.after_answer(game.token_ids[-1], str(turn.observation)))
+            ids = self._turns.after_answer(game.token_ids[-1], str(turn.observation))
+            self._go_on(game, ids, self._turns.role)
 
-    def _go_on(self, game: Game, ids: Sequence[int]) -> None:
+    def _go_on(self, game: Game, ids: Sequence[int], speaker: str) -> None:
         """Add what the model reads next if it has a token left behind it, or end the game where it does not fit."""
         if game.turns < self._config.max_turns and len(ids) < game.room:
-            game.hear(ids)
+            game.hear(ids, speaker)
             return
         game.cut(self._config.unfinished_reward)
 
