@@ -106,30 +106,33 @@ class ChatEndpoint:
         self._probe = asyncio.Lock()
         self._asking: dict[str, asyncio.Task[Judgement[Any]]] = {}
 
-    async def ask(self, messages: Sequence[Message], read: Callable[[str], T | None]) -> Judgement[T]:
+    async def ask(
+        self, messages: Sequence[Message], read: Callable[[str], T | None], *, asker: str = ""
+    ) -> Judgement[T]:
         """Return the judgement, read from the reply with `read`, which returns None for what it cannot read.
 
         RewardError when the endpoint refuses for good or the budget is used up. May be called from any event loop. A
-        question has one way of being read: a second caller meanwhile gets what the first one read.
+        question has one way of being read: a second call of the same asker meanwhile gets what the first one read.
         """
-        return await asyncio.wrap_future(on_judges_thread(self._ask(messages, read)))
+        return await asyncio.wrap_future(on_judges_thread(self._ask(messages, read, asker)))
 
     # -- from here on, on the judges' thread ------------------------------------------------------------------
 
-    async def _ask(self, messages: Sequence[Message], read: Callable[[str], T | None]) -> Judgement[T]:
+    async def _ask(self, messages: Sequence[Message], read: Callable[[str], T | None], asker: str) -> Judgement[T]:
         body = {**self._config.options, "model": self._config.model, "messages": list(messages)}
         question = json.dumps({"url": self._url, **body}, sort_keys=True)
         key = hashlib.sha256(question.encode()).hexdigest()
-        joined = key in self._asking
+        asked = f"{key} {asker}"
+        joined = asked in self._asking
         if not joined:
-            self._asking[key] = asyncio.create_task(self._judge(key, body, read))
-            self._asking[key].add_done_callback(functools.partial(self._forget, key))
+            self._asking[asked] = asyncio.create_task(self._judge(key, body, read))
+            self._asking[asked].add_done_callback(functools.partial(self._forget, asked))
         # An answer that no caller waits for any more is paid for all the same, and goes into the cache.
-        judgement = await asyncio.shield(self._asking[key])
+        judgement = await asyncio.shield(self._asking[asked])
         return self._cached(judgement.value) if joined and judgement.value is not None else judgement
 
-    def _forget(self, key: str, done: asyncio.Task[Judgement[Any]]) -> None:
-        del self._asking[key]
+    def _forget(self, asked: str, done: asyncio.Task[Judgement[Any]]) -> None:
+        del self._asking[asked]
         if not done.cancelled():
             done.exception()  # the callers have it; here it only counts as seen
 

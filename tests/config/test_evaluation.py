@@ -232,7 +232,7 @@ BAD_RECIPES = {
     ),
     "no steps": (["trained=runs/run", "steps=[]"], "steps names none; give numbers, or first, last, best, all"),
     "nothing to measure": (["base=a/b", "metrics=[]"], "nothing would be measured; name metrics"),
-    "games": (["base=a/b", "environment.fn=tic_tac_toe"], "a benchmark compares answers and plays no games"),
+    "tools": (["base=a/b", "tools=[{fn: calculator}]"], "tools: a benchmark gives none to models behind endpoints"),
     "an unknown chart": (
         ["base=a/b", "charts=[rogue]"],
         "charts names 'rogue', which is not measured; there are accuracy",
@@ -288,6 +288,8 @@ def test_charts_are_of_what_is_measured_and_of_its_parts() -> None:
     assert benchmark(rouge=True, **SCORED).drawn == ["accuracy", "rouge", "reward"]
     assert benchmark(charts=["accuracy/strict"]).drawn == ["accuracy/strict"]
     assert benchmark(charts=[]).drawn == []
+    games = benchmark(metrics=[], environment={"fn": "tic_tac_toe"}, max_response_tokens=200)
+    assert games.drawn == ["environment"]
 
 
 def test_a_judge_asks_once_for_each_dimension_with_its_criterion() -> None:

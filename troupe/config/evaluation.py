@@ -479,10 +479,10 @@ class BenchmarkConfig(AnsweringConfig):
             raise ValueError(f"two of the models are called {doubled!r}; give them names of their own")
         for name in names:
             require_file_name(name)
-        if self.environment is not None:
+        if self.tools:
             raise ValueError(
-                "environment: a benchmark compares answers and plays no games, which models behind endpoints and "
-                "stored answers could not; leave it out, and play with jobs/evaluate.py"
+                "tools: a benchmark gives none to models behind endpoints, and stored answers do not show whose had "
+                "them; leave them out, and compare with jobs/evaluate.py"
             )
         if self.base == START and self.trained is None:
             raise ValueError("base start means what the run's recipe starts from, and trained names none; name a model")
@@ -493,8 +493,10 @@ class BenchmarkConfig(AnsweringConfig):
             )
         if not self.steps and self.trained is not None:
             raise ValueError(f"steps names none; give numbers, or {', '.join(NAMED_STEPS)}")
-        if not self.all_metrics and self.reward_model is None:
-            raise ValueError("nothing would be measured; name metrics, or set rouge: true, or reward_model.path")
+        if not self.drawable:
+            raise ValueError(
+                "nothing would be measured; name metrics, or set rouge: true, or reward_model.path, or environment"
+            )
         if self.repeats > 1 and self.temperature == 0:
             raise ValueError(
                 f"repeats ({self.repeats}) at temperature 0 would pay for the same answer again; raise temperature, "
@@ -523,7 +525,8 @@ class BenchmarkConfig(AnsweringConfig):
     @property
     def drawable(self) -> list[str]:
         reward = ["reward"] if self.reward_model is not None else []
-        return [*(metric.label for metric in self.all_metrics), *reward]
+        games = [ENVIRONMENT] if self.environment is not None else []
+        return [*(metric.label for metric in self.all_metrics), *reward, *games]
 
     @property
     def drawn(self) -> list[str]:

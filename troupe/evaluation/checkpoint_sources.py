@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from troupe.config.evaluation import AnsweringConfig
-from troupe.config.rollout import SamplingConfig
+from troupe.config.rollout import LABEL as ENVIRONMENT, EnvironmentConfig, SamplingConfig
 from troupe.errors import ConfigError, DataError
 from troupe.evaluation.stored_answers import Answers
 from troupe.files import read_lines
-from troupe.records import Branch, Group, Sample
+from troupe.records import Branch, Group, Sample, Score
 from troupe.report.report_data import RunRecord, read_run
 from troupe.runs.checkpoint import CheckpointStore
 from troupe.runs.run_records import answer_row
@@ -120,7 +120,8 @@ class TrainedRun:
         by_step: dict[int, dict[str, Branch]] = {}
         for line in lines:
             if line.get("prompt") == prompts.get(line.get("sample_id", ""), ...):
-                by_step.setdefault(line["step"], {})[line["sample_id"]] = _branch(line["text"])
+                outcome = None if config.environment is None else _outcome(line)
+                by_step.setdefault(line["step"], {})[line["sample_id"]] = _branch(line["text"], outcome)
         return {step: answers for step, answers in by_step.items() if len(answers) == len(samples)}
 
     def _difference(self, config: AnsweringConfig) -> str | None:
@@ -132,7 +133,8 @@ class TrainedRun:
         known = SamplingConfig(**{name: asked[name] for name in SamplingConfig.model_fields if name in asked})
         theirs = {**known.model_dump(), "max_response_tokens": longest}
         ours = {name: getattr(config, name) for name in theirs}
-        if config.temperature > 0:
+        theirs["environment"], ours["environment"] = _rules(recipe.get("environment")), _rules(config.environment)
+        if config.temperature > 0 or config.environment is not None:  # an opponent may be a function of the seed
             theirs["seed"], ours["seed"] = recipe.get("seed"), config.seed
         differing = [
             f"{name} is {ours[name]} here and was {theirs[name]}" for name in ours if ours[name] != theirs[name]
@@ -140,5 +142,20 @@ class TrainedRun:
         return "; ".join(differing) or None
 
 
-def _branch(text: str) -> Branch:
-    return Branch(token_ids=(), text=text, finish_reason=UNKNOWN)
+def _branch(text: str, outcome: Score | None = None) -> Branch:
+    return Branch(token_ids=(), text=text, finish_reason=UNKNOWN, outcome=outcome)
+
+
+def _outcome(line: Mapping[str, Any]) -> Score:
+    """Return what an environment gave for a game, from the metrics of its line."""
+    metrics = line.get("metrics") or {}
+    parts = {name: value for name, value in metrics.items() if name.partition("/")[0] == ENVIRONMENT}
+    return Score(value=metrics.get(ENVIRONMENT), parts=parts)
+
+
+def _rules(environment: EnvironmentConfig | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return what decides games: in which order engines answer does not."""
+    if environment is None:
+        return None
+    known = environment if isinstance(environment, EnvironmentConfig) else EnvironmentConfig.model_validate(environment)
+    return known.model_dump(exclude={"order"})

@@ -1,7 +1,8 @@
 """Models behind chat endpoints as contestants: a prompt goes out, the answer comes back with what it took.
 
 Limits, retries and patience are `troupe.rewards.chat_endpoint`'s, the transport of judges; here is what a request
-holds, and what of a failure is the model's own: an answer that could not be had is missing, never empty.
+holds, and what of a failure is the model's own: an answer that could not be had is missing, never empty. With an
+environment an answer is a whole game.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from troupe.actors.generator import branch_seed
 from troupe.chat import prompt_messages
 from troupe.config.endpoint import BudgetConfig, ChatModelConfig, EndpointConfig, EndpointModelConfig, PricesConfig
 from troupe.config.evaluation import AnsweringConfig
-from troupe.errors import ConfigError, RewardError
-from troupe.evaluation.stored_answers import AnswerLog
+from troupe.environments import Games
+from troupe.environments.conversation import Conversation
+from troupe.errors import ConfigError, PlayError, RewardError
+from troupe.evaluation.stored_answers import AnswerLog, outcome_row
 from troupe.files import now
-from troupe.records import Sample
+from troupe.records import JudgeCall, Message, Sample
 from troupe.rewards.chat_endpoint import ChatEndpoint
 from troupe.rewards.made_calls import collected_calls
 
@@ -32,9 +36,13 @@ REFUSALS = 3
 class AnsweringEndpoint:
     """A model behind an endpoint; ConfigError for an address that cannot be one, or a key that is not there."""
 
-    def __init__(self, name: str, settings: EndpointModelConfig, config: AnsweringConfig) -> None:
+    def __init__(
+        self, name: str, settings: EndpointModelConfig, config: AnsweringConfig, games: Games | None = None
+    ) -> None:
         self.name, self._settings = name, settings
-        given = {**config.sampling, "max_tokens": config.max_response_tokens, **settings.options}
+        self._games, self._environment, self._seed = games, config.environment, config.seed
+        longest = config.max_response_tokens if config.environment is None else config.environment.max_turn_tokens
+        given = {**config.sampling, "max_tokens": longest, **settings.options}
         self._options = {key: value for key, value in given.items() if value is not None}
         self._budget = BudgetConfig(**settings.model_dump(include=set(PricesConfig.model_fields)))
         same = settings.model_dump(include=set(ChatModelConfig.model_fields) - {"options"})
@@ -45,6 +53,7 @@ class AnsweringEndpoint:
         except ValueError as error:
             raise ConfigError(f"endpoints.{name}: {str(error).replace('argument ', '')}") from None
         self._answered = self._refused = 0
+        self._failures: list[str] = []
 
     def question(self, sample: Sample, repeat: int) -> str:
         """Return a hash of everything that an answer depends on."""
@@ -56,6 +65,8 @@ class AnsweringEndpoint:
             prompt_messages(sample),
             repeat,
         ]
+        if self._environment is not None:
+            asked += [self._environment.model_dump(), self._seed]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
 
     async def answer_all(self, samples: Sequence[Sample], repeats: int, answers: AnswerLog) -> None:
@@ -67,6 +78,7 @@ class AnsweringEndpoint:
                 log.info("%s answers %d prompts", self.name, len(asked))
             slots = asyncio.Semaphore(self._settings.max_concurrency)
             await asyncio.gather(*(self._answer(sample, repeat, answers, slots) for sample in asked))
+            self._refuse_failures(len(asked))
 
     async def _answer(self, sample: Sample, repeat: int, answers: AnswerLog, slots: asyncio.Semaphore) -> None:
         async with slots:  # the endpoint's own limit would let all of them past the next line before one is answered
@@ -77,9 +89,10 @@ class AnsweringEndpoint:
         """Return the line of one question: its answer, or why there is none, and what it took."""
         reason: str | None = None
         text: str | None = None
+        game = None if self._games is None else self._game(sample, repeat)
         with collected_calls() as calls:
             try:
-                text = (await self._endpoint.ask(prompt_messages(sample), _not_empty)).value
+                text = await (self._say(prompt_messages(sample), sample) if game is None else self._play(game, sample))
             except RewardError as error:
                 reason = str(error).replace("the judge at", "the model at", 1)
                 self._refused += 1
@@ -96,7 +109,8 @@ class AnsweringEndpoint:
             "sample_id": sample.sample_id,
             "repeat": repeat,
             "text": text,
-            "finish_reason": (last.finish_reason if last is not None else None) or "stop",
+            "finish_reason": _finish_reason(last, game),
+            **({} if game is None else {"outcome": outcome_row(game.outcome), "failed": game.error is not None}),
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "cost": self._budget.cost(prompt_tokens, completion_tokens),
@@ -106,6 +120,52 @@ class AnsweringEndpoint:
             "reason": reason,
             "at": now(),
         }
+
+    # -- games ----------------------------------------------------------------------------------------------------
+
+    def _game(self, sample: Sample, repeat: int) -> Conversation:
+        """Return the game that the models of this machine play, too: the same opponent."""
+        assert self._games is not None
+        assert self._environment is not None
+        seed = branch_seed(branch_seed(self._seed + repeat, -1, sample.sample_id), -1, sample.sample_id)
+        return Conversation(self._environment, self._games, sample, seed)
+
+    async def _say(self, messages: Sequence[Message], sample: Sample) -> str | None:
+        return (await self._endpoint.ask(messages, _not_empty, asker=sample.sample_id)).value
+
+    async def _play(self, game: Conversation, sample: Sample) -> str | None:
+        """Return what was said in a game that is over; None where the model owes an answer."""
+        try:
+            await game.begin()
+            while not game.is_over:
+                text = await self._say(game.messages, sample)
+                if text is None:
+                    return None
+                await game.answer(text)
+        finally:
+            await game.close()
+        if game.error is not None:
+            self._failures.append(f"{type(game.error).__name__}: {game.error} on sample {sample.sample_id}")
+        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in game.messages[game.begins_at :])
+
+    def _refuse_failures(self, games: int) -> None:
+        """Raise PlayError where more environments raised than the recipe lets."""
+        rules, failures, self._failures = self._environment, self._failures, []
+        if rules is None or not failures:
+            return
+        most = 0 if rules.on_error == "stop" else rules.max_error_fraction * games
+        if len(failures) > most:
+            raise PlayError(
+                f"environment {rules.title} raised in {len(failures)} of {games} games of {self.name}, the last with "
+                f"{failures[-1]}; mend it, or let more fail with environment.max_error_fraction"
+            )
+        log.warning("%s: the environment raised in %d of %d games: %s", self.name, len(failures), games, failures[-1])
+
+
+def _finish_reason(last: JudgeCall | None, game: Conversation | None) -> str:
+    if game is not None:
+        return "length" if game.is_cut else "stop"
+    return (last.finish_reason if last is not None else None) or "stop"
 
 
 def _not_empty(reply: str) -> str | None:

@@ -136,7 +136,8 @@ def plan_evaluation(config: EvaluateConfig, rewards: Rewards | None) -> Evaluati
 def plan_benchmark(config: BenchmarkConfig, rewards: Rewards | None) -> EvaluationPlan:
     """Plan the steps of a run, its base model, other models here and those behind endpoints."""
     judges = build_rewards(config.preferences.judges()) if config.preferences is not None else None
-    endpoints = {name: AnsweringEndpoint(name, settings, config) for name, settings in config.endpoints.items()}
+    games = None if config.environment is None else build_environment(config.environment)
+    endpoints = {name: AnsweringEndpoint(name, settings, config, games) for name, settings in config.endpoints.items()}
     bucket = None if config.upload is None else Bucket(config.upload)
     reward_model = locate_reward_model(config.reward_model) if config.reward_model is not None else None
     run = None if config.trained is None else TrainedRun(Path(config.trained))

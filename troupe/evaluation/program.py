@@ -148,7 +148,8 @@ def summarize(
 
 def lead_of(config: EvaluateConfig | BenchmarkConfig, plan: EvaluationPlan) -> str:
     """Return the sentences under the heading of the tables."""
-    each = "one answer each" if plan.repeats == 1 else f"{plan.repeats} answers each"
+    noun = "answer" if config.environment is None else "game"
+    each = f"one {noun} each" if plan.repeats == 1 else f"{plan.repeats} {noun}s each"
     words = (
         f"{len(plan.samples)} held-out samples of {config.data.type}, {each}, {config.in_words}, at most "
         f"{config.max_response_tokens} tokens; means with 95 % bootstrap intervals over samples."

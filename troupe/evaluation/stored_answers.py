@@ -76,8 +76,9 @@ class AnswerLog:
         self._lines.append(row)
 
     def known(self) -> set[str]:
-        """Return the questions that have an answer."""
-        return {row["question"] for row in read_lines(self._path) if row.get("text") is not None}
+        """Return the questions that have an answer; a game whose environment raised is played again."""
+        rows = read_lines(self._path)
+        return {row["question"] for row in rows if row.get("text") is not None and not row.get("failed")}
 
     def rows(self, questions: Sequence[str]) -> list[dict[str, Any]]:
         """Return every line of these questions, failures too, in the order they were written."""
@@ -87,7 +88,17 @@ class AnswerLog:
 
 def text_branch(row: Mapping[str, Any]) -> Branch:
     """Return the answer of a line, without tokens, which are not known."""
-    return Branch(token_ids=(), text=row["text"], finish_reason=row.get("finish_reason") or "stop")
+    finish_reason = row.get("finish_reason") or "stop"
+    return Branch(token_ids=(), text=row["text"], finish_reason=finish_reason, outcome=_outcome(row))
+
+
+def outcome_row(outcome: Score) -> dict[str, Any]:
+    """Return what a line holds of a game's outcome."""
+    return {"value": outcome.value, "parts": dict(outcome.parts)}
+
+
+def _outcome(row: Mapping[str, Any]) -> Score | None:
+    return Score(**row["outcome"]) if "outcome" in row else None
 
 
 def _row(sample_id: str, branch: Branch) -> dict[str, Any]:
@@ -97,10 +108,10 @@ def _row(sample_id: str, branch: Branch) -> dict[str, Any]:
     if branch.loss_mask is not None:
         row["loss_mask"] = list(branch.loss_mask)
     if branch.outcome is not None:
-        row["outcome"] = {"value": branch.outcome.value, "parts": dict(branch.outcome.parts)}
+        row["outcome"] = outcome_row(branch.outcome)
     return row
 
 
 def _branch(row: Mapping[str, Any]) -> Branch:
     known = {name: row[name] for name in ("text", "finish_reason", "token_ids", "loss_mask") if name in row}
-    return Branch(**known, outcome=Score(**row["outcome"]) if "outcome" in row else None)
+    return Branch(**known, outcome=_outcome(row))

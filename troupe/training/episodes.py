@@ -7,10 +7,8 @@ model's tokens, trained, and all others, masked, in their order.
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -23,18 +21,15 @@ from troupe.agents.turn_taking import TurnTaking
 from troupe.chat import AnyTokenizer, ChatForm, TurnEncoder, form_of
 from troupe.config.agents import ToolConfig
 from troupe.config.rollout import LABEL, EnvironmentConfig
-from troupe.environments import Environment, SampledText, Turn, build_environment
+from troupe.environments import Environment, SampledText, build_environment
+from troupe.environments.conversation import called, checked_opening, checked_turn, outcome_of
 from troupe.errors import DataError
-from troupe.processes.futures import contained
 from troupe.records import Branch, Group, Sample, Score
 from troupe.training.tool_use import ToolUse
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-FAILED = f"{LABEL}/failed"
-"""The part that counts games whose environment raised."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,8 +63,7 @@ class Game(TokenSequence):
 
     def outcome(self, *, plays: bool) -> Score:
         """Return the environment's score, where the game `plays` one, and what its tools counted."""
-        parts = {f"{LABEL}/{name}": float(value) for name, value in self.parts.items()} if plays else {}
-        own = {LABEL: self.reward, **parts, FAILED: float(self.failed)} if plays else {}
+        own = outcome_of(self.reward, self.parts, failed=self.failed).parts if plays else {}
         return Score(value=self.reward, parts={**own, **self.tools})
 
 
@@ -166,7 +160,7 @@ class Episodes:
             game.environment = self._games.new()
             return game.environment.reset(game.sample, branch_seed(game.seed, -1, game.sample.sample_id))
 
-        await self._guarded(batch, game, reset, game_opening)
+        game.opening = await self._guarded(batch, game, reset, checked_opening)
 
     async def _reply(self, batch: Batch, game: Game, answer: Branch) -> None:
         """Let the tools that an answer calls reply to it, or else the environment."""
@@ -199,18 +193,10 @@ class Episodes:
             return
         game.cut(self._config.unfinished_reward)
 
-    async def _guarded(
-        self, batch: Batch, game: Game, call: Callable[[], Any], check: Callable[[Game, Any], T]
-    ) -> T | None:
+    async def _guarded(self, batch: Batch, game: Game, call: Callable[[], Any], check: Callable[[Any], T]) -> T | None:
         """Return what a call of the environment gives; where it raises, the game has failed as the recipe names it."""
-
-        async def called() -> Any:
-            result = call()
-            return await result if inspect.isawaitable(result) else result
-
         try:
-            async with asyncio.timeout(self._config.timeout_s):
-                return check(game, await contained(called()))
+            return check(await called(call, self._config.timeout_s))
         except Exception as error:
             batch.count_failure(error, self._told(game, error))
             game.over = game.failed = True
@@ -225,9 +211,7 @@ class Episodes:
         if close is None:
             return
         try:
-            result = close()
-            if isinstance(result, Awaitable):
-                await result
+            await called(close, None)
         except Exception as error:
             log.warning("%s", self._told(game, error))
 
@@ -236,15 +220,3 @@ class Episodes:
             f"environment {self._config.title} raised {place_of(error)} on sample {game.sample.sample_id} at turn "
             f"{game.turns}"
         )
-
-
-def game_opening(game: Game, opening: Any) -> None:
-    if opening is not None and not isinstance(opening, str):
-        raise TypeError(f"reset must return a text or None, got a {type(opening).__name__}")
-    game.opening = opening
-
-
-def checked_turn(game: Game, turn: Any) -> Turn:
-    if not isinstance(turn, Turn):
-        raise TypeError(f"step must return a Turn, got a {type(turn).__name__}")
-    return turn
