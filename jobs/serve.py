@@ -24,27 +24,38 @@ if not __package__:  # run as a file: imports begin at the project, not in jobs/
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import rich
+from pydantic import TypeAdapter
 
 import troupe.processes.starting  # noqa: F401 - before what takes long
 from troupe.actors.placement import Cluster
+from troupe.config.data import DataConfig
 from troupe.config.program import run_program
+from troupe.config.rollout import EnvironmentConfig
 from troupe.config.serve import ServeConfig, with_sources
-from troupe.errors import ConfigError
+from troupe.data import load_data
+from troupe.environments import build_environment
+from troupe.errors import ConfigError, TroupeError, first_line
 from troupe.evaluation.checkpoint_sources import run_of
 from troupe.ops.doctor import port_holder
 from troupe.processes.stopping import StopSignals
+from troupe.report.report_data import read_run
 from troupe.secrets import SHORTEST_SECRET
+from troupe.serving.games import Playable
 from troupe.serving.playground import run_examples
 from troupe.serving.served_models import Served, served_models
 from troupe.serving.slow_senders import proxy_environment
 
 KEY = "TROUPE_API_KEY"
+GAMES = 64
+"""Held-out samples of a run that games begin with."""
 WATCH_S = 2.0
 """Seconds between two looks at what the endpoint has to tell."""
 
 
 def serve(config: ServeConfig) -> None:
-    models = [with_examples(model) for model in served_models(config)] if config.playground else served_models(config)
+    models = served_models(config)
+    if config.playground:
+        models = [with_game(with_examples(model)) for model in models]
     require_free_port(config.host, config.port)
     key, made = api_key(config)
     rich.print(f"starting {config.arithmetic()}")
@@ -86,6 +97,25 @@ def with_examples(model: Served) -> Served:
     """Add prompts of its run's held-out set, for the playground."""
     examples = run_examples(run_of(Path(model.path)))
     return replace(model, metadata={**model.metadata, "examples": examples})
+
+
+def with_game(model: Served) -> Served:
+    """Add the environment of its run and samples to begin games with, for the playground."""
+    run = run_of(Path(model.path))
+    recipe = read_run(run).config if (run / "config.yaml").is_file() else {}
+    if not recipe.get("environment"):
+        return model
+    try:
+        environment = EnvironmentConfig.model_validate(recipe["environment"])
+        build_environment(environment)
+        samples = load_data(TypeAdapter(DataConfig).validate_python(recipe.get("data") or {})).heldout[:GAMES]
+    except (TroupeError, ValueError) as error:  # code or data of another machine, say: the model is served all the same
+        rich.print(f"{model.name}: its run's environment cannot be played here: {first_line(error)}")
+        return model
+    if not environment.plays or not samples:
+        return model
+    game = Playable(config=environment, samples=samples)
+    return replace(model, game=game, metadata={**model.metadata, "game": environment.title})
 
 
 def require_free_port(host: str, port: int) -> None:

@@ -176,6 +176,7 @@ def build_application(config: ServeConfig, models: Sequence[Served], key_hash: s
         max_bytes=int(config.max_request_mib * 2**20),
         adapters={adapter: model.name for model in models for adapter in model.adapters},
         playground=config.playground,
+        games={model.name: model.game for model in models if model.game is not None},
     )
     handles = {
         model.name: serve.deployment(ModelServer, **_options(config), name=f"model-{position}").bind(model, config)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from troupe.serving.games import Playable, games_router
 from troupe.serving.messages import Message, complete, joined
 from troupe.serving.openai_error import ModelUnavailable, openai_error
 from troupe.serving.playground import PATHS, playground_router
@@ -60,6 +61,8 @@ class IngressSettings:
     """Adapter's name -> the model that it sits on."""
     playground: bool = False
     """Whether there is a page for people."""
+    games: Mapping[str, Playable] = field(default_factory=dict)
+    """Model's name -> the environment of its run."""
 
 
 def hash_key(key: str) -> str:
@@ -75,6 +78,8 @@ def build_app(models: Mapping[str, Model], settings: IngressSettings, *, scorers
         app.include_router(scoring_router(scorers, max_bytes=settings.max_bytes))
     if settings.playground:
         app.include_router(playground_router())
+    if settings.games:
+        app.include_router(games_router(settings.games, max_bytes=settings.max_bytes))
 
     @app.get("/health")
     async def health() -> Response:

@@ -82,7 +82,7 @@ class Answer {
     this.shown = make('div', {className: 'shown'});
     this.text.replaceChildren(this.shown); this.told.replaceChildren();
     this.copy.disabled = true;
-    this.earlier.replaceChildren(...this.turns.map(turn => make('div', {className: `turn ${turn.role}`},
+    this.earlier.replaceChildren(...this.turns.map(turn => turn.shown ?? make('div', {className: `turn ${turn.role}`},
       turn.role === 'assistant' && $('formatted').checked ? make('div', {className: 'shown'}, ...formatted(turn.content)) : turn.content)));
     this.error.hidden = this.reward.hidden = true; this.better.textContent = '';
   }
@@ -108,7 +108,8 @@ class Answer {
       const model = this.select.value;
       const chat = asked.form === 'auto' ? cards[model]?.chat !== false : asked.form === 'chat';
       const said = {role: 'user', content: asked.prompt};
-      this.prompt = chat ? [...asked.system, ...this.turns, said] : asked.prompt;
+      const turns = this.turns.map(({role, content}) => ({role, content}));
+      this.prompt = chat ? [...asked.system, ...turns, said] : asked.prompt;
       const body = chat ? {messages: this.prompt, logprobs: true, top_logprobs: 5} : {prompt: asked.prompt, logprobs: 5};
       if (this.turns.length) this.earlier.append(make('div', {className: 'turn user', textContent: asked.prompt}));
       const response = await call(chat ? '/v1/chat/completions' : '/v1/completions',
@@ -328,12 +329,66 @@ async function run() {
   if (running === mine) { running = null; $('run').disabled = false; $('stop').disabled = true; }
 }
 
+// -- games: the server plays one anew from its answers, so that all there is of it is here -------------------------
+
+let game = null;       // {model, number, answers, shown: message number -> element, messages, over}
+
+const shownTurns = () => game.messages.map((message, i) => ({...message, shown: game.shown[i]}));
+
+async function step(answer, shown) {
+  const {model, number} = game, given = answer === undefined ? game.answers : [...game.answers, answer];
+  const told = await (await call('/v1/games', {model, game: number, answers: given})).json(), [left] = answers;
+  if (shown) game.shown[game.messages.length] = shown;
+  Object.assign(game, told, {answers: given});
+  left.turns = shownTurns();
+  left.clear();
+  if (!told.over) return;
+  if (told.error) left.fail(new Error(`The environment failed: ${told.error}`));
+  left.number.textContent = readable(told.reward);
+  left.better.textContent = [...told.cut ? ['too many turns'] : [], ...Object.entries(told.parts).map(part => part.join(' '))].join(', ');
+  left.reward.hidden = false;
+}
+
+// The model goes on from the game's messages, of which the last is the environment's.
+async function modelMove(signal) {
+  const [left] = answers, {content} = game.messages.at(-1);
+  left.turns = shownTurns().slice(0, -1);
+  await left.run({...asked(), form: 'chat', system: [], follow: true, prompt: content}, signal);
+  if (left.error.hidden && !signal.aborted) {
+    await step(left.content, make('div', {className: 'turn assistant'}, ...left.text.childNodes));
+  }
+}
+
+async function inGame(act) {
+  if (running) return;
+  running = new AbortController();
+  const buttons = ['run', 'new_game', 'own_move', 'model_move'].map($);
+  for (const button of buttons) button.disabled = true;
+  $('stop').disabled = false;
+  try { await act(running.signal); } catch (error) { answers[0].fail(error); }
+  running = null;
+  for (const button of buttons) button.disabled = false;
+  $('stop').disabled = true;
+  $('own_move').disabled = $('model_move').disabled = !game?.messages || game.over;
+}
+
+$('new_game').addEventListener('click', () => inGame(() => {
+  const model = answers[0].select.value;
+  game = {model, number: Number($('seed').value || Math.floor(Math.random() * 2 ** 31)), answers: [], shown: {}};
+  $('prompt').value = '';
+  return step();
+}));
+$('own_move').addEventListener('click', () => inGame(async () => { await step($('prompt').value); $('prompt').value = ''; }));
+$('model_move').addEventListener('click', () => inGame(modelMove));
+function offerGames() { $('games').hidden = !cards[answers[0].select.value]?.game; }
+$('answers').addEventListener('change', offerGames);
+
 $('form').addEventListener('submit', event => { event.preventDefault(); if (!running) run(); });
 $('stop').addEventListener('click', () => running?.abort());
 $('prompt').addEventListener('keydown', event => {
   if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  $('form').requestSubmit();
+  if ($('own_move').disabled) $('form').requestSubmit(); else $('own_move').click();
 });
 $('form').addEventListener('input', keepForm);
 $('formatted').addEventListener('change', event => {
@@ -397,6 +452,7 @@ async function start() {
     answer.select.value = models.includes(kept) ? kept : start;
   }
   sayWhatIsInForce();
+  offerGames();
   $('rewards').hidden = !scorers.length;
   $('scorer').replaceChildren(...scorers.map(name => make('option', {value: name, textContent: name})), make('option', {value: '', textContent: 'none'}));
   $('run').disabled = !models.length;

@@ -46,7 +46,7 @@ def scoring_router(scorers: Mapping[str, Scorer], *, max_bytes: int = 2**23) -> 
             asked = ScoreRequest.model_validate(parsed(body))
             conversations = asked.conversations()
         except (ValueError, RecursionError, DataError) as error:
-            return _refusal(error)
+            return refusal(error)
         name = asked.model or (next(iter(scorers)) if len(scorers) == 1 else "")
         if name not in scorers:
             return openai_error(
@@ -72,7 +72,7 @@ async def chat_reply(name: str, scorer: Scorer, body: Mapping[str, Any]) -> Resp
     try:
         conversation = conversation_of(MESSAGES.validate_python(body.get("messages")))
     except (ValueError, DataError) as error:
-        return _refusal(error)
+        return refusal(error)
     scores = await _scores(scorer, [conversation])
     if isinstance(scores, Response):
         return scores
@@ -108,7 +108,7 @@ async def _scores(scorer: Scorer, conversations: Sequence[Conversation]) -> Sequ
         return openai_error(500, f"scoring failed with {type(error).__name__}; the server's log has the rest")
 
 
-def _refusal(error: Exception) -> Response:
+def refusal(error: Exception) -> Response:
     """Return 400 with the first mistake, where a body is no JSON or not what it should be."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]

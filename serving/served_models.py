@@ -33,6 +33,7 @@ from troupe.runs.model_check import (
     require_vllm_knows,
 )
 from troupe.runs.model_paths import locate
+from troupe.serving.games import Playable
 
 CPU_LENGTH = 8192
 """Longest prompt and answer on a CPU where the recipe names none: prompts are prefilled whole there."""
@@ -64,6 +65,8 @@ class Served:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What else /v1/models says of it."""
+    game: Playable | None = None
+    """What of its run can be played."""
 
 
 def served_models(config: ServeConfig) -> list[Served]:

@@ -30,7 +30,7 @@ ROOMS = {
     "training": "root chat config processes algorithms environments data rewards runs report engines actors agents ops",
     "evaluation": "root chat config processes algorithms environments data rewards runs report engines actors agents "
     "training",
-    "serving": "root chat config processes algorithms rewards runs engines",
+    "serving": "root chat config processes algorithms environments rewards runs engines",
     "jobs": "root chat config processes algorithms environments data rewards runs report engines actors agents ops "
     "training evaluation serving",
     "doors": "root chat config jobs training evaluation",

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.serving.browser import CHROMIUM, Page, browser
+from tests.serving.test_games import GAME, first_free, played
 from tests.serving.tiny_api import TinyApi, TinyModel
 from troupe.config.rollout import ServedRewardModelConfig
 from troupe.serving import playground
@@ -37,9 +38,10 @@ def api(tiny_models: dict[str, str]) -> TinyApi:
         models={name: TinyModel(tiny_models[name]) for name in ("tuned", "base")},
         scorers={"judge": judge.score},
         metadata={
-            "base": {"base": True, "chat": True},
+            "base": {"base": True, "chat": True, "game": "tic_tac_toe"},
             "tuned": {"chat": True, "examples": EXAMPLES, "sampling": {"temperature": 0.6, "top_k": 20}},
         },
+        games={"base": GAME},
         key=KEY,
     )
 
@@ -359,3 +361,35 @@ def test_markdown_and_formulas_are_shown_and_nothing_of_an_answer_becomes_markup
     page.js("$('formatted').click()")
     assert page.js("getComputedStyle(answers[0].text.querySelector('.t')).display") != "none"
     assert page.errors == []
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_person_plays_an_environment_and_a_model_goes_on(page: Page, width: int) -> None:
+    page.size(width, 900, phone=width < 700)
+    assert page.js("$('games').offsetParent !== null && $('own_move').disabled")
+    page.js("$('seed').value = '3'; $('new_game').click()")
+    page.until("game?.messages && !running")
+    while not page.js("game.over"):
+        board = page.js("game.messages.at(-1).content")
+        assert board in page.js("answers[0].earlier.textContent")
+        page.js(f"$('prompt').value = {json.dumps(first_free(board))}; $('own_move').click()")
+        page.until("!running")
+    end = played(3, first_free)
+    assert page.js("answers[0].number.textContent") == {1.0: "1", 0.5: "0.50", 0.0: "0"}[end.reward]
+    assert f"win {end.parts['win']:g}" in page.js("answers[0].better.textContent")
+    assert page.js("$('own_move').disabled && $('model_move').disabled && !$('new_game').disabled")
+
+    page.js("$('seed').value = '4'; $('max_tokens').value = '5'; $('new_game').click()")
+    page.until("game.messages && !game.over && !running")
+    page.js("$('model_move').click()")
+    page.until("game.answers.length === 1 && !running")
+    said = page.js("game.answers[0]")  # a random model's, which names no cell
+    assert page.js("game.over && game.parts.invalid_move") == 1
+    assert page.js("answers[0].number.textContent") == "\u22121"
+    assert said in page.js("answers[0].earlier.querySelector('.turn.assistant').textContent")
+    assert page.js("answers[0].earlier.querySelectorAll('.turn.assistant .t').length") > 0  # with its probabilities
+    assert page.js("document.documentElement.scrollWidth") <= width
+    assert page.errors == []
+    page.js("answers[0].select.value = 'tuned'; $('answers').dispatchEvent(new Event('change'))")
+    assert page.js("$('games').hidden")

@@ -20,6 +20,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from troupe.serving.games import Playable, games_router
 from troupe.serving.openai_error import openai_error
 from troupe.serving.playground import PATHS, playground_router
 from troupe.serving.scoring import Scorer, chat_reply, scorer_card, scoring_router
@@ -57,6 +58,7 @@ class TinyApi:
     models: Mapping[str, TinyModel]
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
     metadata: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    games: Mapping[str, Playable] = field(default_factory=dict)
     key: str | None = None
     pause_s: float = 0.0
     """Between two tokens."""
@@ -71,6 +73,7 @@ class TinyApi:
         app = FastAPI()
         app.include_router(playground_router())
         app.include_router(scoring_router(self.scorers))
+        app.include_router(games_router(self.games))
 
         @app.middleware("http")
         async def token(request: Request, answer: Callable[[Request], Any]) -> Response:
