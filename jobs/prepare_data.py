@@ -4,13 +4,16 @@ them.
     python jobs/prepare_data.py file=stories.jsonl key=story_id output=data/stories
     python jobs/prepare_data.py data='{type: docstring_sections}' key=package output=data/sections
     tokenizer=runs/sft/checkpoints/best
+    python jobs/prepare_data.py file=books.jsonl output=data/books 'sections.endpoint={base_url: ..., model: ...}'
 
+With `sections` another model first writes summaries and character sheets of whole stories, for `type: next_chapter`.
 What was left out and how long the texts are is printed and kept, with the hashes of inputs and outputs, in
 manifest.json.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,10 +31,14 @@ from rich.table import Table
 from troupe.config.program import run_program
 from troupe.config.tools import PrepareConfig
 from troupe.data import load_data
-from troupe.data.lines import write_rows
-from troupe.data.splitting import Item, items_of_file, items_of_samples, quantiles, rows_hash, split
+from troupe.data.lines import Row, write_rows
+from troupe.data.splitting import Item, items_of_file, items_of_rows, items_of_samples, quantiles, rows_hash, split
+from troupe.data.story_sections import Read, read_stories, story_rows
 from troupe.errors import ConfigError, DataError, first_line
 from troupe.files import now, read_json, sha256_of, to_json, write_atomically
+from troupe.processes.waiting import waiting
+from troupe.records import Message
+from troupe.rewards.chat_endpoint import ChatEndpoint
 from troupe.runs.run_directory import environment
 
 MANIFEST = "manifest.json"
@@ -45,7 +52,7 @@ def prepare(config: PrepareConfig) -> None:
     items, dropped = read(config)
     origin = origin_of(config, items)
     refuse_another_origin(config.path, origin)
-    parts = split(items, config.shares, seed=config.seed, key=config.key)
+    parts = split(items, config.shares, seed=config.seed, key=config.split_key)
     statistics = {name: statistics_of(name, part, tokenizer) for name, part in parts.items()}
 
     for name, part in parts.items():
@@ -70,12 +77,50 @@ def read(config: PrepareConfig) -> tuple[list[Item], Mapping[str, int]]:
     """Return (items, what was left out by reason)."""
     if config.data is None:
         dropped: Counter[str] = Counter()
-        items = items_of_file(Path(str(config.file)), config.key, config.filters, dropped)
+        if config.sections is not None:
+            items = items_of_rows(write_sections(config, dropped), config.split_key, config.filters, dropped)
+        else:
+            items = items_of_file(Path(str(config.file)), config.key, config.filters, dropped)
         if not items:
             raise DataError(f"{config.file}: the filters left out all rows, {dict(dropped)}; widen them")
         return items, dropped
     data = load_data(config.data)
     return items_of_samples(data, config.key), data.dropped
+
+
+def write_sections(config: PrepareConfig, dropped: Counter[str]) -> list[tuple[str, Row]]:
+    """Return (story's place, row) of every chapter to foresee, whose sections the endpoint's model writes.
+
+    Raises DataError where some could not be had, after all others are in the cache; `dropped` counts stories that are
+    too short.
+    """
+    settings, stories = config.sections, read_stories(Path(str(config.file)))
+    assert settings is not None
+    try:
+        endpoint = ChatEndpoint(settings.endpoint)
+    except ValueError as error:
+        raise ConfigError(f"sections.endpoint: {error}") from None
+
+    async def ask(prompt: str, read: Read) -> Any:
+        return (await endpoint.ask([Message(role="user", content=prompt)], read)).value
+
+    async def write_all() -> list[Any]:
+        return await asyncio.gather(*(story_rows(each, settings, ask) for each in stories), return_exceptions=True)
+
+    with waiting(f"{settings.endpoint.model} writes the sections of {len(stories)} stories"):
+        written = asyncio.run(write_all())
+    refused = next((one for one in written if isinstance(one, BaseException) and not isinstance(one, DataError)), None)
+    if refused is not None:
+        raise refused
+    missing = [one for one in written if isinstance(one, DataError)]
+    if missing:
+        raise DataError(
+            f"{missing[0]}, and sections of {len(missing)} of {len(stories)} stories are missing; what was written is "
+            f"in {settings.endpoint.cache or 'no cache'}: call it again, with another model or shorter chapters where "
+            "one is too long"
+        )
+    dropped["short_stories"] = sum(not rows for rows in written)
+    return [(story.where, row) for story, rows in zip(stories, written, strict=True) for row in rows]
 
 
 def load_tokenizer(name: str | None) -> Any:
@@ -177,7 +222,7 @@ def tell(config: PrepareConfig, manifest: Mapping[str, Any]) -> None:
     table = Table(
         "file",
         "rows",
-        config.key or "keys",
+        config.split_key or "keys",
         "text",
         "words: median",
         "95 %",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from troupe.config.data import DataConfig
+from troupe.config.endpoint import EndpointConfig
 from troupe.config.evaluation import run_name
 from troupe.config.fields import flat_values
 from troupe.config.loader import Section
@@ -95,17 +96,37 @@ class ExportConfig(Section):
         return f"{self.model}{which} -> {self.path}: {self.dtype}, {form}{target}"
 
 
+class StorySectionsConfig(Section):
+    """Summaries, synopses and character sheets that another model writes of stories: rows of `type: next_chapter`."""
+
+    endpoint: EndpointConfig
+    """The model that writes; its cache remembers replies, so that a second call asks only for what is missing."""
+    characters: int = Field(default=3, ge=1)
+    """Character sheets of each row."""
+    last_chapters: int = Field(default=1, ge=1)
+    """Chapters before the next one that a row holds whole."""
+    first_chapter: int = Field(default=2, ge=1)
+    """Index of the first chapter that is to be foreseen; the story's first chapter has 0."""
+    skip_last: int = Field(default=2, ge=0)
+    """Chapters at the end of each story that are not."""
+
+
 class PrepareConfig(Section):
     """Split a file or a data set into JSONL files by story, document or row, with statistics and hashes."""
 
     examples = (
         "file=stories.jsonl key=story_id output=data/stories",
         "'data={type: docstring_sections}' key=package output=data/sections",
+        "file=books.jsonl 'sections.endpoint={base_url: \"http://127.0.0.1:8000/v1\", model: m}' output=data/books",
     )
     page = "docs/data.md"
 
     file: str | None = None
     """JSONL file whose rows are split as they are; or give `data`."""
+    sections: StorySectionsConfig | None = None
+    """Make rows of `type: next_chapter`: `file` has a story a line, `{"story_id", "chapters": [text, ...]}`, and
+    another model writes the sections around its chapters; unset: rows are as they are.
+    """
     data: DataConfig | None = None
     """Data set whose samples, both sides of it, are split and written with id, prompt, gold and their other fields."""
     key: str | None = None
@@ -143,16 +164,26 @@ class PrepareConfig(Section):
             raise ValueError(
                 f"filters are for rows of a file; {self.data.type} has settings of its own that leave rows out"
             )
+        if self.sections is not None and (self.data is not None or self.split_key != "story_id"):
+            raise ValueError(
+                "sections are written for the stories of a file, which story_id keeps together; give file, and no "
+                "other key"
+            )
         return self
 
     @property
     def path(self) -> Path:
         return Path(self.output)
 
+    @property
+    def split_key(self) -> str | None:
+        """The key, also where sections decide it."""
+        return "story_id" if self.sections is not None and self.key is None else self.key
+
     def arithmetic(self) -> str:
         """Return what will be done, in a sentence."""
         source = self.file if self.data is None else self.data.type
-        together = f", no {self.key} in two files" if self.key else ""
+        together = f", no {self.split_key} in two files" if self.split_key else ""
         shares = " / ".join(f"{name} {100 * share:g} %" for name, share in self.shares.items())
         return f"{source} -> {self.output}: {shares}{together}"
 

@@ -39,9 +39,16 @@ def items_of_file(path: Path, key: str | None, filters: Sequence[RowFilterConfig
 
     `dropped` counts the others by reason.
     """
+    return items_of_rows(((where, row) for _, where, row in read_rows(path)), key, filters, dropped)
+
+
+def items_of_rows(
+    rows: Iterable[tuple[str, Row]], key: str | None, filters: Sequence[RowFilterConfig], dropped: Counter[str]
+) -> list[Item]:
+    """Return rows with their places as `items_of_file`."""
     items: list[Item] = []
     seen: set[str] = set()
-    for _, where, row in read_rows(path):
+    for where, row in rows:
         content = json.dumps(row, sort_keys=True)
         reason = "equal_rows" if content in seen else left_out(row, filters, where)
         seen.add(content)
