@@ -28,7 +28,7 @@ def run(timeout_s: float = 20, **settings: Any) -> Any:
             async with asyncio.timeout(timeout_s):
                 return await program("http://127.0.0.1:9/v1", "a token", SAMPLE)
         finally:
-            await asyncio.sleep(0.02)  # in which the loop sees a process end
+            await asyncio.sleep(0.05)  # in which the loop sees a process end
 
     program = build_program(AgentConfig(**settings))
     return asyncio.run(episode())
@@ -189,10 +189,24 @@ def test_of_a_process_that_fails_the_end_of_its_output_is_shown() -> None:
 def test_what_a_process_started_ends_with_it_however_that_ends(tmp_path: Path, ending: str) -> None:
     """The child holds the output open, so nobody may wait for its end."""
     last = {"ends": "true", "fails": "exit 3", "is given up": "wait"}[ending]
-    script = f"sleep 600 & echo $! > {tmp_path / 'pid'}; {last}"
+    pid = tmp_path / "pid"
+    command = ["sh", "-c", f"sleep 600 & echo $! > {pid}; {last}"]
     if ending == "ends":
-        assert run(command=["sh", "-c", script]) is None
+        assert run(command=command) is None
+    elif ending == "fails":
+        with pytest.raises(RuntimeError, match="exit status 3"):
+            run(command=command)
     else:
-        with pytest.raises(RuntimeError if ending == "fails" else TimeoutError):
-            run(0.5 if ending == "is given up" else 20, command=["sh", "-c", script])
-    assert gone(int((tmp_path / "pid").read_text()))
+        asyncio.run(given_up(command, pid))
+    assert gone(int(pid.read_text()))
+
+
+async def given_up(command: list[str], pid: Path) -> None:
+    """Cancel an agent's process once its child is known."""
+    episode = asyncio.ensure_future(build_program(AgentConfig(command=command))("http://127.0.0.1:9/v1", "", SAMPLE))
+    while not (pid.exists() and pid.read_text().strip()):
+        await asyncio.sleep(0.01)
+    episode.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await episode
+    await asyncio.sleep(0.1)  # in which the loop sees the process end

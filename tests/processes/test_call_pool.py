@@ -39,7 +39,7 @@ PREPARED: list[str] = []
 
 
 def prepare_slowly() -> None:
-    time.sleep(0.4)
+    time.sleep(0.8)
     PREPARED.append("once")
 
 
@@ -77,7 +77,7 @@ def test_a_call_that_hangs_is_ended_and_the_others_go_on(pool: CallPool) -> None
 
 
 def test_the_time_in_the_queue_is_not_the_calls(pool: CallPool) -> None:
-    answers = [pool.submit(hang, 0.3, timeout_s=1.0) for _ in range(12)]
+    answers = [pool.submit(hang, 0.5, timeout_s=2.5) for _ in range(12)]
     assert [answer.result(60) for answer in answers] == [None] * 12
 
 
@@ -106,7 +106,7 @@ def test_processes_killed_between_two_calls_are_replaced(pool: CallPool) -> None
 def test_a_process_is_prepared_once_and_in_no_calls_time() -> None:
     pool = CallPool(1, prepare=prepare_slowly)
     try:
-        assert [pool.submit(prepared, timeout_s=0.3).result(60) for _ in range(2)] == [["once"], ["once"]]
+        assert [pool.submit(prepared, timeout_s=0.7).result(60) for _ in range(2)] == [["once"], ["once"]]
     finally:
         pool.close()
 

@@ -97,14 +97,7 @@ class CommandProgram:
             "TROUPE_SAMPLE": json.dumps(told, default=str),
             "TROUPE_SCORE_URL": f"{base_url}/score",
         }
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            env=environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = await _started(self._command, environment)
         ending = asyncio.ensure_future(_end_what_it_leaves(process))
         try:
             assert process.stdout is not None
@@ -118,6 +111,25 @@ class CommandProgram:
         if status:
             raise RuntimeError(f"exit status {status}: {tail.decode(errors='replace')[-TAIL:].strip()}")
         return None
+
+
+async def _started(command: list[str], environment: Mapping[str, str]) -> asyncio.subprocess.Process:
+    """Start a process in a group of its own; given up meanwhile, it is ended with what it has started by then."""
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *command,
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        _end_group((await starting).pid)
+        raise
 
 
 async def _end_what_it_leaves(process: asyncio.subprocess.Process) -> None:

@@ -145,14 +145,15 @@ def _signals_passed_to(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
 
 def _output(child: subprocess.Popen[bytes], ours: int, deadline: float) -> Iterator[bytes]:
     """Yield what the child writes until it has ended; of others that inherited its output, no more than a moment."""
-    last_moment = math.inf
+    last_moment, asked = math.inf, False
     while time.monotonic() < last_moment:
         ended = child.poll() is not None
         if ended:
             last_moment = min(last_moment, time.monotonic() + GRACE_S)
-        if time.monotonic() > deadline:
-            hard = time.monotonic() > deadline + GRACE_S
-            _signal_group(child.pid, signal.SIGKILL if hard else signal.SIGTERM)
+        late_s = time.monotonic() - deadline
+        if late_s > GRACE_S or (late_s > 0 and not asked):  # asked again, it would not even finish what it is doing
+            _signal_group(child.pid, signal.SIGKILL if late_s > GRACE_S else signal.SIGTERM)
+            asked = True
         if os.isatty(ours):
             termios.tcsetwinsize(ours, termios.tcgetwinsize(sys.stdout))
         ready, _, _ = select.select([ours], [], [], 0.0 if ended else TICK_S)
