@@ -20,10 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from troupe.actors.adapters import adapted_layers, adapter_of, merged, published, with_adapter
 from troupe.actors.gradient_sums import GradientSums
+from troupe.actors.layout import lay_out, read_trainer
 from troupe.actors.meters import record
 from troupe.actors.process_group import join_process_group
 from troupe.actors.shared_trunk import TrainedParts
-from troupe.actors.trainer_state import TRAINER_STATE, read_state
+from troupe.actors.trainer_state import LAYOUT, TRAINER_STATE, read_state
 from troupe.algorithms.hidden import inner_model, path_of
 from troupe.algorithms.in_fp32 import InFloat32
 from troupe.algorithms.loading import Head, as_published, load_model
@@ -282,7 +283,7 @@ class Engine:
         if trainer_state:
             self.engine.save_checkpoint(str(Path(directory) / TRAINER_STATE), tag="state", save_latest=False)
             if self.rank == 0:
-                (Path(directory) / TRAINER_STATE / "layout.json").write_text(json.dumps(self._layout()))
+                (Path(directory) / TRAINER_STATE / LAYOUT).write_text(json.dumps(self.layout()))
         dist.barrier()
 
     def checkpoint_bytes(self) -> int:
@@ -297,32 +298,33 @@ class Engine:
         return weights * (1 if self.config.zero_stage == 3 else 2) + trained * 4 * (3 if masters else 2)
 
     def load(self, directory: str) -> None:
-        """Continue from what `save` wrote: weights, optimizer, schedule. A collective."""
+        """Continue from what `save` wrote, in this layout or another: weights, optimizer, schedule. A collective."""
         source = Path(directory) / TRAINER_STATE
-        layout_file = source / "layout.json"
-        if not layout_file.is_file():
+        layout = read_json(source / LAYOUT)
+        if layout is None:
             raise CheckpointError(
                 f"{directory} holds no trainer state to resume from; start a new run with model.path={directory}"
             )
-        layout = read_json(layout_file)
-        if layout != self._layout():
-            raise CheckpointError(
-                f"{directory} was written with {layout}, this run has {self._layout()}; resume with the same "
-                f"policy.num_ranks, "
-                "zero_stage and precision and the same reference.source, or start a new run with "
-                "model.type=pretrained model.path=" + directory
-            )
         try:
-            path, _ = self.engine.load_checkpoint(str(source), tag="state")
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            if layout == self.layout():
+                path, _ = self.engine.load_checkpoint(str(source), tag="state")
+                if path is None:
+                    raise CheckpointError(f"DeepSpeed could not load the trainer state in {source}")
+            else:
+                stored = read_trainer(source / "state", layout, self._trained_sizes())
+                lay_out(self.engine, stored, self.config.zero_stage)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, FileNotFoundError) as error:
             raise CheckpointError(
                 f"{source} is not the state of this trainer ({type(error).__name__}: {error}); remove {directory}, "
                 f"and the checkpoint "
                 "before it is taken"
             ) from error
-        if path is None:
-            raise CheckpointError(f"DeepSpeed could not load the trainer state in {source}")
         self._keep_to_the_recipe()
+
+    def _trained_sizes(self) -> dict[str, int]:
+        """Return name -> elements of what is trained, in the optimizer's order."""
+        trained = ((name, each) for name, each in self.packed.named_parameters() if each.requires_grad)
+        return {name: getattr(each, "ds_numel", each.numel()) for name, each in trained}
 
     def _keep_to_the_recipe(self) -> None:
         """Restore the config's settings: a loaded state brings those it was saved with; the config's count, which a
@@ -338,8 +340,8 @@ class Engine:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group.update(lr=rate, betas=config.betas, weight_decay=config.weight_decay)
 
-    def _layout(self) -> dict[str, Any]:
-        """Return what must be the same for ZeRO's shards to fit."""
+    def layout(self) -> dict[str, Any]:
+        """Return what must be the same for DeepSpeed to load its own files."""
         layout = {"num_ranks": self.world_size, "zero_stage": self.config.zero_stage, "precision": self.precision}
         return layout | ({"shared_trunk": True} if hasattr(self.packed, "start") else {})
 

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from troupe.actors.adapters import base_name, with_adapter
-from troupe.actors.trainer_state import TRAINER_STATE, gathered_state
+from troupe.actors.trainer_state import LAYOUT, TRAINER_STATE, gathered_state
 from troupe.algorithms.loading import Head
 from troupe.config.models import LoraConfig
 from troupe.errors import CheckpointError, first_line
@@ -65,8 +65,7 @@ def stored(path: str, *, trust_remote_code: bool = False) -> Stored:
             f"{path} has no readable config.json ({first_line(error)}); give a checkpoint's directory, or put "
             "the config.json of its model there"
         ) from None
-    layout_file = directory / TRAINER_STATE / "layout.json"
-    found = read_json(layout_file)
+    found = read_json(directory / TRAINER_STATE / LAYOUT)
     layout = found if isinstance(found, dict) else {}
     kinds = config.architectures or []
     return Stored(

@@ -7,6 +7,7 @@ handed over as an objective. A worker sees only its shard and talks to its peers
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import re
@@ -19,7 +20,9 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from troupe.actors.layout import described
 from troupe.actors.meters import working
+from troupe.actors.trainer_state import LAYOUT, TRAINER_STATE
 from troupe.actors.workers import Workers, own_address
 from troupe.algorithms.hidden import inner_model
 from troupe.algorithms.objective import Objective
@@ -28,9 +31,13 @@ from troupe.algorithms.padding import pad_apart
 from troupe.chat import tokenizer_record
 from troupe.config.models import PolicyConfig
 from troupe.errors import WorkerError
+from troupe.files import read_json
 from troupe.hardware import set_up_process
+from troupe.processes.waiting import waiting
 from troupe.runs.checkpoint import damage, model_identity
 from troupe.timeline import RECORDER
+
+log = logging.getLogger(__name__)
 
 RENDEZVOUS_PORTS = (20_000, 32_000)
 """Above those of Ray's workers, below those that Linux gives to connections."""
@@ -114,6 +121,7 @@ class TrainedWorker:
             "checkpoint_bytes": self._engine.checkpoint_bytes(),
             "identity": model_identity(self._engine.model.config.to_dict(), num_tokens),
             "forward_path": str(self._engine.forward_path),
+            "layout": self._engine.layout(),
         }
 
     def outputs(self, batch: Batch, *, at_start: bool = False, **options: Any) -> torch.Tensor:
@@ -278,8 +286,15 @@ class TrainedModel(Generic[W]):
         return next((problem for problem in self.workers.call(TrainedWorker.damage, str(directory)) if problem), None)
 
     def load(self, directory: str) -> None:
-        """Continue from what `save` wrote."""
-        self.workers.call(TrainedWorker.load, directory)
+        """Continue from what `save` wrote, whatever its number of ranks, ZeRO stage and precision."""
+        saved, here = read_json(Path(directory) / TRAINER_STATE / LAYOUT), self.facts["layout"]
+        if saved is None or saved == here:
+            self.workers.call(TrainedWorker.load, directory)
+            return
+        change = f"{self.name}: the checkpoint of {described(saved)} is laid out for {described(here)}"
+        log.info("%s", change)
+        with waiting(change):
+            self.workers.call(TrainedWorker.load, directory)
 
     def shutdown(self) -> None:
         self.workers.shutdown()

@@ -18,6 +18,8 @@ import torch
 from troupe.errors import CheckpointError, first_line
 
 TRAINER_STATE = "trainer_state"
+LAYOUT = "layout.json"
+"""In it: the number of ranks, the ZeRO stage and the precision that its files fit."""
 
 
 def read_state(path: str | Path, map_location: Any = "cpu", *, mmap: bool = False) -> dict[str, Any]:

@@ -171,6 +171,8 @@ def test_a_fork_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
         fork(source, tmp_path / "other", step=7)
     with pytest.raises(ConfigError, match="is not an override"):
         fork(source, tmp_path / "other", step=1, overrides=["=3"])
+    with pytest.raises(ConfigError, match=r"a fork cannot change policy\.lora\.rank \(absent -> 8\), since"):
+        fork(source, tmp_path / "other", step=1, overrides=["policy.lora.rank=8"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from tests.conftest import ROOT
 from troupe.config.grpo import GRPOConfig
 from troupe.config.loader import load_config
 from troupe.config.rollout import RewardConfig
+from troupe.config.supervised import DPOConfig, SFTConfig
 from troupe.errors import ConfigError, RewardError, WorkerError
 from troupe.files import read_json, read_lines
 from troupe.processes.stopping import Interrupted
@@ -154,10 +156,47 @@ def test_another_recipe_is_refused_by_naming_keys_values_and_remedy(recipe) -> N
     assert load_config(GRPOConfig, [str(directory / "config.yaml")]).seed == 1
 
 
-def test_how_long_and_where_may_change_when_a_run_is_resumed(recipe) -> None:
-    train(recipe())
-    train(recipe(steps=4, generator={"num_engines": 2}, checkpoint={"every": 1}))
-    assert load_config(GRPOConfig, [str(recipe().run.path / "config.yaml")]).steps == 4
+def test_how_long_where_and_how_fast_may_change_and_one_line_has_it_all(recipe, caplog) -> None:
+    directory = train(recipe())
+    caplog.set_level("INFO")
+    changed = {
+        "steps": 4,
+        "checkpoint": {"every": 1},
+        "generator": {"num_engines": 2},
+        "policy": {"num_ranks": 2, "zero_stage": 1, "learning_rate": 1e-5},
+        "rollout": {"prompts_per_step": 32},
+    }
+    train(recipe(**changed))
+    assert load_config(GRPOConfig, [str(directory / "config.yaml")]).steps == 4
+    lines = [record.getMessage() for record in caplog.records if " goes on with " in record.getMessage()]
+    settings = [
+        "checkpoint.every 20 -> 1", "generator.num_engines 1 -> 2",
+        "policy.learning_rate 0.0001 -> 1e-05", "policy.num_ranks 1 -> 2", "policy.zero_stage 3 -> 1",
+        "rollout.prompts_per_step 64 -> 32", "steps 3 -> 4",
+    ]  # fmt: skip
+    assert lines == [f"{directory} goes on with {', '.join(settings)}"]
+    opened = [event["changed"] for event in read_lines(directory / "events.jsonl") if event["kind"] == "opened"]
+    assert opened == [[], settings]
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "reason"),
+    [
+        (SFTConfig, {"steps": None}, r"\(a run counted in epochs would end elsewhere: set steps\)"),
+        (DPOConfig, {"steps": 9}, r"\(the cached reference covers the samples of batches of that size\)"),
+        (SFTConfig, {"steps": 9}, None),
+        (DPOConfig, {"steps": 9, "reference": "adapter_off", "engine": {"lora": {"rank": 4}}}, None),
+    ],
+)
+def test_the_size_of_a_batch_may_change_where_the_run_ends_at_the_same_place(
+    tmp_path: Path, config: type[Any], fields: dict[str, Any], reason: str | None
+) -> None:
+    run = {"name": "supervised", "directory": str(tmp_path)}
+    for size in (64, 32):
+        expected = pytest.raises(ConfigError, match=f"batch_size: 64 in the run, 32 now {reason}")
+        refused = reason is not None and size == 32
+        with expected if refused else contextlib.nullcontext(), open_run(config(**fields, run=run, batch_size=size)):
+            pass
 
 
 def test_never_moves_the_old_run_aside_and_deletes_nothing(recipe) -> None:

@@ -112,13 +112,13 @@ class PolicyConfig(Section):
     """The trained model: DeepSpeed ZeRO, optimizer and schedule."""
 
     num_ranks: int = Field(default=1, ge=1)
-    """Processes (one per GPU)."""
+    """Processes (one per GPU); a resumed run may have another number."""
     zero_stage: int = Field(default=3, ge=0, le=3)
-    """ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters."""
+    """ZeRO stage: 1 shards optimizer states, 2 also gradients, 3 also parameters; a resumed run may have another."""
     precision: Precision = "auto"
     """auto: bf16 where the processor computes in it, fp32 elsewhere. Masters are always fp32."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW; a resumed run may have another from there on."""
     betas: tuple[Decay, Decay] = Field(default=(0.9, 0.99), strict=False)  # YAML has lists alone
     """AdamW's decay rates."""
     weight_decay: float = Field(default=0.0, ge=0)

@@ -57,7 +57,9 @@ class SupervisedConfig(Section):
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the training samples, when `steps` is null."""
     batch_size: int = Field(default=64, ge=1)
-    """Prompts in an optimizer step, over all ranks; rows and ranks change nothing about it."""
+    """Prompts in an optimizer step, over all ranks; rows and ranks change nothing about it. A resumed run that is
+    counted in steps may have another.
+    """
     max_length: int = Field(default=512, ge=8)
     """Longest sequence in tokens, prompt and answer; a longer one is left out (SFT) or cut (preferences)."""
     seed: int = 0
@@ -99,6 +101,11 @@ class SupervisedConfig(Section):
     @property
     def model_precision(self) -> Precision:
         return self.engine.precision
+
+    @property
+    def fixed_batch_size(self) -> str | None:
+        """The reason why a resumed run keeps `batch_size`; None where it may have another."""
+        return None if self.steps else "a run counted in epochs would end elsewhere: set steps"
 
     @property
     def longest_sequence(self) -> tuple[int, str]:
@@ -195,6 +202,11 @@ class DPOConfig(GeneratingConfig):
     """
     reference_cache: str | None = None
     """File of the cached log-probabilities, to share; null: reference_logprobs.safetensors of the run."""
+
+    @property
+    def fixed_batch_size(self) -> str | None:
+        covers = "the cached reference covers the samples of batches of that size"
+        return covers if self.reference == "cached" else super().fixed_batch_size
 
     @model_validator(mode="after")
     def _settings_fit(self) -> DPOConfig:

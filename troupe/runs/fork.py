@@ -10,15 +10,19 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from troupe.config.fields import changed_keys, flat_values, is_under
 from troupe.config.loader import laid_onto, read_layers
 from troupe.disk import disk_errors
 from troupe.errors import ConfigError
 from troupe.files import JsonLines, keep_lines, now, read_json, to_json, write_atomically
 from troupe.runs.checkpoint import INDEX, CheckpointStore, Wanted, checked_index
+from troupe.runs.run_directory import ENGINES, value_in
 from troupe.runs.stored_run import CHECKPOINTS, StoredRun, run_files
 
 TAKEN_OVER = ("config.yaml", "environment.json", "metrics.jsonl", "rollouts.jsonl", "answers.jsonl", "calls.jsonl")
 """The rest (events, state, report, identities of trackers) is the other run's own."""
+WHAT_IS_TRAINED = [f"{engine}.{part}" for engine in ENGINES for part in ("lora", "frozen_layers")]
+"""Settings that decide which weights a checkpoint has the moments of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,4 +101,11 @@ def _write_recipe(file: Path, path: Path, overrides: Sequence[str]) -> None:
     own = {"run": {"name": path.name, "directory": str(path.parent), "resume": "auto"}}
     # Unresolved: references to secrets of the environment stay references.
     values = laid_onto(read_layers([str(file), *overrides]), own)
+    before, after = flat_values(read_layers([str(file)])), flat_values(values)
+    for key in changed_keys(before, after):
+        if key in after and is_under(key, WHAT_IS_TRAINED):
+            raise ConfigError(
+                f"a fork cannot change {key} ({value_in(before, key)} -> {value_in(after, key)}), since it goes on "
+                "with the weights that were trained; begin a new run with the checkpoint as model.path"
+            )
     write_atomically(file, OmegaConf.to_yaml(OmegaConf.create(values)))

@@ -62,10 +62,11 @@ class Observer(Protocol):
 class Run:
     """One run; built by `Run.open`."""
 
-    def __init__(self, config: Section, *, continued: bool) -> None:
+    def __init__(self, config: Section, *, changed: Sequence[str] | None) -> None:
+        """Set up a run; `changed`: see `open_directory`."""
         self.config = config
         self.directory: Path = config.run.path  # type: ignore[attr-defined]
-        self.continued = continued
+        self.continued, self._changed = changed is not None, list(changed or ())
         """Whether the directory existed; whether there is a checkpoint to resume from is `checkpoints.latest()`."""
         self.checkpoints = build_store(config, on_event=self.event)
         self.step = 0
@@ -104,8 +105,7 @@ class Run:
             store = build_store(config)
             if settings.resume != "never":
                 store.require_some()
-            continued = open_directory(config, has_checkpoint=store.latest() is not None)
-            run = cls(config, continued=continued)
+            run = cls(config, changed=open_directory(config, has_checkpoint=store.latest() is not None))
             if stored is not None:
                 run._backup = runs.Backup(stored, settings.storage, run.checkpoints, run.event)
             try:
@@ -129,7 +129,7 @@ class Run:
     def _start(self) -> None:
         seed_everything(self.config.seed)  # type: ignore[attr-defined]
         self._status("running")
-        self.event("opened", continued=self.continued)
+        self.event("opened", continued=self.continued, changed=self._changed)
         self._signals.install()
 
     def observe(self, observer: Observer) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from troupe.config.fields import changed_keys, flat_values
+from troupe.config.fields import changed_keys, flat_values, is_under
 from troupe.config.loader import Section, dump_config, load_config
 from troupe.errors import ConfigError, first_line
 from troupe.files import now, to_json, write_atomically
@@ -28,6 +28,8 @@ from troupe.secrets import public_record
 
 log = logging.getLogger(__name__)
 
+ENGINES = ("policy", "critic", "engine")
+"""Sections of trained models."""
 MAY_CHANGE = (
     "steps",
     "run",
@@ -38,10 +40,14 @@ MAY_CHANGE = (
     "rewarder",
     "consistency",
     "rollout.timeout_s",
+    *(f"{frozen}.num_ranks" for frozen in ("reference", "reward_model", "perplexity_reward")),
     *(
         f"{engine}.{setting}"
-        for engine in ("policy", "critic", "engine")
+        for engine in ENGINES
         for setting in (
+            "num_ranks",
+            "zero_stage",
+            "offload",
             "init_timeout_s",
             "collective_timeout_s",
             "row_tokens",
@@ -51,6 +57,12 @@ MAY_CHANGE = (
     ),
 )
 """What a resumed run may set otherwise than before: how long, where and how watched, not what is computed."""
+MAY_CHANGE_FROM_HERE = (
+    "batch_size",
+    "rollout.prompts_per_step",
+    *(f"{engine}.learning_rate" for engine in ENGINES),
+)
+"""What it may set otherwise although results depend on it: the steps that follow have the new values."""
 
 # -- the lock ------------------------------------------------------------------------------------------------
 
@@ -105,8 +117,11 @@ def _holder(lock: Path) -> str:
 # -- the directory -------------------------------------------------------------------------------------------
 
 
-def open_directory(config: Section, *, has_checkpoint: bool) -> bool:
-    """Make the directory by `run.resume`, with recipe and environment; True when it existed. Needs the lock."""
+def open_directory(config: Section, *, has_checkpoint: bool) -> list[str] | None:
+    """Make the directory by `run.resume`, with recipe and environment. Needs the lock.
+
+    Returns the settings that changed since it was begun, such as `policy.num_ranks 2 -> 1`; None where it is new.
+    """
     settings = config.run  # type: ignore[attr-defined]
     path: Path = settings.path
     if settings.resume == "must" and not has_checkpoint:
@@ -115,13 +130,13 @@ def open_directory(config: Section, *, has_checkpoint: bool) -> bool:
         )
     if settings.resume == "never" and path.exists():
         _move_aside(path)
-    existed = path.exists()
-    if existed:
-        _refuse_another_recipe(config, path)
+    changed = _changed_settings(config, path) if path.exists() else None
     path.mkdir(parents=True, exist_ok=True)
     write_atomically(path / "config.yaml", dump_config(config))
     write_atomically(path / "environment.json", to_json(environment(), indent=2) + "\n")
-    return existed
+    if changed:
+        log.info("%s goes on with %s", path, ", ".join(changed))
+    return changed
 
 
 def _move_aside(path: Path) -> None:
@@ -132,11 +147,14 @@ def _move_aside(path: Path) -> None:
     log.info("the earlier run was moved to %s", aside)
 
 
-def _refuse_another_recipe(config: Section, path: Path) -> None:
-    """Raise ConfigError unless the config is the one that began the directory; what `MAY_CHANGE` lists may differ."""
+def _changed_settings(config: Section, path: Path) -> list[str]:
+    """Return what the config sets otherwise than the one that began the directory, apart from `run`.
+
+    Raises ConfigError where that is more than `MAY_CHANGE` and `MAY_CHANGE_FROM_HERE` list.
+    """
     saved_file = path / "config.yaml"
     if not saved_file.is_file():
-        return
+        return []
     remedy = (
         "give a recipe that agrees, run.resume=never (the old run is moved aside, not deleted), or another run.name"
     )
@@ -148,12 +166,17 @@ def _refuse_another_recipe(config: Section, path: Path) -> None:
             f"({first_line(error)}); {remedy}"
         ) from None
     before, after = (flat_values(public_record(each.model_dump(mode="json"))) for each in (saved, config))
+    keys = changed_keys(before, after, besides=("run",))
+    fixed = getattr(config, "fixed_batch_size", None)
     differing = [
         f"  {key}: {value_in(before, key)} in the run, {value_in(after, key)} now"
-        for key in changed_keys(before, after, besides=MAY_CHANGE)
+        + (f" ({fixed})" if key == "batch_size" else "")
+        for key in keys
+        if not is_under(key, (*MAY_CHANGE, *MAY_CHANGE_FROM_HERE)) or (key == "batch_size" and fixed)
     ]
     if differing:
         raise ConfigError(f"{path} was begun with another recipe:\n" + "\n".join(differing) + f"\n{remedy}")
+    return [f"{key} {value_in(before, key)} -> {value_in(after, key)}" for key in keys]
 
 
 def value_in(values: Mapping[str, Any], key: str) -> str:
