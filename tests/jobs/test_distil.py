@@ -7,7 +7,7 @@ from tests.data.packages import FIXTURES
 from tests.rewards.chat_server import Answer, ChatServer
 from troupe.config.published_data import RepliqaConfig
 from troupe.data import load_data
-from troupe.errors import ConfigError
+from troupe.errors import ConfigError, RewardError
 from troupe.files import read_lines
 from troupe.jobs.distil import DistilConfig, distil
 
@@ -60,3 +60,11 @@ def test_a_missing_key_is_named_before_anything_is_asked(tmp_path: Path, monkeyp
     config = config.model_copy(update={"endpoint": config.endpoint.model_copy(update={"api_key_env": "NO_SUCH_KEY"})})
     with pytest.raises(ConfigError, match="endpoint: the environment variable NO_SUCH_KEY"):
         distil(config)
+
+
+def test_where_no_answer_fits_nothing_is_written_and_the_bound_is_named(tmp_path: Path) -> None:
+    with ChatServer(lambda body, number: "far too long").running() as server:
+        config = recipe(tmp_path, server.url, max_chars=3)
+        with pytest.raises(RewardError, match=r"none of \d+ answers could be had or fits max_chars \(3\); nothing was"):
+            distil(config)
+    assert not (tmp_path / "teacher.jsonl").exists()

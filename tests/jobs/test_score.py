@@ -9,7 +9,8 @@ import pytest
 
 from troupe.config.program import run_program
 from troupe.config.rollout import RewardConfig
-from troupe.jobs.score import ScoreConfig, score, statistics_of
+from troupe.jobs.score import ScoreConfig, rehearse, score, statistics_of
+from troupe.records import Branch, Sample
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWERS = [
@@ -98,3 +99,15 @@ def test_a_mistake_is_one_sentence_and_status_2(
     assert line.startswith("error: ")
     assert sentence in line
     assert not (tmp_path / "answers.scored.jsonl").exists()
+
+
+def test_a_dry_run_counts_answers_and_groups_and_judges_nothing(tmp_path: Path) -> None:
+    write(tmp_path, [*ANSWERS, {**ANSWERS[0], "answer": "It is 8."}])
+    never = RewardConfig(fn="tests.jobs.test_score:judged", name="judge")
+    config = ScoreConfig(file=str(tmp_path / "answers.jsonl"), id_field="source", rewards=[never])
+    assert rehearse(config) == ["4 answers in 3 groups, judged by judge"]
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
+
+
+def judged(sample: Sample, branch: Branch) -> float:
+    raise AssertionError("a dry run judges nothing")
