@@ -1,5 +1,5 @@
 """A trainer that goes on at another ZeRO stage or in another precision is the same trainer: its weights, its moments,
-its schedule. Other numbers of ranks are in tests/long/test_other_shape.py.
+its schedule. Other numbers of ranks are in test_ranks.py.
 """
 
 from __future__ import annotations

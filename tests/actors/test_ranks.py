@@ -1,4 +1,6 @@
-"""Two ZeRO-3 ranks are one trainer: same gradient, same weights, whichever rank has more rows."""
+"""Two ZeRO-3 ranks are one trainer: same gradient, same weights, whichever rank has more rows; and what one saved the
+other goes on with.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.actors.small import ragged, random_group, with_targets, write_model
+from tests.actors.test_engine import assert_same_weights, engine, weights_of
+from tests.actors.test_layout import assert_same_state, stored
 from troupe.actors.placement import Cluster
 from troupe.actors.policy import Policy, PolicyWorker
 from troupe.algorithms.objective import PolicyObjective
@@ -60,14 +64,18 @@ def one_group() -> list[Group]:
 CASES = {"balanced": lambda: ragged(VOCAB), "lopsided": lopsided, "one group": one_group}
 
 
-def steps_of(cluster: Cluster, model_path: str, ranks: int, directory: Path) -> dict[str, tuple]:
+SETTINGS = {"zero_stage": 3, "precision": "fp32", "learning_rate": 1e-3, "schedule": "constant"}
+
+
+def steps_of(
+    cluster: Cluster, model_path: str, ranks: int, directory: Path, other: Path | None = None
+) -> dict[str, tuple]:
     """(log-probabilities before, metrics, gradient or None, weights after) of a step on each case in turn.
 
-    The gradient is the first step's alone: later moments mix.
+    The gradient is the first step's alone: later moments mix. `resumed` is a further step from the state that was saved
+    then, here or in `other`.
     """
-    config = PolicyConfig(
-        num_ranks=ranks, zero_stage=3, precision="fp32", learning_rate=1e-3, schedule="constant", row_tokens=ROW_TOKENS
-    )
+    config = PolicyConfig(num_ranks=ranks, row_tokens=ROW_TOKENS, **SETTINGS)
     arguments = [{"rank": rank, "world_size": ranks} for rank in range(ranks)]
     policy = Policy(cluster.workers(ObservedWorker, arguments, role="policy"), config)
     results = {}
@@ -82,15 +90,26 @@ def steps_of(cluster: Cluster, model_path: str, ranks: int, directory: Path) -> 
             policy.save(str(directory / name), trainer_state=False)
             weights = load_file(directory / name / "model.safetensors")
             results[name] = (logprobs, metrics, gradient, weights)
+        policy.save(str(directory))
+        policy.load(str(other or directory))
+        batch = with_targets(ragged(VOCAB))
+        results["resumed"] = (policy.logprobs(batch), policy.update([batch], OBJECTIVE))
     finally:
         policy.shutdown()
     return results
 
 
 @pytest.fixture(scope="module")
-def results(cluster: Cluster, model_path: str, tmp_path_factory: pytest.TempPathFactory) -> Sequence[dict[str, tuple]]:
+def directories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Where one rank saves, and two."""
+    return tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def results(cluster: Cluster, model_path: str, directories: tuple[Path, Path]) -> Sequence[dict[str, tuple]]:
     """The same steps with one rank and with two."""
-    return [steps_of(cluster, model_path, ranks, tmp_path_factory.mktemp(f"ranks-{ranks}")) for ranks in (1, 2)]
+    one, two = directories
+    return [steps_of(cluster, model_path, 1, one), steps_of(cluster, model_path, 2, two, one)]
 
 
 def rows_by_rank(groups: list[Group]) -> list[int]:
@@ -126,3 +145,26 @@ def test_two_ranks_end_with_the_same_weights_as_one(results: Sequence[dict[str, 
     assert one.keys() == two.keys()
     one_flat, two_flat = (torch.cat([weights[name].flatten() for name in one]) for weights in (one, two))
     assert (two_flat - one_flat).norm() <= 1e-5 * one_flat.norm()
+
+
+def test_two_ranks_go_on_from_what_one_saved(results: Sequence[dict[str, tuple]]) -> None:
+    (one, one_metrics), (two, two_metrics) = (result["resumed"] for result in results)
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
+    assert two_metrics == pytest.approx(one_metrics, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+def test_one_rank_goes_on_from_what_two_saved_to_the_bit(
+    results: Sequence[dict[str, tuple]],
+    directories: tuple[Path, Path],
+    model_path: str,
+    tmp_path: Path,
+    zero_stage: int,
+) -> None:
+    with engine(model_path, **{**SETTINGS, "zero_stage": zero_stage}) as built:
+        built.load(str(directories[1]))
+        assert_same_weights(weights_of(built), results[1]["one group"][3])
+        built.save(str(tmp_path))
+        assert_same_state(stored(built, tmp_path), stored(built, directories[1]))
+        assert built.schedule.last_epoch == len(CASES)

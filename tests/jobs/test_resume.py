@@ -16,7 +16,7 @@ from tests.actors.small import write_model
 from troupe.actors.trained import TrainedModel
 from troupe.config.supervised import SFTConfig
 from troupe.errors import CheckpointError, WorkerError
-from troupe.files import read_lines
+from troupe.files import read_json, read_lines
 from troupe.jobs.train_sft import train_sft
 
 UNEQUAL = ("at", "wall_s", "tokens_per_second", "data/left_out")
@@ -115,6 +115,21 @@ def test_a_death_after_the_checkpoint_costs_neither_line_nor_evaluation_nor_best
     ).read_text()
     assert (run / "checkpoints" / "best").readlink() == (uninterrupted / "checkpoints" / "best").readlink()
     assert_equal_weights(run, uninterrupted)
+
+
+def test_a_run_goes_on_with_other_batches_another_rate_and_another_stage(directory: Path, halfway: Path) -> None:
+    run = directory / "changed"
+    shutil.copytree(halfway, run, symlinks=True)
+    config = sft(directory, "changed", steps=5).model_dump()
+    config["engine"] |= {"zero_stage": 3, "learning_rate": 1e-3}
+    train_sft(SFTConfig.model_validate(config | {"batch_size": 8}))
+    lines = read_lines(run / "metrics.jsonl")
+    assert [line["sft/learning_rate"] for line in lines[1:]] == [3e-3, 3e-3, 3e-3, 1e-3, 1e-3]
+    # Three batches of four, then two of eight, and what each process has passed over as too long.
+    passed_over = lines[3]["data/left_out"] + lines[5]["data/left_out"]
+    state = read_json(run / "checkpoints" / "step-000005" / "state.json")
+    assert (state["position"], state["samples"]) == (3 * 4 + 2 * 8 + passed_over, 40)
+    assert lines[5]["eval/word_problems/nll"] < lines[0]["eval/word_problems/nll"]
 
 
 @pytest.fixture
