@@ -205,6 +205,7 @@ IMPORTED_LATE = {
     ("troupe/config/loader.py", "troupe.config.help"): "only for --help",
     ("troupe/config/loader.py", "troupe.config.mistakes"): "only where something is wrong with a recipe",
     ("troupe/config/program.py", "troupe.config.memory_estimate"): "only for a dry run",
+    ("troupe/data/__init__.py", "troupe.data.preference_pairs"): "when data are read, after --help and mistakes",
     ("troupe/engines/trial.py", "troupe.config.models"): "only the child needs pydantic; the doctor runs without it",
     ("troupe/engines/trial.py", "troupe.engines.arguments"): "as the config",
     ("troupe/ops/doctor.py", "troupe.engines.trial"): "the doctor reports what is missing, and runs without it",
@@ -212,6 +213,7 @@ IMPORTED_LATE = {
     ("troupe/report/observers.py", "troupe.report.report"): "jinja2 and the charts, at the end of a run",
     ("troupe/runs/model_paths.py", "troupe.runs.adapter_merge"): "only where the model is an adapter, which is rare",
     ("troupe/runs/model_paths.py", "troupe.runs.gguf_files"): "only where the model is such a file",
+    ("troupe/training/preparation.py", "troupe.training.scratch"): "only where the model is made",
     ("troupe/training/fitting.py", "troupe.actors.adapters"): "torch and peft, where it is not remembered",
     ("troupe/training/fitting.py", "troupe.algorithms.forward_paths"): "as the adapters",
 }

@@ -151,7 +151,9 @@ def test_a_full_disk_is_one_sentence_and_the_earlier_checkpoint_stays(
     for step in (1, 2):
         shutil.rmtree(run / "checkpoints" / f"step-{step:06d}", ignore_errors=True)
     config = sft(directory, "full", steps=4)
-    config = config.model_copy(update={"run": config.run.model_copy(update={"directory": str(small_disk)})})
+    config = config.model_copy(
+        update={"run": config.run.model_copy(update={"directory": str(small_disk), "wait_for_room_s": 0.0})}
+    )
     size = sum(file.stat().st_size for file in (run / "checkpoints" / "step-000003").rglob("*"))
     before = contents(run / "checkpoints" / "step-000003")
     # So much of it fits: a part of the safetensors, of torch's file of the model, of the optimizer's.

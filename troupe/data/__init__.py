@@ -16,7 +16,6 @@ from troupe.chat import prompt_text
 from troupe.config.data import DataConfig, MixtureConfig, SourceConfig
 from troupe.config.published_data import NextChapterConfig
 from troupe.data.dataset import DataSet, behind_system_prompt, named
-from troupe.data.preference_pairs import sort_answers
 from troupe.errors import DataError
 from troupe.lazy import lazy_exports
 from troupe.records import Sample
@@ -39,6 +38,8 @@ def load_data(config: DataConfig, others: Mapping[str, SourceConfig] | None = No
     Answers come best first; what a filter left out is logged and in `dropped`. Raises DataError, in one sentence, for
     whatever is missing, malformed, or not identified by its id. `others` are further held-out sets.
     """
+    from troupe.data.preference_pairs import sort_answers
+
     module = importlib.import_module(f"troupe.data.{MODULES.get(config.type, config.type)}")
     data = _with_system_prompt(config, sort_answers(getattr(module, f"load_{config.type}")(config)))
     if data.dropped:

@@ -60,7 +60,6 @@ def close_disk(directory: str, size: int) -> bool:
 def bound(settings: dict[str, Any], *, in_namespaces: bool) -> None:
     """Take limits that nothing in this process can raise again, and every privilege away."""
     most = {
-        resource.RLIMIT_CPU: int(settings["seconds"]) + 1,
         resource.RLIMIT_AS: settings["memory"],
         resource.RLIMIT_FSIZE: settings["disk"],
         resource.RLIMIT_NOFILE: 64,
@@ -70,6 +69,8 @@ def bound(settings: dict[str, Any], *, in_namespaces: bool) -> None:
         most[resource.RLIMIT_NPROC] = settings["processes"]
     for what, value in most.items():
         resource.setrlimit(what, (value, value))
+    cpu_s = int(settings["seconds"]) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))  # SIGXCPU, which states why, before SIGKILL
     LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     drop_privileges()
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a change of user would clear it

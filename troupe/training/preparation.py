@@ -27,7 +27,6 @@ from troupe.runs.model_paths import locate
 from troupe.tokenizer import read_tokenizer
 from troupe.training.fitting import fit_of
 from troupe.training.lengths import AT_LEAST, Limit, count_left_out
-from troupe.training.scratch import demonstrations_of, light_tokenizer, texts_of
 
 if TYPE_CHECKING:
     from troupe.algorithms.loading import Head
@@ -185,6 +184,8 @@ def given_models(config: Any) -> Iterator[tuple[str, Head, bool, PolicyConfig | 
 def starting_form(config: Any, data: DataSet) -> ChatForm:
     """Return the way that the model a run starts from reads conversations; of one made here, the way it will."""
     if config.type == "scratch":
+        from troupe.training.scratch import demonstrations_of, light_tokenizer, texts_of
+
         tokenizer = light_tokenizer(texts_of(demonstrations_of(data)), config.vocab_size)
         return ChatForm(tokenizer, config.chat_settings)
     path = locate(config.path)
