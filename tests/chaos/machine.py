@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from tests.actors.small import write_model
 from tests.chaos.faults import MARK, Fault, marked, strike
+from tests.disks import mount, unmount
 from troupe.config.grpo import GRPOConfig
 from troupe.config.loader import dump_config
 from troupe.files import read_json, read_lines
@@ -81,7 +82,7 @@ class Machine:
     def __init__(self, directory: Path, *, own_disk: bool) -> None:
         self.logs, self.directory = directory, directory / "runs"
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.has_disk = own_disk and mount(self.directory)
+        self.has_disk = own_disk and mount(self.directory, DISK)
         write_model(self.directory / "model", tied=True)
 
     def close(self, *, keep: bool) -> None:
@@ -89,7 +90,7 @@ class Machine:
         if keep:
             return
         if self.has_disk:
-            subprocess.run(["umount", "-l", str(self.directory)], check=True)
+            unmount(self.directory)
         shutil.rmtree(self.logs)
 
     def run(self, name: str, faults: Sequence[Fault], *, steps: int, ranks: int = 1, zero_stage: int = 3) -> Result:
@@ -181,12 +182,6 @@ class Machine:
         if job.poll() is None:
             job.kill()
             job.wait()
-
-
-def mount(directory: Path) -> bool:
-    """Mount a small disk; whether that was possible, as for root."""
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(directory)]
-    return os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def steps_done(run: Path) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.actors.small import write_model
+from tests.disks import small_disk_at
 from troupe.actors.trained import TrainedModel
 from troupe.config.supervised import SFTConfig
 from troupe.errors import CheckpointError, WorkerError
@@ -135,12 +135,8 @@ def test_a_run_goes_on_with_other_batches_another_rate_and_another_stage(directo
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 16 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("only root can mount a file system")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+    with small_disk_at(tmp_path / "disk", "16m") as disk:
+        yield disk
 
 
 def test_a_full_disk_is_one_sentence_and_the_earlier_checkpoint_stays(

@@ -126,7 +126,7 @@ class ServeConfig(Section):
     """Largest request body in MiB; a larger one is answered with 400 before it is read to its end."""
     request_timeout_s: float = Field(default=60.0, gt=0)
     """Seconds that a client may take to send a request; a slower one is answered with 408 and hung up on."""
-    reply_timeout_s: float = Field(default=60.0, gt=0)
+    reply_timeout_s: float = Field(default=120.0, gt=0)
     """Seconds that an engine may take for a sign of life, between two of its steps, before it is ended and started
     again."""
     precision: Precision = "auto"
