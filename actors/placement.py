@@ -180,6 +180,7 @@ class Cluster:
         self._table: list[RankPlacement] = []
         self._machines: dict[int, str] = {}
         """Address of the machine that holds each bundle."""
+        self._environ = dict(os.environ)
         if not self.inline:
             with keeping_sigterm(), waiting("Ray starts"):
                 self._started_ray = _connect(config.address, run.watch.metrics_port if run is not None else 0)
@@ -317,12 +318,14 @@ class Cluster:
         ]
 
     def close(self) -> None:
-        """Give the bundles back, and end Ray if it was started here."""
+        """Give the bundles back, end Ray if it was started here, and put this process's environment back."""
         if self._logs is not None:
             self._logs.close()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
-        if self.inline:
+        if self.inline:  # what its roles set for themselves is not meant for the next run's, which inherit it
+            os.environ.clear()
+            os.environ.update(self._environ)
             return
         import ray
 

@@ -22,6 +22,7 @@ from troupe.config.loader import load_config
 from troupe.config.models import GeneratorConfig, PlacementConfig
 from troupe.config.supervised import SFTConfig
 from troupe.errors import ConfigError
+from troupe.hardware import LOOPBACK, set_up_generator
 
 Place = tuple[str, int, int, int, float]
 
@@ -151,6 +152,17 @@ def test_the_table_for_people_names_this_process_where_everything_runs_in_it() -
     stage.require_shared(Path("/nowhere"))  # one machine sees what it sees
     assert stage.metrics_addresses() == []
     stage.close()
+
+
+def test_a_run_in_this_process_leaves_its_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
+    before = dict(os.environ)
+    stage = Cluster(PlacementConfig(backend="inline"))
+    set_up_generator(0, 1, None, LOOPBACK)
+    assert os.environ["VLLM_LOGGING_LEVEL"] == "ERROR"
+    stage.close()
+    assert dict(os.environ) == before
 
 
 def test_what_dead_runs_left_is_removed_and_what_others_have_stays(
