@@ -301,7 +301,8 @@ def test_the_sum_is_that_of_functions_and_perplexity_and_a_missing_judgement_sta
     for text, score in list(zip(ANSWERS, scored.scores, strict=True))[:2]:
         brief, foreseen = score.parts["brevity"], score.parts["perplexity"]
         assert brief == pytest.approx(1 / len(text.split()))
-        assert score.value == pytest.approx(2 * brief + 0.75 * foreseen)
+        # Two passes over the same tokens, at the same time: the last bits of their perplexities may differ.
+        assert score.value == pytest.approx(2 * brief + 0.75 * foreseen, abs=1e-4)
     assert scored.scores[2].value is None
     assert "perplexity/gold" in scored.scores[2].parts
 
