@@ -1,8 +1,10 @@
 """Prints the held-out figures of runs before and after training, as Markdown: one table a metric, one row a run.
 
 python docs/results/table.py strict,lenient runs/a runs/b runs/c
+python docs/results/table.py lenient runs/without runs/with --across
 
 Changes are paired by sample, with 95 % bootstrap intervals; the last row is of each sample's mean over the runs.
+`--across`: and what the last run has at its end above the first.
 """
 
 from __future__ import annotations
@@ -44,6 +46,13 @@ def table(metric: str, runs: Sequence[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def across(metric: str, first: Path, last: Path) -> str:
+    """Return the row of what `last` has at its end above what `first` has at its own."""
+    (theirs, _), (ours, _) = pairs(first, metric), pairs(last, metric)
+    shared = {sample: (theirs[sample][1], ours[sample][1]) for sample in theirs.keys() & ours.keys()}
+    return row(f"{last.name} above {first.name}, {len(shared)} samples", shared)
+
+
 def mean_of(runs: Sequence[Pairs]) -> Pairs:
     """Return each sample's mean over the runs that all answered it."""
     shared = set.intersection(*(set(run) for run in runs))
@@ -65,5 +74,7 @@ def shown(change: Estimate) -> str:
 
 
 if __name__ == "__main__":
-    metrics, *given = sys.argv[1:]
-    print("\n".join(table(metric, [Path(run) for run in given]) for metric in metrics.split(",")))
+    metrics, *given = [argument for argument in sys.argv[1:] if argument != "--across"]
+    runs = [Path(run) for run in given]
+    for metric in metrics.split(","):
+        print(table(metric, runs) + (across(metric, runs[0], runs[-1]) + "\n" if "--across" in sys.argv else ""))
