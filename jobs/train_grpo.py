@@ -212,7 +212,7 @@ def evaluate(config: EvaluationConfig, run: Run, roles: training.Roles, step: in
     with run.timed("evaluate"):
         evaluation = roles.evaluator.evaluate(run.watch_calls(step, "evaluation"))
         run.log(evaluation.metrics)
-        for name, rows in evaluation.rows().items():
+        for name, rows in evaluation.rows(roles.form.tokenizer.decode).items():
             run.log_answers(step, name, rows, limit=config.keep_answers)
     best = f"eval/{config.best}"  # of a set that it names, else of the run's own
     value = evaluation.metrics.get(best, evaluation.metrics.get(f"eval/{roles.evaluator.name}/{config.best}"))

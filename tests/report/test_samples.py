@@ -63,8 +63,10 @@ def test_what_turns_say_is_in_a_page_once(tmp_path: Path) -> None:
     turns = [{"role": "assistant", "trained": True, "tokens": ["x", "y"], "logprobs": [-0.5, 0.0]}]
     line = {"step": 1, "branches": [{"text": "xy", "score": 1.0, "turns": turns}]}
     (tmp_path / "rollouts.jsonl").write_text(json.dumps(line) + "\n")
-    ((group,), _) = kept_groups(record(directory=tmp_path))
+    answers = [{**row(1, "a", em=1.0), "turns": turns}]
+    (held_out, group), _ = kept_groups(record(directory=tmp_path, answers=answers))
     assert group["branches"] == [{"score": 1.0, "turns": turns}]
+    assert held_out["branches"] == [{"score": 1.0, "parts": {"em": 1.0}, "turns": turns}]
 
 
 def test_weights_are_those_of_the_recipe_by_the_names_of_the_parts() -> None:

@@ -266,6 +266,8 @@ def test_an_episode_is_written_turn_by_turn_and_the_models_turns_by_token_with_t
     ]
     assert "-0.0" not in json.dumps(written["turns"][2])
     assert "turns" not in group_record(group)["branches"][0]
+    assert answer_row(group, spelled)["turns"] == written["turns"]
+    assert "turns" not in answer_row(group)
 
 
 def test_an_answer_of_one_turn_is_the_assistants() -> None:
@@ -273,6 +275,7 @@ def test_an_answer_of_one_turn_is_the_assistants() -> None:
     group = Group(sample=Sample(sample_id="s", prompt="2+2?"), prompt_ids=(1,), branches=[branch])
     turn = {"role": "assistant", "trained": True, "tokens": ["4"], "logprobs": [-1.0]}
     assert group_record(group, spelled)["branches"][0]["turns"] == [turn]
+    assert "turns" not in answer_row(group, spelled)  # a held-out answer has them where it has several
 
 
 @pytest.mark.parametrize("text", ["plain", "naïve – 日本 🙂!", "🙂"])

@@ -70,8 +70,10 @@ def _answer_group(run: RunRecord, row: Row) -> Group:
     metrics = row.get("metrics") or {}
     deciding = run.best_name if run.best_name in metrics else next(iter(metrics), None)
     score = metrics.get(deciding)
-    branch = {"text": row.get("text"), "score": score if isinstance(score, int | float) else None, "parts": metrics}
-    return {**{key: row.get(key) for key in ("set", "step", "sample_id", "prompt", "gold")}, "branches": [branch]}
+    score = score if isinstance(score, int | float) else None
+    branch = {**{key: row[key] for key in ("text", "turns") if key in row}, "score": score, "parts": metrics}
+    named = {key: row.get(key) for key in ("set", "step", "sample_id", "prompt", "gold")}
+    return {**named, "branches": [_without_doubled_text(branch)]}
 
 
 def reward_weights(config: Mapping[str, Any]) -> dict[str, float]:

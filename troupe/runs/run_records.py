@@ -15,15 +15,20 @@ CHARACTER_TOKENS = 4
 """Most tokens that write one character, a byte each."""
 
 
-def answer_row(group: Group) -> dict[str, Any]:
-    """Return the row of `Run.log_answers` for an evaluated group: its first branch and that branch's parts."""
-    score = group.scores[0] if group.scores else None
+def answer_row(group: Group, decode: Decode | None = None) -> dict[str, Any]:
+    """Return the row of `Run.log_answers` for an evaluated group: its first branch and that branch's parts.
+
+    With `decode` an answer of several turns has them, as in `group_record`.
+    """
+    score, branch = group.scores[0] if group.scores else None, group.branches[0]
+    turns = {} if decode is None or not branch.turns else {"turns": _turns(branch, decode)}
     return {
         "sample_id": group.sample.sample_id,
         "prompt": _prompt_text(group),
         "gold": group.sample.gold,
-        "text": group.branches[0].text,
+        "text": branch.text,
         "metrics": dict(score.parts) if score is not None else {},
+        **turns,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from troupe.actors.generator import Request, branch_seed
@@ -14,7 +14,7 @@ from troupe.config.rollout import SamplingConfig
 from troupe.errors import DataError
 from troupe.records import Group, Sample
 from troupe.runs.call_log import Watch
-from troupe.runs.run_records import answer_row
+from troupe.runs.run_records import Decode, answer_row
 from troupe.training.rollouts import Recover, await_groups, chain
 from troupe.training.sampled_answers import Answers, SingleTurns
 
@@ -30,9 +30,9 @@ class Evaluation:
     groups: Mapping[str, Sequence[Group]]
     """By set; the parts of a mixture's set are not here again."""
 
-    def rows(self) -> dict[str, list[dict[str, Any]]]:
-        """Return one record per answer of each set, for answers.jsonl and for people."""
-        return {name: [answer_row(group) for group in groups] for name, groups in self.groups.items()}
+    def rows(self, decode: Decode | None = None) -> dict[str, list[dict[str, Any]]]:
+        """Return one record per answer of each set, for answers.jsonl and for people; with `decode` also its turns."""
+        return {name: [answer_row(group, decode) for group in groups] for name, groups in self.groups.items()}
 
     @property
     def num_sampled(self) -> int:
@@ -110,13 +110,32 @@ class Evaluator:
             what="the held-out answers",
             recover=self.recover,
         )
-        groups = {group.sample.sample_id: group for group in scored}
+        groups = {group.sample.sample_id: _as_one_answer(group) for group in scored}
         metrics: dict[str, float] = {}
         for name, ids in self._sets.items():
             metrics |= _means(name, [groups[each] for each in ids])
         own = set(self._sets[self.name])
         whole = {name: ids for name, ids in self._sets.items() if name == self.name or not own.issuperset(ids)}
         return Evaluation(metrics=metrics, groups={name: [groups[each] for each in ids] for name, ids in whole.items()})
+
+
+def _as_one_answer(group: Group) -> Group:
+    """Return the group with an agent's conversations, a branch each, as one: all tokens, the last one's text and score.
+
+    So each sample counts once, however many conversations the agent had about it.
+    """
+    if len(group.branches) == 1:
+        return group
+    branches = group.branches
+    whole = replace(
+        branches[-1],
+        token_ids=[token for each in branches for token in each.token_ids],
+        loss_mask=[each for branch in branches for each in branch.loss_mask or [True] * len(branch.token_ids)],
+        logprobs=[each for branch in branches for each in branch.logprobs or ()],
+        turns=[turn for each in branches for turn in each.turns],
+        weight_versions=(),
+    )
+    return replace(group, branches=[whole], scores=group.scores[-1:])
 
 
 def _means(name: str, groups: Sequence[Group]) -> dict[str, float]:
