@@ -7,7 +7,7 @@ import random
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,16 @@ import smolagents
 from tests.actors.scripted import ScriptedGenerators
 from tests.serving.served_run import TEMPLATE
 from tests.training.test_episodes import GAMES, TOKENIZER, a_legal_move, last_board, submitted, turns_of
+from troupe.actors.rewarder import Rewarder
 from troupe.agents.episodes import AgentEpisodes
 from troupe.chat import ChatForm, ChatSettings
 from troupe.config.agents import AgentConfig
-from troupe.config.rollout import EnvironmentConfig
+from troupe.config.rollout import EnvironmentConfig, RewardConfig
 from troupe.environments.tic_tac_toe import TicTacToe
 from troupe.errors import ConfigError, PlayError, WorkerError
 from troupe.records import Branch, Group, Sample
 from troupe.training.episodes import Episodes
+from troupe.training.evaluator import Evaluation, Evaluator
 
 HERE = "tests.agents.test_agent_episodes"
 FORM = ChatForm(TOKENIZER, ChatSettings(template=TEMPLATE))
@@ -231,6 +233,17 @@ async def fails_on_s1(client: openai.AsyncOpenAI, sample: Sample) -> float:
     return 1.0
 
 
+async def asks_in_contexts(client: openai.AsyncOpenAI, sample: Sample) -> dict[str, float]:
+    """Begin as many contexts as the sample says, and go back to the first one at the end."""
+    turns: list[Any] = []
+    for context in range(int(sample.gold or 0) + 1):
+        asked: list[Any] = [{"role": "user", "content": f"Context {context}"}]
+        answer = await client.chat.completions.create(model="policy", messages=asked)
+        turns = turns or [*asked, {"role": "assistant", "content": answer.choices[0].message.content}]
+    await client.chat.completions.create(model="policy", messages=[*turns, {"role": "user", "content": "And?"}])
+    return {"reward": float(sample.gold or 0), "contexts": context + 1}
+
+
 AT_ONCE: list[int] = [0, 0]
 """Episodes of `counts` that run, and the most that ever did."""
 
@@ -388,6 +401,50 @@ def test_games_over_the_address_are_the_games_of_the_environment_bit_by_bit() ->
             b.outcome.value for b in other.branches if b.outcome
         ]
         assert last_board(TOKENIZER.decode(one.prompt_ids))
+
+
+def evaluated(answers: Any, generators: ScriptedGenerators, samples: Sequence[Sample], reader: Any) -> Evaluation:
+    """An evaluation's numbers and answers; each answer is also measured by its words."""
+    rewarder = Rewarder([RewardConfig(fn="length", args={"limit": 1000})])
+    given: dict[str, Any] = {"max_prompt_tokens": 100, "max_response_tokens": 400, "answers": answers}
+    try:
+        return Evaluator({"held_out": samples}, reader, generators, rewarder, **given).evaluate()  # type: ignore[arg-type]
+    finally:
+        answers.shutdown()
+
+
+def test_held_out_games_over_the_address_are_those_of_the_environment() -> None:
+    def measured(build: Callable[[Any], Any]) -> Evaluation:
+        generators = ScriptedGenerators(TOKENIZER, a_legal_move)
+        return evaluated(build(generators), generators, GAMES.heldout, TOKENIZER)
+
+    config = AgentConfig(fn=f"{HERE}:plays", order="rounds")
+    by_agent = measured(lambda generators: AgentEpisodes(config, generators, TOKENIZER, max_length=500))
+    by_class = measured(lambda generators: Episodes(EnvironmentConfig(fn="tic_tac_toe"), generators, TOKENIZER))
+    metrics = by_agent.metrics
+    assert metrics["eval/held_out/agent"] == by_class.metrics["eval/held_out/environment"]
+    assert metrics["eval/held_out/response_tokens"] == by_class.metrics["eval/held_out/response_tokens"]
+    for one, other in zip(by_agent.groups["held_out"], by_class.groups["held_out"], strict=True):
+        (mine,), (theirs,) = one.branches, other.branches
+        assert (mine.token_ids, mine.loss_mask, mine.turns) == (theirs.token_ids, theirs.loss_mask, theirs.turns)
+
+
+def test_a_held_out_sample_counts_once_however_many_contexts_its_episode_has() -> None:
+    generators = ScriptedGenerators(TOKENIZER, count)
+    config = AgentConfig(fn=f"{HERE}:asks_in_contexts")
+    episodes = AgentEpisodes(config, generators, FORM, max_length=1000)  # type: ignore[arg-type]
+    found = evaluated(episodes, generators, SAMPLES, FORM)
+    # Scores 0, 1 and 2 in 1, 2 and 3 contexts: by contexts the mean would be 8 / 6.
+    assert found.metrics["eval/held_out/agent"] == 1.0
+    assert found.metrics["eval/held_out/agent/contexts"] == 2.0
+    for group in found.groups["held_out"]:
+        (whole,) = group.branches
+        spoken = [text for trained, text in turns_of(whole) if trained]
+        assert len(spoken) == int(group.sample.gold or 0) + 2
+        assert whole.num_sampled == sum(len(TOKENIZER.encode(text, add_special_tokens=False)) for text in spoken)
+        assert whole.text == spoken[-1].removesuffix("<|im_end|>")  # the first context's, which was asked last
+        assert whole.text.startswith("2 ")
+        assert sum(size for _, size in whole.turns) == len(whole.token_ids) == len(whole.logprobs or ())
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------

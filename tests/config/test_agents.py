@@ -7,10 +7,10 @@ from pydantic import ValidationError
 
 from troupe.config.agents import AgentConfig
 from troupe.config.data import MixtureConfig
-from troupe.config.evaluation import EvaluateConfig
+from troupe.config.evaluation import BenchmarkConfig, EvaluateConfig
 from troupe.config.grpo import GRPOConfig
 from troupe.config.libraries import CurriculumConfig, ReasoningGymConfig
-from troupe.config.loader import load_config
+from troupe.config.loader import Section, load_config
 from troupe.config.rollout import EnvironmentConfig
 from troupe.errors import ConfigError
 
@@ -33,6 +33,29 @@ def test_the_arguments_of_a_command_are_its_words() -> None:
 def test_an_agent_brings_its_own_tools_and_environment(other: str) -> None:
     with pytest.raises(ConfigError, match="an agent has tools and an environment of its own"):
         load_config(GRPOConfig, [PROGRAM, other])
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "sentence"),
+    [
+        (EvaluateConfig, ["model=x", GAME], "an agent has tools and an environment of its own"),
+        (EvaluateConfig, ["model=x", "reward_model.path=r"], "an agent asks prompts of its own; leave out one of"),
+        (EvaluateConfig, ["model=x", "contexts={x: a.jsonl}"], "games and agents have no such place"),
+        (EvaluateConfig, ["model=x", "metrics=[]", "against=reference"], "judge 'agent' compares an agent's episodes, and 'reference' played none"),
+        (BenchmarkConfig, ["trained=x"], "agent: a benchmark gives none to models behind endpoints"),
+    ],
+)  # fmt: skip
+def test_an_agents_evaluation_that_contradicts_itself_is_one_sentence(
+    kind: type[Section], arguments: list[str], sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load_config(kind, [PROGRAM, *arguments])
+
+
+def test_an_agents_score_is_measured_and_compares_models() -> None:
+    config = load_config(EvaluateConfig, [PROGRAM, "models={a: x, b: y}", "metrics=[]", "against=a"])
+    assert (config.judge_name, config.all_metrics) == ("agent", [])
+    assert load_config(EvaluateConfig, [PROGRAM, "models={a: x, b: y}", "against=a", "judge=agent/won"]).margin == 0
 
 
 @pytest.mark.parametrize(

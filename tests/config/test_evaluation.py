@@ -106,7 +106,9 @@ def test_games_are_judged_by_how_they_ended() -> None:
     assert played.all_metrics == []
     with pytest.raises(ValidationError, match="judge 'environment' compares games, and 'reference' played none"):
         config(**two, environment=GAME, metrics=[], against="reference")
-    with pytest.raises(ValidationError, match="contexts are read before an answer, and games have no such place"):
+    with pytest.raises(
+        ValidationError, match="contexts are read before an answer, and games and agents have no such place"
+    ):
         config(environment=GAME, metrics=[], contexts={"x": "a.jsonl"})
 
 

@@ -24,15 +24,12 @@ from troupe.agents.protocol import Ask, Choice, RequestRefused, message_of
 from troupe.agents.recording import Line, Recording, shared_prompt
 from troupe.agents.turn_taking import TurnTaking
 from troupe.chat import AnyTokenizer, ChatForm, TurnEncoder, form_of
-from troupe.config.agents import AgentConfig
+from troupe.config.agents import LABEL, AgentConfig
 from troupe.engines.tool_calls import CallReader, MalformedCall
 from troupe.errors import TroupeError
 from troupe.records import Branch, Group, Sample, Score, ToolCall
 
 log = logging.getLogger(__name__)
-
-LABEL = "agent"
-"""Its name in the logs: `reward/agent`, `eval/<set>/agent`."""
 
 
 class AgentEpisodes:
@@ -129,8 +126,8 @@ class AgentEpisode:
 
     @property
     def lines(self) -> list[Line]:
-        """The lines with an answer of the model."""
-        return [line for line in self._recording.lines if line.turns]
+        """The lines with an answer of the model, in the order of their last requests."""
+        return sorted((line for line in self._recording.lines if line.turns), key=lambda line: line.asked)
 
     # -- while it runs -------------------------------------------------------------------------------------------
 
@@ -195,6 +192,7 @@ class AgentEpisode:
             stop=(*self._request.stop, *ask.stop),
         )
         self.asked += 1
+        line.asked = self.asked
         try:
             branch = await self.turns.ask(self.player, request)
         except TroupeError as error:

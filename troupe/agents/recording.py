@@ -93,6 +93,8 @@ class Line(TokenSequence):
     """Of a text that the agent asks to continue, the text up to the model's last answer."""
     busy: bool = False
     """Whether its next answer is being sampled."""
+    asked: int = 0
+    """Which request of the episode was its last."""
 
     @property
     def ids(self) -> list[int]:

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from troupe.config.loader import Section
 
+LABEL = "agent"
+"""Its name in the logs: `reward/agent`, `eval/<set>/agent`."""
+
 
 class ToolConfig(Section):
     """One tool: a typed function whose docstring is what the model reads about it."""
@@ -64,6 +67,11 @@ class AgentConfig(Section):
     def title(self) -> str:
         """Its name for people."""
         return self.fn or " ".join(self.command)
+
+    def check_alone(self, *others: object) -> None:
+        """Raise ValueError where the config's environment or tools, `others`, are set beside it."""
+        if any(others):
+            raise ValueError("an agent has tools and an environment of its own; leave out environment and tools")
 
     @model_validator(mode="after")
     def _is_one_program(self) -> AgentConfig:

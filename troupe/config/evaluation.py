@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from troupe.config.agents import ToolConfig
+from troupe.config.agents import LABEL as AGENT, AgentConfig, ToolConfig
 from troupe.config.algorithm import ReadingConfig
 from troupe.config.data import DataConfig
 from troupe.config.endpoint import EndpointModelConfig
@@ -34,7 +34,8 @@ class AnsweringConfig(SamplingConfig, ConversationConfig):
     max_prompt_tokens: int = Field(default=256, ge=1)
     """A prompt that is longer for any of the models is left out for all of them, and counted."""
     max_response_tokens: int = Field(default=40, ge=1)
-    """Longest answer in tokens; with an environment the longest game, both sides' tokens counted."""
+    """Longest answer in tokens; with an environment the longest game, both sides' tokens counted; an
+    agent's conversations may have `max_prompt_tokens` more."""
     seed: int = 0
     """Seed of sampling, and of the intervals."""
     metrics: list[RewardConfig] = [RewardConfig(fn="math_answer", name="accuracy")]
@@ -49,6 +50,10 @@ class AnsweringConfig(SamplingConfig, ConversationConfig):
     """
     tools: list[ToolConfig] = []
     """Functions that the models may call while they answer."""
+    agent: AgentConfig | None = None
+    """A program that asks the models over an address of its own: one episode per held-out sample; its score and parts
+    are reported as `agent` and `agent/<part>`.
+    """
     precision: Precision = "auto"
     """Precision of the engines."""
     generator: GeneratorConfig = GeneratorConfig()
@@ -79,6 +84,13 @@ class AnsweringConfig(SamplingConfig, ConversationConfig):
         return dialogue_of(self.environment, self.tools, self.max_response_tokens)
 
     @property
+    def played(self) -> str | None:
+        """The metric that an environment or an agent gives; None where answers have none of their own."""
+        if self.agent is not None:
+            return AGENT
+        return ENVIRONMENT if self.environment is not None else None
+
+    @property
     def all_metrics(self) -> list[RewardConfig]:
         """Every function that is measured."""
         return [*self.metrics, *([ROUGE] if self.rouge else [])]
@@ -103,6 +115,13 @@ class AnsweringConfig(SamplingConfig, ConversationConfig):
         """Raise ValueError for settings of training, more ranks than one process has, and games that cannot fit."""
         if self.environment is not None:
             self.environment.check_limit(self.max_response_tokens, "max_response_tokens")
+        if self.agent is not None:
+            self.agent.check_alone(self.environment, self.tools)
+            if self.reward_model is not None:
+                raise ValueError(
+                    "reward_model scores an answer to the data's prompt, and an agent asks prompts of its own; leave "
+                    "out one of the two"
+                )
         if self.reward_model is not None and (self.reward_model.relative_to_reference or self.reward_model.weight != 1):
             raise ValueError(
                 "reward_model.weight and relative_to_reference belong to training; an evaluation reports scores as "
@@ -157,8 +176,8 @@ class EvaluateConfig(AnsweringConfig):
     against: str | None = None
     """What each model is compared with: a model's name, `reference` (the data's), or a JSONL file of answers."""
     judge: str | None = None
-    """The judge: `reward_model`, the name of a metric, a part of the environment's, or a reward function; the reward
-    model when unset, else the first metric, else the environment, else `rouge`.
+    """The judge: `reward_model`, the name of a metric, a part of the environment's or agent's, or a reward function;
+    the reward model when unset, else the first metric, else the environment or agent, else `rouge`.
     """
     tie_margin: float | None = Field(default=None, ge=0)
     """Judgements closer than this are a tie, both ways; unset: 0.1 for the reward model, 0 for functions."""
@@ -192,9 +211,10 @@ class EvaluateConfig(AnsweringConfig):
                 f"{REFERENCE!r} means the data's own answers; give the model another name: models={{other: "
                 f"{self.model}}}"
             )
-        if not self.all_metrics and self.reward_model is None and self.environment is None:
+        if not self.all_metrics and self.reward_model is None and self.played is None:
             raise ValueError(
-                "nothing would be measured; name metrics, or set rouge: true, or reward_model.path, or environment"
+                "nothing would be measured; name metrics, or set rouge: true, or reward_model.path, environment or "
+                "agent"
             )
         if self.judge == REWARD_MODEL and self.reward_model is None:
             raise ValueError("judge reward_model needs reward_model.path")
@@ -205,10 +225,11 @@ class EvaluateConfig(AnsweringConfig):
             )
         self._check_against()
         self._check_contexts()
-        if self._judged_by_games and self.against is not None and self.opponent not in self.named_models:
+        if self._judged_by_play and self.against is not None and self.opponent not in self.named_models:
+            episodes = "games" if self.agent is None else "an agent's episodes"
             raise ValueError(
-                f"judge {self.judge_name!r} compares games, and {self.against!r} played none; set against to the "
-                f"name of a model"
+                f"judge {self.judge_name!r} compares {episodes}, and {self.against!r} played none; set against to the "
+                "name of a model"
             )
         self.check_scoring()
         return self
@@ -240,9 +261,9 @@ class EvaluateConfig(AnsweringConfig):
             raise ValueError(
                 f"contexts names {unknown[0]!r}, which is not among the models ({', '.join(self.named_models)})"
             )
-        if self.contexts and self.environment is not None:
+        if self.contexts and self.played is not None:
             raise ValueError(
-                "contexts are read before an answer, and games have no such place; leave out one of the two"
+                "contexts are read before an answer, and games and agents have no such place; leave out one of the two"
             )
         if not self.contexts and self.reading != ReadingConfig():
             raise ValueError("reading says how contexts are read, and there are none; name a file in contexts")
@@ -253,9 +274,9 @@ class EvaluateConfig(AnsweringConfig):
         return self.models if self.model is None else {run_name(self.model): self.model}
 
     @property
-    def _judged_by_games(self) -> bool:
-        """Whether models are compared by how their games ended."""
-        return self.environment is not None and self.judge_name.partition("/")[0] == ENVIRONMENT
+    def _judged_by_play(self) -> bool:
+        """Whether models are compared by how their games or their agent's episodes ended."""
+        return self.played is not None and self.judge_name.partition("/")[0] == self.played
 
     @property
     def opponent(self) -> str | None:
@@ -278,7 +299,7 @@ class EvaluateConfig(AnsweringConfig):
             return REWARD_MODEL
         if self.metrics:
             return self.metrics[0].label
-        return ENVIRONMENT if self.environment is not None else ROUGE.label
+        return self.played or ROUGE.label
 
     @property
     def scores_references(self) -> bool:
@@ -289,7 +310,7 @@ class EvaluateConfig(AnsweringConfig):
         """Every function that is measured, the judge among them."""
         metrics = super().all_metrics
         known = {REWARD_MODEL, *(metric.label for metric in metrics)}
-        if self.against is not None and self.judge_name not in known and not self._judged_by_games:
+        if self.against is not None and self.judge_name not in known and not self._judged_by_play:
             metrics.append(RewardConfig(fn=self.judge_name, name=self.judge_name))
         return metrics
 
@@ -479,10 +500,10 @@ class BenchmarkConfig(AnsweringConfig):
             raise ValueError(f"two of the models are called {doubled!r}; give them names of their own")
         for name in names:
             require_file_name(name)
-        if self.tools:
+        if self.tools or self.agent is not None:
             raise ValueError(
-                "tools: a benchmark gives none to models behind endpoints, and stored answers do not show whose had "
-                "them; leave them out, and compare with jobs/evaluate.py"
+                f"{'tools' if self.tools else 'agent'}: a benchmark gives none to models behind endpoints, and stored "
+                "answers do not show whose had any; leave it out, and compare with jobs/evaluate.py"
             )
         if self.base == START and self.trained is None:
             raise ValueError("base start means what the run's recipe starts from, and trained names none; name a model")
@@ -525,7 +546,7 @@ class BenchmarkConfig(AnsweringConfig):
     @property
     def drawable(self) -> list[str]:
         reward = ["reward"] if self.reward_model is not None else []
-        games = [ENVIRONMENT] if self.environment is not None else []
+        games = [self.played] if self.played is not None else []
         return [*(metric.label for metric in self.all_metrics), *reward, *games]
 
     @property

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from troupe.config.agents import AgentConfig, ToolConfig
+from troupe.config.agents import LABEL as AGENT, AgentConfig, ToolConfig
 from troupe.config.algorithm import PERPLEXITY_PARTS, AlgorithmConfig, KLConfig, PerplexityRewardConfig
 from troupe.config.data import DataConfig, Sources
 from troupe.config.loader import Section
@@ -107,8 +107,8 @@ class GRPOConfig(Section):
             )
         self.evaluation.check(self.model_parts, self.heldout_names)
         self._check_sources()
-        if self.agent is not None and (self.environment is not None or self.tools):
-            raise ValueError("an agent has tools and an environment of its own; leave out environment and tools")
+        if self.agent is not None:
+            self.agent.check_alone(self.environment, self.tools)
         if self.environment is not None:
             self.environment.check_limit(rollout.max_response_tokens)
             if self.evaluation.max_response_tokens is not None:
@@ -197,7 +197,7 @@ class GRPOConfig(Section):
         measured = ["reward_model"] if self.reward_model is not None else []
         measured += ["perplexity", *PERPLEXITY_PARTS] if self.perplexity_reward is not None else []
         measured += [ENVIRONMENT] if self.environment is not None and self.environment.plays else []
-        return measured + (["agent"] if self.agent is not None else [])
+        return measured + ([AGENT] if self.agent is not None else [])
 
     @property
     def dialogue(self) -> EnvironmentConfig | None:

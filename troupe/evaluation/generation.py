@@ -13,6 +13,7 @@ from troupe.actors.generators import Generators, generator_arguments, start_gene
 from troupe.actors.placement import Cluster, RankPlacement
 from troupe.actors.reward_model import LABEL, RewardModel
 from troupe.actors.rewarder import Rewarder
+from troupe.agents.episodes import AgentEpisodes
 from troupe.chat import ChatForm, encode_answer, encode_prompt
 from troupe.config.evaluation import AnsweringConfig
 from troupe.config.models import PretrainedModelConfig, RewardModelConfig
@@ -22,7 +23,7 @@ from troupe.processes.waiting import waiting
 from troupe.records import Branch, Group, Sample
 from troupe.training.episodes import Episodes
 from troupe.training.evaluator import Evaluator
-from troupe.training.roles import RoleStarter
+from troupe.training.roles import RoleStarter, start_episodes
 
 ROW_TOKENS = 2560
 CLOSING_S = 60
@@ -73,7 +74,7 @@ def generate(
     with (
         waiting(f"{model_path} answers {len(samples)} prompts"),
         _engines(cluster, config, model_path) as generators,
-        _games(config, generators, form) as episodes,
+        _episodes(config, generators, form) as episodes,
     ):
         answers = []
         for seed in seeds:
@@ -95,16 +96,16 @@ def generate(
 
 
 @contextlib.contextmanager
-def _games(config: AnsweringConfig, generators: Generators, form: ChatForm) -> Iterator[Episodes | None]:
-    """Start what plays the games, where there is an environment."""
-    if config.dialogue is None:
-        yield None
-        return
-    episodes = Episodes(config.dialogue, generators, form, config.tools)
+def _episodes(
+    config: AnsweringConfig, generators: Generators, form: ChatForm
+) -> Iterator[Episodes | AgentEpisodes | None]:
+    """Start what plays the games or runs the agent, where there is one."""
+    episodes = start_episodes(config, generators, form, max_length=config.longest_sequence[0])
     try:
         yield episodes
     finally:
-        episodes.shutdown()
+        if episodes is not None:
+            episodes.shutdown()
 
 
 @contextlib.contextmanager
@@ -112,7 +113,7 @@ def _engines(cluster: Cluster, config: AnsweringConfig, model_path: str) -> Iter
     arguments = generator_arguments(
         model_path,
         config.generator,
-        max_length=config.max_prompt_tokens + config.max_response_tokens,
+        max_length=config.longest_sequence[0],
         precision=cluster.machine.precision(config.precision),
         transport=cluster.machine.weight_transport(colocated=False),
         sleep=False,

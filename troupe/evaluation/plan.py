@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from troupe.actors.reward_model import require_same_tokenizer
+from troupe.agents import build_program
 from troupe.chat import ChatForm, load_form
 from troupe.config.evaluation import REFERENCE, START, AnsweringConfig, BenchmarkConfig, EvaluateConfig
 from troupe.config.models import RewardModelConfig
@@ -109,6 +110,8 @@ def plan_evaluation(config: EvaluateConfig, rewards: Rewards | None) -> Evaluati
     """Plan the models of `config` and what they are compared with."""
     if config.environment is not None:
         build_environment(config.environment)
+    if config.agent is not None:
+        build_program(config.agent)
     paths = {name: check_answerer(path, f"models.{name}", config) for name, path in config.named_models.items()}
     reward_model = locate_reward_model(config.reward_model) if config.reward_model is not None else None
     samples = with_tools(load_data(config.data).heldout[: config.num_samples], build_tools(config.tools))
@@ -284,6 +287,7 @@ def answer_settings(config: AnsweringConfig, plan: EvaluationPlan, candidate: Ca
     """Return, for each repeat, everything that the answers of a model here depend on."""
     form = plan.forms[candidate.name]
     prompts = [[sample.sample_id, form.prompt(sample)] for sample in plan.prompts_of(candidate.name)]
+    played = {"environment": config.environment, "agent": config.agent}
     settings = {
         "weights": weights_fingerprint(str(candidate.path)),
         "tokenizer": tokenizer_fingerprint(form.tokenizer),
@@ -292,7 +296,7 @@ def answer_settings(config: AnsweringConfig, plan: EvaluationPlan, candidate: Ca
         **config.sampling,
         "seed": config.seed,
         "precision": config.precision,
-        **({} if config.environment is None else {"environment": config.environment.model_dump()}),
+        **{name: section.model_dump() for name, section in played.items() if section is not None},
     }
     return [{**settings, "seed": config.seed + repeat} for repeat in range(plan.repeats)]
 

@@ -148,7 +148,7 @@ def summarize(
 
 def lead_of(config: EvaluateConfig | BenchmarkConfig, plan: EvaluationPlan) -> str:
     """Return the sentences under the heading of the tables."""
-    noun = "answer" if config.environment is None else "game"
+    noun = {None: "answer", "environment": "game", "agent": "episode"}[config.played]
     each = f"one {noun} each" if plan.repeats == 1 else f"{plan.repeats} {noun}s each"
     words = (
         f"{len(plan.samples)} held-out samples of {config.data.type}, {each}, {config.in_words}, at most "

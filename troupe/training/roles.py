@@ -28,6 +28,7 @@ from troupe.actors.workers import Workers
 from troupe.agents.episodes import AgentEpisodes
 from troupe.chat import ChatForm, load_form, load_tokenizer
 from troupe.config.algorithm import PerplexityRewardConfig
+from troupe.config.evaluation import AnsweringConfig
 from troupe.config.grpo import GRPOConfig, PPOConfig
 from troupe.config.models import GeneratorConfig, ModelConfig, PolicyConfig, PretrainedModelConfig, RewardModelConfig
 from troupe.errors import ConfigError, PeerError
@@ -302,7 +303,7 @@ def start_roles(config: GRPOConfig, context: RunContext) -> Iterator[Roles]:
         longest = max(limit.max_response_tokens, config.evaluation.max_response_tokens or 0)
         max_length = limit.max_prompt_tokens + longest
         generators = starter.generators(config.generator, max_length=max_length, policy=policy)
-        episodes = _episodes(config, generators, starter.form, max_length)
+        episodes = start_episodes(config, generators, starter.form, max_length=max_length)
         if episodes is not None:
             stack.callback(episodes.shutdown)
         reference = _reference(config, starter, policy)
@@ -366,9 +367,13 @@ def start_roles(config: GRPOConfig, context: RunContext) -> Iterator[Roles]:
         yield roles
 
 
-def _episodes(
-    config: GRPOConfig, generators: Generators, form: ChatForm, max_length: int
+def start_episodes(
+    config: GRPOConfig | AnsweringConfig, generators: Generators, form: ChatForm, *, max_length: int
 ) -> Episodes | AgentEpisodes | None:
+    """Start what has answers of several turns made: a config's agent, or its environment and tools; None without.
+
+    `max_length`: tokens of the longest prompt and answer that the engines take.
+    """
     if config.agent is not None:
         return AgentEpisodes(config.agent, generators, form, max_length=max_length)
     return None if config.dialogue is None else Episodes(config.dialogue, generators, form, config.tools)
