@@ -13,7 +13,6 @@ from typing import Any
 
 import openai
 import pytest
-import smolagents
 
 from tests.actors.scripted import ScriptedGenerators
 from tests.serving.served_run import TEMPLATE
@@ -134,12 +133,12 @@ async def plays(client: openai.AsyncOpenAI, sample: Sample) -> float:
 
 
 def of_a_library(client: openai.OpenAI, sample: Sample) -> float:
-    """An agent of smolagents as its page shows it: it writes code until that gives an answer."""
-    model = smolagents.OpenAIServerModel(
-        model_id="policy", api_base=str(client.base_url), api_key=client.api_key, max_tokens=200, temperature=0.5
-    )
-    agent = smolagents.CodeAgent(tools=[], model=model, max_steps=3, verbosity_level=0)
-    return float(str(agent.run("Multiply 6 and 7.")) == "42")
+    """The documentation's agent, smolagents' own: it writes code until that gives an answer."""
+    page = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
+    (source,) = re.findall(r"```python\n([^`]*def run.*?)```", page, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(source, names)
+    return float(names["run"](client, sample))
 
 
 async def silent(client: openai.AsyncOpenAI, sample: Sample) -> float:
@@ -370,7 +369,8 @@ def test_an_agent_of_a_library_trains_without_a_change() -> None:
         first = prompt.count("<|im_start|>assistant") == 1
         return f"Thought: compute.\n<code>\n{'print(6 * 7)' if first else 'final_answer(42)'}\n</code>"
 
-    groups, _ = ran("of_a_library", speak=speak, samples=SAMPLES[:1], max_length=20_000)
+    sample = Sample(sample_id="s", prompt=[{"role": "user", "content": "Multiply 6 and 7."}], gold="42")
+    groups, _ = ran("of_a_library", speak=speak, samples=[sample], max_length=20_000)
     for branch in groups[0].branches:
         assert branch.outcome is not None
         assert (branch.outcome.value, branch.outcome.parts["agent/requests"]) == (1.0, 2)
