@@ -30,7 +30,7 @@ from troupe.hardware import WORKER_ROLE
 from troupe.processes.deaths import describe_death, find_remedy, last_exception, last_lines, quote_lines
 from troupe.processes.futures import those_done, wait_all
 from troupe.processes.logs import ENGINE_SUFFIX, ProcessLogs
-from troupe.processes.stacks import describe_process, end_processes
+from troupe.processes.stacks import describe_process, end_processes, end_trees, tree_of
 from troupe.processes.waiting import waiting
 from troupe.secrets import without_escapes
 from troupe.timeline import RECORDER, TRACK, Entry
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 DEATH_IS_KNOWN_S = 10.0
 """Seconds after a failed call until the death of a peer that caused it is known."""
+KILLING_S = 2.0
+"""Seconds that Ray has to end a worker by itself. Of one that we end first it tells the user as of a crash."""
 ENGINE = "engine"
 """Part of the name of an engine's log, beside its worker's."""
 
@@ -249,9 +251,12 @@ class RayWorkers(Workers[W]):
     def shutdown(self) -> None:
         import ray
 
+        self.restarts = 0
+        here = [identity.pid for identity in self.identities.values() if identity.address == own_address()]
+        trees = [tree_of(pid) for pid in here]  # now: whose parent is gone cannot be found
         for handle in self.handles:
             ray.kill(handle)
-        self.restarts = 0
+        end_trees(trees, KILLING_S)
         self.end_processes(range(len(self.handles)))
         self.handles = []
 

@@ -60,12 +60,23 @@ def python_stacks(pid: int) -> list[str]:
 
 
 def end_processes(pids: Sequence[int]) -> None:
-    """End processes and all below them at once, also stopped ones, save Python's resource trackers: those end by
-    themselves and remove the shared memory of the others."""
-    for pid in pids:
+    """End processes and all below them at once, also stopped ones."""
+    end_trees([tree_of(pid) for pid in pids])
+
+
+def tree_of(pid: int) -> list[psutil.Process]:
+    """Return a process and all below it; nothing where it is gone."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def end_trees(trees: Sequence[list[psutil.Process]], grace_s: float = 0.0) -> None:
+    """End the processes of trees, whose first ones have `grace_s` to end by themselves; Python's resource trackers
+    always end by themselves, and remove the shared memory of the others."""
+    psutil.wait_procs([tree[0] for tree in trees if tree], timeout=grace_s)
+    for process in [process for tree in trees for process in tree]:
         with contextlib.suppress(psutil.Error):
-            process = psutil.Process(pid)
-            for each in [process, *process.children(recursive=True)]:
-                with contextlib.suppress(psutil.Error):
-                    if not any("resource_tracker" in part for part in each.cmdline()):
-                        each.kill()
+            if not any("resource_tracker" in part for part in process.cmdline()):
+                process.kill()
