@@ -1,4 +1,4 @@
-"""A run that goes on with another number of ranks and at another ZeRO stage is the same run."""
+"""A run that goes on with other numbers of ranks and engines and at other ZeRO stages is the same run."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from tests.actors.small import write_model
+from tests.actors.test_values import write_scalar_model
+from tests.jobs.test_train_ppo import recipe
 from tests.training.test_supervised import column, events, sft, weights
 from troupe.actors.placement import Cluster
+from troupe.config.grpo import PPOConfig
 from troupe.config.supervised import SFTConfig
+from troupe.files import read_lines
+from troupe.jobs.train_grpo import train
 from troupe.jobs.train_sft import train_sft
 from troupe.runs.checkpoint import CheckpointStore
 
@@ -81,3 +87,37 @@ def test_what_changed_is_in_the_events(runs: Sequence[Path]) -> None:
         ["engine.num_ranks 2 -> 1", "engine.zero_stage 3 -> 1", 'placement.backend "ray" -> "inline"', "steps 10 -> 6"],
         ["engine.num_ranks 1 -> 2", "engine.zero_stage 1 -> 2", 'placement.backend "inline" -> "ray"', "steps 6 -> 10"],
     ]
+
+
+# -- policy, critic and engines ----------------------------------------------------------------------------------
+
+
+def ppo(directory: Path, name: str, *, steps: int, ranks: int, stages: tuple[int, int]) -> Path:
+    """A run of policy and critic at these ZeRO stages, on as many ranks and engines."""
+    settings = recipe(directory, steps=steps).model_dump()
+    settings["run"] |= {"name": name, "samples_per_step": 4}
+    settings["checkpoint"] |= {"every": 1, "keep_last": 4}
+    for section, stage in zip(("policy", "critic"), stages, strict=True):
+        settings[section] |= {"num_ranks": ranks, "zero_stage": stage}
+    settings["generator"]["num_engines"] = ranks
+    train(PPOConfig.model_validate(settings))
+    return directory / name
+
+
+def texts(run: Path) -> list[list[str]]:
+    """Answers of the second step's groups."""
+    lines = [line for line in read_lines(run / "rollouts.jsonl") if line["step"] == 2]
+    return [[branch["text"] for branch in line["branches"]] for line in lines]
+
+
+def test_ppo_goes_on_with_two_ranks_of_policy_and_critic_and_two_engines(tmp_path: Path, cluster: Cluster) -> None:
+    write_model(tmp_path / "model", tied=True)
+    write_model(tmp_path / "reward_model", tied=True, seed=1)
+    write_scalar_model(AutoConfig.from_pretrained(tmp_path / "reward_model"), tmp_path / "reward_model", score_mean=0.5)
+    whole = ppo(tmp_path, "whole", steps=2, ranks=1, stages=(3, 3))
+    go_back(whole, tmp_path / "changed", 1)
+    changed = ppo(tmp_path, "changed", steps=2, ranks=2, stages=(2, 1))
+    assert len(texts(whole)) == 4
+    assert texts(changed) == texts(whole)
+    for name in ("policy/loss", "policy/kl", "value/loss", "value/mean", "reward/mean"):
+        assert column(changed, name) == pytest.approx(column(whole, name), abs=1e-6), name
