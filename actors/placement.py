@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import psutil
 
 from troupe.actors.meters import RUN
-from troupe.actors.workers import Deadlines, InlineWorkers, RayWorkers, Slot, Workers, own_address
+from troupe.actors.workers import PRIVATE, Deadlines, InlineWorkers, RayWorkers, Slot, Workers, own_address
 from troupe.config.grpo import GRPOConfig, PPOConfig
 from troupe.config.models import GeneratorConfig, PlacementConfig
 from troupe.config.run import RunConfig
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 W = TypeVar("W")
 
 START_ATTEMPTS = 3
-TEMPORARY = "troupe-"
+SOCKET_PATH_BYTES = 107
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,23 +167,24 @@ class Cluster:
         """Join or start Ray; workers record metrics and timelines for `run`."""
         self._config = config
         self._deadlines = Deadlines(call_s=config.call_timeout_s, reply_s=config.reply_timeout_s)
-        self._temporary = private_directory() if run is not None and config.backend != "inline" else None
-        self._env = {RUN: run.name} if run is not None else {}
-        if self._temporary is not None:
-            self._env["TMPDIR"] = str(self._temporary)
+        self.inline = config.backend == "inline"
+        self._temporary = None if self.inline else private_directory()
+        self._env = {} if self._temporary is None else {"TMPDIR": str(self._temporary)}
+        if run is not None:
+            self._env[RUN] = run.name
         self._restarts = run.max_restarts if run is not None else 0
         self._logs = ProcessLogs(run.path) if run is not None else None
         self._workers: list[Workers[Any]] = []
-        self.inline = config.backend == "inline"
         self._started_ray = False
         self._reservation: Any = None
         self._table: list[RankPlacement] = []
         self._machines: dict[int, str] = {}
         """Address of the machine that holds each bundle."""
         self._environ = dict(os.environ)
-        if not self.inline:
+        if self._temporary is not None:
+            metrics_port = run.watch.metrics_port if run is not None else 0
             with keeping_sigterm(), waiting("Ray starts"):
-                self._started_ray = _connect(config.address, run.watch.metrics_port if run is not None else 0)
+                self._started_ray = _connect(config.address, metrics_port, session_directory(self._temporary))
         self.machine: Hardware = hardware() if self.inline else _cluster_hardware()
 
     @property
@@ -201,7 +202,7 @@ class Cluster:
         if self.inline:
             return
         import ray
-        from ray.util.placement_group import placement_group, placement_group_table
+        from ray.util.placement_group import placement_group
 
         gpus = {place.bundle: place.bundle_gpus for place in sorted(table, key=lambda place: place.bundle)}
         bundles = [{"CPU": 1.0, **({"GPU": float(count)} if count else {})} for count in gpus.values()]
@@ -222,9 +223,31 @@ class Cluster:
         )
         with waiting("the cluster makes room"):
             wait_all([self._reservation.ready().future()], timeout_s, late=lambda _: late)
-        addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        self._machines = self._holders()
+
+    def _holders(self) -> dict[int, str]:
+        """Return the address of the machine that holds each bundle; `""` while none does."""
+        import ray
+        from ray.util.placement_group import placement_group_table
+
+        alive = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
         held = placement_group_table(self._reservation)["bundles_to_node_id"]
-        self._machines = {bundle: addresses[node] for bundle, node in held.items()}
+        return {bundle: alive.get(node, "") for bundle, node in held.items()}
+
+    def moves(self) -> list[str]:
+        """Return sentences on the bundles that have another machine, or none, since the last look: those of a machine
+        that is lost Ray places anew by itself, where and when there is room.
+        """
+        if set(self._machines.values()) <= {own_address()}:
+            return []
+        before, self._machines = self._machines, self._holders()
+        sentences = []
+        for bundle, machine in self._machines.items():
+            if machine != before[bundle]:
+                roles = ", ".join(f"{place.role} {place.rank}" for place in self._table if place.bundle == bundle)
+                lost = f"the machine {before[bundle]} is lost, and " if before[bundle] else ""
+                sentences.append(f"{lost}{roles} {f'go to {machine}' if machine else 'wait for a machine with room'}")
+        return sentences
 
     def require_shared(self, directory: Path) -> None:
         """Raise ConfigError unless every machine of the reservation sees `directory`, which trainers write and read.
@@ -321,9 +344,9 @@ class Cluster:
         """Give the bundles back, end Ray if it was started here, and put this process's environment back."""
         if self._logs is not None:
             self._logs.close()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-        if self.inline:  # what its roles set for themselves is not meant for the next run's, which inherit it
+        if (
+            self._temporary is None
+        ):  # what its roles set for themselves is not meant for the next run's, which inherit it
             os.environ.clear()
             os.environ.update(self._environ)
             return
@@ -334,16 +357,28 @@ class Cluster:
             self._reservation = None
         if self._started_ray:
             ray.shutdown()
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 def private_directory() -> Path:
     """Make a directory for what the processes of a run leave in the temporary one, such as vLLM's sockets; remove those
     of runs whose drivers are gone. On another machine, where it is not, Python takes the usual one."""
-    for path in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*-*"):
-        driver = path.name.removeprefix(TEMPORARY).partition("-")[0]
+    for path in Path(tempfile.gettempdir()).glob(f"{PRIVATE}*-*"):
+        driver = path.name.removeprefix(PRIVATE).partition("-")[0]
         if driver.isdigit() and not psutil.pid_exists(int(driver)):
             shutil.rmtree(path, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-"))
+    return Path(tempfile.mkdtemp(prefix=f"{PRIVATE}{os.getpid()}-"))
+
+
+def session_directory(private: Path) -> str | None:
+    """Return where a Ray that is started here keeps its sessions, which it opens to every user of the machine: in a
+    directory that is closed to them. None, for Ray's own choice, where RAY_TMPDIR names one or a socket's path would be
+    too long.
+    """
+    directory = private / "ray"
+    longest = directory / "session_2026-01-01_00-00-00_000000_4194304" / "sockets" / "plasma_store"
+    fits = len(os.fsencode(longest)) <= SOCKET_PATH_BYTES
+    return str(directory) if fits and "RAY_TMPDIR" not in os.environ else None
 
 
 class PathProbe:
@@ -359,7 +394,7 @@ def starts_on_this_cpu(config: PlacementConfig) -> bool:
     return hardware().device == "cpu" and (config.backend == "inline" or not named)
 
 
-def _connect(address: str | None, metrics_port: int) -> bool:
+def _connect(address: str | None, metrics_port: int, sessions: str | None) -> bool:
     """Join the cluster at `address` or RAY_ADDRESS, or start one on loopback; whether it was started here."""
     if not (address or os.environ.get("RAY_ADDRESS")):
         # Without it Ray takes the machine's own address in place of loopback; it is read when ray is imported.
@@ -380,7 +415,7 @@ def _connect(address: str | None, metrics_port: int) -> bool:
             )
             return False
         bring_token()
-        _start_ray(_metrics_export_port=metrics_port or None, **quiet)
+        _start_ray(_metrics_export_port=metrics_port or None, _temp_dir=sessions, **quiet)
     except Exception as error:  # a slow start is a bare Exception of Ray's
         where = f"the Ray cluster at {address!r}" if address else "a local Ray cluster"
         raise WorkerError(

@@ -85,4 +85,11 @@ def watch_stale_locks() -> None:
         while lock.exists() and remove_stale_lock(lock.parent) is None:
             time.sleep(baton.wait_seconds)
 
+    def release(baton: FileBaton) -> None:
+        if baton.fd is not None:
+            os.close(baton.fd)
+        # Another machine with the same environment does not see who holds a lock here, and may have removed it.
+        Path(baton.lock_file_path).unlink(missing_ok=True)
+
     FileBaton.wait = wait  # type: ignore[method-assign,assignment]
+    FileBaton.release = release  # type: ignore[method-assign,assignment]

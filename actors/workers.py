@@ -42,6 +42,8 @@ DEATH_IS_KNOWN_S = 10.0
 """Seconds after a failed call until the death of a peer that caused it is known."""
 KILLING_S = 2.0
 """Seconds that Ray has to end a worker by itself. Of one that we end first it tells the user as of a crash."""
+PRIVATE = "troupe-"
+"""Name, before its driver's process id, of the directory in the temporary one that a run has for itself."""
 ENGINE = "engine"
 """Part of the name of an engine's log, beside its worker's."""
 
@@ -309,7 +311,7 @@ class RayWorkers(Workers[W]):
 
     def _translate(self, error: BaseException, rank: int, method: str) -> BaseException:
         """Return a failure of Ray's as one of ours; `method` is what the worker was asked to do."""
-        from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+        from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
         name = f"{self.role} rank {rank}"
         if isinstance(error, RayTaskError):
@@ -324,6 +326,9 @@ class RayWorkers(Workers[W]):
             death = memory_death(name, method, str(error))
             death.role, death.ranks = self.role, (rank,)
             return self._with_log(death, rank)
+        if isinstance(error, ObjectLostError):  # a large answer stays where it was made until it is fetched
+            lost = f"{name} died with its machine, and so is its answer to `{method}`: {first_line(error)}"
+            return WorkerError(lost, role=self.role, ranks=[rank])
         if isinstance(error, RayError):
             return self._with_log(_bug(name, method, error), rank)
         return error
@@ -337,6 +342,9 @@ class RayWorkers(Workers[W]):
             return WorkerError(f"{name} died at its start: {raised}", details=details, role=self.role, ranks=[rank])
         if "ray.kill" in text:
             return WorkerError(f"{name} died: it was ended by this run (ray.kill)", role=self.role, ranks=[rank])
+        if "its node has died" in text:
+            where = f" {self.identities[rank].address}" if rank in self.identities else ""
+            return WorkerError(f"{name} died with its machine{where}, which is lost", role=self.role, ranks=[rank])
         found = re.search(r"pid: (\d+)", text)
         pid = int(found.group(1)) if found else 0
         tail = self._last_lines(rank, pid)
@@ -344,8 +352,6 @@ class RayWorkers(Workers[W]):
         doing = f"it ran `{method}`" if method else ""
         process = f"{name} died: its process {pid or ''}".rstrip()
         sentence = describe_death(process, int(status.group(1)) if status else None, doing=doing, tail=tail, pid=pid)
-        if "node" in text and "died" in text and not pid:
-            sentence = f"{name} died with its machine: {' '.join(text.split())[:300]}"
         return WorkerError(sentence, details=quote_lines(tail, "its last lines:"), role=self.role, ranks=[rank])
 
     def _last_lines(self, rank: int, pid: int) -> list[str]:
@@ -435,8 +441,9 @@ def _identity(worker: object) -> Identity:
 def _tail_of(stderr: str | None, pid: int) -> list[str]:
     """Return a local worker's last lines; one that died before it introduced itself is found by its process."""
     if stderr is None:
-        sessions = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray"
-        stderr = str(next(iter(sessions.glob(f"session_*/logs/worker-*-{pid}.err")), ""))
+        temporary, log = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())), f"logs/worker-*-{pid}.err"
+        places = ("ray/session_*", f"{PRIVATE}{os.getpid()}-*/ray/session_*")
+        stderr = str(next((path for place in places for path in temporary.glob(f"{place}/{log}")), ""))
     return last_lines(stderr) if stderr else []
 
 

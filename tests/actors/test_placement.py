@@ -16,6 +16,7 @@ from troupe.actors.placement import (
     placement_table,
     policy_placement,
     private_directory,
+    session_directory,
 )
 from troupe.config.grpo import GRPOConfig, PPOConfig
 from troupe.config.loader import load_config
@@ -182,3 +183,13 @@ def test_what_dead_runs_left_is_removed_and_what_others_have_stays(
         "other-1-d",
         made.name,
     }
+
+
+@pytest.mark.parametrize(("private", "fits"), [("/tmp/troupe-4194304-abcdefgh", True), (f"/scratch/{'x' * 60}", False)])
+def test_rays_sessions_are_private_where_their_sockets_have_room_and_nobody_chose(
+    monkeypatch: pytest.MonkeyPatch, private: str, fits: bool
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    assert session_directory(Path(private)) == (f"{private}/ray" if fits else None)
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch")
+    assert session_directory(Path(private)) is None

@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -35,6 +36,13 @@ def test_a_call_reaches_every_rank_and_the_answers_come_in_their_order(counters:
     assert counters.call(Counter.add, -2) == [10, 20]
     assert counters.submit(1, Counter.add, 0).result(60) == 20
     assert counters.call(Counter.role) == ["counter-0", "counter-1"]
+
+
+def test_what_ray_keeps_of_a_job_lies_where_no_other_user_comes(counters: Workers[Counter]) -> None:
+    assert isinstance(counters, RayWorkers)
+    counters.call(Counter.add, 0)
+    log = Path(counters.identities[0].stderr)
+    assert any(directory.stat().st_mode & 0o077 == 0 for directory in log.parents)
 
 
 def test_scatter_hands_each_rank_its_own_shard(counters: Workers[Counter]) -> None:

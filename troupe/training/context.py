@@ -25,6 +25,7 @@ from troupe.data import DataSet
 from troupe.engines.trial import EngineDiesError, Trial, trial_beside
 from troupe.errors import PeerError, SyncError, WorkerError
 from troupe.ops.doctor import require_shared_memory
+from troupe.processes.waiting import WAITS
 from troupe.records import Group
 from troupe.report.observers import open_run
 from troupe.runs.run import Run
@@ -74,15 +75,26 @@ def open_context(config: Any, prepared: Prepared, *, init_timeout_s: float) -> I
             cluster.require_shared(run.directory)
             print_opening(config, cluster, precision)
             run.write_placement(cluster.rows())
-            yield RunContext(
-                run=run,
-                cluster=cluster,
-                data=data,
-                model_path=model_path,
-                precision=precision,
-                encoded=prepared.encoded,
-            )
+            with WAITS.listening(lambda *_: _follow_machines(cluster, run)):
+                yield RunContext(
+                    run=run,
+                    cluster=cluster,
+                    data=data,
+                    model_path=model_path,
+                    precision=precision,
+                    encoded=prepared.encoded,
+                )
         print_summary(run.directory)
+
+
+def _follow_machines(cluster: Cluster, run: Run) -> None:
+    """Say when a machine is lost, and where its roles go."""
+    moves = cluster.moves()
+    for sentence in moves:
+        log.warning("%s", sentence)
+        run.event("moved", what=sentence)
+    if moves:
+        run.write_placement(cluster.rows())
 
 
 class Recoverable:
