@@ -289,7 +289,12 @@ class GeneratorWorker:
         await self._engine.run("waking up", self._llm.wake_up([tag]))
 
     def close(self) -> None:
+        from vllm.utils.async_utils import cancel_task_threadsafe
+
         if self._llm is not None:
+            # vLLM ends its engine first, and this task, where it runs on a loop of another thread, reports that as a
+            # failure.
+            cancel_task_threadsafe(self._llm.output_handler)
             self._llm.shutdown()
             self._llm = None
 

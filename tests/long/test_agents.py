@@ -7,11 +7,14 @@ from pathlib import Path
 
 import openai
 import pytest
+import smolagents
 
 from tests.conftest import ROOT
+from troupe.config.evaluation import EvaluateConfig
 from troupe.config.grpo import GRPOConfig
 from troupe.config.loader import load_config
 from troupe.environments.tic_tac_toe import TicTacToe
+from troupe.evaluation import evaluate
 from troupe.files import read_lines
 from troupe.jobs.train_grpo import train
 from troupe.records import Sample
@@ -27,6 +30,19 @@ SHORT = [
     "generator.cpu_cache_gib=0.1",
     "evaluation={every: 0, num_samples: 4}",
     "checkpoint.every=2",
+]
+LONG = ["rollout.max_response_tokens=1600", "model.max_length=2048"]
+GAP = "algorithm={old_logprobs: recompute, importance: {type: truncate}}"
+"""Measures how far the sampler's log-probabilities of each token are from the trainer's."""
+HELD_OUT = [
+    "data={type: tic_tac_toe, num_train: 100, num_heldout: 48, board: names, tag: null}",
+    "num_samples=4",
+    "metrics=[]",
+    "max_prompt_tokens=48",
+    "max_response_tokens=176",
+    "precision=fp32",
+    "placement.backend=inline",
+    "generator.cpu_cache_gib=0.1",
 ]
 AGENT = "agent={fn: 'tests.long.test_agents:play', order: rounds}"
 
@@ -46,6 +62,21 @@ async def play(client: openai.AsyncOpenAI, sample: Sample) -> float:
     return reward
 
 
+def like_a_cell(text: str) -> float:
+    """Share of the letters and digits of cells that a text has: a score with a signal for the tiniest model."""
+    return len(set(text) & set("ABC123")) / 6
+
+
+async def check(client: openai.AsyncOpenAI, sample: Sample) -> dict[str, float]:
+    """Choose, and ask again until two answers agree."""
+    turns, said = list(sample.prompt), [""]
+    while len(said) < 4 and (len(said) < 3 or said[-1] != said[-2]):
+        answer = await client.chat.completions.create(model="policy", messages=turns, max_tokens=4)  # type: ignore[arg-type]
+        said.append(answer.choices[0].message.content or "")
+        turns += [{"role": "assistant", "content": said[-1]}, {"role": "user", "content": "Sure?"}]
+    return {"reward": like_a_cell(said[-1]), "agreed": float(said[-1] == said[-2])}
+
+
 async def compact(client: openai.AsyncOpenAI, sample: Sample) -> float:
     """Check an answer, then go on from a summary in a context of its own."""
     turns = list(sample.prompt)
@@ -56,6 +87,17 @@ async def compact(client: openai.AsyncOpenAI, sample: Sample) -> float:
     summary = [{"role": "user", "content": f"x {text}"}]
     last = await client.chat.completions.create(model="policy", messages=summary, max_tokens=4)  # type: ignore[arg-type]
     return float(len(last.choices[0].message.content or "") % 2)
+
+
+def of_a_library(client: openai.OpenAI, sample: Sample) -> float:
+    """Let smolagents' code agent choose, with a prompt as short as the tiny model needs it."""
+    model = smolagents.OpenAIServerModel(
+        model_id="policy", api_base=str(client.base_url), api_key=client.api_key, max_tokens=16
+    )
+    prompts = {**smolagents.agents.EMPTY_PROMPT_TEMPLATES, "system_prompt": "Write Python."}
+    agent = smolagents.CodeAgent(tools=[], model=model, prompt_templates=prompts, max_steps=2, verbosity_level=0)
+    board = str(sample.prompt[-1]["content"])  # type: ignore[index]
+    return like_a_cell(str(agent.run(board)))
 
 
 def weights_after(directory: Path, name: str, *overrides: str) -> list[str]:
@@ -71,8 +113,15 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("agents")
 
 
-def test_games_over_the_address_end_in_the_weights_of_the_environment_bit_by_bit(directory: Path) -> None:
-    by_class = weights_after(directory, "by_class")
+@pytest.fixture(scope="module")
+def by_class(directory: Path) -> list[str]:
+    """The weights that a run with the environment's class ends in."""
+    return weights_after(directory, "by_class")
+
+
+def test_games_over_the_address_end_in_the_weights_of_the_environment_bit_by_bit(
+    directory: Path, by_class: list[str]
+) -> None:
     by_agent = weights_after(directory, "by_agent", "environment=null", AGENT, "evaluation.best_metric=agent")
     assert by_agent == by_class
     first, last = (read_lines(directory / name / "metrics.jsonl")[-1] for name in ("by_class", "by_agent"))
@@ -81,13 +130,39 @@ def test_games_over_the_address_end_in_the_weights_of_the_environment_bit_by_bit
     assert last["reward/agent/failed"] == 0
 
 
-def test_an_agent_of_several_contexts_trains_with_the_gate_of_plain_rollouts(directory: Path) -> None:
-    agent = "agent={fn: 'tests.long.test_agents:compact'}"
-    weights_after(directory, "contexts", "environment=null", agent, "evaluation.best_metric=agent")
-    _, first, last = read_lines(directory / "contexts" / "metrics.jsonl")
-    for line in (first, last):
-        assert line["reward/agent/lines"] == 2
-        assert line["reward/agent/requests"] == 3
+@pytest.mark.usefixtures("by_class")
+def test_an_agents_evaluation_is_that_of_the_environment(directory: Path) -> None:
+    """The run by the class has measured its last step; the job measures that checkpoint by the agent."""
+    run = directory / "by_class"
+    (model,) = (run / "checkpoints").glob("*2")
+    result = evaluate(
+        load_config(EvaluateConfig, [f"model={model}", AGENT, f"output={directory / 'measured'}", *HELD_OUT])
+    )
+    (measured,) = result.metrics.values()
+    last = read_lines(run / "metrics.jsonl")[-1]
+    assert measured["agent"].mean == last["eval/tic_tac_toe/environment"]
+    assert measured["response_tokens"].mean == last["eval/tic_tac_toe/response_tokens"]
+    (answers,) = (directory / "measured" / "generated").glob("*.jsonl")
+    games = {row["sample_id"]: row["text"] for row in read_lines(run / "answers.jsonl") if row["step"] == 2}
+    assert set(games) == {row["sample_id"] for row in read_lines(answers)}
+    for row in read_lines(answers):
+        assert games[row["sample_id"]].endswith(row["text"])
+        assert row["outcome"]["parts"]["agent/failed"] == 0
+
+
+@pytest.mark.parametrize(("agent", "fewest", "most"), [("check", 1, 1), ("compact", 2, 2), ("of_a_library", 2, 3)])
+def test_an_unmodified_agent_trains_with_the_gate_of_plain_rollouts(
+    directory: Path, agent: str, fewest: int, most: int
+) -> None:
+    settings = [f"agent={{fn: 'tests.long.test_agents:{agent}'}}", "environment=null", "evaluation.best_metric=agent"]
+    weights_after(directory, agent, *settings, *LONG, GAP)
+    _, *steps = read_lines(directory / agent / "metrics.jsonl")
+    for line in steps:
+        assert line["reward/agent/failed"] == 0
+        assert fewest <= line["reward/agent/lines"] <= most
+        assert line["reward/agent/requests"] >= 2
         assert line["reward/missing_fraction"] == 0
-        assert line["consistency/logprob_gap"] < 1e-4
         assert line["rollout/environment_tokens"] > 0
+        assert line["consistency/logprob_gap"] < 1e-4
+        assert line["importance/kl"] < 1e-8
+        assert line["policy/grad_norm"] > 0
