@@ -344,9 +344,7 @@ class Cluster:
         """Give the bundles back, end Ray if it was started here, and put this process's environment back."""
         if self._logs is not None:
             self._logs.close()
-        if (
-            self._temporary is None
-        ):  # what its roles set for themselves is not meant for the next run's, which inherit it
+        if self._temporary is None:  # what roles set for themselves here would be inherited by the next run's
             os.environ.clear()
             os.environ.update(self._environ)
             return
