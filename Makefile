@@ -37,7 +37,9 @@ test-long: environment  ## Run the tests on a real model, SmolLM2, those that ki
 	@$(RUN) python -m pytest -n 0 tests/long
 
 test-cluster: environment  ## Run a cluster of three machines on this one (as root, Linux: network namespaces and ssh), and train on it.
-	@$(RUN) unshare --net --mount --pid --fork --kill-child --mount-proc python -m pytest -s tests/cluster/several_machines.py
+	@for file in several_machines lost_machine; do \
+		$(RUN) unshare --net --mount --pid --fork --kill-child --mount-proc python -m pytest -s tests/cluster/$$file.py || exit 1; \
+	done
 
 FAULTS ?= 40
 RUNS ?= 6

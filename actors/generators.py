@@ -36,6 +36,8 @@ class Generators:
         self._parts: list[_Part] = []
         """Of which answers are owed, in the order in which they were submitted."""
         self._lost: dict[int, WorkerError] = {}
+        self._restarted: set[int] = set()
+        """Engines that have not got the current weights yet."""
         self.waits_for_lost = False
         """Whether answers of an engine that died wait for `restart` and `resubmit`; else they fail at once."""
         self._open = True
@@ -88,19 +90,23 @@ class Generators:
     def restart(self, engines: Sequence[int]) -> None:
         """Start engines again; they have the weights that they began with, and nothing to do until `resubmit`."""
         with self._lock:
+            self._restarted.update(engines)
             for part in self._parts:
                 if part.engine in engines:
                     part.abandon()
         self.workers.restart(engines)
         begun = [self.workers.submit(engine, GeneratorWorker.start) for engine in engines]
         self.workers.gather(begun, self.config.init_timeout_s, "its start")
-
-    def resubmit(self, engines: Sequence[int]) -> None:
-        """Hand engines the whole batches again of which they owe answers, in their order: the same requests with the
-        same seeds in the same company give the same tokens, and those that had arrived are not given out twice."""
         with self._lock:
             for engine in engines:
                 self._lost.pop(engine, None)
+
+    def resubmit(self) -> None:
+        """Hand restarted engines the whole batches again of which they owe answers, in their order: the same requests
+        with the same seeds in the same company give the same tokens, and those that had arrived are not given out
+        twice."""
+        with self._lock:
+            engines, self._restarted = self._restarted, set()
             for part in [part for part in self._parts if part.engine in engines]:
                 part.submit()
 

@@ -72,7 +72,7 @@ def test_a_batch_is_submitted_again_whole_and_what_had_arrived_is_not_given_twic
     assert generators.loads() == [2, 3]
     group.answer(1, 0, 1, 2)  # the other goes on
     generators.restart([0])
-    generators.resubmit([0])
+    generators.resubmit()
     generators.require_alive()
     assert group.restarted == [0]
     assert group.batches == [(0, 0, [0, 2, 4]), (1, 1, [1, 3, 5]), (0, 0, [0, 2, 4])]
@@ -91,7 +91,7 @@ def test_an_engine_that_is_given_up_may_answer_late_and_nobody_listens() -> None
     (answer,) = generators.submit([request(7)])
     generators.restart([0])  # it hung
     late = group.polls[0].pop()
-    generators.resubmit([0])
+    generators.resubmit()
     late.set_exception(WorkerError("generator rank 0 died", role="generator", ranks=[0]))
     generators.require_alive()
     group.answer(0, 0)

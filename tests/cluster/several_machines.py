@@ -165,7 +165,7 @@ for address, digest in {ray.get(seen.remote()) for _ in range(12)}: print("SEEN"
     digest = hashlib.sha256(SECRET.encode()).hexdigest()
     assert any(line.startswith("SEEN") and line.endswith(digest) for line in said.splitlines())
     for machine in cluster.machines:
-        found = on(machine, cluster.scratch, f"grep -rl {SECRET} /tmp/ray/*/logs || true")
+        found = on(machine, f"grep -rl {SECRET} /tmp/ray/*/logs || true")
         assert found == "", machine.address
 
 

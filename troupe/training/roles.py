@@ -68,10 +68,13 @@ class Roles:
         self.recovery.version = version
         while True:
             try:
-                return self.logprob_check.publish(self.policy, self.generators, version)
+                measured = self.logprob_check.publish(self.policy, self.generators, version)
             except PeerError as error:
                 self._restart_generators(error)
-                self.generators.resubmit(error.ranks)
+                self.connect()
+            else:
+                self.generators.resubmit()
+                return measured
 
     def recover(self, error: PeerError) -> None:
         """Mend what `error` names while answers are waited for; raises it where that is not enough."""
@@ -80,8 +83,8 @@ class Roles:
             self.rewarder.restart(error.ranks)
         else:
             self._restart_generators(error)
-            self.logprob_check.publish(self.policy, self.generators, self.recovery.version)
-            self.generators.resubmit(error.ranks)
+            self.connect()
+            self.publish(self.recovery.version)
 
     def _restart_generators(self, error: PeerError) -> None:
         if error.role != "generator" or not self.generators.waits_for_lost:
@@ -89,11 +92,17 @@ class Roles:
         self.recovery.allow(error)
         with waiting("generators start again"):
             self.generators.restart(error.ranks)
-            self.connect()
 
     def connect(self) -> None:
-        """Open the way for weights from the policy to the generators, also after either was started again."""
-        self.policy.connect(self.generators, transport=self.transport, timeout_s=self.generators.config.sync_timeout_s)
+        """Open the way for weights from the policy to the generators, also after either was started again; a lost
+        machine may have taken both along, so that engines start again here, too."""
+        while True:
+            try:
+                return self.policy.connect(
+                    self.generators, transport=self.transport, timeout_s=self.generators.config.sync_timeout_s
+                )
+            except PeerError as error:
+                self._restart_generators(error)
 
     def restart_trained(self, error: PeerError, *, from_checkpoint: bool) -> None:
         """Start the ranks of policy or critic again that `error` names; without a checkpoint both begin anew."""
