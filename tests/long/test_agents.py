@@ -22,7 +22,7 @@ from troupe.records import Sample
 SHORT = [
     "steps=2",
     "data.num_train=100",
-    "model.warm_start.steps=12",
+    "model.warm_start={steps: 80, demonstrations_per_step: 16}",  # enough for moves that can be made
     "placement.backend=inline",
     "policy.precision=fp32",
     "rollout={prompts_per_step: 4, group_size: 4}",
@@ -31,7 +31,7 @@ SHORT = [
     "evaluation={every: 0, num_samples: 4}",
     "checkpoint.every=2",
 ]
-LONG = ["rollout.max_response_tokens=1600", "model.max_length=2048"]
+LONG = ["rollout.max_response_tokens=1600", "model.max_length=2048", "model.warm_start.steps=12"]
 GAP = "algorithm={old_logprobs: recompute, importance: {type: truncate}}"
 """Measures how far the sampler's log-probabilities of each token are from the trainer's."""
 HELD_OUT = [
@@ -126,6 +126,8 @@ def test_games_over_the_address_end_in_the_weights_of_the_environment_bit_by_bit
     assert by_agent == by_class
     first, last = (read_lines(directory / name / "metrics.jsonl")[-1] for name in ("by_class", "by_agent"))
     assert first["reward/mean"] == last["reward/mean"]
+    assert first["reward/environment/num_moves"] > 0
+    assert first["policy/grad_norm"] > 0
     assert first["consistency/logprob_gap"] == last["consistency/logprob_gap"] < 1e-4
     assert last["reward/agent/failed"] == 0
 
