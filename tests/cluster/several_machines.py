@@ -221,7 +221,7 @@ def test_ctrl_c_leaves_the_job_running_and_stop_ends_it(cluster: Room) -> None:
     assert following.returncode == 130
     assert f"the job goes on. To follow it: python jobs/launch.py logs {job}" in rest
     assert f"job {job}: STOPPED" in cluster.launch("stop", job)
-    assert "begun" in cluster.launch("logs", job, status=1)
+    assert "begun" in cluster.launch("logs", job, status=143)
 
 
 def test_after_the_last_run_the_cluster_is_down_and_leaves_no_process(cluster: Room) -> None:
